@@ -1,0 +1,92 @@
+# slidelake: `make demo` and `make test` do everything on a fresh machine; `make help` lists the rest.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.SILENT:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DELTA := io.delta delta-spark_2.13 4.0.1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
+# importing torch from source takes 15 s a process, from bytecode 3 s
+export PYTHONDONTWRITEBYTECODE :=
+
+help:  ## list the targets
+	grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+# --- set-up: each stamp is newer than what it depends on, so a second call does nothing -------------------------------
+
+setup: $(VENV)/.java $(VENV)/.packages $(VENV)/.spark  ## install what is missing: Java 17, .venv, Spark's jars
+.PHONY: help setup demo test check bench lock clean
+
+$(VENV)/.uv: conf/locks/uv.txt
+	command -v $(PYTHON) >/dev/null || { echo "slidelake needs $(PYTHON): apt-get install python3.11 python3.11-venv, or make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: apt-get install python3.11-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r conf/locks/uv.txt
+	touch $@
+
+$(VENV)/.packages: $(VENV)/.uv conf/locks/dev.txt pyproject.toml
+	echo "installing Python packages (about 7 GB, torch with its CUDA libraries for the most part) ..." >&2
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes conf/locks/uv.txt conf/locks/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Java: 17 or later, by apt where there is none and the user may.
+$(VENV)/.java: | $(VENV)/.uv
+	if ! java -version >/dev/null 2>&1; then
+	  if [ "$$(id -u)" = 0 ]; then SUDO=; elif sudo -n true 2>/dev/null; then SUDO="sudo -n"; else
+	    echo "slidelake needs Java 17 and you may not install it here: ask for 'apt-get install openjdk-17-jre-headless', or set JAVA_HOME" >&2; exit 1; fi
+	  echo "installing Java 17 ..." >&2
+	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq openjdk-17-jre-headless >/dev/null
+	fi
+	touch $@
+
+# Delta's jars from Maven Central by coordinates (Ivy keeps them in ~/.ivy2), checked, beside Spark's own; and Spark's
+# defaults of this place, so that a bare `spark-submit jobs/JOB.py` finds both.
+$(VENV)/.spark: $(VENV)/.packages $(VENV)/.java conf/locks/jars.sha256 conf/spark/local.conf conf/log4j2.properties
+	spark=$$($(BIN)/python -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parent)')
+	jars=$$(mktemp -d); trap 'rm -rf "$$jars"' EXIT
+	java -cp "$$(echo $$spark/jars/ivy-*.jar)" org.apache.ivy.Main -warn -confs default -dependency $(DELTA) \
+	  -retrieve "$$jars/[artifact]-[revision].[ext]" >/dev/null || { echo "Delta's jars can't be had from Maven Central" >&2; exit 1; }
+	(cd "$$jars" && sha256sum --quiet --check) < conf/locks/jars.sha256
+	rm -f $$spark/jars/delta-*.jar
+	cp "$$jars"/delta-*.jar $$spark/jars/
+	mkdir -p $$spark/conf
+	ln -sf $(CURDIR)/conf/spark/local.conf $$spark/conf/spark-defaults.conf
+	ln -sf $(CURDIR)/conf/log4j2.properties $$spark/conf/log4j2.properties
+	touch $@
+
+lock:  ## resolve the newest versions that pyproject.toml allows
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint conf/locks/constraints.txt \
+	  --extra demo --extra azure --extra s3 --group dev pyproject.toml -o conf/locks/dev.txt
+
+# --- what people run ---------------------------------------------------------------------------------------------------
+
+demo: setup  ## the main job on a real slide and a small cohort made from it
+	python -m tests.slides.demo data/demo
+	if [ ! -f data/demo/stainnet.pth ]; then
+	  spark-submit jobs/slides.py --config conf/demo.yaml output.root=data/demo/fit on_failed_slides=ignore
+	  spark-submit jobs/stainnet.py --config conf/demo.yaml output.root=data/demo/fit
+	fi
+	spark-submit jobs/preprocess.py --config conf/demo.yaml
+
+test: setup  ## the whole test suite
+	python -m pytest
+
+check: setup  ## format, lint, types, import contracts
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+bench: setup  ## benchmarks, all or ONLY=name,name
+	python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+clean:  ## remove what the demo wrote
+	rm -rf data/demo

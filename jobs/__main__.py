@@ -1,0 +1,35 @@
+"""The command `slidelake JOB ...`: hands over to jobs/JOB.py, as spark-submit does."""
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+JOBS = {
+    "preprocess": "slides to patients, in one Spark application",
+    "slides": "tables slides and tiles: headers, tissue, tile coordinates",
+    "features": "table features: embeddings and colours of the tiles",
+    "patients": "table patients: a row a patient, with its bags",
+    "stainnet": "fit a StainNet checkpoint to your slides",
+}
+
+
+def main() -> int:
+    """Dispatch; returns the exit status."""
+    job, *rest = sys.argv[1:] or ["--help"]
+    if job in JOBS:
+        status: int = import_module(f"jobs.{job}").main(rest)
+        return status
+    if job in ("-h", "--help", "help"):
+        lines = [f"  {name:<12} {text}" for name, text in JOBS.items()]
+        print("usage: slidelake JOB --config FILE [key=value ...]\n\njobs:", *lines, sep="\n")
+        print("\n`slidelake JOB --help` explains a job and every setting.")
+        return 0
+    if job == "--version":
+        print(f"slidelake {version('slidelake')}")
+        return 0
+    print(f"slidelake: no job {job!r}; there are {', '.join(JOBS)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

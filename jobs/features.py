@@ -1,0 +1,107 @@
+"""Table features: the tiles of every good slide read, stain-normalised, embedded and counted; no pixel is stored."""
+
+import math
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.runtime.cli import run_job
+from jobs.runtime.run import Run
+from jobs.runtime.survey import selected_tiles
+from jobs.runtime.tables import SCHEMAS, spark_schema
+from udfs.features import encode_tiles
+from udfs.schemas import ENCODED
+
+_ROWS_A_FILE = 8192  # about 80 MB
+_KEY = ["image_id", "x_px", "y_px"]
+
+
+def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+    """The images whose slides row is good and whose features are not those of their tiles."""
+    del run
+    return survey["features_stale"] & ~survey["slide_stale"]
+
+
+def encode(run: Run, wave: pd.DataFrame) -> None:
+    """Bring features up to date for a wave; a slide whose data does not decode is marked failed in slides."""
+    work = wave[wave["features_stale"]]
+    if work.empty:
+        return
+    present = set(work.loc[work["feature_rows"] > 0, "image_id"])
+    done = run.spark.sparkContext.accumulator(0)
+    wanted = work.loc[~work["gone"].astype(bool) & work["uri"].notna(), ["image_id", "uri", "want_features_hash"]]
+    schema = "image_id string, uri string, want_features_hash string"
+    wanted_rows = F.broadcast(run.spark.createDataFrame(list(wanted.itertuples(index=False, name=None)), schema))
+    ok = run.tables.read("slides").where(F.col("image_id").isin(list(wanted["image_id"])) & F.expr("status = 'ok'"))
+    in_wave = F.col("patient_id").isin(sorted(set(work["patient_id"])))
+    tiles = selected_tiles(run.tables, run.config).where(in_wave).join(wanted_rows, "image_id")
+    tiles = tiles.join(F.broadcast(ok.select("image_id")), "image_id", "left_semi")
+    with run.stage("plan"):
+        kept: DataFrame | None = None
+        if present:  # rows that are still right stay; only tiles that are new are encoded
+            right = run.tables.read("features").where(F.col("image_id").isin(sorted(present)))
+            right = right.join(tiles.select(*_KEY, "want_features_hash"), _KEY)
+            kept = right.where("params_hash = want_features_hash").select(SCHEMAS["features"].names)
+            tiles = tiles.join(kept.select(_KEY), _KEY, "left_anti")
+        units = _work_units(tiles, run.config.run.unit_tiles).persist(StorageLevel.DISK_ONLY)
+        n_units, n_tiles = units.agg(F.count("*"), F.coalesce(F.sum(F.size("x_px")), F.lit(0))).collect()[0]
+    with run.stage("features", int(n_tiles), lambda: int(done.value)):
+        # The range of a unit's key is a partition of its own: a task a unit, however the tiles spread over slides.
+        encoded = (
+            units.repartitionByRange(max(1, n_units), "image_id", "unit")
+            .mapInArrow(encode_tiles(run.feature_spec, run.run_id, done.add), spark_schema(ENCODED))
+            .persist(StorageLevel.DISK_ONLY)
+        )
+        failures = encoded.where("error_code IS NOT NULL").select("image_id", "error_code", "error_message")
+        failed = failures.dropDuplicates(["image_id"]).persist(StorageLevel.DISK_ONLY)
+        failed_ids = [row.image_id for row in failed.select("image_id").toLocalIterator()]
+        if failed_ids:
+            columns = ["status", "error_code", "error_message", "run_id"]
+            rows = failed.withColumns({"status": F.lit("failed"), "run_id": F.lit(run.run_id)})
+            run.tables.upsert("slides", rows, "image_id", columns)
+        good = encoded.where(F.col("error_code").isNull() & ~F.col("image_id").isin(failed_ids))
+        good = good.select(SCHEMAS["features"].names).coalesce(max(1, math.ceil(n_tiles / _ROWS_A_FILE)))
+        if kept is not None:
+            good = good.unionByName(kept.where(~F.col("image_id").isin(failed_ids)))
+        run.tables.put("features", good, "image_id", work["image_id"], present)
+        run.counts["tiles_encoded"] += int(done.value)
+        for frame in (units, encoded, failed):
+            frame.unpersist()
+
+
+def _work_units(tiles: DataFrame, unit_tiles: int) -> DataFrame:
+    """A row for each `unit_tiles` neighbouring tiles of one slide, row by row of the slide.
+
+    A unit never holds two slides and does not depend on what else is in the wave, so its batches, and with them the last
+    bit of every embedding, come out the same however a run is cut into waves and tasks.
+    """
+    place = F.row_number().over(Window.partitionBy("image_id").orderBy("y_px", "x_px")) - 1
+    same = ["image_id", "patient_id", "uri", "want_features_hash", "tile_px", "level_read", "downsample"]
+    numbered = tiles.withColumn("unit", F.floor(place / unit_tiles))
+    corners = F.sort_array(F.collect_list(F.struct("y_px", "x_px")))
+    units = numbered.groupBy(*same, "unit").agg(corners.alias("corners"))
+    return units.select(
+        "image_id",
+        "unit",
+        "patient_id",
+        "uri",
+        F.col("want_features_hash").alias("params_hash"),
+        "tile_px",
+        "level_read",
+        "downsample",
+        F.col("corners.x_px").alias("x_px"),
+        F.col("corners.y_px").alias("y_px"),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_job("features", __doc__, [encode], stale, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

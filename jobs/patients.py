@@ -1,0 +1,111 @@
+"""Table patients: everything that is known of a patient in one row, the bags of its tiles included."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from pyspark.sql import functions as F
+
+from jobs.runtime.cli import run_job
+from jobs.runtime.run import Run
+from jobs.runtime.survey import digest, patient_hash, selected_tiles
+from jobs.runtime.tables import spark_schema
+from udfs.patients import BAGS, MAX_BAG_BYTES, bag_patient
+
+_FLOAT_BYTES = 4
+_INFO = (
+    "patient_id string, center_id string, label string, n_images int, n_images_failed int, complete boolean, "
+    "wanted_tiles int, params_hash string, run_id string"
+)
+
+
+def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+    """The images of patients whose features are all there and whose row is not what these would give."""
+    have = _hashes_now(run)
+    waiting = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
+    groups = survey[~survey["patient_id"].isin(waiting)].groupby("patient_id")
+    wanted = {str(patient): patient_hash(images, run.config) for patient, images in groups}
+    return survey["patient_id"].isin({patient for patient, value in wanted.items() if have.get(patient) != value})
+
+
+def assemble(run: Run, wave: pd.DataFrame) -> None:
+    """Bring patients up to date for a wave."""
+    config = run.config
+    ids = sorted(set(wave["patient_id"]))
+    in_wave = F.col("patient_id").isin(ids)
+    with run.stage("patients"):
+        slides = run.tables.read("slides").where(in_wave).select("image_id", "status").toPandas().set_index("image_id")
+        tiles = digest(selected_tiles(run.tables, config).where(in_wave), "tiles", "tiles_digest")
+        known = wave[["image_id", "patient_id", "center_id", "label", "gone", "want_features_hash"]]
+        images = known.join(slides).join(tiles)
+        images["tiles"] = images["tiles"].fillna(0).astype("int64")
+        have = _hashes_now(run, ids)
+        rows = [_info(run, str(patient), of_patient) for patient, of_patient in images.groupby("patient_id")]
+        wanted = {row["patient_id"]: row for row in rows if row is not None}
+        build = [row for patient, row in wanted.items() if have.get(patient) != row["params_hash"]]
+        drop = [patient for patient in have if patient not in wanted]
+        if not build and not drop:
+            return
+        columns = [column.split()[0] for column in _INFO.split(", ")]
+        info = run.spark.createDataFrame([tuple(row[name] for name in columns) for row in build], _INFO)
+        built = [row["patient_id"] for row in build]
+        ok = list(images.loc[images["status"] == "ok", "image_id"])
+        features = run.tables.read("features").where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
+        bags = features.select(
+            "patient_id", "image_id", "x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"
+        )
+        bags = bags.groupBy("patient_id").applyInArrow(bag_patient(config.histogram.bins), spark_schema(BAGS))
+        counted = F.expr(
+            "if(n_tiles = wanted_tiles, n_tiles, raise_error(concat('patient ', patient_id, ': ', n_tiles, "
+            "' feature rows for ', wanted_tiles, ' tiles: run again'))) "
+        )
+        complete = bags.join(F.broadcast(info), "patient_id").withColumn("n_tiles", counted.cast("int"))
+        run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
+        run.counts["patients_built"] += len(build)
+
+
+def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None:
+    """What a patient's row holds beside the bags; None where there is no row to be."""
+    value = patient_hash(images, run.config)
+    if value is None:
+        return None
+    ok, failed = images["status"] == "ok", images["status"] == "failed"
+    n_tiles = int(images.loc[ok, "tiles"].sum())
+    size = n_tiles * run.models.encoder.dim * _FLOAT_BYTES
+    if size > MAX_BAG_BYTES:
+        most = MAX_BAG_BYTES // (run.models.encoder.dim * _FLOAT_BYTES)
+        run.problems.append(
+            f"patient {patient}: a bag of {n_tiles:,} tiles is {size:,} bytes, the limit is {MAX_BAG_BYTES:,}: set "
+            f"tiling.max_tiles_per_patient to {most:,} or less"
+        )
+        return None
+    present = images[~images["gone"].astype(bool)]
+    first = present.iloc[0]
+    return {
+        "patient_id": patient,
+        "center_id": first["center_id"],
+        "label": None if pd.isna(first["label"]) else first["label"],
+        "n_images": len(present),
+        "n_images_failed": int(failed.sum()),
+        "complete": not failed.any(),
+        "wanted_tiles": n_tiles,
+        "params_hash": value,
+        "run_id": run.run_id,
+    }
+
+
+def _hashes_now(run: Run, patients: Sequence[str] | None = None) -> dict[str, str]:
+    rows = run.tables.read("patients").select("patient_id", "params_hash")
+    if patients is not None:
+        rows = rows.where(F.col("patient_id").isin(list(patients)))
+    return {row.patient_id: row.params_hash for row in rows.collect()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_job("patients", __doc__, [assemble], stale, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""The main job: slides, features and patients in one Spark application, wave by wave; stop it and start it as you like."""
+
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+
+from jobs import features, patients, slides
+from jobs.runtime.cli import run_job
+from jobs.runtime.run import Run
+
+
+def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+    """The images that any stage has work on."""
+    todo = slides.stale(run, survey) | survey["features_stale"]
+    return todo | patients.stale(run, survey)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_job("preprocess", __doc__, [slides.find, features.encode, patients.assemble], stale, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

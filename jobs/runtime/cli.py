@@ -1,0 +1,125 @@
+"""From a command line to an exit status: the same arguments, messages and summary for every job."""
+
+import argparse
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import pandas as pd
+import yaml
+
+from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
+from jobs.runtime.run import Run, Stage, work_in_waves
+from jobs.runtime.session import start_session
+from jobs.runtime.summary import failed_slides, summarise
+
+DONE, FAILED, BAD_CONFIG, SLIDES_FAILED = 0, 1, 2, 3
+
+_EXIT_STATUS = """\
+exit status:
+  0  done, every slide is accounted for and none failed
+  3  done, but slides failed: each is named on stderr and in table slides (on_failed_slides: ignore makes this 0)
+  2  bad settings, CSV or arguments: one line says what and where
+  1  anything else
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        self.exit(BAD_CONFIG, f"{self.prog}: {message}; see --help\n")
+
+
+def run_job(
+    job: str,
+    description: str | None,
+    stages: Sequence[Stage],
+    stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
+    argv: Sequence[str] | None,
+    *,
+    encodes: bool = True,
+) -> int:
+    """A job that brings tables up to date wave by wave; returns the exit status."""
+
+    def work(run: Run, arguments: argparse.Namespace) -> int:
+        run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
+        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=arguments.retry_failed)
+        failed = failed_slides(run, survey)
+        print(summarise(run, survey))
+        for line in (*failed, *run.problems):
+            print(f"slidelake: {line}", file=sys.stderr)
+        bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
+        return SLIDES_FAILED if bad else DONE
+
+    return main(job, description, work, argv, retries=True)
+
+
+def main(
+    job: str,
+    description: str | None,
+    work: Callable[[Run, argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    *,
+    retries: bool = False,
+) -> int:
+    """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status."""
+    arguments = _parse(job, description, argv, retries=retries)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
+            return DONE
+        return _run(job, config, work, arguments)
+    except ConfigError as error:
+        print(f"slidelake {job}: {error}", file=sys.stderr)
+        return BAD_CONFIG
+
+
+def _run(
+    job: str, config: Config, work: Callable[[Run, argparse.Namespace], int], arguments: argparse.Namespace
+) -> int:
+    run = Run(config, start_session(f"slidelake {job}"), job)
+    try:
+        read = run.tables.versions()
+        try:
+            status = work(run, arguments)
+        except ConfigError:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if not isinstance(error, KeyboardInterrupt):
+                traceback.print_exc()
+            name = type(error).__name__
+            print(
+                f"slidelake {job}: stopped by {name}; finished waves are in the tables, run the same command again to go on",
+                file=sys.stderr,
+            )
+            return FAILED
+        run.record("done", read)
+        return status
+    finally:
+        run.spark.stop()
+
+
+def _parse(job: str, description: str | None, argv: Sequence[str] | None, *, retries: bool) -> argparse.Namespace:
+    settings = "\n".join(
+        textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
+        for key, default, text in describe_settings()
+    )
+    parser = _Parser(
+        prog=f"slidelake {job}",
+        description=description,
+        epilog=f"settings, in FILE or as key=value [default]:\n{settings}\n\n{_EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the settings, YAML; a path or any fsspec URI")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting, for example tiling.mpp=0.5")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved settings, secrets masked, and stop"
+    )
+    if retries:
+        parser.add_argument(
+            "--retry-failed", action="store_true", help="work on failed slides again, though nothing changed"
+        )
+    return parser.parse_intermixed_args(argv)

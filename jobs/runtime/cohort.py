@@ -1,0 +1,253 @@
+"""The patient CSV: what it must hold, what is wrong with it, and which file each of its rows means."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+
+from jobs.runtime.config import Config, ConfigError
+from udfs.wsi import ErrorCode, SlideError
+from udfs.wsi.storage import File, FileInfo, public_uri, read_bytes, redact, secrets_of
+
+REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
+OPTIONAL = ("label", "uri", "mpp")
+_IDENTIFIERS = ("image_id", "center_id", "patient_id")
+_ROWS_NAMED = 5  # in one message
+_LISTING_THREADS = 32
+
+
+@dataclass(frozen=True)
+class Image:
+    """A row of the CSV. All identifiers are text, so leading zeros survive."""
+
+    image_id: str
+    center_id: str
+    patient_id: str
+    image_num: int
+    label: str | None
+    uri: str | None  # as the CSV gives it
+    mpp: float | None  # um a level-0 pixel; wins over the header's
+
+
+@dataclass(frozen=True)
+class Located:
+    """The file of an image, or why there is none."""
+
+    uri: str | None  # as it is opened: may hold secrets
+    info: FileInfo | None
+    error: SlideError | None
+
+
+def read_cohort(config: Config) -> list[Image]:
+    """The rows of the CSV.
+
+    Raises:
+        ConfigError: one line that gives the rows at fault.
+    """
+    name = public_uri(config.patients)
+    try:
+        data = read_bytes(config.patients, _options_for(config, config.patients))
+    except FileNotFoundError:
+        raise ConfigError(f"patients: no file at {name}") from None
+    except Exception as error:
+        text = redact(f"{type(error).__name__}: {error}", secrets_of(config.patients, config.slides.storage_options))
+        raise ConfigError(f"patients: {name} can't be read ({text})") from None
+    try:
+        return parse_cohort(data)
+    except ConfigError as error:
+        raise ConfigError(f"patients: {name}: {error}") from None
+
+
+def parse_cohort(data: bytes) -> list[Image]:
+    """The rows of a CSV in UTF-8, with or without a byte order mark; see `read_cohort`."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"line {line} is not UTF-8: save the CSV as UTF-8") from None
+    if "\0" in text:
+        raise ConfigError("it holds NUL bytes (UTF-16, perhaps): save the CSV as UTF-8")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise ConfigError(f"line {reader.line_num} is not CSV: {error}") from None
+    if not rows:
+        raise ConfigError("it is empty: a header and a row an image are wanted")
+    header = [cell.strip() for cell in rows[0][1]]
+    missing = [column for column in REQUIRED if column not in header]
+    if missing:
+        raise ConfigError(f"the header lacks {', '.join(missing)}; it has {', '.join(header)}")
+    twice = sorted({column for column in header if column in (*REQUIRED, *OPTIONAL) and header.count(column) > 1})
+    if twice:
+        raise ConfigError(f"the header has {', '.join(twice)} twice")
+    if len(rows) == 1:
+        raise ConfigError("it has a header and no rows")
+    records = [(line, _record(header, cells, line)) for line, cells in rows[1:]]
+    _check_identifiers(records)
+    images = [(line, _image(record, line)) for line, record in records]
+    _check_unique(images)
+    _check_agreement(images, "center_id", lambda image: image.center_id)
+    _check_agreement(images, "label", lambda image: image.label)
+    return [image for _, image in images]
+
+
+def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
+    """The file of each image by image_id: the CSV's uri, else what bears the name under slides.root.
+
+    One recursive listing serves slides.root; files named by uri are asked for one by one, in threads.
+
+    Raises:
+        ConfigError: slides.root is needed and missing, or can't be listed.
+    """
+    by_name = [image for image in images if image.uri is None]
+    if by_name and config.slides.root is None:
+        raise ConfigError(
+            f"slides.root is not set and {len(by_name)} rows of the CSV have no uri ({by_name[0].image_id}, ...): set one"
+        )
+    found = _list_root(config) if by_name else {}
+    located = {image.image_id: _choose(image, found.get(image.image_id, []), config) for image in by_name}
+
+    def ask(image: Image) -> Located:
+        uri = str(image.uri)
+        try:
+            return Located(uri, File(uri, _options_for(config, uri)).info, None)
+        except SlideError as error:
+            return Located(uri, None, error)
+
+    by_uri = [image for image in images if image.uri is not None]
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        located |= zip((image.image_id for image in by_uri), pool.map(ask, by_uri), strict=True)
+    return located
+
+
+def _options_for(config: Config, uri: str) -> dict[str, Any]:
+    """The storage options are for the slides' store; a plain path beside it does not want them."""
+    return config.slides.storage_options if "://" in uri else {}
+
+
+def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    root = str(config.slides.root)
+    options = config.slides.storage_options
+    try:
+        fs, path = url_to_fs(root, **options)
+        if not fs.isdir(path):
+            raise ConfigError(f"slides.root: no folder at {public_uri(root)}")
+        listing: dict[str, Mapping[str, Any]] = fs.find(path, detail=True)
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = redact(f"{type(error).__name__}: {error}", secrets_of(root, options))
+        raise ConfigError(f"slides.root: {public_uri(root)} can't be listed ({text})") from None
+    found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for name, info in listing.items():
+        file = PurePosixPath(name)
+        if file.suffix.lower() in config.slides.extensions:
+            uri = name if "://" not in root else fs.unstrip_protocol(name)
+            found.setdefault(file.name.removesuffix(file.suffix), []).append((uri, info))
+    return found
+
+
+def _choose(image: Image, candidates: Sequence[tuple[str, Mapping[str, Any]]], config: Config) -> Located:
+    where = public_uri(str(config.slides.root))
+    if not candidates:
+        endings = ", ".join(config.slides.extensions)
+        message = (
+            f"no file {image.image_id} with an ending of {endings} under {where}: upload it, or give its uri in the CSV"
+        )
+        return Located(None, None, SlideError(ErrorCode.FILE_MISSING, message))
+    if len(candidates) > 1:
+        names = ", ".join(public_uri(uri) for uri, _ in candidates[:3])
+        message = f"{len(candidates)} files bear the name {image.image_id} ({names}): give its uri in the CSV"
+        return Located(None, None, SlideError(ErrorCode.FILE_AMBIGUOUS, message))
+    uri, info = candidates[0]
+    return Located(uri, FileInfo.from_fsspec(info), None)
+
+
+def _record(header: list[str], cells: list[str], line: int) -> dict[str, str]:
+    if len(cells) > len(header):
+        raise ConfigError(f"line {line} has {len(cells)} cells, the header {len(header)}: quote cells with commas")
+    record = dict.fromkeys((*REQUIRED, *OPTIONAL), "")
+    record.update((name, cell.strip()) for name, cell in zip(header, cells, strict=False) if name in record)
+    return record
+
+
+def _image(record: Mapping[str, str], line: int) -> Image:
+    return Image(
+        image_id=record["image_id"],
+        center_id=record["center_id"],
+        patient_id=record["patient_id"],
+        image_num=_number(record, "image_num", line, int, "a whole number", lambda n: 0 <= n < 2**31),
+        label=record["label"] or None,
+        uri=record["uri"] or None,
+        mpp=_number(record, "mpp", line, float, "micrometres a pixel, above 0", lambda n: 0 < n < math.inf)
+        if record["mpp"]
+        else None,
+    )
+
+
+N = TypeVar("N", int, float)
+
+
+def _number(
+    record: Mapping[str, str], column: str, line: int, kind: Callable[[str], N], wanted: str, fits: Callable[[N], bool]
+) -> N:
+    try:
+        value = kind(record[column])
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise ConfigError(f"line {line}: {column} is {record[column]!r}, wanted is {wanted}")
+    return value
+
+
+def _check_identifiers(records: Iterable[tuple[int, Mapping[str, str]]]) -> None:
+    empty, unsafe = [], []
+    for line, record in records:
+        for column in _IDENTIFIERS:
+            value = record[column]
+            if not value:
+                empty.append(f"line {line} ({column})")
+            elif any(c in "/\\" or not c.isprintable() for c in value) or value in (".", ".."):
+                unsafe.append(f"line {line} ({column} {value!r})")
+    if empty:
+        raise ConfigError(f"empty identifiers: {_some(empty)}")
+    if unsafe:
+        raise ConfigError(f"path separators or control characters in identifiers: {_some(unsafe)}")
+
+
+def _check_unique(images: Iterable[tuple[int, Image]]) -> None:
+    lines: dict[str, list[int]] = {}
+    for line, image in images:
+        lines.setdefault(image.image_id, []).append(line)
+    twice = [f"{name} (lines {', '.join(map(str, at))})" for name, at in lines.items() if len(at) > 1]
+    if twice:
+        raise ConfigError(f"image_id is not unique: {_some(twice)}")
+
+
+def _check_agreement(images: Iterable[tuple[int, Image]], column: str, value_of: Callable[[Image], str | None]) -> None:
+    values: dict[str, dict[str, list[int]]] = {}
+    for line, image in images:
+        values.setdefault(image.patient_id, {}).setdefault(value_of(image) or "", []).append(line)
+    differ = [
+        f"patient {patient}: "
+        + ", ".join(f"{value!r} (lines {', '.join(map(str, at))})" for value, at in found.items())
+        for patient, found in values.items()
+        if len(found) > 1
+    ]
+    if differ:
+        raise ConfigError(f"images of one patient disagree on {column}: {_some(differ)}")
+
+
+def _some(items: Sequence[str]) -> str:
+    more = len(items) - _ROWS_NAMED
+    return "; ".join(items[:_ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")

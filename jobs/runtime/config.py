@@ -1,0 +1,256 @@
+"""The settings of a run: one YAML file and dotted overrides, typed and checked before anything starts."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from udfs.wsi.storage import public_uri, read_bytes
+
+_SECRET = "***"
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+class ConfigError(Exception):
+    """Settings, a CSV or arguments that can't be used: one line for the user, exit status 2."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("must be a power of two")
+    return value
+
+
+class Slides(_Section):
+    """Where the slides are."""
+
+    root: str | None = Field(
+        None, description="folder or bucket of the slides, any fsspec URI; files are found at any depth by image_id"
+    )
+    extensions: tuple[str, ...] = Field(
+        (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif"), description="file name endings that are slides"
+    )
+    storage_options: dict[str, Any] = Field(
+        {}, description="for fsspec; ${NAME} takes an environment variable; never logged, never stored", repr=False
+    )
+
+
+class Output(_Section):
+    """Where the tables go."""
+
+    root: str = Field(description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...")
+
+
+class Tiling(_Section):
+    """Which squares of a slide are tiles."""
+
+    tile_px: int = Field(448, ge=16, le=8192, description="edge of a tile, pixels at the reading resolution")
+    mpp: float | None = Field(None, gt=0, description="target micrometres a pixel; null reads level 0 as scanned")
+    mask_downsample: int = Field(16, ge=1, le=256, description="the tissue mask is computed at 1/this")
+    background_brightness: int = Field(
+        190, ge=0, le=255, description="a mask pixel is background where R, G and B are all above this"
+    )
+    max_background: float = Field(0.10, ge=0, le=1, description="a tile is kept where its background share is <= this")
+    max_tiles_per_patient: int | None = Field(
+        None, ge=1, description="encode at most this many tiles a patient, drawn by a hash of seed and patient_id"
+    )
+    seed: int = Field(0, description="of that draw")
+
+
+class Stain(_Section):
+    """Stain normalisation."""
+
+    weights: str | None = Field(None, description="URI of a StainNet checkpoint; null does not normalise")
+
+
+class Encoder(_Section):
+    """The network that embeds tiles."""
+
+    name: str = Field("efficientnet_b0", description="a timm model that yields a feature map")
+    weights: str | None = Field(
+        None, description="URI of its checkpoint (safetensors or state dict); null takes the hub's pretrained weights"
+    )
+    input_px: int = Field(224, ge=32, le=2048, description="edge of what the encoder sees")
+    interpolation: Literal["area", "model"] = Field(
+        "area", description="how a tile is brought to input_px: area average, or as the model was trained"
+    )
+    batch_size: int = Field(8, ge=1, le=4096, description="tiles a forward pass")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+
+
+class Histogram(_Section):
+    """Colour counts."""
+
+    bins: Annotated[int, AfterValidator(_power_of_two)] = Field(16, ge=2, le=32, description="bins a channel")
+
+
+class Stainnet(_Section):
+    """Settings of the job stainnet, which fits a StainNet to your slides."""
+
+    reference: str | None = Field(None, description="image_id of the slide that all others shall look like")
+    checkpoint: str | None = Field(None, description="path that the fitted checkpoint is written to")
+    tiles: int = Field(128, ge=4, le=10_000, description="tiles drawn from the cohort, evenly over slides")
+    steps: int = Field(3000, ge=1, description="steps of the fit")
+    seed: int = Field(0, description="of the draw and the fit")
+
+
+class Run(_Section):
+    """How a run goes."""
+
+    wave_slides: int | None = Field(
+        None, ge=1, description="slides committed at once; null takes 8 a task slot, at most 512"
+    )
+    unit_tiles: int = Field(256, ge=1, le=100_000, description="neighbouring tiles that one task encodes")
+
+
+class Config(_Section):
+    """All settings of slidelake."""
+
+    patients: str = Field(
+        description="URI of the CSV: image_id, center_id, patient_id, image_num, [label], [uri], [mpp]"
+    )
+    slides: Slides = Slides()
+    output: Output
+    tiling: Tiling = Tiling()
+    stain: Stain = Stain()
+    encoder: Encoder = Encoder()
+    histogram: Histogram = Histogram()
+    stainnet: Stainnet = Stainnet()
+    run: Run = Run()
+    on_failed_slides: Literal["report", "ignore"] = Field(
+        "report", description="report: exit status 3 where slides failed; ignore: 0"
+    )
+
+    def masked(self) -> dict[str, Any]:
+        """The settings without secrets, fit for logs and tables."""
+
+        def mask(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: mask(item) for key, item in value.items()}
+            return _SECRET if isinstance(value, str) else value
+
+        def public(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: public(item) for key, item in value.items()}
+            return public_uri(value) if isinstance(value, str) else value
+
+        settings: dict[str, Any] = public(self.model_dump(mode="json"))
+        settings["slides"]["storage_options"] = mask(self.slides.storage_options)
+        return settings
+
+
+def load_config(uri: str, overrides: Sequence[str] = ()) -> Config:
+    """Read the settings.
+
+    Args:
+        uri: of the YAML file, a path or any fsspec URI.
+        overrides: ``dotted.key=value``, the value as YAML.
+
+    Raises:
+        ConfigError: one line that names the key, what is wrong and what would be right.
+    """
+    try:
+        loaded = yaml.safe_load(read_bytes(uri)) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"--config {public_uri(uri)}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {public_uri(uri)}: not YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        raise ConfigError(f"--config {public_uri(uri)}: can't be read ({type(error).__name__}: {error})") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"--config {public_uri(uri)}: a mapping of settings is wanted, not {type(loaded).__name__}")
+    for override in overrides:
+        _override(loaded, override)
+    options = loaded.get("slides") if isinstance(loaded.get("slides"), dict) else None
+    if options and "storage_options" in options:
+        options["storage_options"] = _expand(options["storage_options"])
+    try:
+        return Config.model_validate(loaded)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """(dotted key, default, meaning) of every setting, for --help and the documentation."""
+    return [(key, default, text) for key, default, text in _walk(Config, "")]
+
+
+def settings_hash(*parts: Any) -> str:
+    """A short hash of plain values; the same in every process and on every machine."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _walk(info.annotation, f"{prefix}{name}.")
+        else:
+            default = "required" if info.is_required() else _yaml(info.default)
+            yield f"{prefix}{name}", default, info.description or ""
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return "null" if value is None else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{override!r} is no setting: write dotted.key=value, for example tiling.max_background=0.2")
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = settings.setdefault(parent, {})
+        if below is None:
+            below = settings[parent] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"{key}: {parent} is a value, not a section")
+        settings = below
+    try:
+        settings[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}={text}: the value is not YAML") from None
+
+
+def _expand(value: Any) -> Any:
+    """${NAME} in storage options, from the environment."""
+    if isinstance(value, dict):
+        return {key: _expand(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"slides.storage_options: the environment variable {match[1]} is not set")
+        return os.environ[match[1]]
+
+    return _VARIABLE.sub(lookup, value)
+
+
+def _explain(item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        known = [name for name, _, _ in describe_settings()]
+        sections = {name.rpartition(".")[0] for name in known} - {""}
+        close = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.0)
+        same_name = [name for name in known if name.rpartition(".")[2] == path[-1]]
+        return f"unknown setting {key}: did you mean {(same_name or close)[0]}?"
+    if item["type"] == "missing":
+        return f"{key} is required: add it to the configuration or give {key}=VALUE"
+    value = "" if "storage_options" in path else f" (it is {item['input']!r})"
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}{value}"

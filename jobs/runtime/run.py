@@ -1,0 +1,155 @@
+"""One run of a job: what it works with, how it goes through its waves, and the record that it leaves."""
+
+import json
+import platform
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from time import monotonic
+from typing import Any
+
+import pandas as pd
+from pyspark.sql import SparkSession
+
+from jobs.runtime.cohort import locate, read_cohort
+from jobs.runtime.config import Config, ConfigError
+from jobs.runtime.progress import Progress
+from jobs.runtime.session import slots
+from jobs.runtime.survey import plan_waves, take_survey
+from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
+from udfs.features import FeatureSpec, Models, load_models
+from udfs.schemas import RUNS
+from udfs.wsi.checkpoint import CheckpointError
+from udfs.wsi.encoder import EncoderSpec
+
+_SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
+_RECORDED_PACKAGES = ("slidelake", "pyspark", "delta-spark", "pyarrow", "torch", "timm", "tifffile", "simplejpeg")
+
+
+@dataclass
+class Run:
+    """What the stages of a run share."""
+
+    config: Config
+    spark: SparkSession
+    job: str
+    run_id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}")
+    counts: Counter[str] = field(default_factory=Counter)
+    timings: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)  # what is no slide's fault, a line each
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    tables: Tables = field(init=False)
+    progress: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tables = Tables(self.spark, self.config.output.root, self.run_id)
+        self.progress = Progress(0, 0)
+
+    @property
+    def feature_spec(self) -> FeatureSpec:
+        """The settings of the features pass, as the workers get them."""
+        encoder = self.config.encoder
+        return FeatureSpec(
+            EncoderSpec(**encoder.model_dump()),
+            self.config.stain.weights,
+            self.config.histogram.bins,
+            self.config.slides.storage_options,
+        )
+
+    @cached_property
+    def models(self) -> Models:
+        """Loaded on the driver: a bad name or checkpoint ends the run here, before any work.
+
+        Raises:
+            ConfigError: one line on what can't be loaded.
+        """
+        try:
+            return load_models(self.feature_spec)
+        except (CheckpointError, ValueError) as error:
+            raise ConfigError(str(error)) from None
+
+    @contextmanager
+    def stage(self, name: str, total: int = 0, done: Callable[[], int] = lambda: 0) -> Iterator[None]:
+        """Time a stage and show how far it is; see `Progress.stage`."""
+        begun = monotonic()
+        with self.progress.stage(name, total, done):
+            yield
+        self.timings[name] = self.timings.get(name, 0.0) + monotonic() - begun
+
+    def record(self, status: str, read: dict[str, int]) -> None:
+        """Append the run to table runs."""
+        after = self.tables.versions()
+        row: dict[str, Any] = {
+            "run_id": self.run_id,
+            "job": self.job,
+            "status": status,
+            "started_at": self.started_at,
+            "finished_at": datetime.now(UTC),
+            "config": json.dumps(self.config.masked()),
+            "versions": {name: version(name) for name in _RECORDED_PACKAGES} | {"python": platform.python_version()},
+            "tables_read": read,
+            "tables_written": {name: number for name, number in after.items() if read.get(name) != number},
+            "counts": dict(self.counts),
+            "timings": dict(self.timings),
+        }
+        rows = self.spark.createDataFrame([tuple(row[name] for name in RUNS.names)], spark_schema(RUNS))
+        self.tables.append("runs", rows)
+
+
+Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients
+
+
+def work_in_waves(
+    run: Run,
+    stages: Sequence[Stage],
+    stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
+    *,
+    encodes: bool,
+    retry_failed: bool,
+) -> pd.DataFrame:
+    """Survey the cohort, then bring wave after wave of patients through the stages.
+
+    Args:
+        run: the run.
+        stages: what to do with a wave, in order; each commits before the next begins.
+        stale: which rows of the survey these stages have work on.
+        encodes: whether the stages need to know what the features should be, and so the models.
+        retry_failed: take failed slides for stale.
+
+    Returns:
+        The survey as it was before.
+    """
+    config = run.config
+    with run.stage("plan"):
+        images = read_cohort(config)
+        located = locate(images, config)
+        models = run.models.fingerprint if encodes else None
+        for name in SCHEMAS:
+            run.tables.create(name)
+        survey = take_survey(images, located, run.tables, config, models)
+        if retry_failed:
+            survey["slide_stale"] |= survey["status"] == "failed"
+            survey["features_stale"] |= survey["slide_stale"]
+        work = survey[stale(run, survey)]
+        sizes = {str(patient): int(size) for patient, size in work.groupby("patient_id").size().items()}
+        waves = plan_waves(sizes, _slides_a_wave(run))
+    run.progress = Progress(len(work), len(waves))
+    try:
+        for patients in waves:
+            wave = survey[survey["patient_id"].isin(patients)]
+            run.progress.wave(int(work["patient_id"].isin(patients).sum()))
+            for stage in stages:
+                stage(run, wave)
+    finally:
+        run.progress.close()
+    run.counts["waves"] = len(waves)
+    return survey
+
+
+def _slides_a_wave(run: Run) -> int:
+    return run.config.run.wave_slides or min(_SLIDES_A_SLOT * slots(run.spark), _MOST_SLIDES_A_WAVE)

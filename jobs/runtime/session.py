@@ -1,0 +1,62 @@
+"""The Spark session of a job, wherever it was started: by spark-submit with its own settings, or by `slidelake`."""
+
+import os
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pyspark
+from pyspark.sql import SparkSession
+
+from jobs.runtime.config import ConfigError
+
+_DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
+_DELTA_COORDINATES = f"io.delta:delta-spark_2.13:{version('delta-spark')}"
+_PACKAGED_CONF = Path(__file__).parent / "conf"  # conf/spark/local.conf and conf/log4j2.properties, in a wheel
+_LOCAL_TASK_FAILURES = 4  # what clusters have; Spark's local mode would end the run at the first death of a worker
+
+
+def start_session(name: str) -> SparkSession:
+    """The session, with Delta.
+
+    Raises:
+        ConfigError: Delta's jar is not there.
+    """
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM already
+    builder = SparkSession.Builder().appName(name)
+    if not submitted:
+        if _PACKAGED_CONF.is_dir():
+            os.environ.setdefault("SPARK_CONF_DIR", str(_PACKAGED_CONF))
+        if not list(Path(pyspark.__file__).parent.glob("jars/delta-spark_*.jar")):
+            builder = builder.config("spark.jars.packages", _DELTA_COORDINATES)
+    master = _master()
+    if master.startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        builder = builder.master(master)
+    session: SparkSession = (
+        builder.config("spark.sql.extensions", _DELTA_CLASS)
+        .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
+        .config("spark.sql.session.timeZone", "UTC")
+        .getOrCreate()
+    )
+    try:
+        session._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(_DELTA_CLASS)  # type: ignore[union-attr]
+    except Exception:
+        session.stop()
+        raise ConfigError(
+            f"Delta is not on Spark's class path: add --packages {_DELTA_COORDINATES} to spark-submit"
+        ) from None
+    return session
+
+
+def slots(session: SparkSession) -> int:
+    """How many tasks run at once."""
+    return max(1, session.sparkContext.defaultParallelism)
+
+
+def _master() -> str:
+    """Where to run: as spark-submit or the environment says, else all cores of this machine; with retries if local."""
+    configured = pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]"
+    match = re.fullmatch(r"local(?:\[([^\],]+)\])?", configured)
+    return f"local[{match[1] or 1},{_LOCAL_TASK_FAILURES}]" if match else configured

@@ -1,0 +1,89 @@
+"""Tables slides and tiles: one pass over each slide finds header, tissue and tile coordinates, or what is wrong with it."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from pyspark import StorageLevel
+from pyspark.sql import functions as F
+
+from jobs.runtime.cli import run_job
+from jobs.runtime.run import Run
+from jobs.runtime.survey import METADATA
+from jobs.runtime.tables import SCHEMAS, spark_schema
+from udfs.schemas import FOUND_TISSUE
+from udfs.slides import TissueSpec, find_tissue
+
+_INPUT = (
+    "image_id string, patient_id string, center_id string, image_num int, label string, uri string, mpp double, "
+    "error_code string, error_message string, params_hash string, file_version string, size_bytes bigint"
+)
+
+
+def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+    """The images whose row in slides is not what it should be."""
+    del run
+    return survey["slide_stale"] | survey["metadata_stale"]
+
+
+def find(run: Run, wave: pd.DataFrame) -> None:
+    """Bring slides and tiles up to date for a wave; tiles first, so that a row in slides says that its tiles are there."""
+    _correct_metadata(run, wave[wave["metadata_stale"]])
+    work = wave[wave["slide_stale"]]
+    if work.empty:
+        return
+    images = work[~work["gone"].astype(bool)].rename(columns={"want_slide_hash": "params_hash"})
+    tiling = run.config.tiling
+    spec = TissueSpec(
+        tiling.tile_px,
+        tiling.mpp,
+        tiling.mask_downsample,
+        tiling.background_brightness,
+        tiling.max_background,
+        run.config.slides.storage_options,
+    )
+    done = run.spark.sparkContext.accumulator(0)
+    with run.stage("slides", len(images), lambda: int(done.value)):
+        columns = [column.split()[0] for column in _INPUT.split(", ")]
+        rows = run.spark.createDataFrame(_plain(images[columns]), _INPUT)
+        # A task a slide: even over executors, and a task that dies tells which slide killed it.
+        found = (
+            rows.repartitionByRange(max(1, len(images)), "image_id")
+            .mapInPandas(find_tissue(spec, run.run_id, done.add), spark_schema(FOUND_TISSUE))
+            .persist(StorageLevel.DISK_ONLY)
+        )
+        zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
+        constant = [name for name in SCHEMAS["tiles"].names if name not in ("x_px", "y_px", "background_fraction")]
+        tiles = found.where("status = 'ok'").withColumn("tile_px", F.lit(tiling.tile_px)).select(*constant, zipped)
+        run.tables.put("tiles", tiles, "image_id", work["image_id"], work.loc[work["has_tiles"], "image_id"])
+        run.tables.put("slides", found, "image_id", work["image_id"], work.loc[work["status"].notna(), "image_id"])
+        run.counts["slides_processed"] += len(images)
+        found.unpersist()
+
+
+def _correct_metadata(run: Run, images: pd.DataFrame) -> None:
+    """Centre, label and number come from the CSV: where it was corrected, no slide need be read again."""
+    if len(images):
+        with run.stage("slides"):
+            schema = "image_id string, center_id string, label string, image_num int"
+            rows = run.spark.createDataFrame(_plain(images[["image_id", *METADATA]]), schema)
+            run.tables.upsert("slides", rows, "image_id", METADATA)
+
+
+def _plain(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """The rows with None for what is missing and whole numbers whole, as Spark wants them."""
+    whole = [name in ("image_num", "size_bytes") for name in rows.columns]
+    return [
+        tuple(None if pd.isna(v) else int(v) if w else v for v, w in zip(row, whole, strict=True))
+        for row in rows.itertuples(index=False)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_job("slides", __doc__, [find], stale, argv, encodes=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

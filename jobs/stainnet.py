@@ -1,0 +1,170 @@
+"""Fit a StainNet checkpoint to your own slides: all shall look like a reference slide. Needs tables slides and tiles."""
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageDraw
+from pyspark.sql import functions as F
+
+from jobs.runtime.cli import DONE
+from jobs.runtime.cli import main as run_main
+from jobs.runtime.cohort import locate, read_cohort
+from jobs.runtime.config import ConfigError
+from jobs.runtime.run import Run
+from udfs.wsi import SlideError, open_slide
+from udfs.wsi.spacing import resample
+from udfs.wsi.stain import StainNet
+from udfs.wsi.stainfit import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
+from udfs.wsi.storage import public_uri
+
+_READERS = 4
+_PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18
+
+
+def fit(run: Run, arguments: argparse.Namespace) -> int:
+    """Draw tiles, fit, report, write checkpoint and picture."""
+    del arguments
+    config = run.config
+    settings = config.stainnet
+    if not settings.reference or not settings.checkpoint:
+        raise ConfigError("stainnet.reference (an image_id) and stainnet.checkpoint (a path to write) are required")
+    with run.stage("sample"):
+        drawn = _draw(run)
+        tiles = _read_sample(run, drawn)
+        centers = dict(zip(drawn["image_id"], drawn["center_id"], strict=True))
+    if settings.reference not in tiles:
+        raise ConfigError(
+            f"stainnet.reference = {settings.reference} has no tiles in {config.output.root}/tiles: choose one of "
+            f"{', '.join(sorted(tiles)[:5])}, or run the slides job first"
+        )
+    with run.stage("fit"):
+        torch.set_num_threads(1)
+        teacher = Teacher(tiles, centers, settings.reference, config.tiling.background_brightness)
+        seen, held_out = split_tiles(tiles)
+        net = fit_stainnet(seen, teacher, settings.steps, settings.seed)
+        gaps = evaluate(net, held_out, teacher)
+    picture = str(PurePosixPath(settings.checkpoint).with_suffix(".png"))
+    _write(settings.checkpoint, _checkpoint(net))
+    _write(picture, _before_and_after(net, held_out, teacher))
+    run.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
+    print(_report(run, gaps, net, picture))
+    return DONE
+
+
+def _draw(run: Run) -> pd.DataFrame:
+    """A sample of rows of tiles, evenly over the good slides of the cohort; the same for the same seed."""
+    settings = run.config.stainnet
+    if not {"slides", "tiles"} <= run.tables.versions().keys():
+        raise ConfigError(f"no tables in {run.config.output.root}: run the slides job first")
+    ids = [image.image_id for image in read_cohort(run.config)]
+    good = (
+        run.tables.read("slides")
+        .where("status = 'ok'")
+        .where(F.col("image_id").isin(ids))
+        .select("image_id", "center_id")
+    )
+    n_slides = good.count()
+    if not n_slides:
+        raise ConfigError(
+            f"no slide of the cohort has tissue in {run.config.output.root}/slides: run the slides job first"
+        )
+    draw = F.xxhash64(F.lit(settings.seed), "image_id", "x_px", "y_px")
+    tiles = run.tables.read("tiles").join(good, "image_id").withColumn("draw", draw)
+    place = F.expr("row_number() OVER (PARTITION BY image_id ORDER BY draw, x_px, y_px)")
+    quota = max(2, -(-settings.tiles // n_slides))
+    return tiles.withColumn("place", place).where(F.col("place") <= quota).orderBy("image_id", "place").toPandas()
+
+
+def _read_sample(run: Run, drawn: pd.DataFrame) -> dict[str, Tiles]:
+    """Their pixels by image_id, in the order drawn."""
+    cohort = [image for image in read_cohort(run.config) if image.image_id in set(drawn["image_id"])]
+    located = locate(cohort, run.config)
+
+    def read(item: tuple[Any, pd.DataFrame]) -> tuple[str, Tiles]:
+        image_id, rows = str(item[0]), item[1]
+        uri = located[image_id].uri
+        if uri is None:
+            raise ConfigError(f"{image_id} is in table slides, but its file is gone: run the slides job again")
+        first = rows.iloc[0]
+        try:
+            with open_slide(uri, run.config.slides.storage_options) as slide:
+                level = int(first["level_read"])
+                region = max(1, round(int(first["tile_px"]) * first["downsample"] / slide.levels[level].downsample))
+                pixels = dict(slide.read_tiles(rows[["x_px", "y_px"]].to_numpy(), region, level))
+        except SlideError as error:
+            raise ConfigError(f"{image_id} can't be sampled: {error}; leave it out of the CSV or mend it") from None
+        return image_id, np.stack([resample(pixels[i], int(first["tile_px"])) for i in range(len(rows))])
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(pool.map(read, drawn.groupby("image_id")))
+
+
+def _checkpoint(net: StainNet) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) -> bytes:
+    """A PNG: a row a slide, its tile as scanned, as the teacher wants it, as StainNet makes it."""
+    rows = [(name, pixels[0]) for name, pixels in sorted(tiles.items()) if len(pixels)][:_PICTURE_ROWS]
+    edge, pad = _PICTURE_PX, _CAPTION_PX
+    sheet = Image.new("RGB", (3 * edge + 2 * 4, len(rows) * (edge + pad)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, tile) in enumerate(rows):
+        top = row * (edge + pad)
+        images = {
+            f"{name}, as scanned": tile,
+            "Reinhard": teacher.normalise(name, tile),
+            "StainNet": net.normalise(tile),
+        }
+        for column, (caption, image) in enumerate(images.items()):
+            draw.text((column * (edge + 4) + 2, top + 3), caption[:36], fill="black")
+            sheet.paste(Image.fromarray(resample(image, edge)), (column * (edge + 4), top + pad))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(uri: str, data: bytes) -> None:
+    with fsspec.open(uri, "wb", **({"auto_mkdir": True} if "://" not in uri else {})) as stream:
+        stream.write(data)
+
+
+def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> str:
+    lines = [
+        "",
+        f"slidelake stainnet, run {run.run_id}",
+        "  mean absolute difference from the teacher on held-out tiles, grey levels of 255",
+        f"  {'slide':<28} {'tiles':>5} {'as scanned':>11} {'StainNet':>9}",
+    ]
+    lines += [f"  {gap.image_id:<28} {gap.tiles:>5} {gap.untouched:>11.2f} {gap.student:>9.2f}" for gap in gaps]
+    n = sum(gap.tiles for gap in gaps)
+    if n:
+        untouched, student = (sum(getattr(g, name) * g.tiles for g in gaps) / n for name in ("untouched", "student"))
+        lines.append(f"  {'all':<28} {n:>5} {untouched:>11.2f} {student:>9.2f}")
+    checkpoint = public_uri(str(run.config.stainnet.checkpoint))
+    lines += [
+        f"  checkpoint  {checkpoint}, {len(_checkpoint(net)):,} bytes, weights {net.fingerprint[:12]}",
+        f"  picture     {public_uri(picture)}",
+        f"  use it      stain.weights={checkpoint}",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_main("stainnet", __doc__, fit, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""How a failure inside a UDF becomes a row, and when a UDF gives up on a slide so that Spark does not give up on the run."""
+
+from pyspark import TaskContext
+
+from udfs.wsi import ErrorCode, SlideError
+from udfs.wsi.storage import StorageOptions, public_uri, redact, secrets_of
+
+DEATHS_BEFORE_QUARANTINE = 2
+
+
+def check_quarantine(image_id: str) -> None:
+    """Give up on what already killed its process twice. A task that a UDF calls this in must hold one slide only.
+
+    Raises:
+        SlideError: `worker_died`.
+    """
+    context = TaskContext.get()
+    deaths = context.attemptNumber() if context else 0
+    if deaths >= DEATHS_BEFORE_QUARANTINE:
+        raise SlideError(
+            ErrorCode.WORKER_DIED,
+            f"the worker died {deaths} times on slide {image_id} (a crash of a codec, or out of memory): look at the "
+            "executor's log, give executors more memory or convert the slide, then run with --retry-failed",
+        )
+
+
+def as_slide_error(error: Exception, uri: str | None, storage_options: StorageOptions) -> SlideError:
+    """The error as a row wants it: one that nobody foresaw keeps its type and text, and the run goes on."""
+    if isinstance(error, SlideError):
+        return error
+    text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, storage_options))
+    where = public_uri(uri) if uri else "no uri"
+    return SlideError(ErrorCode.INTERNAL_ERROR, f"{where}: {text}; this is a fault of slidelake, please report it")

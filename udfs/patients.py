@@ -1,0 +1,65 @@
+"""The patients pass: all feature rows of one patient in, one row with the bags out (applyInArrow)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from udfs.schemas import PATIENTS, TILE_INDEX
+
+VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
+
+MAX_BAG_BYTES = 1 << 30  # of one bag; beyond, neither Spark nor Parquet handles a value well
+
+BAG_COLUMNS = ("n_tiles", "embedding_dim", "embeddings_avg", "embeddings_max", "tile_index", "color_histogram")
+BAGS = pa.schema([PATIENTS.field("patient_id"), *(PATIENTS.field(name) for name in BAG_COLUMNS)])
+
+
+def bag_patient(bins: int) -> Callable[[pa.Table], pa.Table]:
+    """The applyInArrow function of the patients pass.
+
+    Input: feature rows of one patient in any order. Output: one row of `BAGS`. Rows of the bags are ordered by
+    image_id, y_px, x_px; the histogram is the mean over tiles of each tile's fractions, which sum to 1.
+    """
+
+    def run(features: pa.Table) -> pa.Table:
+        order = [("image_id", "ascending"), ("y_px", "ascending"), ("x_px", "ascending")]
+        features = features.sort_by(order).combine_chunks()
+        average, maximum = (_matrix(features[name]) for name in ("embedding_avg", "embedding_max"))
+        place = list(TILE_INDEX.value_type)
+        index = pa.StructArray.from_arrays([features[f.name].combine_chunks() for f in place], fields=place)
+        row: dict[str, Any] = {
+            "patient_id": features["patient_id"][0],
+            "n_tiles": len(features),
+            "embedding_dim": average.shape[1],
+            "embeddings_avg": average.astype("<f4", copy=False).tobytes(),
+            "embeddings_max": maximum.astype("<f4", copy=False).tobytes(),
+            "color_histogram": _mean_histogram(features["color_histogram"], bins),
+        }
+        arrays = [pa.array([row[f.name]], f.type) for f in BAGS if f.name not in ("patient_id", "tile_index")]
+        offsets = pa.array([0, len(features)], pa.int32())
+        arrays.insert(0, pa.array([row["patient_id"].as_py()], pa.string()))
+        arrays.insert(BAGS.get_field_index("tile_index"), pa.ListArray.from_arrays(offsets, index).cast(TILE_INDEX))
+        return pa.Table.from_arrays(arrays, schema=BAGS)
+
+    return run
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A list column of equal lengths as float32 [n, dim]."""
+    values = pc.list_flatten(column).to_numpy()
+    matrix: np.ndarray[Any, np.dtype[np.float32]] = values.reshape(len(column), -1).astype(np.float32, copy=False)
+    return matrix
+
+
+def _mean_histogram(column: pa.ChunkedArray, bins: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """float32 [bins ** 3]. Each tile weighs the same whatever its number of pixels."""
+    histograms = column.combine_chunks()
+    where, count = histograms.field("bin"), histograms.field("count")
+    tile = pc.list_parent_indices(where).to_numpy()
+    counts = pc.list_flatten(count).to_numpy().astype(np.float64)
+    pixels = np.bincount(tile, counts, minlength=len(column))
+    total = np.bincount(pc.list_flatten(where).to_numpy(), counts / pixels[tile], minlength=bins**3)
+    return (total / len(column)).astype(np.float32)

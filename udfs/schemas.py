@@ -1,0 +1,147 @@
+"""What the tables hold: each column's type, unit, frame and meaning, in one place for the UDFs, Delta and the readers.
+
+All are Arrow schemas; a field's metadata carries the comment that the Delta column gets. Fields are nullable unless
+they are keys or always known.
+"""
+
+import pyarrow as pa
+
+
+def _column(name: str, kind: pa.DataType, comment: str, *, required: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=not required, metadata={"comment": comment})
+
+
+_STRING, _INT, _LONG, _DOUBLE, _FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.float32()
+
+_PROVENANCE = [
+    _column("params_hash", _STRING, "hash of every setting, weight file, input and code version that shapes this row"),
+    _column("run_id", _STRING, "the run that wrote this row, see table runs"),
+]
+_IMAGE = _column("image_id", _STRING, "the slide image, from the patient CSV", required=True)
+_X = _column("x_px", _INT, "left edge of the tile, level-0 pixels from the slide's left edge", required=True)
+_Y = _column("y_px", _INT, "top edge of the tile, level-0 pixels from the slide's top edge", required=True)
+_PATIENT = _column("patient_id", _STRING, "the patient, from the patient CSV", required=True)
+_CENTER = _column("center_id", _STRING, "the centre that the patient was treated at, from the CSV")
+_LABEL = _column("label", _STRING, "the patient's diagnosis as the CSV has it, null where it has none")
+
+SLIDES = pa.schema(
+    [
+        _IMAGE,
+        _PATIENT,
+        _CENTER,
+        _column("image_num", _INT, "number of the image among the patient's, from the CSV"),
+        _LABEL,
+        _column("uri", _STRING, "where the slide was read, without user, password or query"),
+        _column("size_bytes", _LONG, "size of the file, bytes"),
+        _column("file_version", _STRING, "the store's etag, else size and mtime: changes when the file does"),
+        _column("vendor", _STRING, "scanner vendor as the header tells it"),
+        _column("width_px", _INT, "width of the slide, level-0 pixels"),
+        _column("height_px", _INT, "height of the slide, level-0 pixels"),
+        _column("mpp_x", _DOUBLE, "micrometres a level-0 pixel along x: the CSV's, else the header's; null unknown"),
+        _column("mpp_y", _DOUBLE, "micrometres a level-0 pixel along y: the CSV's, else the header's; null unknown"),
+        _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels a pixel of each level, level 0 first"),
+        _column("status", _STRING, "ok, no_tissue or failed"),
+        _column("error_code", _STRING, "why it failed, a short code; null where it did not"),
+        _column("error_message", _STRING, "why it failed and what to do about it"),
+        _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
+        _column("tissue_fraction", _DOUBLE, "share of the slide at 1/mask_downsample that is not background, 0 to 1"),
+        *_PROVENANCE,
+    ]
+)
+
+TILES = pa.schema(
+    [
+        _IMAGE,
+        _X,
+        _Y,
+        _PATIENT,
+        _column("tile_px", _INT, "edge of the finished tile, pixels of the target resolution"),
+        _column("level_read", _INT, "index of the level that the tile is read from, 0 the finest"),
+        _column("downsample", _DOUBLE, "level-0 pixels a pixel of the finished tile, along an edge"),
+        _column("background_fraction", _FLOAT, "share of the tile that the mask calls background, 0 to 1"),
+        *_PROVENANCE,
+    ]
+)
+
+HISTOGRAM = pa.struct([pa.field("bin", pa.list_(_INT)), pa.field("count", pa.list_(_INT))])
+
+FEATURES = pa.schema(
+    [
+        _IMAGE,
+        _X,
+        _Y,
+        _PATIENT,
+        _column("embedding_avg", pa.list_(_FLOAT), "mean of the encoder's feature map over its positions, [dim]"),
+        _column("embedding_max", pa.list_(_FLOAT), "maximum of the encoder's feature map over its positions, [dim]"),
+        _column(
+            "color_histogram",
+            HISTOGRAM,
+            "pixels of the stain-normalised tile by colour, only bins that are not empty: bin ascending "
+            "(r>>4)<<8 | (g>>4)<<4 | b>>4 for 16 bins a channel, count in pixels; counts sum to tile_px squared",
+        ),
+        *_PROVENANCE,
+    ]
+)
+
+TILE_INDEX = pa.list_(pa.struct([pa.field("image_id", _STRING), pa.field("x_px", _INT), pa.field("y_px", _INT)]))
+
+PATIENTS = pa.schema(
+    [
+        _PATIENT,
+        _CENTER,
+        _LABEL,
+        _column("n_images", _INT, "slides of the patient in the CSV"),
+        _column("n_images_failed", _INT, "those among them that failed, see table slides"),
+        _column("n_tiles", _INT, "rows of the bag"),
+        _column("complete", pa.bool_(), "true where no slide of the patient failed"),
+        _column("embedding_dim", _INT, "columns of the bag"),
+        _column(
+            "embeddings_avg",
+            pa.binary(),
+            "bag of embedding_avg: little-endian float32, C order, [n_tiles, embedding_dim], rows by image_id, y_px, x_px",
+        ),
+        _column("embeddings_max", pa.binary(), "bag of embedding_max, laid out as embeddings_avg"),
+        _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
+        _column(
+            "color_histogram",
+            pa.list_(_FLOAT),
+            "mean over the tiles of the share of their pixels in each colour bin, sums to 1; bins numbered as in features",
+        ),
+        *_PROVENANCE,
+    ]
+)
+
+RUNS = pa.schema(
+    [
+        _column("run_id", _STRING, "the run", required=True),
+        _column("job", _STRING, "the job that ran"),
+        _column("status", _STRING, "done, or the error that ended it"),
+        _column("started_at", pa.timestamp("us", "UTC"), "start of the run"),
+        _column("finished_at", pa.timestamp("us", "UTC"), "end of the run"),
+        _column("config", _STRING, "the resolved settings as JSON, secrets masked"),
+        _column("versions", pa.map_(_STRING, _STRING), "versions of slidelake, Spark and what shapes results"),
+        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table when the run began"),
+        _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
+        _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
+        _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
+    ]
+)
+
+# What the UDFs emit on the way to the tables.
+
+FOUND_TISSUE = pa.schema(
+    [
+        *SLIDES,
+        pa.field("x_px", pa.list_(_INT)),
+        pa.field("y_px", pa.list_(_INT)),
+        pa.field("background_fraction", pa.list_(_FLOAT)),
+        pa.field("level_read", _INT),
+        pa.field("downsample", _DOUBLE),
+    ]
+)
+
+# A row a tile, or a row a slide that can't be read, with error_code set and the tile columns null.
+ENCODED = pa.schema(
+    [field.with_nullable(True) for field in FEATURES]
+    + [pa.field("error_code", _STRING), pa.field("error_message", _STRING)]
+)

@@ -1,0 +1,97 @@
+"""The slides pass: a row a slide in, the same row with its header, tissue and tile coordinates out (mapInPandas)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pandas as pd
+
+from udfs.failures import as_slide_error, check_quarantine
+from udfs.schemas import FOUND_TISSUE
+from udfs.wsi import ErrorCode, SlideError, open_slide
+from udfs.wsi.spacing import plan_reading
+from udfs.wsi.storage import StorageOptions, public_uri
+from udfs.wsi.tissue import background_fractions, background_mask, tile_grid
+
+VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
+
+
+@dataclass(frozen=True)
+class TissueSpec:
+    """The settings that shape tables slides and tiles."""
+
+    tile_px: int
+    mpp: float | None
+    mask_downsample: int
+    background_brightness: int
+    max_background: float
+    storage_options: StorageOptions = field(default_factory=dict, repr=False)
+
+
+def find_tissue(
+    spec: TissueSpec, run_id: str, done: Callable[[int], None] = lambda _: None
+) -> Callable[[Iterable[pd.DataFrame]], Iterable[pd.DataFrame]]:
+    """The mapInPandas function of the slides pass; give it one slide a partition.
+
+    Input columns: image_id, patient_id, center_id, image_num, label, uri (as it is opened), mpp (um/px or null),
+    error_code and error_message (what was found wrong before opening, else null), params_hash, file_version, size_bytes.
+    Output: `udfs.schemas.FOUND_TISSUE`, a row for each input row, whatever is wrong with the slide. `done` is told how many
+    slides are through.
+    """
+
+    def run(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            rows = [_row(spec, cast(dict[str, Any], record), run_id) for record in batch.to_dict("records")]
+            cells = [[row.get(name) for name in FOUND_TISSUE.names] for row in rows]
+            yield pd.DataFrame(cells, columns=FOUND_TISSUE.names, dtype=object)
+            done(len(rows))
+
+    return run
+
+
+def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any]:
+    record = {key: None if pd.isna(value) else value for key, value in record.items()}
+    uri = record["uri"]
+    row = record | {"uri": public_uri(uri) if uri else None, "run_id": run_id}
+    try:
+        if record["error_code"]:
+            raise SlideError(ErrorCode(record["error_code"]), record["error_message"])
+        check_quarantine(record["image_id"])
+        return row | _look(spec, uri, record["mpp"])
+    except Exception as error:
+        return row | _failure(as_slide_error(error, uri, spec.storage_options))
+
+
+def _look(spec: TissueSpec, uri: str, csv_mpp: float | None) -> dict[str, Any]:
+    """Everything that one pass over the slide tells."""
+    with open_slide(uri, spec.storage_options) as slide:
+        mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
+        downsamples = [level.downsample for level in slide.levels]
+        mpp = (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else None
+        reading = plan_reading(downsamples, spec.tile_px, mpp, spec.mpp)
+        mask = background_mask(slide.downsampled(spec.mask_downsample), spec.background_brightness)
+        grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
+        background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)
+        keep = background <= spec.max_background
+        return {
+            "size_bytes": slide.file.size_bytes,
+            "vendor": slide.vendor,
+            "width_px": slide.width_px,
+            "height_px": slide.height_px,
+            "mpp_x": mpp_x,
+            "mpp_y": mpp_y,
+            "level_downsamples": downsamples,
+            "status": "ok" if keep.any() else "no_tissue",
+            "n_tiles": int(keep.sum()),
+            "tissue_fraction": float(1 - mask.mean()) if mask.size else 0.0,
+            "x_px": grid[keep, 0],
+            "y_px": grid[keep, 1],
+            "background_fraction": background[keep],
+            "level_read": reading.level,
+            "downsample": reading.downsample,
+        }
+
+
+def _failure(error: SlideError) -> dict[str, Any]:
+    """The columns of a slide that failed."""
+    return {"status": "failed", "n_tiles": 0, "error_code": error.code.value, "error_message": error.message}

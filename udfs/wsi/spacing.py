@@ -1,0 +1,74 @@
+"""From a target spacing (mpp) to what is read: which level, how many of its pixels, and the way back to a tile."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from udfs.wsi.errors import ErrorCode, SlideError
+
+_LEVEL_TOLERANCE = 1.01  # a level up to 1 % coarser than wanted serves as it is: mpp is seldom known better
+_COARSEST = 0.95  # a slide up to 5 % coarser than the target is enlarged (0.2528 for 0.25); more would invent detail
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the tiles of one slide are read."""
+
+    level: int  # index of the level that is read
+    downsample: float  # level-0 pixels a pixel of the finished tile
+    region_px: int  # edge of the square that is read, pixels of `level`; resampled to tile_px where they differ
+    span_px: float  # edge of a tile, level-0 pixels
+
+
+def plan_reading(
+    level_downsamples: Sequence[float], tile_px: int, slide_mpp: float | None, target_mpp: float | None
+) -> Reading:
+    """Choose the level for a target spacing.
+
+    Args:
+        level_downsamples: of each level, level 0 first.
+        tile_px: edge of a finished tile.
+        slide_mpp: um a level-0 pixel, None where unknown.
+        target_mpp: um a pixel of a finished tile, None for level 0 as scanned.
+
+    Raises:
+        SlideError: `mpp_unknown` or `mpp_too_coarse`.
+    """
+    if target_mpp is None:
+        return Reading(0, 1.0, tile_px, float(tile_px))
+    if slide_mpp is None:
+        raise SlideError(
+            ErrorCode.MPP_UNKNOWN,
+            f"tiling.mpp is {target_mpp} um/px and the slide's own is in neither its header nor the CSV: add it to the "
+            "CSV's mpp column",
+        )
+    downsample = target_mpp / slide_mpp
+    if downsample < _COARSEST:
+        raise SlideError(
+            ErrorCode.MPP_TOO_COARSE,
+            f"scanned at {slide_mpp:g} um/px, coarser than tiling.mpp = {target_mpp:g}: raise tiling.mpp to "
+            f"{slide_mpp:g} or leave the slide out; if the header is wrong, put the true value in the CSV's mpp column",
+        )
+    finer = [i for i, d in enumerate(level_downsamples) if d <= downsample * _LEVEL_TOLERANCE]
+    level = max(finer, default=0, key=lambda i: level_downsamples[i])
+    span = tile_px * downsample
+    return Reading(level, downsample, max(1, round(span / level_downsamples[level])), span)
+
+
+def resample(pixels: NDArray[np.uint8], edge_px: int) -> NDArray[np.uint8]:
+    """A square tile at another size: the area average when it shrinks, bilinear when it grows (Pillow).
+
+    Args:
+        pixels: uint8 [n, n, 3].
+        edge_px: the edge wanted.
+
+    Returns:
+        uint8 [edge_px, edge_px, 3]; the input itself where it has that size.
+    """
+    if pixels.shape[0] == edge_px:
+        return pixels
+    method = Image.Resampling.BOX if pixels.shape[0] > edge_px else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(pixels).resize((edge_px, edge_px), method))

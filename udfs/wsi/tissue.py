@@ -1,0 +1,76 @@
+"""Where tissue is: a background mask of the slide at 1/16, and the grid of tiles that hold enough of the rest."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def background_mask(pixels: NDArray[np.uint8], brightness: int = 190) -> NDArray[np.bool_]:
+    """Glass: where R, G and B are all above `brightness`.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+        brightness: 0 to 255.
+
+    Returns:
+        bool [h, w], True where background.
+    """
+    return np.asarray(pixels.min(axis=-1) > brightness)
+
+
+def tile_grid(width_px: int, height_px: int, span_px: float) -> NDArray[np.int32]:
+    """Top-left corners of the tiles that fit whole, side by side from the slide's top-left corner.
+
+    Args:
+        width_px: the slide's width, level-0 pixels.
+        height_px: likewise.
+        span_px: edge of a tile in level-0 pixels; a fraction where a tile is read at a target mpp.
+
+    Returns:
+        int32 [n, 2] of (x_px, y_px), level-0 pixels, row by row.
+    """
+    columns, rows = int(width_px // span_px), int(height_px // span_px)
+    x = np.floor(np.arange(columns) * span_px).astype(np.int32)
+    y = np.floor(np.arange(rows) * span_px).astype(np.int32)
+    return np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)
+
+
+def background_fractions(
+    mask: NDArray[np.bool_], xy_px: NDArray[np.int32], span_px: float, downsample: int = 16
+) -> NDArray[np.float64]:
+    """The share of background under each tile, mask pixels counted by the area that the tile covers of them.
+
+    Args:
+        mask: bool [h, w] from `background_mask`.
+        xy_px: int [n, 2] tile corners, level-0 pixels.
+        span_px: edge of a tile, level-0 pixels.
+        downsample: level-0 pixels a mask pixel.
+
+    Returns:
+        float64 [n], 0 to 1. What a tile covers outside the mask counts as neither.
+    """
+    height, width = mask.shape
+    # A summed-area table, read between its corners: linear there because the mask is constant within a pixel.
+    table = np.zeros((height + 1, width + 1), np.float64)
+    table[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    low = xy_px / downsample
+    high = np.minimum(low + span_px / downsample, (width, height))
+    area = np.prod(high - low, axis=1)
+    background = (
+        _between(table, high[:, 0], high[:, 1])
+        - _between(table, low[:, 0], high[:, 1])
+        - _between(table, high[:, 0], low[:, 1])
+        + _between(table, low[:, 0], low[:, 1])
+    )
+    return np.divide(background, area, out=np.ones(len(xy_px)), where=area > 0)
+
+
+def _between(table: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The table at fractional positions, bilinear."""
+    x0 = np.minimum(np.floor(x).astype(np.int64), table.shape[1] - 1)
+    y0 = np.minimum(np.floor(y).astype(np.int64), table.shape[0] - 1)
+    x1, y1 = np.minimum(x0 + 1, table.shape[1] - 1), np.minimum(y0 + 1, table.shape[0] - 1)
+    fx, fy = x - x0, y - y0
+    upper = table[y0, x0] * (1 - fx) + table[y0, x1] * fx
+    lower = table[y1, x0] * (1 - fx) + table[y1, x1] * fx
+    result: NDArray[np.float64] = upper * (1 - fy) + lower * fy
+    return result
