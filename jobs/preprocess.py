@@ -9,6 +9,8 @@ from jobs import features, patients, slides
 from jobs.runtime.cli import run_job
 from jobs.runtime.run import Run
 
+STAGES = (slides.find, features.encode, patients.assemble)
+
 
 def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images that any stage has work on."""
@@ -18,7 +20,7 @@ def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("preprocess", __doc__, [slides.find, features.encode, patients.assemble], stale, argv)
+    return run_job("preprocess", __doc__, STAGES, stale, argv)
 
 
 if __name__ == "__main__":
