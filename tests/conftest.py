@@ -124,4 +124,5 @@ def table_rows(spark: SparkSession, config: Config, name: str) -> Rows:
     """All rows of a table as plain dicts, ordered by its keys, without run_id, which differs from run to run."""
     rows = spark.read.format("delta").load(f"{config.output.root}/{name}").drop("run_id").toPandas()
     keys = [key for key in ("patient_id", "image_id", "y_px", "x_px") if key in rows.columns]
-    return [dict(row) for row in rows.sort_values(keys).astype(object).to_dict("records")]
+    ordered = rows.sort_values(keys).astype(object)
+    return [dict(zip(ordered.columns, row, strict=True)) for row in ordered.itertuples(index=False, name=None)]
