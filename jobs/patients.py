@@ -40,7 +40,7 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         known = wave[["image_id", "patient_id", "center_id", "label", "gone", "want_features_hash"]]
         images = known.join(slides).join(tiles)
         images["tiles"] = images["tiles"].fillna(0).astype("int64")
-        have = _hashes_now(run, ids)
+        have = _hashes_now(run, ids) | _without_slides(run)
         rows = [_info(run, str(patient), of_patient) for patient, of_patient in images.groupby("patient_id")]
         wanted = {row["patient_id"]: row for row in rows if row is not None}
         build = [row for patient, row in wanted.items() if have.get(patient) != row["params_hash"]]
@@ -93,6 +93,13 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
         "params_hash": value,
         "run_id": run.run_id,
     }
+
+
+def _without_slides(run: Run) -> dict[str, str]:
+    """The rows of patients whose every image has become another patient's."""
+    slides = run.tables.read("slides").select("patient_id")
+    rows = run.tables.read("patients").select("patient_id", "params_hash").join(slides, "patient_id", "left_anti")
+    return {row.patient_id: row.params_hash for row in rows.collect()}
 
 
 def _hashes_now(run: Run, patients: Sequence[str] | None = None) -> dict[str, str]:

@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
 from jobs.runtime.cli import DONE
@@ -119,7 +119,7 @@ def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) 
     rows = [(name, pixels[0]) for name, pixels in sorted(tiles.items()) if len(pixels)][:_PICTURE_ROWS]
     edge, pad = _PICTURE_PX, _CAPTION_PX
     sheet = Image.new("RGB", (3 * edge + 2 * 4, len(rows) * (edge + pad)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for row, (name, tile) in enumerate(rows):
         top = row * (edge + pad)
         images = {
@@ -128,7 +128,7 @@ def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) 
             "StainNet": net.normalise(tile),
         }
         for column, (caption, image) in enumerate(images.items()):
-            draw.text((column * (edge + 4) + 2, top + 3), caption[:36], fill="black")
+            draw.text((column * (edge + 4) + 2, top + 1), caption[:32], fill="black", font=font)
             sheet.paste(Image.fromarray(resample(image, edge)), (column * (edge + 4), top + pad))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
