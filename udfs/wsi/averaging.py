@@ -1,0 +1,46 @@
+"""The area average of an image that arrives block by block, a row of blocks at a time."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.wsi.level import Pixels
+
+
+class AreaAverage:
+    """Running sums of result rows, so that only the rows under the current row of blocks are in memory."""
+
+    def __init__(self, result: Pixels, edge: int) -> None:
+        """Average into `result`, uint8 [h, w, 3]; each of its pixels stands for edge x edge level pixels."""
+        self._result, self._edge = result, edge
+        self._first = 0  # result row that sums[0] belongs to
+        self._sums = np.zeros((0, result.shape[1], 3), np.uint32)
+
+    def add(self, pixels: Pixels, top: int, left: int) -> None:
+        """Add a block whose top-left corner is at (left, top) in level pixels."""
+        rows, row_starts = _cells(top, pixels.shape[0], self._edge, self._result.shape[0])
+        columns, column_starts = _cells(left, pixels.shape[1], self._edge, self._result.shape[1])
+        if not len(rows) or not len(columns):
+            return
+        inside = pixels[: rows.stop * self._edge - top, : columns.stop * self._edge - left]
+        # uint16 holds 257 rows of 255; a coarser average than 1/257 needs more
+        narrow = np.uint16 if self._edge <= 257 else np.uint32
+        sums = np.add.reduceat(inside, row_starts, axis=0, dtype=narrow)
+        sums = np.add.reduceat(sums, column_starts, axis=1, dtype=np.uint32)
+        short = rows.stop - self._first - len(self._sums)
+        if short > 0:
+            self._sums = np.concatenate([self._sums, np.zeros((short, *self._sums.shape[1:]), np.uint32)])
+        self._sums[rows.start - self._first : rows.stop - self._first, columns.start : columns.stop] += sums
+
+    def flush(self, bottom: int) -> None:
+        """Write the result rows that end at or above level row `bottom`."""
+        done = min(bottom // self._edge, self._result.shape[0]) - self._first
+        if done > 0:
+            area = self._edge * self._edge
+            self._result[self._first : self._first + done] = (self._sums[:done] + area // 2) // area
+            self._sums, self._first = self._sums[done:], self._first + done
+
+
+def _cells(start: int, length: int, edge: int, limit: int) -> tuple[range, NDArray[np.intp]]:
+    """The result cells that [start, start + length) touches, and where each begins, counted from `start`."""
+    cells = range(min(start // edge, limit), min(-(-(start + length) // edge), limit))
+    return cells, np.maximum(np.asarray(cells, np.intp) * edge - start, 0)
