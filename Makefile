@@ -24,9 +24,20 @@ help:  ## list the targets
 setup: $(VENV)/.java $(VENV)/.packages $(VENV)/.spark  ## install what is missing: Java 17, .venv, Spark's jars
 .PHONY: help setup demo test check bench lock clean
 
+# $(call apt_install,PACKAGE): by apt where the user may, else one line on what is missing.
+define apt_install
+if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else
+  echo "slidelake needs $(1) and you may not install it here: ask for 'apt-get install $(1)'" >&2; exit 1; fi
+echo "installing $(1) ..." >&2
+$$sudo apt-get update -qq && $$sudo apt-get install -y -qq $(1) >/dev/null
+endef
+
 $(VENV)/.uv: conf/locks/uv.txt
-	command -v $(PYTHON) >/dev/null || { echo "slidelake needs $(PYTHON): apt-get install python3.11 python3.11-venv, or make PYTHON=/path/to/python" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: apt-get install python3.11-venv" >&2; exit 1; }
+	command -v $(PYTHON) >/dev/null || { echo "slidelake needs $(PYTHON): install it, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then
+	  $(call apt_install,python3.11-venv)
+	fi
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r conf/locks/uv.txt
 	touch $@
 
@@ -36,13 +47,12 @@ $(VENV)/.packages: $(VENV)/.uv conf/locks/dev.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Java: 17 or later, by apt where there is none and the user may.
+# Java 17 or later, what JAVA_HOME or PATH has, else by apt.
 $(VENV)/.java: | $(VENV)/.uv
-	if ! java -version >/dev/null 2>&1; then
-	  if [ "$$(id -u)" = 0 ]; then SUDO=; elif sudo -n true 2>/dev/null; then SUDO="sudo -n"; else
-	    echo "slidelake needs Java 17 and you may not install it here: ask for 'apt-get install openjdk-17-jre-headless', or set JAVA_HOME" >&2; exit 1; fi
-	  echo "installing Java 17 ..." >&2
-	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq openjdk-17-jre-headless >/dev/null
+	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
+	version=$$({ "$$java" -version 2>&1 || true; } | sed -n 's/.*version "\([0-9]*\).*/\1/p')
+	if [ "$${version:-0}" -lt 17 ]; then
+	  $(call apt_install,openjdk-17-jre-headless)
 	fi
 	touch $@
 

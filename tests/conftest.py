@@ -68,7 +68,7 @@ def small_slides(pixels: NDArray[Any], tmp_path_factory: pytest.TempPathFactory)
     write_slide(folder / "a1.tif", tissue, compression="jpeg", pyramid=True)
     write_slide(folder / "a2.tif", tissue[::-1], compression="deflate", predictor=True)
     write_slide(folder / "b1.tif", tissue[:, ::-1], compression="lzw", tile_px=None)
-    write_slide(folder / "c1.tif", pixels[: 2 * TILE_PX, : 3 * TILE_PX], compression="jpeg", mpp=None)
+    write_slide(folder / "c1.tif", pixels[2 * TILE_PX : 4 * TILE_PX, : 3 * TILE_PX], compression="jpeg", mpp=None)
     write_slide(folder / "d1.tif", tissue[::-1, ::-1], compression="none", tile_px=None)
     return folder
 
@@ -92,6 +92,22 @@ def write_csv(
     return path
 
 
+def config_in(
+    folder: Path, root: Path, encoder_weights: Path, rows: list[tuple[Any, ...]] | None = None, /, **sections: Any
+) -> Config:
+    """Settings for a CSV of these rows (the small cohort's where None) and tables, both in `folder`; see `small_config`."""
+    csv = write_csv(folder / "patients.csv", SMALL_COHORT if rows is None else rows)
+    settings: dict[str, Any] = {
+        "patients": str(csv),
+        "slides": {"root": str(root)},
+        "output": {"root": str(folder / "tables")},
+        "encoder": {"name": "test_efficientnet", "weights": str(encoder_weights), "input_px": 96, "device": "cpu"},
+    }
+    for name, section in sections.items():
+        settings[name] = {**settings.get(name, {}), **section} if isinstance(section, dict) else section
+    return Config.model_validate(settings)
+
+
 @pytest.fixture
 def small_config(tmp_path: Path, small_slides: Path, encoder_weights: Path) -> Callable[..., Config]:
     """Make settings for the small cohort, in a folder of the test's own; sections given override, for example
@@ -99,16 +115,7 @@ def small_config(tmp_path: Path, small_slides: Path, encoder_weights: Path) -> C
     """
 
     def make(rows: list[tuple[Any, ...]] | None = None, *, root: Path | None = None, **sections: Any) -> Config:
-        csv = write_csv(tmp_path / "patients.csv", SMALL_COHORT if rows is None else rows)
-        settings: dict[str, Any] = {
-            "patients": str(csv),
-            "slides": {"root": str(root or small_slides)},
-            "output": {"root": str(tmp_path / "tables")},
-            "encoder": {"name": "test_efficientnet", "weights": str(encoder_weights), "input_px": 96, "device": "cpu"},
-        }
-        for name, section in sections.items():
-            settings[name] = {**settings.get(name, {}), **section} if isinstance(section, dict) else section
-        return Config.model_validate(settings)
+        return config_in(tmp_path, root or small_slides, encoder_weights, rows, **sections)
 
     return make
 

@@ -5,15 +5,18 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import pandas as pd
 import yaml
 
+from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import start_session
 from jobs.runtime.summary import failed_slides, summarise
+from udfs.wsi.storage import redact, secrets_of
 
 DONE, FAILED, BAD_CONFIG, SLIDES_FAILED = 0, 1, 2, 3
 
@@ -80,6 +83,7 @@ def main(
 def _run(
     job: str, config: Config, work: Callable[[Run, argparse.Namespace], int], arguments: argparse.Namespace
 ) -> int:
+    read_cohort(config)  # a bad CSV ends here: Spark takes long to start
     run = Run(config, start_session(f"slidelake {job}"), job)
     try:
         read = run.tables.versions()
@@ -89,8 +93,11 @@ def _run(
             raise
         except (Exception, KeyboardInterrupt) as error:
             if not isinstance(error, KeyboardInterrupt):
-                traceback.print_exc()
+                secrets = secrets_of(None, config.slides.storage_options)
+                print(redact(traceback.format_exc(), secrets), file=sys.stderr)
             name = type(error).__name__
+            with suppress(Exception):  # where Spark itself is gone there is nothing to write with
+                run.record(f"stopped by {name}", read)
             print(
                 f"slidelake {job}: stopped by {name}; finished waves are in the tables, run the same command again to go on",
                 file=sys.stderr,

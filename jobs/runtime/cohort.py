@@ -13,7 +13,7 @@ from fsspec.core import url_to_fs
 
 from jobs.runtime.config import Config, ConfigError
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.storage import File, FileInfo, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.storage import File, FileInfo, absolute_uri, public_uri, read_bytes, redact, secrets_of
 
 REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
 OPTIONAL = ("label", "uri", "mpp")
@@ -118,7 +118,7 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     located = {image.image_id: _choose(image, found.get(image.image_id, []), config) for image in by_name}
 
     def ask(image: Image) -> Located:
-        uri = str(image.uri)
+        uri = absolute_uri(str(image.uri))
         try:
             return Located(uri, File(uri, _options_for(config, uri)).info, None)
         except SlideError as error:

@@ -22,7 +22,7 @@ class ConfigError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def _power_of_two(value: int) -> int:
@@ -137,7 +137,9 @@ class Config(_Section):
         def mask(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {key: mask(item) for key, item in value.items()}
-            return _SECRET if isinstance(value, str) else value
+            if isinstance(value, list | tuple):
+                return [mask(item) for item in value]
+            return value if value is None or isinstance(value, bool) else _SECRET
 
         def public(value: Any) -> Any:
             if isinstance(value, dict):
@@ -164,7 +166,9 @@ def load_config(uri: str, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise ConfigError(f"--config {public_uri(uri)}: no such file") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {public_uri(uri)}: not YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)  # str(error) would quote the line, which may hold a secret
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"--config {public_uri(uri)}: not YAML{where}: check quotes, colons and brackets") from None
     except Exception as error:
         raise ConfigError(f"--config {public_uri(uri)}: can't be read ({type(error).__name__}: {error})") from None
     if not isinstance(loaded, dict):
@@ -221,7 +225,7 @@ def _override(settings: dict[str, Any], override: str) -> None:
     try:
         settings[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{key}={text}: the value is not YAML") from None
+        raise ConfigError(f"{key}: the value given is not YAML: check quotes and brackets") from None
 
 
 def _expand(value: Any) -> Any:

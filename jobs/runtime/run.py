@@ -26,6 +26,7 @@ from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.storage import absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
 _RECORDED_PACKAGES = ("slidelake", "pyspark", "delta-spark", "pyarrow", "torch", "timm", "tifffile", "simplejpeg")
@@ -53,10 +54,13 @@ class Run:
     @property
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
-        encoder = self.config.encoder
+        encoder = self.config.encoder.model_dump()
+        if encoder["weights"]:
+            encoder["weights"] = absolute_uri(encoder["weights"])
+        stain = self.config.stain.weights
         return FeatureSpec(
-            EncoderSpec(**encoder.model_dump()),
-            self.config.stain.weights,
+            EncoderSpec(**encoder),
+            absolute_uri(stain) if stain else None,
             self.config.histogram.bins,
             self.config.slides.storage_options,
         )

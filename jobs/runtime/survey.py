@@ -54,7 +54,7 @@ def take_survey(
     placed = {row.image_id for row in tables.read("tiles").select("image_id").distinct().toLocalIterator()}
     survey["has_tiles"] = survey.index.isin(placed)
     survey[["tiles", "feature_rows"]] = survey[["tiles", "feature_rows"]].fillna(0).astype("int64")
-    return _judge(survey)
+    return _judge(survey, config)
 
 
 def _wanted(
@@ -99,9 +99,9 @@ def selected_tiles(tables: Tables, config: Config) -> DataFrame:
     limit = config.tiling.max_tiles_per_patient
     if limit is None:
         return tiles
+    # Of all tiles, also those that turn out not to decode: who else is drawn does not hang on what could be read.
     draw = F.xxhash64(F.lit(config.tiling.seed), "patient_id", "image_id", "x_px", "y_px")
-    ok = tables.read("slides").where("status = 'ok'").select("image_id")  # a failed slide takes nobody's place
-    ranked = tiles.join(ok, "image_id", "left_semi").withColumn("draw", draw)
+    ranked = tiles.withColumn("draw", draw)
     rank = F.expr("row_number() OVER (PARTITION BY patient_id ORDER BY draw, image_id, x_px, y_px)")
     return ranked.withColumn("rank", rank).where(F.col("rank") <= limit).select(tiles.columns)
 
@@ -121,7 +121,7 @@ def digest(rows: DataFrame, count: str, name: str, *more: Column) -> pd.DataFram
     return summed.toPandas().set_index("image_id")
 
 
-def _judge(survey: pd.DataFrame) -> pd.DataFrame:
+def _judge(survey: pd.DataFrame, config: Config) -> pd.DataFrame:
     present = ~survey["gone"].astype(bool)
     survey["slide_stale"] = ~present | (survey["slide_hash"] != survey["want_slide_hash"])
     differs = pd.Series(False, index=survey.index)
@@ -138,6 +138,10 @@ def _judge(survey: pd.DataFrame) -> pd.DataFrame:
         )
     )
     survey["features_stale"] = survey["slide_stale"] | ~same
+    if config.tiling.max_tiles_per_patient:  # a slide that comes, goes or changes moves the sample of the patient's others
+        moved = survey[survey["slide_stale"]]
+        patients_moved = {*moved["patient_id"], *moved["have_patient_id"]}
+        survey["features_stale"] |= survey["patient_id"].isin(patients_moved)
     return survey
 
 

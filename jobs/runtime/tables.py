@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 from delta.tables import DeltaTable
@@ -12,6 +11,7 @@ from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
 from udfs import schemas
+from udfs.wsi.storage import absolute_uri
 
 SCHEMAS = {
     "slides": schemas.SLIDES,
@@ -49,8 +49,7 @@ class Tables:
 
     def path(self, name: str) -> str:
         """Where the table lies."""
-        root = self.root if "://" in self.root else str(Path(self.root).absolute())  # Delta wants no relative path
-        return f"{root.rstrip('/')}/{name}"
+        return f"{absolute_uri(self.root).rstrip('/')}/{name}"  # Delta wants no relative path
 
     def create(self, name: str) -> None:
         """Make the table where it is not there yet."""

@@ -1,5 +1,6 @@
 """Tiles to embeddings: a timm model's feature map, averaged and maximised over its positions."""
 
+import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -109,7 +110,7 @@ def _load_model(spec: EncoderSpec, storage_options: StorageOptions | None) -> nn
     # global_pool="" and no classifier: the forward pass then ends with the feature map
     options: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
     if not timm.is_model(spec.name.split(".")[0]):
-        close = ", ".join(timm.list_models(f"*{spec.name.split('_')[0]}*")[:5])
+        close = ", ".join(difflib.get_close_matches(spec.name, timm.list_models(), n=3))
         raise ValueError(f"encoder.name = {spec.name} is no timm model{f': did you mean {close}?' if close else ''}")
     if spec.weights is None:
         try:
@@ -120,7 +121,10 @@ def _load_model(spec: EncoderSpec, storage_options: StorageOptions | None) -> nn
                 "to the URI of a checkpoint"
             ) from None
         return model.eval().requires_grad_(False)
-    model = timm.create_model(spec.name, pretrained=False, **options)
+    try:
+        model = timm.create_model(spec.name, pretrained=False, **options)
+    except RuntimeError as error:  # a name that timm knows with a variant that it does not
+        raise ValueError(f"encoder.name = {spec.name}: {error}") from None
     tensors = load_state_dict(spec.weights, storage_options)
     classifier: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))

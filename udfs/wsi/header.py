@@ -53,7 +53,7 @@ def read_header(file: File, stream: BinaryIO) -> Header:
                 f"{_MAX_AREA_PX} px in all: the header is damaged; upload or export the slide again",
             )
         levels = _pyramid(base, pages)
-        properties = slide.properties
+        properties = _properties(slide, base)
     except SlideError as error:
         message = error.message if uri in error.message else f"{uri}: {error.message}"
         raise SlideError(error.code, message) from None
@@ -134,6 +134,17 @@ def _is_reduction(base: Any, page: Any) -> bool:
     )
     whole = abs(downsample - round(downsample)) < 0.05 * downsample
     return bool(downsample > 1.5 and close < 2.0 and (page.is_tiled or (whole and page.subfiletype & 1)))
+
+
+def _properties(slide: TiffSlide, base: Any) -> dict[str, Any]:
+    """Vendor and spacing by tiffslide's names; it refuses slides whose colours are stored apart, which are read here."""
+    try:
+        return slide.properties
+    except NotImplementedError:
+        if 282 not in base.tags:
+            return {}
+        per_um = base.get_resolution(tifffile.RESUNIT.MICROMETER)
+        return {f"tiffslide.mpp-{axis}": 1 / pixels for axis, pixels in zip("xy", per_um, strict=True) if pixels}
 
 
 def _plausible_mpp(value: Any) -> float | None:

@@ -76,7 +76,8 @@ class Level:
             raise self._corrupt(row, column, f"{type(error).__name__}: {error}") from None
         if pixels.shape[0] < height or pixels.shape[1] < width:
             raise self._corrupt(row, column, f"decodes to {pixels.shape[1]} x {pixels.shape[0]} px")
-        return _to_rgb(pixels[:height, :width])
+        premultiplied = tifffile.EXTRASAMPLE.ASSOCALPHA in (self._page.extrasamples or ())
+        return _to_rgb(pixels[:height, :width], premultiplied)
 
     def _corrupt(self, row: int, column: int, reason: str) -> SlideError:
         x, y = (round(n * self.downsample) for n in (column * self.block_width, row * self.block_height))
@@ -107,6 +108,7 @@ class Level:
         step = self.columns * self.rows
         parts = []
         for plane, part in enumerate(data):
+            _check_jpeg2000(part, self.block_width, self.block_height)
             decoded, _, _ = self._page.decode(
                 part,
                 block + plane * step,
@@ -136,6 +138,11 @@ def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
         block_width, block_height = int(page.tilewidth), int(page.tilelength)
     else:
         block_width, block_height = width, min(int(page.rowsperstrip) or height, height)
+    if min(width, height, block_width, block_height) < 1:
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT,
+            f"{width} x {height} px in blocks of {block_width} x {block_height}: the header is damaged; upload the slide again",
+        )
     offsets: Sequence[int] = page.dataoffsets
     counts: Sequence[int] = page.databytecounts
     samples = int(page.samplesperpixel)
@@ -215,13 +222,23 @@ def _whole_jpeg(data: bytes, tables: bytes | None, is_ycbcr: bool) -> bytes:
     return b"\xff\xd8" + adobe + (tables[2:-2] if tables else b"") + data[2:]
 
 
-def _to_rgb(pixels: NDArray[np.uint8]) -> Pixels:
+def _check_jpeg2000(data: bytes, width: int, height: int) -> None:
+    """Refuse a codestream that claims more pixels than its block, before OpenJPEG allocates them. ITU-T T.800, A.5.1."""
+    at = data.find(b"\xff\x4f\xff\x51", 0, 256)  # start of codestream, image and tile size
+    if at >= 0:
+        right, bottom, left, top = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
+        if right - left > width or bottom - top > height:
+            raise ValueError(f"a codestream of {right - left} x {bottom - top} px in a block of {width} x {height}")
+
+
+def _to_rgb(pixels: NDArray[np.uint8], premultiplied: bool) -> Pixels:
     """[h, w, 1 to 4] to [h, w, 3]: grey repeated, alpha (2 or 4 samples) composited on white."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     samples = pixels.shape[-1]
     if samples in (2, 4):
         alpha = pixels[..., -1:].astype(np.uint16)
-        blended = (pixels[..., :-1] * alpha + _WHITE * (255 - alpha) + 127) // 255
-        pixels = blended.astype(np.uint8)
+        colour = pixels[..., :-1].astype(np.uint16) * (255 if premultiplied else alpha)
+        blended = (colour.astype(np.uint32) + _WHITE * (255 - alpha) + 127) // 255
+        pixels = np.minimum(blended, 255).astype(np.uint8)
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels

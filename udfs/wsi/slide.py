@@ -91,6 +91,8 @@ class Slide:
         level = max(finer, key=lambda lv: lv.downsample, default=self.levels[0])
         edge = factor // int(level.downsample)  # level pixels a result pixel
         result = np.full((self.height_px // factor, self.width_px // factor, 3), 255, np.uint8)
+        if not result.size:  # a slide smaller than one pixel of the result
+            return result
         bands = AreaAverage(result, edge)
         for row in range(level.rows):
             top = row * level.block_height

@@ -1,15 +1,17 @@
 """Bytes of a file behind any fsspec URI: what it is, whether it changed, ranges of it. Secrets never leave here in a text."""
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from udfs.wsi.errors import ErrorCode, SlideError
 
@@ -17,6 +19,10 @@ StorageOptions = Mapping[str, Any]
 
 _HEADER_READAHEAD = 256 * 1024  # bytes; directories of a slide lie close together
 _FETCH_ATTEMPTS = 4
+_VERSION_KEYS = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest"),
+    *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class FileInfo:
     def from_fsspec(cls, info: Mapping[str, Any]) -> "FileInfo":
         """From what `fs.info`, `fs.ls` and `fs.find` give; each store has its own word for the same thing."""
         size = int(info["size"])
-        for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
+        for key in _VERSION_KEYS:
             if info.get(key):
                 return cls(size, f"{size}-{str(info[key]).strip(chr(34))}")
         return cls(size, str(size))
@@ -63,8 +69,7 @@ class File:
         try:
             if isinstance(self._fs, LocalFileSystem):
                 return open(self._path, "rb")  # the slide closes it
-            stream: BinaryIO = self._fs.open(self._path, "rb", block_size=_HEADER_READAHEAD, cache_type="blockcache")
-            return stream
+            return cast(BinaryIO, io.BufferedReader(_RangeStream(self)))
         except Exception as error:
             raise self._translate(error) from None
 
@@ -87,6 +92,10 @@ class File:
                     ErrorCode.FILE_TRUNCATED,
                     f"{self.uri} ends {count - len(part)} bytes into a block at byte {start}: upload it again",
                 )
+            if len(part) > count:
+                raise SlideError(
+                    ErrorCode.READ_FAILED, f"{self.uri}: its server ignores byte ranges: put the slide in another store"
+                )
         return parts
 
     def redact(self, text: str) -> str:
@@ -97,7 +106,7 @@ class File:
         return Retrying(
             retry=retry_if_exception(_may_pass),
             stop=stop_after_attempt(_FETCH_ATTEMPTS),
-            wait=wait_exponential_jitter(initial=0.2, max=5.0),
+            wait=wait_exponential(multiplier=0.2, max=5.0) + wait_random(0, 0.5),
             reraise=True,
         )
 
@@ -116,10 +125,46 @@ class File:
         return SlideError(ErrorCode.READ_FAILED, f"{self.uri}: {text}; run again with --retry-failed")
 
 
+class _RangeStream(io.RawIOBase):
+    """A file of a store as a stream, for its header: retries and errors are those of `File.ranges`."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._at = 0
+        self._parts: dict[int, bytes] = {}  # by number; directories lie close together, so these stay few
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._file.info.size_bytes)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        number, skip = divmod(self._at, _HEADER_READAHEAD)
+        start, size = number * _HEADER_READAHEAD, self._file.info.size_bytes
+        if self._at >= size:
+            return 0
+        if number not in self._parts:
+            [self._parts[number]] = self._file.ranges([start], [min(_HEADER_READAHEAD, size - start)])
+        data = self._parts[number][skip : skip + len(buffer)]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether a second try can help: not where the store gave a definite answer, nor for a fault of ours."""
+    status = getattr(error, "status", None) or getattr(error, "status_code", None)  # aiohttp's, Azure's
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)
     definite = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-    return isinstance(error, OSError | TimeoutError | EOFError) and not isinstance(error, definite)
+    ours = (ImportError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, MemoryError)
+    # Clients of HTTP and Azure raise dropped connections as classes of their own, no OSError among them.
+    return isinstance(error, Exception) and not isinstance(error, definite + ours)
 
 
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
@@ -129,11 +174,18 @@ def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes
     return data
 
 
+def absolute_uri(uri: str) -> str:
+    """A plain path made absolute, for processes that run elsewhere; a URI as it is."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
 def public_uri(uri: str) -> str:
     """The URI without user, password, query and fragment, fit for tables and logs.
 
     Plain paths are kept as they are, even with ``?`` or ``#`` in a name.
     """
+    if "::" in uri and "://" in uri:  # fsspec's chains: simplecache::https://..., zip://a.svs::s3://...
+        return "::".join(public_uri(link) for link in uri.split("::"))
     if "://" not in uri:
         return uri
     parts = urlsplit(uri)
@@ -154,19 +206,23 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
         elif isinstance(value, list | tuple):
             for item in value:
                 collect(item)
-        elif isinstance(value, str) and len(value) >= 6:
-            found.add(value)
+        elif not isinstance(value, bool) and len(str(value)) >= 6:  # a password of digits is a number in YAML
+            found.add(str(value))
 
     collect(storage_options or {})
-    if uri and "://" in uri:
-        parts = urlsplit(uri)
+    for link in (uri or "").split("::"):
+        if "://" not in link:
+            continue
+        parts = urlsplit(link)
         found.update(text for text in (parts.query, parts.fragment, parts.password or "") if text)
         found.update(text for text in re.split(r"[&=]", parts.query) if len(text) >= 16)
+    found |= {unquote(text) for text in found}  # errors of HTTP clients show them decoded
     return tuple(sorted(found, key=len, reverse=True))
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
-    """The text with every secret replaced by ``***``."""
+    """The text with every secret replaced by ``***``, and without the queries of URLs, which clients quote anew."""
+    text = re.sub(r"(://[^\s'\"<>?#]*)[?#][^\s'\"<>)]*", r"\1", text)
     for secret in secrets:
         text = text.replace(secret, "***")
     return text

@@ -1,0 +1,45 @@
+"""`python -m benchmarks [--only NAME,NAME]`: run benchmarks, print a line a measurement, then all of them as a table."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from benchmarks.measure import Line, show, shown
+
+NAMES = ("mask", "read_local", "features")  # each a module of this package with run()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run them; 2 where a name is not known."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split(":")[1].strip())
+    parser.add_argument("--only", default=",".join(NAMES), metavar="NAMES", help=f"some of {','.join(NAMES)}")
+    names = [name.strip() for name in parser.parse_args(arguments).only.split(",")]
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}: choose from {', '.join(NAMES)}")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    lines: list[tuple[str, Line]] = []
+    for name in names:
+        for line in importlib.import_module(f"benchmarks.{name}").run():
+            lines.append((name, line))
+            print(show(name, line), flush=True)
+    print(f"\n{_table(lines)}")
+    return 0
+
+
+def _table(lines: list[tuple[str, Line]]) -> str:
+    """A block a benchmark: keys down, its measurements across."""
+    blocks = []
+    for name in dict.fromkeys(name for name, _ in lines):
+        measured = [line for other, line in lines if other == name]
+        keys = list(dict.fromkeys(key for line in measured for key in line))
+        rows = [(key, *(shown(line.get(key, "")) for line in measured)) for key in keys]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        body = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        blocks.append("\n".join([name, *(f"  {line}" for line in body)]))
+    return "\n\n".join(blocks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The slides pass on plain pandas frames: a row out for each row in, whatever is wrong with the slide."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import tifffile
+
+from tests.slides.damage import BAD_SLIDES
+from tests.slides.oracle import background_fractions, kept_tiles
+from udfs import failures
+from udfs.schemas import FOUND_TISSUE
+from udfs.slides import TissueSpec, find_tissue
+from udfs.wsi import ErrorCode
+
+SPEC = TissueSpec(tile_px=448, mpp=None, mask_downsample=16, background_brightness=190, max_background=0.1)
+Found = Callable[..., list[dict[str, Any]]]
+
+
+def slide_row(path: Path | str | None, **columns: Any) -> dict[str, Any]:
+    name = Path(path).stem if path else "nowhere"
+    row: dict[str, Any] = {"image_id": name, "patient_id": "007", "center_id": "north", "image_num": 0, "label": None}
+    row |= {"uri": str(path) if path else None, "mpp": None, "error_code": None, "error_message": None}
+    return row | {"params_hash": "p", "file_version": "v", "size_bytes": 1} | columns
+
+
+def find(rows: list[dict[str, Any]], spec: TissueSpec = SPEC) -> list[dict[str, Any]]:
+    """What the UDF gives, held against the schema that Spark will hold it against."""
+    frames = list(
+        find_tissue(spec, "run")([pd.DataFrame(rows[:1]), pd.DataFrame(rows[1:])] if rows[1:] else [pd.DataFrame(rows)])
+    )
+    tables = []
+    for frame in frames:
+        assert list(frame.columns) == FOUND_TISSUE.names
+        tables.append(pa.Table.from_pandas(frame, FOUND_TISSUE, preserve_index=False, safe=True))
+    table = pa.concat_tables(tables)
+    assert not any(table[field.name].null_count for field in FOUND_TISSUE if not field.nullable)
+    result: list[dict[str, Any]] = table.to_pylist()
+    assert [row["image_id"] for row in result] == [row["image_id"] for row in rows]
+    return result
+
+
+def pretend_attempt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    context = SimpleNamespace(attemptNumber=lambda: number)
+    monkeypatch.setattr(failures, "TaskContext", SimpleNamespace(get=lambda: context))
+
+
+@pytest.mark.parametrize("name", ["a1", "a2", "b1", "c1", "d1"])
+def test_tiles_are_those_of_the_oracle(small_slides: Path, name: str) -> None:
+    path = small_slides / f"{name}.tif"
+    pixels = tifffile.imread(path, key=0)
+    [row] = find([slide_row(path)])
+    corners = list(zip(row["x_px"], row["y_px"], strict=True))
+    assert corners == [(int(x), int(y)) for x, y in kept_tiles(pixels)]
+    fractions = background_fractions(pixels)
+    close = 0.005 if name == "a1" else 1e-7  # a1 is averaged from its own lower level, of lossy JPEG
+    assert row["background_fraction"] == pytest.approx([fractions[y // 448, x // 448] for x, y in corners], abs=close)
+    assert (row["width_px"], row["height_px"]) == (pixels.shape[1], pixels.shape[0])
+    assert (row["status"], row["n_tiles"]) == ("ok", len(corners))
+    assert (row["level_read"], row["downsample"], row["error_code"]) == (0, 1.0, None)
+    assert (row["patient_id"], row["params_hash"], row["run_id"]) == ("007", "p", "run")
+
+
+def test_every_bad_slide_is_a_row_with_a_code_and_a_remedy(small_slides: Path, tmp_path: Path) -> None:
+    good = small_slides / "a1.tif"
+    rows = [slide_row(make(good, tmp_path, name)) for name, make in BAD_SLIDES.items()]
+    found = {row["image_id"]: row for row in find([*rows, slide_row(good)])}
+    for name, row in found.items():
+        if name in ("no_tissue", "flipped_tile_data", "a1"):  # damage under tiles may show only when they are read
+            continue
+        assert row["status"] == "failed", name
+        assert ErrorCode(row["error_code"]) is not ErrorCode.INTERNAL_ERROR, name
+        assert len(row["error_message"]) > 20 and "\n" not in row["error_message"]
+        assert row["n_tiles"] == 0 and row["x_px"] is None
+    assert (found["no_tissue"]["status"], found["no_tissue"]["n_tiles"]) == ("no_tissue", 0)
+    assert found["a1"]["status"] == "ok"
+
+
+def test_what_was_wrong_before_opening_is_passed_on() -> None:
+    [row] = find([slide_row(None, error_code="file_missing", error_message="no file of that name")])
+    assert (row["status"], row["error_code"], row["error_message"]) == (
+        "failed",
+        "file_missing",
+        "no file of that name",
+    )
+    assert row["uri"] is None
+
+
+def test_an_error_nobody_foresaw_is_a_row_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(uri: str, options: Any) -> None:
+        raise RuntimeError(f"refused {options['key']} at {uri}")
+
+    monkeypatch.setattr("udfs.slides.open_slide", broken)
+    spec = TissueSpec(448, None, 16, 190, 0.1, {"key": "topsecretkey"})
+    [row] = find([slide_row("https://host/slide.svs?sig=abcdefgh")], spec)
+    assert (row["status"], row["error_code"]) == ("failed", "internal_error")
+    assert "RuntimeError: refused *** at " in row["error_message"]
+    assert "topsecretkey" not in str(row) and "abcdefgh" not in str(row)
+
+
+@pytest.mark.parametrize(("attempt", "code"), [(0, None), (1, None), (2, "worker_died"), (3, "worker_died")])
+def test_a_slide_that_killed_its_worker_twice_is_given_up(
+    small_slides: Path, monkeypatch: pytest.MonkeyPatch, attempt: int, code: str | None
+) -> None:
+    pretend_attempt(monkeypatch, attempt)
+    [row] = find([slide_row(small_slides / "c1.tif")])
+    assert row["error_code"] == code
+    assert row["status"] == ("failed" if code else "ok")
+
+
+def test_at_a_target_mpp_tiles_span_more_of_the_slide(small_slides: Path) -> None:
+    spec = TissueSpec(448, 0.8, 16, 190, 1.0)
+    [row] = find([slide_row(small_slides / "a1.tif")], spec)
+    span = 448 * 0.8 / 0.5
+    assert row["downsample"] == pytest.approx(1.6) and row["level_read"] == 0
+    assert list(zip(row["x_px"], row["y_px"], strict=True)) == [(0, int(k * span)) for k in range(int(1856 // span))]
+
+
+def test_the_mpp_of_the_csv_wins_over_the_header(small_slides: Path) -> None:
+    spec = TissueSpec(448, 1.0, 16, 190, 1.0)
+    header, csv = find([slide_row(small_slides / "a1.tif"), slide_row(small_slides / "a1.tif", mpp=0.25)], spec)
+    assert (header["mpp_x"], header["downsample"], header["level_read"]) == (pytest.approx(0.5), pytest.approx(2.0), 0)
+    assert (csv["mpp_x"], csv["mpp_y"], csv["downsample"], csv["level_read"]) == (0.25, 0.25, 4.0, 1)
+
+
+def test_an_unknown_mpp_fails_only_where_a_target_is_set(small_slides: Path) -> None:
+    unknown = slide_row(small_slides / "c1.tif")
+    [row] = find([unknown])
+    assert (row["status"], row["mpp_x"]) == ("ok", None)
+    [row] = find([unknown], TissueSpec(448, 0.5, 16, 190, 0.1))
+    assert (row["status"], row["error_code"]) == ("failed", "mpp_unknown")
+    assert "mpp column" in row["error_message"]
+
+
+def test_progress_counts_slides(small_slides: Path) -> None:
+    counted: list[int] = []
+    rows = pd.DataFrame([slide_row(small_slides / "c1.tif"), slide_row(small_slides / "gone.tif")])
+    list(find_tissue(SPEC, "run", counted.append)([rows]))
+    assert sum(counted) == 2

@@ -1,0 +1,189 @@
+"""The patient CSV: what is refused names its lines, what is harmless is read, and every row finds its file or says why not."""
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from jobs.runtime.cohort import Image, Located, locate, parse_cohort, read_cohort
+from jobs.runtime.config import Config, ConfigError
+from udfs.wsi import ErrorCode
+
+HEADER = "image_id,center_id,patient_id,image_num"
+GOOD = f"{HEADER},label\na,n,001,0,CE\nb,n,001,1,CE\nc,s,2,0,LAA\n"
+
+
+def config_for(folder: Path, **slides: Any) -> Config:
+    return Config.model_validate(
+        {"patients": str(folder / "patients.csv"), "output": {"root": str(folder / "t")}, "slides": slides}
+    )
+
+
+def image(image_id: str, uri: str | None = None) -> Image:
+    return Image(image_id, "n", "p", 0, None, uri, None)
+
+
+REFUSED = {
+    "": ["empty"],
+    "\n\n": ["empty"],
+    HEADER: ["no rows"],
+    "image_id,patient_id\na,1\n": ["lacks center_id, image_num", "image_id, patient_id"],
+    "image_id;center_id;patient_id;image_num\n": ["lacks image_id"],
+    f"{HEADER},image_id\na,n,1,0,a\n": ["image_id twice"],
+    f"{HEADER}\na,n,1,0\nb,n,1,0\na,n,2,0\n": ["image_id is not unique", "a (lines 2, 4)"],
+    f"{HEADER}\na,n,1,0\n\n\nb,s,1,0\n": ["disagree on center_id", "patient 1", "'n' (lines 2)", "'s' (lines 5)"],
+    f"{HEADER},label\na,n,1,0,CE\nb,n,1,0,LAA\n": ["disagree on label", "'CE' (lines 2)", "'LAA' (lines 3)"],
+    f"{HEADER},label\na,n,1,0,CE\nb,n,1,0,\n": ["disagree on label", "'' (lines 3)"],
+    f"{HEADER}\n,n,1,0\nb, ,1,0\nc,n,,0\n": ["empty", "2 (image_id)", "3 (center_id)", "4 (patient_id)"],
+    f"{HEADER}\na,n\n": ["line 2 (patient_id)"],
+    f"{HEADER}\na/b,n,1,0\n": ["line 2", "image_id 'a/b'", "path separators"],
+    f"{HEADER}\na,n,..,0\n": ["line 2", "patient_id '..'"],
+    f"{HEADER}\na\\b,n,1,0\nc,n,x\x07y,0\n": ["line 2", "line 3", "control characters", r"'x\x07y'"],
+    f'{HEADER}\n"a\nb",n,1,0\n': ["line 3", r"'a\nb'", "control characters"],
+    f"{HEADER}\na,n,1,first\n": ["line 2", "image_num", "'first'", "whole number"],
+    f"{HEADER}\na,n,1,-1\n": ["line 2", "image_num", "'-1'"],
+    f"{HEADER}\na,n,1,3000000000\n": ["line 2", "image_num"],
+    f"{HEADER},mpp\na,n,1,0,half\n": ["line 2", "mpp", "'half'", "micrometres"],
+    f"{HEADER},mpp\na,n,1,0,0\n": ["line 2", "mpp"],
+    f"{HEADER},mpp\na,n,1,0,nan\n": ["line 2", "mpp"],
+    f"{HEADER}\na,n,1,0,x,y\n": ["line 2 has 6 cells, the header 4", "quote"],
+    f'{HEADER}\na,n,1,0\n"b,n,1,0\n': ["not CSV"],
+    f"{HEADER}\na,n,1\0,0\n": ["NUL", "UTF-8"],
+}
+
+
+@pytest.mark.parametrize("text", REFUSED, ids=lambda text: " ".join(REFUSED[text])[:60])
+def test_a_csv_at_fault_is_refused_in_one_line_with_its_rows(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_cohort(text.encode())
+    line = str(caught.value)
+    assert "\n" not in line
+    assert all(told in line for told in REFUSED[text]), line
+
+
+def test_another_encoding_is_refused_with_its_line() -> None:
+    with pytest.raises(ConfigError, match="line 3 is not UTF-8"):
+        parse_cohort(f"{HEADER}\na,n,1,0\nb,Köln,2,0\n".encode("latin-1"))
+    for encoding in ("utf-16", "utf-16-le"):
+        with pytest.raises(ConfigError, match="UTF-8"):
+            parse_cohort(GOOD.encode(encoding))
+
+
+def test_many_rows_at_fault_are_counted_not_listed() -> None:
+    rows = "".join(f"x,n,{i},0\ny{i},,{i},0\n" for i in range(20))
+    with pytest.raises(ConfigError, match=r"line 11 \(center_id\); and 15 more$"):
+        parse_cohort(f"{HEADER}\n{rows}".encode())
+
+
+def test_identifiers_stay_text() -> None:
+    rows = parse_cohort(f"{HEADER},mpp\n007,01,0042,3,0.25\n7,1e5,42,0,\n".encode())
+    assert rows == [
+        Image("007", "01", "0042", 3, None, None, 0.25),
+        Image("7", "1e5", "42", 0, None, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GOOD.encode("utf-8-sig"),
+        GOOD.replace("\n", "\r\n").encode(),
+        GOOD.replace("\n", "\n\n").encode() + b"\n,,,,\n  \n",
+        b"\n\n" + GOOD.encode().rstrip(),
+        GOOD.replace(",", " , ").encode(),
+        b'label,notes,image_id,patient_id,image_num,center_id\nCE,"a, b",a,001,0,n\nCE,"x\ny",b,001,1,n\nLAA,,c,2,0,s\n',
+    ],
+    ids=["byte order mark", "CRLF", "blank lines", "blank beginning", "spaces", "extra and quoted columns in any order"],
+)
+def test_what_is_harmless_is_read(data: bytes) -> None:
+    assert parse_cohort(data) == parse_cohort(GOOD.encode())
+
+
+def test_quoted_commas_and_other_scripts_are_kept() -> None:
+    [row] = parse_cohort(f'{HEADER},label\n"slide, 1",Köln,ß-7,0,"CE, sure"\n'.encode())
+    assert row == Image("slide, 1", "Köln", "ß-7", 0, "CE, sure", None, None)
+
+
+def test_a_csv_is_read_from_any_fsspec_uri_and_named_where_it_fails(tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe("/cohort/patients.csv", GOOD.encode())
+    config = config_for(tmp_path)
+    assert len(read_cohort(config.model_copy(update={"patients": "memory://cohort/patients.csv"}))) == 3
+    with pytest.raises(ConfigError, match=r"patients: no file at .*patients\.csv"):
+        read_cohort(config)
+    (tmp_path / "patients.csv").write_text(HEADER)
+    with pytest.raises(ConfigError, match=r"patients: .*patients\.csv: it has a header and no rows"):
+        read_cohort(config)
+    with pytest.raises(ConfigError, match=r"can't be read") as caught:
+        read_cohort(config.model_copy(update={"patients": "nosuch://u:SECRETSECRET@host/p.csv?sig=SECRETSECRET"}))
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    for name in ("a.svs", "deep/er/b.TIF", "north/c.svs", "south/c.tiff", "e.1.svs", "notes/f.txt", "007.tif", "7.tif"):
+        path = tmp_path / "slides" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "slides"
+
+
+def code(located: Located) -> ErrorCode | None:
+    return located.error.code if located.error else None
+
+
+def test_files_under_the_root_are_found_by_name_at_any_depth(slides: Path) -> None:
+    config = config_for(slides.parent, root=str(slides))
+    found = locate([image(name) for name in ("a", "b", "c", "e.1", "f", "007", "7", "gone")], config)
+    assert found["a"].uri == str(slides / "a.svs")
+    assert found["b"].uri == str(slides / "deep/er/b.TIF")
+    assert found["e.1"].uri == str(slides / "e.1.svs")
+    assert (found["007"].uri, found["7"].uri) == (str(slides / "007.tif"), str(slides / "7.tif"))
+    info = found["a"].info
+    assert info is not None
+    assert info.size_bytes == 5
+    assert {name for name, located in found.items() if located.error} == {"c", "f", "gone"}
+    assert (code(found["c"]), code(found["f"]), code(found["gone"])) == (
+        ErrorCode.FILE_AMBIGUOUS,
+        *[ErrorCode.FILE_MISSING] * 2,
+    )
+    ambiguous, gone = str(found["c"].error), str(found["gone"].error)
+    assert "north/c.svs" in ambiguous
+    assert "south/c.tiff" in ambiguous
+    assert "give its uri in the CSV" in ambiguous
+    assert all(told in gone for told in ("gone", str(slides), ".svs", "upload it"))
+
+
+def test_files_are_found_in_a_store_by_uri() -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/x/a.svs", b"12345")
+    found = locate([image("a")], config_for(Path("."), root="memory://bucket"))
+    assert found["a"].uri == "memory:///bucket/x/a.svs"
+
+
+def test_a_uri_in_the_csv_wins_over_the_root(slides: Path) -> None:
+    rows = [image("a", str(slides / "007.tif")), image("b"), image("x", f"file://{slides}/7.tif")]
+    rows += [image("gone", str(slides / "gone.svs")), image("folder", str(slides))]
+    found = locate(rows, config_for(slides.parent, root=str(slides)))
+    assert [found[row.image_id].uri for row in rows[:3]] == [rows[0].uri, str(slides / "deep/er/b.TIF"), rows[2].uri]
+    assert code(found["gone"]) is ErrorCode.FILE_MISSING
+    assert code(found["folder"]) is ErrorCode.NOT_A_SLIDE
+    assert locate(rows[:1], config_for(slides.parent))["a"].error is None
+
+
+def test_a_root_that_is_needed_and_not_there_stops_the_job(slides: Path) -> None:
+    with pytest.raises(ConfigError, match=r"slides\.root is not set and 2 rows of the CSV have no uri \(a, \.\.\.\)"):
+        locate([image("a"), image("b")], config_for(slides.parent))
+    with pytest.raises(ConfigError, match=r"slides\.root: no folder at .*nowhere"):
+        locate([image("a")], config_for(slides.parent, root=str(slides / "nowhere")))
+    with pytest.raises(ConfigError, match=r"slides\.root: nosuch://host/x can't be listed") as caught:
+        locate([image("a")], config_for(slides.parent, root="nosuch://u:SECRETSECRET@host/x"))
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_replaced_file_has_another_version(slides: Path) -> None:
+    config = config_for(slides.parent, root=str(slides))
+    before = locate([image("a")], config)["a"].info
+    assert locate([image("a")], config)["a"].info == before
+    (slides / "a.svs").write_bytes(b"other")
+    assert locate([image("a")], config)["a"].info != before

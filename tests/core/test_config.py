@@ -1,0 +1,219 @@
+"""Settings: typed, checked before anything starts, and never told with their secrets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from jobs.runtime.config import Config, ConfigError, describe_settings, load_config, settings_hash
+
+MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
+
+
+def written(folder: Path, content: Any) -> str:
+    path = folder / "config.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+def refusal(folder: Path, content: Any, *overrides: str) -> str:
+    """The one line that settings are refused with."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(folder, content), overrides)
+    line = str(caught.value)
+    assert line
+    assert "\n" not in line
+    return line
+
+
+def test_a_minimal_file_has_the_documented_defaults(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, MINIMAL))
+    tiling, encoder = config.tiling, config.encoder
+    assert (tiling.tile_px, tiling.mpp, tiling.mask_downsample, tiling.background_brightness) == (448, None, 16, 190)
+    assert (tiling.max_background, tiling.max_tiles_per_patient, tiling.seed) == (0.10, None, 0)
+    assert (encoder.name, encoder.weights, encoder.input_px) == ("efficientnet_b0", None, 224)
+    assert (config.histogram.bins, config.stain.weights, config.on_failed_slides) == (16, None, "report")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "nearest"),
+    [
+        ("tiling", "tile_size", "tiling.tile_px"),
+        ("tiling", "max_backgruond", "tiling.max_background"),
+        ("encoder", "weight", "encoder.weights"),
+        ("histogram", "bin", "histogram.bins"),
+        (None, "tilling", "tiling"),
+        (None, "max_background", "tiling.max_background"),
+        (None, "storage_options", "slides.storage_options"),
+        ("slides", "storage_option", "slides.storage_options"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest(tmp_path: Path, section: str | None, key: str, nearest: str) -> None:
+    content: dict[str, Any] = json.loads(json.dumps(MINIMAL))
+    content.setdefault(section, {})[key] = 1 if section else None
+    if section is None:
+        content[key] = content.pop(None) and None
+    named = f"{section}.{key}" if section else key
+    assert f"unknown setting {named}: did you mean {nearest}?" in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize("key", ["patients", "output.root"])
+def test_a_required_setting_is_asked_for(tmp_path: Path, key: str) -> None:
+    content: dict[str, Any] = {"patients": "patients.csv", "output": {"root": "tables"}}
+    content = {"output": content["output"]} if key == "patients" else {"patients": "p.csv", "output": {}}
+    assert refusal(tmp_path, content) == f"{key} is required: add it to the configuration or give {key}=VALUE"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("tiling.tile_px=many", ["tiling.tile_px", "integer", "'many'"]),
+        ("tiling.tile_px=8", ["tiling.tile_px", "greater than or equal to 16", "8"]),
+        ("tiling.max_background=1.5", ["tiling.max_background", "less than or equal to 1", "1.5"]),
+        ("tiling.mpp=0", ["tiling.mpp", "greater than 0"]),
+        ("tiling.mpp=.inf", ["tiling.mpp", "finite"]),
+        ("tiling.max_background=.nan", ["tiling.max_background"]),
+        ("histogram.bins=12", ["histogram.bins", "power of two", "12"]),
+        ("histogram.bins=64", ["histogram.bins", "32"]),
+        ("encoder.device=tpu", ["encoder.device", "'auto', 'cpu' or 'cuda'", "'tpu'"]),
+        ("on_failed_slides=maybe", ["on_failed_slides", "'report' or 'ignore'"]),
+        ("slides.extensions=5", ["slides.extensions", "5"]),
+        ("patients=[a, b]", ["patients", "string"]),
+        ("tiling=448", ["tiling", "448"]),
+        ("tiling.tile_px", ["dotted.key=value"]),
+        ("=5", ["dotted.key=value"]),
+        ("tiling..tile_px=5", ["dotted.key=value"]),
+        ("patients.x=5", ["patients is a value, not a section"]),
+        ("tiling.tile_px=[5", ["tiling.tile_px", "not YAML"]),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key_and_what_would_be_right(
+    tmp_path: Path, override: str, told: list[str]
+) -> None:
+    line = refusal(tmp_path, MINIMAL, override)
+    assert all(word in line for word in told), line
+
+
+def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
+    line = refusal(tmp_path, {"output": {"root": "t"}, "tiling": {"tile_px": 1, "tile": 5}})
+    assert all(word in line for word in ("patients is required", "tiling.tile_px", "unknown setting tiling.tile"))
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
+    uri = written(tmp_path, MINIMAL | {"tiling": {"max_background": 0.5, "seed": 3}, "stain": None})
+    overrides = ["tiling.max_background=0.2", "tiling.max_background=0.3", "tiling.mpp=null", "stain.weights=a=b.pth"]
+    config = load_config(uri, [*overrides, "slides.extensions=[.tif, .svs]", "slides.storage_options.anon=true"])
+    assert (config.tiling.max_background, config.tiling.seed, config.tiling.mpp) == (0.3, 3, None)
+    assert config.stain.weights == "a=b.pth"
+    assert config.slides.extensions == (".tif", ".svs")
+    assert config.slides.storage_options == {"anon": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("[1, 2]", "a mapping"), ("just text", "a mapping"), ("a: [1", "not YAML"), ("", "required"), ("a: b: c", "not YAML")],
+)
+def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    assert told in refusal(tmp_path, content)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config .*gone\.yaml: no such file"):
+        load_config(str(tmp_path / "gone.yaml"))
+
+
+def test_settings_come_from_any_fsspec_uri() -> None:
+    fsspec.filesystem("memory").pipe("/conf/run.yaml", yaml.safe_dump(MINIMAL).encode())
+    assert load_config("memory://conf/run.yaml").patients == "patients.csv"
+
+
+def test_storage_options_take_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIDES_KEY", "s3cr3t")
+    options = {"key": "${SLIDES_KEY}", "client_kwargs": {"url": "x${SLIDES_KEY}y", "n": 5}, "hosts": ["${SLIDES_KEY}"]}
+    config = load_config(written(tmp_path, MINIMAL | {"slides": {"storage_options": options}}))
+    expected = {"key": "s3cr3t", "client_kwargs": {"url": "xs3cr3ty", "n": 5}, "hosts": ["s3cr3t"]}
+    assert config.slides.storage_options == expected
+    monkeypatch.delenv("SLIDES_KEY")
+    assert "environment variable SLIDES_KEY is not set" in refusal(
+        tmp_path, MINIMAL | {"slides": {"storage_options": options}}
+    )
+
+
+SECRET = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=12, max_size=20).map("SECRET".__add__)
+OPTIONS = st.recursive(
+    SECRET | st.integers(10**9, 10**10),
+    lambda inner: st.lists(inner, min_size=1, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, min_size=1),
+    max_leaves=6,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(options=st.dictionaries(st.sampled_from(["key", "token", "client_kwargs"]), OPTIONS, min_size=1), secret=SECRET)
+def test_masked_settings_hold_no_secret(options: dict[str, Any], secret: str) -> None:
+    signed = f"https://user:{secret}@store.example/a.csv?sig={secret}"
+    config = Config.model_validate(
+        MINIMAL
+        | {"patients": signed, "slides": {"root": f"{signed}#{secret}", "storage_options": options}}
+        | {"encoder": {"weights": signed}, "stain": {"weights": f"simplecache::{signed}"}}
+    )
+    for told in (json.dumps(config.masked()), repr(config.masked())):
+        assert "SECRET" not in told
+        assert not any(part.isdigit() and len(part) >= 10 for part in told.replace('"', " ").replace("]", " ").split())
+    assert set(config.masked()["slides"]["storage_options"]) == set(options)
+    assert config.masked()["patients"] == "https://store.example/a.csv"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["slides:\n  storage_options: {key: SECRET, oops: [}\n", "slides: {storage_options: [SECRET]}\n" + yaml.safe_dump(MINIMAL)],
+)
+def test_refusals_hold_no_secret(tmp_path: Path, content: str) -> None:
+    assert "SECRET" not in refusal(tmp_path, content)
+    assert "SECRET" not in refusal(tmp_path, MINIMAL, "slides.storage_options.key={SECRET")
+
+
+def test_settings_in_the_repr_hold_no_storage_options() -> None:
+    config = Config.model_validate(MINIMAL | {"slides": {"storage_options": {"key": "SECRET"}}})
+    assert "SECRET" not in repr(config)
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in model.model_fields.items():
+        below = info.annotation
+        nested = isinstance(below, type) and issubclass(below, BaseModel)
+        keys += dotted_keys(below, f"{prefix}{name}.") if nested else [prefix + name]  # type: ignore[arg-type]
+    return keys
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    described = {key: (default, text) for key, default, text in describe_settings()}
+    assert list(described) == dotted_keys(Config)
+    assert all(text for _, text in described.values())
+    assert described["patients"][0] == described["output.root"][0] == "required"
+    config = Config.model_validate(MINIMAL)
+    for key, (default, _) in described.items():
+        if default != "required":
+            value: Any = config
+            for part in key.split("."):
+                value = getattr(value, part)
+            assert yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value), key
+
+
+def test_every_settings_file_of_the_project_is_valid() -> None:
+    folder = Path(__file__).parents[2] / "conf"
+    files = sorted(folder.glob("*.yaml"))
+    assert files
+    for file in files:
+        assert set(yaml.safe_load(file.read_text())) <= set(Config.model_fields)
+
+
+def test_the_hash_of_settings_is_of_their_values() -> None:
+    assert settings_hash({"a": 1, "b": [2]}) == settings_hash({"b": [2], "a": 1})
+    assert len({settings_hash(x) for x in (1, 1.5, "1", None, True, [1], {"a": 1}, {"a": "1"})}) == 8

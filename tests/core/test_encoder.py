@@ -1,0 +1,172 @@
+"""Embeddings are timm's own features, held against timm in fp32 by hand; what can't be used is refused by name."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from numpy.typing import NDArray
+
+from tests.slides.demo import WEIGHTS_NAME
+from tests.slides.make import Pixels
+from udfs.wsi.checkpoint import CheckpointError
+from udfs.wsi.encoder import Encoder, EncoderSpec
+
+LITE0 = "tf_efficientnet_lite0"
+SMALL = "test_efficientnet"
+
+
+@pytest.fixture(scope="module")
+def spec(demo_cohort: Path) -> EncoderSpec:
+    return EncoderSpec(LITE0, str(demo_cohort / "weights" / WEIGHTS_NAME), 224, "area", 4, "cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder(spec: EncoderSpec) -> Encoder:
+    return Encoder(spec)
+
+
+@pytest.fixture(scope="module")
+def small(encoder_weights: Path) -> EncoderSpec:
+    return EncoderSpec(SMALL, str(encoder_weights), 96, "area", 4, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tiles(pixels: Pixels) -> Pixels:
+    """Tissue, its border and glass: uint8 [7, 448, 448, 3]."""
+    corners = [(896, 896), (896, 1344), (1344, 2240), (448, 1344), (0, 0), (900, 1001), (1700, 2400)]
+    return np.stack([pixels[y : y + 448, x : x + 448] for x, y in corners])
+
+
+def by_hand(spec: EncoderSpec, resized: torch.Tensor) -> NDArray[Any]:
+    """[2, n, dim]: mean and max over the feature map of timm's whole model, float [n, 3, edge, edge] of 0 to 255 in."""
+    model = timm.create_model(spec.name, pretrained=False)
+    model.load_state_dict(safetensors.torch.load_file(str(spec.weights)), strict=False)
+    mean, std = (torch.tensor(model.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        features = model.eval().forward_features((resized / 255 - mean) / std)
+    return torch.stack([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))]).numpy()
+
+
+def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    result: NDArray[Any] = (a * b).sum(axis=-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    return result
+
+
+def test_embeddings_are_timms_in_fp32(encoder: Encoder, spec: EncoderSpec, tiles: Pixels) -> None:
+    halved = tiles.reshape(-1, 224, 2, 224, 2, 3).mean(axis=(2, 4), dtype=np.float32)
+    expected = by_hand(spec, torch.from_numpy(halved).permute(0, 3, 1, 2))
+    found = np.stack(encoder.embed(tiles))
+    assert found.dtype == np.float32
+    assert found.shape == (2, len(tiles), 1280)
+    assert encoder.dim == 1280
+    assert cosines(found, expected).min() >= 0.99999
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_tiles_of_the_models_own_size_are_not_resized(encoder: Encoder, spec: EncoderSpec, tiles: Pixels) -> None:
+    crops = tiles[:2, 100:324, 100:324]
+    expected = by_hand(spec, torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float())
+    assert cosines(np.stack(encoder.embed(crops)), expected).min() >= 0.99999
+
+
+def test_interpolation_model_is_as_the_model_was_trained(spec: EncoderSpec, tiles: Pixels) -> None:
+    """EfficientNet-Lite0 was trained on bicubic images: here by torchvision."""
+    from torchvision.transforms.v2.functional import InterpolationMode, resize  # noqa: PLC0415
+
+    x = torch.from_numpy(tiles[:3]).permute(0, 3, 1, 2).float()
+    bicubic = resize(x, [224, 224], InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
+    found = np.stack(Encoder(replace(spec, interpolation="model")).embed(tiles[:3]))
+    assert cosines(found, by_hand(spec, bicubic)).min() >= 0.99999
+    assert cosines(found, np.stack(Encoder(spec).embed(tiles[:3]))).min() < 0.99999
+
+
+def test_an_embedding_does_not_depend_on_its_batch(small: EncoderSpec, tiles: Pixels) -> None:
+    one, four, all_ = (np.stack(Encoder(replace(small, batch_size=n)).embed(tiles)) for n in (1, 4, 64))
+    np.testing.assert_allclose(four, one, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(all_, one, rtol=1e-3, atol=1e-4)
+    backwards = np.stack(Encoder(small).embed(tiles[::-1]))[:, ::-1]
+    np.testing.assert_allclose(backwards, one, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_tiles_give_the_same_bytes(small: EncoderSpec, tiles: Pixels) -> None:
+    assert np.stack(Encoder(small).embed(tiles)).tobytes() == np.stack(Encoder(small).embed(tiles)).tobytes()
+
+
+def test_no_tiles_give_no_rows(small: EncoderSpec) -> None:
+    average, maximum = Encoder(small).embed(np.zeros((0, 448, 448, 3), np.uint8))
+    assert average.shape == maximum.shape == (0, 256)
+
+
+def test_other_architectures_load_from_a_state_dict_with_their_classifier(tmp_path: Path, tiles: Pixels) -> None:
+    torch.manual_seed(1)
+    model = timm.create_model("test_resnet", pretrained=False)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "resnet.pth")
+    found = Encoder(EncoderSpec("test_resnet", str(tmp_path / "resnet.pth"), 96, "area", 8, "cpu"))
+    x = torch.from_numpy(tiles[:2, :96, :96].copy()).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(model.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        expected = model.eval().forward_features((x - mean) / std).mean(dim=(2, 3)).numpy()
+    assert cosines(found.embed(tiles[:2, :96, :96])[0], expected).min() >= 0.99999
+
+
+def test_the_fingerprint_is_of_the_weights(small: EncoderSpec, tmp_path: Path) -> None:
+    weights = safetensors.torch.load_file(str(small.weights))
+    torch.save(weights, tmp_path / "same.pth")
+    changed = {k: v + 1 if k.endswith("conv_stem.weight") else v for k, v in weights.items()}
+    safetensors.torch.save_file(changed, tmp_path / "other.safetensors")
+    own = Encoder(small).fingerprint
+    assert Encoder(replace(small, weights=str(tmp_path / "same.pth"), batch_size=1)).fingerprint == own
+    assert Encoder(replace(small, weights=str(tmp_path / "other.safetensors"))).fingerprint != own
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("efficientnet_b00", "efficientnet_b0"), ("resnt50", "resnet50"), ("effcientnet_b0", "efficientnet_b0")],
+)
+def test_an_unknown_model_is_told_close_ones(small: EncoderSpec, name: str, close: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is no timm model: did you mean .*\b{close}\b"):
+        Encoder(replace(small, name=name))
+
+
+def test_a_name_like_no_model_is_refused_without_a_guess(small: EncoderSpec) -> None:
+    with pytest.raises(ValueError, match=r"zzzzqqqq is no timm model$"):
+        Encoder(replace(small, name="zzzzqqqq"))
+
+
+def test_a_model_without_a_feature_map_is_refused(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", pretrained=False)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    edge = model.default_cfg["input_size"][-1]
+    spec = EncoderSpec("test_vit", str(tmp_path / "vit.safetensors"), edge, "area", 4, "cpu")
+    with pytest.raises(ValueError, match=r"test_vit yields \[1, \d+, \d+\], not a feature map .*choose a convolutional"):
+        Encoder(spec)
+    with pytest.raises(ValueError, match=r"test_vit"):
+        Encoder(replace(spec, input_px=edge + 32))
+
+
+def test_an_unknown_variant_of_a_model_is_refused_in_one_line(small: EncoderSpec) -> None:
+    with pytest.raises(ValueError, match=r"test_efficientnet\.nosuch") as caught:
+        Encoder(replace(small, name="test_efficientnet.nosuch"))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_model_are_refused_by_tensor(small: EncoderSpec, spec: EncoderSpec) -> None:
+    with pytest.raises(CheckpointError, match=r"does not fit test_efficientnet: .*give the checkpoint of that model") as caught:
+        Encoder(replace(small, weights=spec.weights))
+    assert str(spec.weights) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_is_out_of_reach_is_told_with_the_remedy(small: EncoderSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(CheckpointError, match=r"can't be had from the hub \(OSError\): set encoder\.weights"):
+        Encoder(replace(small, weights=None))

@@ -1,0 +1,70 @@
+"""A filesystem whose files can kill the process that reads certain bytes of them. What a run makes of it is for the tests.
+
+A process knows the protocol `boobytrap://` where the folder that `install` fills is on its PYTHONPATH.
+"""
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+PROTOCOL = "boobytrap://"
+
+
+class BoobytrapFileSystem(LocalFileSystem):  # type: ignore[misc]
+    """Local files; a trap fires where ranges of bytes are fetched, not where the header is read."""
+
+    protocol = "boobytrap"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = LocalFileSystem._strip_protocol(path.removeprefix(PROTOCOL))
+        return stripped
+
+    def cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **options: Any) -> list[bytes]:
+        for path, start, end in zip(paths, starts, ends, strict=True):
+            trap = _trap(Path(path))
+            if trap.exists():
+                armed = json.loads(trap.read_text())
+                if start < armed["stop"] and end > armed["start"]:
+                    _fire(Path(path), once=armed["once"])
+        parts: list[bytes] = super().cat_ranges(paths, starts, ends, **options)
+        return parts
+
+
+def install(folder: Path) -> dict[str, str]:
+    """Make the protocol known, by a package's entry point, where `folder` is on the path; the environment that it wants."""
+    information = folder / "boobytrap-0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: boobytrap\nVersion: 0\n")
+    (information / "entry_points.txt").write_text(f"[fsspec.specs]\nboobytrap = {__name__}:BoobytrapFileSystem\n")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])])}
+
+
+def set_trap(slide: Path, start: int, stop: int, *, once: bool) -> str:
+    """The URI by which reading bytes [start, stop) of `slide` kills; `once` disarms the trap as it fires."""
+    _trap(slide).write_text(json.dumps({"start": start, "stop": stop, "once": once}))
+    return f"{PROTOCOL}{slide}"
+
+
+def deaths(slide: Path) -> int:
+    """How many processes the trap of `slide` has killed."""
+    log = slide.with_suffix(".deaths")
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def _trap(slide: Path) -> Path:
+    return slide.with_suffix(".trap")
+
+
+def _fire(slide: Path, *, once: bool) -> None:
+    with slide.with_suffix(".deaths").open("a") as log:
+        log.write(f"{os.getpid()}\n")
+    if once:
+        _trap(slide).unlink()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.kill(os.getpid(), signal.SIGSEGV)

@@ -1,0 +1,79 @@
+"""Jobs started as users start them, each in a session of its own, whose every process ends with the test."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import yaml
+
+from jobs.runtime.config import Config
+
+_ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def preprocess_command(
+    config: Config, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`slidelake preprocess` while it runs; what it says goes to the end of `log`.
+
+    Its driver leads a session and a process group that the JVM joins; Spark's daemon of Python workers makes a group of
+    its own in that session. On leaving, every process of the session is killed.
+    """
+    settings = log.with_suffix(".yaml")
+    settings.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with log.open("ab") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs", "preprocess", "--config", str(settings)],
+            cwd=_ROOT,
+            env={**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        end_session(process.pid)
+        process.wait()
+
+
+def session_of(leader: int) -> list[psutil.Process]:
+    """The processes of a session that still run, its leader among them or dead."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+    return found
+
+
+def end_session(leader: int) -> None:
+    """Kill every process of a session."""
+
+    def gone() -> bool:
+        left = session_of(leader)
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        return not left
+
+    wait_until(gone, 30, "the processes of a job are gone")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, every: float = 0.02) -> None:
+    """Poll a condition; fails where it does not come true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(every)

@@ -1,0 +1,129 @@
+"""The driver killed at random moments and started again: never a doubled row, never half a patient, the same end."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jobs.runtime.config import Config
+from tests.conftest import write_csv
+from tests.faults.commands import end_session, preprocess_command, session_of, wait_until
+from tests.faults.frames import KEYS, assert_same_rows, frame, frames, versions
+
+PATIENTS = 6  # a wave each
+COMMITS_A_WAVE = 4  # tiles, slides, features, patients
+SEED = 20
+KILLS = 5  # of the driver's Python and its JVM
+COMMAND_S = 300
+
+Kill = Callable[[subprocess.Popen[bytes]], None]
+
+
+def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
+    small_config: Callable[..., Config],
+    small_slides: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    slides = ["a1", "b1", "d1"]
+    rows = [
+        (f"{slide}_{patient}", "north", f"{patient:03}", 0, "CE", small_slides / f"{slide}.tif")
+        for patient, slide in enumerate(slides * (PATIENTS // len(slides)))
+    ]
+    sections: dict[str, Any] = {"tiling": {"max_background": 0.8}, "run": {"wave_slides": 1}}
+    undisturbed = small_config(output={"root": str(tmp_path / "undisturbed")}, **sections)
+    config = small_config(**sections)
+    write_csv(Path(config.patients), rows, "image_id,center_id,patient_id,image_num,label,uri")
+    commit_s = _run_to_the_end(undisturbed, tmp_path / "undisturbed.txt")
+    expected = frames(Path(undisturbed.output.root))
+    root = Path(config.output.root)
+
+    draw = random.Random(SEED)
+    kills: list[Kill] = [_kill_driver_and_jvm] * KILLS
+    kills.insert(2, _kill_python_and_let_the_jvm_notice)
+    for number, kill in enumerate(kills):
+        commits = draw.choice([1, 2, 3]) if number else 0  # the first is killed before it has committed anything
+        delay_s = draw.uniform(0, commit_s)
+        log = tmp_path / f"killed_{number}.txt"
+        before = _commits(root)
+        with preprocess_command(config, log) as job:
+            wait_until(
+                lambda job=job, after=before + commits: (
+                    (_has_tables(root) and _commits(root) >= after)  # type: ignore[misc]
+                    or job.poll() is not None
+                ),
+                COMMAND_S,
+                f"commit {before + commits}",
+            )
+            time.sleep(delay_s)  # the moment is random, nothing is waited for
+            assert job.poll() is None, f"run {number} ended before it was killed:\n{log.read_text()}"
+            begun = time.monotonic()
+            kill(job)
+            gone_s = time.monotonic() - begun
+        moment = (
+            f"{kill.__name__.strip('_')} {delay_s:.2f} s after commit {commits} of run {number}: "
+            f"{_commits(root)} of {PATIENTS * COMMITS_A_WAVE} commits there, "
+            f"{frame(root, 'patients').height} of {PATIENTS} waves whole, gone after {gone_s:.1f} s"
+        )
+        print(moment)
+        record_property(f"kill_{number}", moment)
+        _assert_sound(root, expected, moment)
+
+    assert _commits(root) < PATIENTS * COMMITS_A_WAVE, "there is work left for the last run"
+    _run_to_the_end(config, tmp_path / "last.txt")
+    for name, rows_found in frames(root).items():
+        assert_same_rows(rows_found, expected[name])
+
+
+def _run_to_the_end(config: Config, log: Path) -> float:
+    """Seconds from commit to commit, on the average."""
+    root = Path(config.output.root)
+    with preprocess_command(config, log) as job:
+        wait_until(lambda: _has_tables(root) or job.poll() is not None, COMMAND_S, "the tables are there")
+        begun = time.monotonic()
+        assert job.wait(COMMAND_S) == 0, log.read_text()
+    return (time.monotonic() - begun) / (PATIENTS * COMMITS_A_WAVE)
+
+
+def _kill_driver_and_jvm(job: subprocess.Popen[bytes]) -> None:
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    end_session(job.pid)  # what is left: Python workers, as when the machine goes
+
+
+def _kill_python_and_let_the_jvm_notice(job: subprocess.Popen[bytes]) -> None:
+    assert len(session_of(job.pid)) > 1, "the JVM is there"
+    job.kill()
+    job.wait()
+    wait_until(lambda: not session_of(job.pid), 60, "JVM and workers have ended by themselves")
+
+
+def _has_tables(root: Path) -> bool:
+    return (root / "runs" / "_delta_log" / f"{0:020}.json").exists()
+
+
+def _commits(root: Path) -> int:
+    """Commits of rows, all tables together, doubled ones too; making a table is none."""
+    return sum(versions(root).values())
+
+
+def _assert_sound(root: Path, expected: dict[str, pl.DataFrame], moment: str) -> None:
+    found = frames(root)
+    for name, rows in found.items():
+        assert not rows.select(KEYS[name]).is_duplicated().any(), f"{moment}: doubled keys in {name}"
+    committed = found["patients"]["patient_id"]
+    assert_same_rows(found["patients"], expected["patients"].filter(pl.col("patient_id").is_in(committed)))
+    for patient in found["patients"].iter_rows(named=True):
+        bag = np.frombuffer(patient["embeddings_avg"], "<f4").reshape(patient["n_tiles"], patient["embedding_dim"])
+        assert np.isfinite(bag).all() and len(patient["tile_index"]) == len(bag) > 0, moment
+        assert patient["complete"] and patient["n_images"] == 1, moment
+    for slide in found["slides"].iter_rows(named=True):
+        there = found["tiles"].filter(pl.col("image_id") == slide["image_id"]).height
+        assert there == slide["n_tiles"], f"{moment}: slides row of {slide['image_id']} without its tiles"

@@ -1,0 +1,200 @@
+"""The command line: what ends before Spark starts, what a whole run says, and its exit status."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from jobs import __main__ as command
+from jobs.__main__ import JOBS
+from jobs.runtime.config import Config, describe_settings
+from tests.slides.damage import BAD_SLIDES
+
+ROOT = Path(__file__).parents[2]
+SECRET = "c2VjcmV0LW9mLXRoZS1jbGk"
+
+
+def slidelake(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user runs it."""
+    environment = os.environ | {
+        "SLIDELAKE_TEST_KEY": SECRET,
+        "PYTHONDONTWRITEBYTECODE": "",
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config_file(small_config: Callable[..., Config], tmp_path: Path) -> Path:
+    """Settings of the small cohort as a file, with a secret from the environment."""
+    settings = small_config().model_dump(mode="json")
+    settings["slides"]["storage_options"] = {"account_key": "${SLIDELAKE_TEST_KEY}", "depth": 3}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Say:
+    """The command in this process, where to start Spark is an error: (exit status, stdout, stderr)."""
+
+    def no_spark(name: str) -> None:
+        raise AssertionError(f"Spark was started for {name}")
+
+    monkeypatch.setattr("jobs.runtime.cli.start_session", no_spark)
+    monkeypatch.setenv("SLIDELAKE_TEST_KEY", SECRET)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["slidelake", *arguments])
+        capfd.readouterr()
+        try:
+            status = command.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tiling.max_backgruond=0.2", "tiling.max_background"),
+        ("encoder.batchsize=3", "encoder.batch_size"),
+        ("tilng.tile_px=3", "tiling"),
+        ("tiling.tile_px=many", "tiling.tile_px"),
+        ("tiling.max_background=1.5", "tiling.max_background"),
+        ("histogram.bins=12", "power of two"),
+        ("tiling.tile_px", "dotted.key=value"),
+        ("=3", "dotted.key=value"),
+        ("patients.x=3", "patients"),
+        ("tiling.mpp=[", "not YAML"),
+        ("patients=/nowhere/patients.csv", "/nowhere/patients.csv"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_status_2(say: Say, config_file: Path, override: str, said: str) -> None:
+    status, out, err = say("preprocess", "--config", str(config_file), override)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image_id,patient_id,image_num\na,b,0\n", "center_id"),
+        ("image_id,center_id,patient_id,image_num\na,c,b,0\na,c,b,1\n", "lines 2, 3"),
+        ("", "empty"),
+    ],
+)
+def test_a_bad_csv_is_one_line_and_status_2_before_spark_starts(
+    say: Say, config_file: Path, tmp_path: Path, job: str, text: str, said: str
+) -> None:
+    (tmp_path / "patients.csv").write_text(text)
+    status, out, err = say(job, "--config", str(config_file))
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and said in err and str(tmp_path / "patients.csv") in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["preprocess"], "--config"),
+        (["preprocess", "--config", "/nowhere/c.yaml"], "/nowhere/c.yaml"),
+        (["preproces", "--config", "c.yaml"], "preprocess"),
+        (["preprocess", "--config", "c.yaml", "--retry"], "--config"),
+        (["stainnet", "--config", "c.yaml", "--retry-failed"], "--retry-failed"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_2(say: Say, arguments: list[str], said: str) -> None:
+    status, out, err = say(*arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and (said in err or "no such file" in err)
+
+
+def test_an_environment_variable_that_is_not_set_is_named(
+    say: Say, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLIDELAKE_TEST_KEY")
+    status, _, err = say("preprocess", "--config", str(config_file))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "SLIDELAKE_TEST_KEY" in err
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_explains_every_setting(say: Say, job: str) -> None:
+    status, out, err = say(job, "--help")
+    assert (status, err) == (0, "")
+    keys = [key for key, _, _ in describe_settings()]
+    assert len(keys) > 25 and {"tiling.tile_px", "encoder.name", "output.root", "on_failed_slides"} <= set(keys)
+    assert [key for key in keys if f"  {key} " not in out] == []
+    assert all(text for _, _, text in describe_settings())
+    assert "exit status" in out
+
+
+def test_the_command_lists_its_jobs_and_its_version(say: Say) -> None:
+    status, out, _ = say("--help")
+    assert status == 0 and all(job in out for job in JOBS)
+    assert say()[1] == out
+    assert say("--version")[:2] == (0, f"slidelake {version('slidelake')}\n")
+
+
+def test_print_config_masks_secrets_and_applies_overrides(say: Say, config_file: Path) -> None:
+    arguments = ("preprocess", "--config", str(config_file), "--print-config")
+    status, out, err = say(*arguments, "tiling.mpp=0.5", "patients=https://me:pw123456@host/p.csv?sig=abcdef")
+    assert (status, err) == (0, "")
+    settings = yaml.safe_load(out)
+    assert settings["tiling"]["mpp"] == 0.5
+    assert settings["slides"]["storage_options"]["account_key"] == "***"
+    assert settings["patients"] == "https://host/p.csv"
+    assert SECRET not in out
+
+
+def test_a_users_mistake_is_one_line_from_the_shell_too(config_file: Path) -> None:
+    done = slidelake("preprocess", "--config", str(config_file), "encoder.nmae=x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "slidelake preprocess: unknown setting encoder.nmae: did you mean encoder.name?\n"
+
+
+def test_a_run_names_failed_slides_and_keeps_secrets(small_slides: Path, config_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    (folder / "a1.tif").symlink_to(small_slides / "a1.tif")
+    (folder / "a2.tif").symlink_to(small_slides / "a2.tif")
+    BAD_SLIDES["zero_bytes"](small_slides / "a1.tif", folder, "b1")
+    (tmp_path / "patients.csv").write_text(
+        "image_id,center_id,patient_id,image_num\na1,n,001,0\na2,n,002,0\nb1,n,002,1\n"
+    )
+    arguments = ("preprocess", "--config", str(config_file), f"slides.root={folder}")
+    done = slidelake(*arguments)
+    assert done.returncode == 3, done.stderr
+    [failed] = [line for line in done.stderr.splitlines() if "failed:" in line]
+    assert failed.startswith("slidelake: failed: b1: file_empty: ") and "upload it again" in failed
+    assert "2 ok, 0 without tissue, 1 failed (1 file_empty)" in done.stdout
+    assert "Traceback" not in done.stderr and "WARN" not in done.stderr.replace("WARNING: Using incubator modules", "")
+    ignored = slidelake(*arguments, "on_failed_slides=ignore")
+    assert ignored.returncode == 0, ignored.stderr
+    assert "0 encoded in this run" in ignored.stdout and "b1" in ignored.stderr
+    tables = tmp_path / "tables"
+    runs = pl.read_delta(str(tables / "runs"))
+    assert sorted(runs["status"]) == ["done", "done"]
+    assert "***" in runs["config"][0]
+    for said in (done.stdout, done.stderr, ignored.stdout, ignored.stderr, str(runs.to_dicts())):
+        assert SECRET not in said
+    assert not [path for path in tables.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]

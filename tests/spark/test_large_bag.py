@@ -1,0 +1,50 @@
+"""A bag too large for a table's cell costs its patient the row, and nobody else anything."""
+
+from collections.abc import Callable
+
+import pytest
+from deltalake import DeltaTable
+from pyspark.sql import SparkSession
+
+from jobs.runtime.config import Config
+from tests.conftest import preprocess_in
+from tests.spark.conftest import Finished, by, rows_of, unchanged, without
+
+
+def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(
+    spark: SparkSession, finished: Finished, again: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = again()
+    before = by(rows_of(finished.config, "patients"), "patient_id")
+    sizes = {name: len(row["embeddings_avg"]) for name, row in before.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    assert sorted(sizes.values())[-2] < sizes[largest]
+    DeltaTable(f"{config.output.root}/patients").delete("patient_id != '009'")
+    monkeypatch.setattr("jobs.patients.MAX_BAG_BYTES", sizes[largest] - 1)
+    with unchanged(config, "slides", "tiles", "features"):
+        run = preprocess_in(spark, config)
+    [problem] = run.problems
+    tiles, fit = before[largest]["n_tiles"], (sizes[largest] - 1) // (256 * 4)
+    for part in (
+        f"patient {largest}",
+        f"{tiles} tiles",
+        f"{sizes[largest]:,} bytes",
+        "max_tiles_per_patient",
+        f" {fit} ",
+    ):
+        assert part in problem
+    after = rows_of(config, "patients")
+    expected = [row for row in rows_of(finished.config, "patients") if row["patient_id"] != largest]
+    assert without(after, "run_id") == without(expected, "run_id")
+    with unchanged(config, "slides", "tiles", "features", "patients"):
+        assert preprocess_in(spark, config).problems == [problem]  # said every time, until it is mended
+
+
+def test_a_row_that_has_become_too_large_is_taken_out(
+    spark: SparkSession, again: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = again(tiling={"background_brightness": 205})
+    monkeypatch.setattr("jobs.patients.MAX_BAG_BYTES", 1)
+    run = preprocess_in(spark, config)
+    assert len(run.problems) == len({row["patient_id"] for row in rows_of(config, "features")})
+    assert rows_of(config, "patients") == []

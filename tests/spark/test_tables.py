@@ -1,0 +1,115 @@
+"""The tables as others read them: deltalake, polars, DuckDB and Spark SQL; comments, protocol, no secrets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import duckdb
+import polars as pl
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs.runtime.tables import SCHEMAS
+from tests.spark.conftest import SECRET, TABLES, Finished
+
+KEYS = {
+    "slides": ["image_id"],
+    "tiles": ["image_id", "x_px", "y_px"],
+    "features": ["image_id", "x_px", "y_px"],
+    "patients": ["patient_id"],
+    "runs": ["run_id"],
+}
+
+
+def path_of(finished: Finished, name: str) -> str:
+    return f"{finished.config.output.root}/{name}"
+
+
+def comparable(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Rows by key, maps as dicts and bytes as bytes, which the readers give in several shapes."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytearray | memoryview):
+            return bytes(value)
+        if isinstance(value, list | tuple):
+            items = [plain(item) for item in value]
+            if items and all(isinstance(item, dict) and set(item) == {"key", "value"} for item in items):
+                return {item["key"]: item["value"] for item in items}
+            if items and all(isinstance(item, list) and len(item) == 2 for item in items):
+                return dict(items)
+            return items
+        return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    cleaned = [{key: plain(value) for key, value in row.items() if key[-3:] != "_at"} for row in rows]
+    return sorted(cleaned, key=lambda row: [row[key] for key in KEYS[name]])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_four_readers_see_the_same_rows(spark: SparkSession, finished: Finished, name: str) -> None:
+    path = path_of(finished, name)
+    table = deltalake.DeltaTable(path)
+    with_polars = comparable(pl.read_delta(path).to_dicts(), name)
+    assert with_polars
+    assert list(with_polars[0]) == [column for column in SCHEMAS[name].names if column[-3:] != "_at"]
+    # DuckDB's own reader of Delta is an extension that it downloads; its Parquet reader over the live files is not.
+    with duckdb.connect() as connection:
+        relation = connection.execute("SELECT * FROM read_parquet($files)", {"files": table.file_uris()})
+        with_duckdb = pl.DataFrame(relation.to_arrow_table()).to_dicts()
+    assert comparable(with_duckdb, name) == with_polars
+    by_deltalake = deltalake.QueryBuilder().register("t", table).execute("SELECT * FROM t")
+    assert comparable(pl.DataFrame(by_deltalake).to_dicts(), name) == with_polars
+    by_spark = spark.sql(f"SELECT * FROM delta.`{path}`").collect()
+    assert comparable([row.asDict(recursive=True) for row in by_spark], name) == with_polars
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_column_says_what_it_holds(spark: SparkSession, finished: Finished, name: str) -> None:
+    comments = {row.col_name: row.comment for row in spark.sql(f"DESCRIBE delta.`{path_of(finished, name)}`").collect()}
+    assert list(comments) == SCHEMAS[name].names
+    assert all(comment and len(comment) > 5 for comment in comments.values())
+    for column, comment in comments.items():
+        if column.endswith("_px") and column != "tile_px":
+            assert "level-0 pixels" in comment, column
+        if column.startswith("mpp"):
+            assert "micrometres" in comment, column
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_old_readers_can_read_the_table(finished: Finished, name: str) -> None:
+    table = deltalake.DeltaTable(path_of(finished, name))
+    protocol, properties = table.protocol(), table.metadata().configuration
+    assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
+    assert not protocol.reader_features and not protocol.writer_features
+    assert properties["delta.enableDeletionVectors"] == "false"
+    assert properties["delta.columnMapping.mode"] == "none"
+    assert table.metadata().partition_columns == []
+
+
+@pytest.mark.parametrize("name", ["slides", "tiles", "features", "patients"])
+def test_keys_are_not_null(finished: Finished, name: str) -> None:
+    nullable = {
+        column.name: column.nullable for column in deltalake.DeltaTable(path_of(finished, name)).schema().fields
+    }
+    assert not any(nullable[key] for key in KEYS[name])
+
+
+def test_the_run_is_on_record(finished: Finished) -> None:
+    [row] = comparable(pl.read_delta(path_of(finished, "runs")).to_dicts(), "runs")
+    assert (row["run_id"], row["job"], row["status"]) == (finished.run.run_id, "preprocess", "done")
+    settings = json.loads(row["config"])
+    assert settings["tiling"]["max_background"] == 0.5
+    assert settings["slides"]["storage_options"] == {"account_key": "***"}
+    assert row["counts"]["slides_processed"] == 10 and row["counts"]["waves"] == 2
+    assert set(row["tables_written"]) >= {"slides", "tiles", "features", "patients"}
+    assert {"plan", "slides", "features", "patients"} <= set(row["timings"])
+    assert row["versions"]["pyspark"] and row["versions"]["slidelake"]
+
+
+def test_secrets_are_in_no_file_and_no_row(finished: Finished) -> None:
+    assert finished.config.slides.storage_options["account_key"] == SECRET
+    files = [path for path in Path(finished.config.output.root).rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    for name in TABLES:  # Parquet compresses, so the files alone do not tell
+        assert SECRET not in str(pl.read_delta(path_of(finished, name)).to_dicts())
