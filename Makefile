@@ -98,5 +98,5 @@ check: setup  ## format, lint, types, import contracts
 bench: setup  ## benchmarks, all or ONLY=name,name
 	python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-clean:  ## remove what the demo wrote
-	rm -rf data/demo
+clean:  ## remove what demo and benchmarks wrote
+	rm -rf data/demo data/bench

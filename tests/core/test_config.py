@@ -55,10 +55,7 @@ def test_a_minimal_file_has_the_documented_defaults(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_setting_names_the_nearest(tmp_path: Path, section: str | None, key: str, nearest: str) -> None:
-    content: dict[str, Any] = json.loads(json.dumps(MINIMAL))
-    content.setdefault(section, {})[key] = 1 if section else None
-    if section is None:
-        content[key] = content.pop(None) and None
+    content = MINIMAL | ({section: {key: 1}} if section else {key: None})
     named = f"{section}.{key}" if section else key
     assert f"unknown setting {named}: did you mean {nearest}?" in refusal(tmp_path, content)
 
@@ -117,7 +114,13 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("[1, 2]", "a mapping"), ("just text", "a mapping"), ("a: [1", "not YAML"), ("", "required"), ("a: b: c", "not YAML")],
+    [
+        ("[1, 2]", "a mapping"),
+        ("just text", "a mapping"),
+        ("a: [1", "not YAML"),
+        ("", "required"),
+        ("a: b: c", "not YAML"),
+    ],
 )
 def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, content: str, told: str) -> None:
     assert told in refusal(tmp_path, content)
@@ -171,7 +174,10 @@ def test_masked_settings_hold_no_secret(options: dict[str, Any], secret: str) ->
 
 @pytest.mark.parametrize(
     "content",
-    ["slides:\n  storage_options: {key: SECRET, oops: [}\n", "slides: {storage_options: [SECRET]}\n" + yaml.safe_dump(MINIMAL)],
+    [
+        "slides:\n  storage_options: {key: SECRET, oops: [}\n",
+        "slides: {storage_options: [SECRET]}\n" + yaml.safe_dump(MINIMAL),
+    ],
 )
 def test_refusals_hold_no_secret(tmp_path: Path, content: str) -> None:
     assert "SECRET" not in refusal(tmp_path, content)

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision.transforms.v2.functional as torchvision_  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from tests.slides.demo import WEIGHTS_NAME
@@ -77,10 +78,8 @@ def test_tiles_of_the_models_own_size_are_not_resized(encoder: Encoder, spec: En
 
 def test_interpolation_model_is_as_the_model_was_trained(spec: EncoderSpec, tiles: Pixels) -> None:
     """EfficientNet-Lite0 was trained on bicubic images: here by torchvision."""
-    from torchvision.transforms.v2.functional import InterpolationMode, resize  # noqa: PLC0415
-
     x = torch.from_numpy(tiles[:3]).permute(0, 3, 1, 2).float()
-    bicubic = resize(x, [224, 224], InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
+    bicubic = torchvision_.resize(x, [224, 224], torchvision_.InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
     found = np.stack(Encoder(replace(spec, interpolation="model")).embed(tiles[:3]))
     assert cosines(found, by_hand(spec, bicubic)).min() >= 0.99999
     assert cosines(found, np.stack(Encoder(spec).embed(tiles[:3]))).min() < 0.99999
@@ -144,7 +143,9 @@ def test_a_model_without_a_feature_map_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file(model.state_dict(), tmp_path / "vit.safetensors")
     edge = model.default_cfg["input_size"][-1]
     spec = EncoderSpec("test_vit", str(tmp_path / "vit.safetensors"), edge, "area", 4, "cpu")
-    with pytest.raises(ValueError, match=r"test_vit yields \[1, \d+, \d+\], not a feature map .*choose a convolutional"):
+    with pytest.raises(
+        ValueError, match=r"test_vit yields \[1, \d+, \d+\], not a feature map .*choose a convolutional"
+    ):
         Encoder(spec)
     with pytest.raises(ValueError, match=r"test_vit"):
         Encoder(replace(spec, input_px=edge + 32))
@@ -157,13 +158,17 @@ def test_an_unknown_variant_of_a_model_is_refused_in_one_line(small: EncoderSpec
 
 
 def test_weights_of_another_model_are_refused_by_tensor(small: EncoderSpec, spec: EncoderSpec) -> None:
-    with pytest.raises(CheckpointError, match=r"does not fit test_efficientnet: .*give the checkpoint of that model") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"does not fit test_efficientnet: .*give the checkpoint of that model"
+    ) as caught:
         Encoder(replace(small, weights=spec.weights))
     assert str(spec.weights) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_is_out_of_reach_is_told_with_the_remedy(small: EncoderSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_out_of_reach_is_told_with_the_remedy(
+    small: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("no route to the hub")
 

@@ -72,12 +72,14 @@ def test_shrinking_by_a_whole_number_is_the_mean_of_squares(shrink: int) -> None
 def test_other_sizes_are_pillows_box_and_bilinear(edge: int) -> None:
     image = np.random.default_rng(edge).integers(0, 256, (100, 100, 3), np.uint8)
     method = Image.Resampling.BOX if edge < 100 else Image.Resampling.BILINEAR
-    np.testing.assert_array_equal(resample(image, edge), np.asarray(Image.fromarray(image).resize((edge, edge), method)))
+    np.testing.assert_array_equal(
+        resample(image, edge), np.asarray(Image.fromarray(image).resize((edge, edge), method))
+    )
 
 
 def test_a_tile_at_a_target_spacing_shows_the_place_it_spans(tmp_path: Path) -> None:
     """Tile (1, 1) at three times the spacing is the mean of 3 x 3 pixels there, whichever level it came from."""
-    image: Pixels = position_pixels(512, 512) // 4
+    image: Pixels = position_pixels(512, 512) // np.uint8(4)
     path = write_slide(tmp_path / "slide.tif", image, compression="deflate", pyramid=True, levels=(2,), mpp=0.25)
     with open_slide(str(path)) as slide:
         assert slide.mpp_x == pytest.approx(0.25)

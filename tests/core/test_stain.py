@@ -76,14 +76,14 @@ def test_weights_load_from_every_usual_file(tensors: Tensors, tmp_path: Path, ki
     elif kind == "legacy":
         torch.save(tensors, path, _use_new_zipfile_serialization=False)
     else:
-        content: dict[str, Any] = {
+        contents: dict[str, Any] = {
             "plain": tensors,
             "DataParallel": parallel,
             "state_dict": {"state_dict": tensors, "epoch": 3},
             "model": {"model": tensors, "optimizer": {"lr": 0.1}},
             "both": {"state_dict": parallel},
-        }[kind]
-        torch.save(content, path)
+        }
+        torch.save(contents[kind], path)
     net = load_stainnet(str(path))
     assert fingerprint(net.state_dict()) == fingerprint(tensors)
 
@@ -156,7 +156,13 @@ def test_a_whole_model_is_refused(tmp_path: Path) -> None:
     "content",
     [
         *(b"", b"not weights at all, but a note", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", b"PK\x03\x04broken zip"),
-        *(pickle.dumps([1, 2, 3]), pickle.dumps({"a": 1}), b"\x80\x02", bytes(range(256)), b"\x08" + b"\0" * 7 + b"{oops!}"),
+        *(
+            pickle.dumps([1, 2, 3], 2),
+            pickle.dumps({"a": 1}, 2),
+            b"\x80\x02",
+            bytes(range(256)),
+            b"\x08" + b"\0" * 7 + b"{oops!}",
+        ),
         b"\xff" * 8 + b"{",
     ],
 )
@@ -181,7 +187,7 @@ def test_bytes_flipped_in_weights_never_raise_anything_else(tensors: Tensors, tm
             try:
                 load_stainnet(str(tmp_path / name))
             except CheckpointError as error:
-                assert "\n" not in str(error)  # noqa: PT017
+                assert "\n" not in str(error)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

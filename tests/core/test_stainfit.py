@@ -67,7 +67,9 @@ def test_a_transfer_gives_the_targets_mean_and_spread(tiles: dict[str, Pixels]) 
     np.testing.assert_allclose(moved.std(axis=0), wanted.std(axis=0), atol=0.5)
 
 
-@pytest.mark.parametrize("pixels_", [np.zeros((0, 3), np.uint8), np.full((1, 3), 9, np.uint8), np.full((9, 3), 9, np.uint8)])
+@pytest.mark.parametrize(
+    "pixels_", [np.zeros((0, 3), np.uint8), np.full((1, 3), 9, np.uint8), np.full((9, 3), 9, np.uint8)]
+)
 def test_pixels_that_are_all_alike_have_no_appearance(pixels_: Pixels) -> None:
     with pytest.raises(ValueError, match="no appearance"):
         appearance(pixels_)

@@ -14,6 +14,11 @@ import yaml
 from jobs.runtime.config import Config
 
 _ROOT = Path(__file__).parents[2]
+_ENVIRONMENT = {
+    "SPARK_LOCAL_IP": "127.0.0.1",
+    # Tables of a dozen rows: few tasks, and plans interpreted rather than compiled.
+    "PYSPARK_SUBMIT_ARGS": "--conf spark.sql.shuffle.partitions=2 --conf spark.sql.codegen.wholeStage=false pyspark-shell",
+}
 
 
 @contextmanager
@@ -31,7 +36,7 @@ def preprocess_command(
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs", "preprocess", "--config", str(settings)],
             cwd=_ROOT,
-            env={**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", **(environment or {})},
+            env={**os.environ, **_ENVIRONMENT, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
