@@ -25,6 +25,10 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f".{extension.lower().removeprefix('.')}" for extension in extensions)
+
+
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError("must be a power of two")
@@ -37,7 +41,7 @@ class Slides(_Section):
     root: str | None = Field(
         None, description="folder or bucket of the slides, any fsspec URI; files are found at any depth by image_id"
     )
-    extensions: tuple[str, ...] = Field(
+    extensions: Annotated[tuple[str, ...], AfterValidator(_with_dots)] = Field(
         (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif"), description="file name endings that are slides"
     )
     storage_options: dict[str, Any] = Field(
@@ -178,6 +182,8 @@ def load_config(uri: str, overrides: Sequence[str] = ()) -> Config:
     options = loaded.get("slides") if isinstance(loaded.get("slides"), dict) else None
     if options and "storage_options" in options:
         options["storage_options"] = _expand(options["storage_options"])
+    sections = {name.partition(".")[0] for name, _, _ in describe_settings() if "." in name}
+    loaded = {key: {} if value is None and key in sections else value for key, value in loaded.items()}
     try:
         return Config.model_validate(loaded)
     except ValidationError as error:
@@ -256,5 +262,7 @@ def _explain(item: Any) -> str:
         return f"unknown setting {key}: did you mean {(same_name or close)[0]}?"
     if item["type"] == "missing":
         return f"{key} is required: add it to the configuration or give {key}=VALUE"
+    if item["type"] == "model_type":
+        return f"{key} is a section: write its settings below it, not {item['input']!r}"
     value = "" if "storage_options" in path else f" (it is {item['input']!r})"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{value}"

@@ -138,7 +138,9 @@ def _judge(survey: pd.DataFrame, config: Config) -> pd.DataFrame:
         )
     )
     survey["features_stale"] = survey["slide_stale"] | ~same
-    if config.tiling.max_tiles_per_patient:  # a slide that comes, goes or changes moves the sample of the patient's others
+    if (
+        config.tiling.max_tiles_per_patient
+    ):  # a slide that comes, goes or changes moves the sample of the patient's others
         moved = survey[survey["slide_stale"]]
         patients_moved = {*moved["patient_id"], *moved["have_patient_id"]}
         survey["features_stale"] |= survey["patient_id"].isin(patients_moved)

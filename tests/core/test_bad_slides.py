@@ -2,6 +2,8 @@
 
 import pickle
 import resource
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -204,3 +206,20 @@ def test_a_damaged_jpeg_is_never_patched_with_grey(pixels: Pixels, tmp_path: Pat
     with pytest.raises(SlideError) as caught:
         read_all(good, 16, 256)
     assert caught.value.code is ErrorCode.TILE_DATA_CORRUPT
+
+
+def test_a_damaged_lzw_block_does_not_kill_the_process(tmp_path: Path) -> None:
+    """Its third code is far beyond the table. Read in a process of its own, which must end by itself."""
+    path = write_slide(tmp_path / "slide.tif", np.zeros((64, 64, 3), np.uint8), compression="lzw", tile_px=64)
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages.first.dataoffsets[0]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 4] = bytes.fromhex("8057df8f")
+    path.write_bytes(content)
+    program = "import sys; from udfs.wsi import open_slide; list(open_slide(sys.argv[1]).read_tiles([(0, 0)], 64))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, f"ended by signal {-done.returncode}"
+    assert "SlideError: tile_data_corrupt" in done.stderr

@@ -8,7 +8,7 @@ from pyspark.sql import SparkSession
 
 from jobs.runtime.config import Config
 from tests.conftest import preprocess_in
-from tests.spark.conftest import Finished, by, rows_of, unchanged, without
+from tests.spark.conftest import COHORT, Finished, by, rows_of, unchanged, without
 
 
 def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(
@@ -41,10 +41,12 @@ def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(
 
 
 def test_a_row_that_has_become_too_large_is_taken_out(
-    spark: SparkSession, again: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, finished: Finished, again: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = again(tiling={"background_brightness": 205})
+    config = again([(*row[:4], "CE") if row[2] == "002" else row for row in COHORT])  # so that its row is built again
     monkeypatch.setattr("jobs.patients.MAX_BAG_BYTES", 1)
     run = preprocess_in(spark, config)
-    assert len(run.problems) == len({row["patient_id"] for row in rows_of(config, "features")})
-    assert rows_of(config, "patients") == []
+    [problem] = run.problems
+    assert "patient 002" in problem
+    expected = [row for row in rows_of(finished.config, "patients") if row["patient_id"] != "002"]
+    assert rows_of(config, "patients") == expected

@@ -10,13 +10,14 @@ import tifffile
 from numpy.typing import NDArray
 
 from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.lzw import decode_lzw
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 
 _WHITE = 255
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024  # decoded; a larger one can't be read in bounded memory
 _RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
-_JPEG, _UNCOMPRESSED = 7, 1
+_JPEG, _LZW, _UNCOMPRESSED = 7, 5, 1
 _RGB_PHOTOMETRICS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
 
 
@@ -108,6 +109,9 @@ class Level:
         step = self.columns * self.rows
         parts = []
         for plane, part in enumerate(data):
+            if self._page.compression == _LZW:
+                parts.append(self._decode_lzw(block, part))
+                continue
             _check_jpeg2000(part, self.block_width, self.block_height)
             decoded, _, _ = self._page.decode(
                 part,
@@ -118,6 +122,13 @@ class Level:
             )
             parts.append(decoded[0])
         return np.concatenate(parts, axis=-1)
+
+    def _decode_lzw(self, block: int, data: bytes) -> NDArray[np.uint8]:
+        height = self.block_height
+        if not self._page.is_tiled:  # the last strip is as high as what is left
+            height = min(height, self.height_px - block * height)
+        samples = self._page.samplesperpixel // self.planes
+        return decode_lzw(data, self.block_width, height, samples, int(self._page.predictor))
 
 
 def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
