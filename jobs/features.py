@@ -49,6 +49,9 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
             tiles = tiles.join(kept.select(_KEY), _KEY, "left_anti")
         units = _work_units(tiles, run.config.run.unit_tiles).persist(StorageLevel.DISK_ONLY)
         n_units, n_tiles = units.agg(F.count("*"), F.coalesce(F.sum(F.size("x_px")), F.lit(0))).collect()[0]
+    if not n_tiles and not present:  # slides that failed or have no tissue: nothing to write, so no empty commit
+        units.unpersist()
+        return
     with run.stage("features", int(n_tiles), lambda: int(done.value)):
         # The range of a unit's key is a partition of its own: a task a unit, however the tiles spread over slides.
         encoded = (
