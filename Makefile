@@ -10,6 +10,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+JAVA := $(if $(JAVA_HOME),$(JAVA_HOME)/bin/)java
 DELTA := io.delta delta-spark_2.13 4.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
@@ -49,11 +50,14 @@ $(VENV)/.packages: $(VENV)/.uv conf/locks/dev.txt pyproject.toml
 
 # Java 17 or later, what JAVA_HOME or PATH has, else by apt.
 $(VENV)/.java: | $(VENV)/.uv
-	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
-	version=$$({ "$$java" -version 2>&1 || true; } | sed -n 's/.*version "\([0-9]*\).*/\1/p')
-	if [ "$${version:-0}" -lt 17 ]; then
+	is_new() { local version=$$({ "$(JAVA)" -version 2>&1 || true; } | sed -n 's/.*version "\([0-9]*\).*/\1/p'); [ "$${version:-0}" -ge 17 ]; }
+	if [ -n "$(JAVA_HOME)" ] && ! is_new; then
+	  echo "JAVA_HOME=$(JAVA_HOME) has no Java 17 or later: unset JAVA_HOME or point it at Java 17" >&2; exit 1
+	fi
+	if ! is_new; then
 	  $(call apt_install,openjdk-17-jre-headless)
 	fi
+	is_new || { echo "$$(command -v java) is still older than Java 17: put Java 17 first on PATH or point JAVA_HOME at it" >&2; exit 1; }
 	touch $@
 
 # Delta's jars from Maven Central by coordinates (Ivy keeps them in ~/.ivy2), checked, beside Spark's own; and Spark's
@@ -61,7 +65,7 @@ $(VENV)/.java: | $(VENV)/.uv
 $(VENV)/.spark: $(VENV)/.packages $(VENV)/.java conf/locks/jars.sha256 conf/spark/local.conf conf/log4j2.properties
 	spark=$$($(BIN)/python -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parent)')
 	jars=$$(mktemp -d); trap 'rm -rf "$$jars"' EXIT
-	java -cp "$$(echo $$spark/jars/ivy-*.jar)" org.apache.ivy.Main -warn -confs default -dependency $(DELTA) \
+	"$(JAVA)" -cp "$$(echo $$spark/jars/ivy-*.jar)" org.apache.ivy.Main -warn -confs default -dependency $(DELTA) \
 	  -retrieve "$$jars/[artifact]-[revision].[ext]" >/dev/null || { echo "Delta's jars can't be had from Maven Central" >&2; exit 1; }
 	(cd "$$jars" && sha256sum --quiet --check) < conf/locks/jars.sha256
 	rm -f $$spark/jars/delta-*.jar

@@ -22,24 +22,24 @@ _KEY = ["image_id", "x_px", "y_px"]
 
 def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images whose slides row is good and whose features are not those of their tiles."""
-    del run
+    waiting = int(survey["slide_stale"].sum())
+    if waiting and run.job == "features":
+        run.problems.append(f"{waiting} images wait for the slides job: run it, then this again")
     return survey["features_stale"] & ~survey["slide_stale"]
 
 
 def encode(run: Run, wave: pd.DataFrame) -> None:
     """Bring features up to date for a wave; a slide whose data does not decode is marked failed in slides."""
-    work = wave[wave["features_stale"]]
+    work = _with_slides_done(run, wave[wave["features_stale"]])
     if work.empty:
         return
     present = set(work.loc[work["feature_rows"] > 0, "image_id"])
     done = run.spark.sparkContext.accumulator(0)
-    wanted = work.loc[~work["gone"].astype(bool) & work["uri"].notna(), ["image_id", "uri", "want_features_hash"]]
+    wanted = work.loc[work["slide_ok"] & work["uri"].notna(), ["image_id", "uri", "want_features_hash"]]
     schema = "image_id string, uri string, want_features_hash string"
     wanted_rows = F.broadcast(run.spark.createDataFrame(list(wanted.itertuples(index=False, name=None)), schema))
-    ok = run.tables.read("slides").where(F.col("image_id").isin(list(wanted["image_id"])) & F.expr("status = 'ok'"))
     in_wave = F.col("patient_id").isin(sorted(set(work["patient_id"])))
     tiles = selected_tiles(run.tables, run.config).where(in_wave).join(wanted_rows, "image_id")
-    tiles = tiles.join(F.broadcast(ok.select("image_id")), "image_id", "left_semi")
     with run.stage("plan"):
         kept: DataFrame | None = None
         if present:  # rows that are still right stay; only tiles that are new are encoded
@@ -70,17 +70,31 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         good = good.select(SCHEMAS["features"].names).coalesce(max(1, math.ceil(n_tiles / _ROWS_A_FILE)))
         if kept is not None:
             good = good.unionByName(kept.where(~F.col("image_id").isin(failed_ids)))
+        # Before the commit: Spark drops what it holds of frames that were made from a table when that table changes.
+        run.counts["tiles_encoded"] += encoded.where("error_code IS NULL").count()
         run.tables.put("features", good, "image_id", work["image_id"], present)
-        run.counts["tiles_encoded"] += int(done.value)
         for frame in (units, encoded, failed):
             frame.unpersist()
+
+
+def _with_slides_done(run: Run, images: pd.DataFrame) -> pd.DataFrame:
+    """Those of the images whose row in slides is today's, or that are gone; `slide_ok` says which have tiles to encode."""
+    rows = run.tables.read("slides").where(F.col("image_id").isin(list(images["image_id"])))
+    now = rows.select(
+        "image_id", F.col("status").alias("status_now"), F.col("params_hash").alias("hash_now")
+    ).toPandas()
+    images = images.join(now.set_index("image_id"))
+    done = images["gone"].astype(bool) | (images["hash_now"] == images["want_slide_hash"])
+    images = images[done]
+    return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["gone"].astype(bool))
 
 
 def _work_units(tiles: DataFrame, unit_tiles: int) -> DataFrame:
     """A row for each `unit_tiles` neighbouring tiles of one slide, row by row of the slide.
 
     A unit never holds two slides and does not depend on what else is in the wave, so its batches, and with them the last
-    bit of every embedding, come out the same however a run is cut into waves and tasks.
+    bit of every embedding, come out the same however a run is cut into waves and tasks. (Where only some tiles of a slide
+    are new, its units hold these alone, and a last bit may differ from a run that encoded them all.)
     """
     place = F.row_number().over(Window.partitionBy("image_id").orderBy("y_px", "x_px")) - 1
     same = ["image_id", "patient_id", "uri", "want_features_hash", "tile_px", "level_read", "downsample"]

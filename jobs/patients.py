@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.cli import run_job
 from jobs.runtime.run import Run
-from jobs.runtime.survey import digest, patient_hash, selected_tiles
+from jobs.runtime.survey import feature_digest, patient_hash
 from jobs.runtime.tables import spark_schema
 from udfs.patients import BAGS, MAX_BAG_BYTES, bag_patient
 
@@ -23,7 +23,9 @@ _INFO = (
 def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images of patients whose features are all there and whose row is not what these would give."""
     have = _hashes_now(run)
-    waiting = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
+    waiting: set[str] = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
+    if waiting and run.job == "patients":
+        run.problems.append(f"{len(waiting)} patients wait for the slides and features jobs: run them, then this again")
     groups = survey[~survey["patient_id"].isin(waiting)].groupby("patient_id")
     wanted = {str(patient): patient_hash(images, run.config) for patient, images in groups}
     return survey["patient_id"].isin({patient for patient, value in wanted.items() if have.get(patient) != value})
@@ -36,10 +38,11 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
     in_wave = F.col("patient_id").isin(ids)
     with run.stage("patients"):
         slides = run.tables.read("slides").where(in_wave).select("image_id", "status").toPandas().set_index("image_id")
-        tiles = digest(selected_tiles(run.tables, config).where(in_wave), "tiles", "tiles_digest")
-        known = wave[["image_id", "patient_id", "center_id", "label", "gone", "want_features_hash"]]
-        images = known.join(slides).join(tiles)
-        images["tiles"] = images["tiles"].fillna(0).astype("int64")
+        features = run.tables.read("features").where(in_wave)
+        images = (
+            wave[["image_id", "patient_id", "center_id", "label", "gone"]].join(slides).join(feature_digest(features))
+        )
+        images["feature_rows"] = images["feature_rows"].fillna(0).astype("int64")
         have = _hashes_now(run, ids) | _without_slides(run)
         rows = [_info(run, str(patient), of_patient) for patient, of_patient in images.groupby("patient_id")]
         wanted = {row["patient_id"]: row for row in rows if row is not None}
@@ -51,7 +54,7 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         info = run.spark.createDataFrame([tuple(row[name] for name in columns) for row in build], _INFO)
         built = [row["patient_id"] for row in build]
         ok = list(images.loc[images["status"] == "ok", "image_id"])
-        features = run.tables.read("features").where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
+        features = features.where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
         bags = features.select(
             "patient_id", "image_id", "x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"
         )
@@ -71,7 +74,7 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
     if value is None:
         return None
     ok, failed = images["status"] == "ok", images["status"] == "failed"
-    n_tiles = int(images.loc[ok, "tiles"].sum())
+    n_tiles = int(images.loc[ok, "feature_rows"].sum())
     size = n_tiles * run.models.encoder.dim * _FLOAT_BYTES
     if size > MAX_BAG_BYTES:
         most = MAX_BAG_BYTES // (run.models.encoder.dim * _FLOAT_BYTES)

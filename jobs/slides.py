@@ -1,5 +1,6 @@
 """Tables slides and tiles: one pass over each slide finds header, tissue and tile coordinates, or what is wrong with it."""
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from jobs.runtime.tables import SCHEMAS, spark_schema
 from udfs.schemas import FOUND_TISSUE
 from udfs.slides import TissueSpec, find_tissue
 
+_TILES_A_FILE = 1_000_000  # some 20 MB
 _INPUT = (
     "image_id string, patient_id string, center_id string, image_num int, label string, uri string, mpp double, "
     "error_code string, error_message string, params_hash string, file_version string, size_bytes bigint"
@@ -56,18 +58,21 @@ def find(run: Run, wave: pd.DataFrame) -> None:
         zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
         constant = [name for name in SCHEMAS["tiles"].names if name not in ("x_px", "y_px", "background_fraction")]
         tiles = found.where("status = 'ok'").withColumn("tile_px", F.lit(tiling.tile_px)).select(*constant, zipped)
-        run.tables.put("tiles", tiles, "image_id", work["image_id"], work.loc[work["has_tiles"], "image_id"])
-        run.tables.put("slides", found, "image_id", work["image_id"], work.loc[work["status"].notna(), "image_id"])
+        n_tiles = found.agg(F.coalesce(F.sum("n_tiles"), F.lit(0))).collect()[0][0]  # here the slides are read
+        tiles = tiles.coalesce(max(1, math.ceil(n_tiles / _TILES_A_FILE)))
+        run.tables.put("tiles", tiles, "image_id", work["image_id"], work.loc[work["tile_rows"] > 0, "image_id"])
+        present = work.loc[work["status"].notna(), "image_id"]
+        run.tables.put("slides", found.coalesce(1), "image_id", work["image_id"], present)
         run.counts["slides_processed"] += len(images)
         found.unpersist()
 
 
 def _correct_metadata(run: Run, images: pd.DataFrame) -> None:
-    """Centre, label and number come from the CSV: where it was corrected, no slide need be read again."""
+    """Centre, label, number and place come from CSV and listing: where they changed, no slide need be read again."""
     if len(images):
         with run.stage("slides"):
-            schema = "image_id string, center_id string, label string, image_num int"
-            rows = run.spark.createDataFrame(_plain(images[["image_id", *METADATA]]), schema)
+            schema = "image_id string, center_id string, label string, image_num int, uri string"
+            rows = run.spark.createDataFrame(_plain(images[["image_id", *METADATA.values()]]), schema)
             run.tables.upsert("slides", rows, "image_id", METADATA)
 
 
@@ -82,7 +87,7 @@ def _plain(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("slides", __doc__, [find], stale, argv, encodes=False)
+    return run_job("slides", __doc__, [find], stale, argv, encodes=False, retries=True)
 
 
 if __name__ == "__main__":

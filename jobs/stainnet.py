@@ -2,16 +2,19 @@
 
 import argparse
 import io
+import os
+import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
@@ -21,10 +24,10 @@ from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import ConfigError
 from jobs.runtime.run import Run
 from udfs.wsi import SlideError, open_slide
-from udfs.wsi.spacing import resample
+from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet
 from udfs.wsi.stainfit import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
-from udfs.wsi.storage import public_uri
+from udfs.wsi.storage import StorageOptions, options_for, public_uri
 
 _READERS = 4
 _PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18
@@ -52,35 +55,37 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
         seen, held_out = split_tiles(tiles)
         net = fit_stainnet(seen, teacher, settings.steps, settings.seed)
         gaps = evaluate(net, held_out, teacher)
-    picture = str(PurePosixPath(settings.checkpoint).with_suffix(".png"))
-    _write(settings.checkpoint, _checkpoint(net))
-    _write(picture, _before_and_after(net, held_out, teacher))
+    picture = re.sub(r"\.(pth?|ckpt|bin)$", "", settings.checkpoint) + ".png"
+    _write(settings.checkpoint, _checkpoint(net), config.slides.storage_options)
+    _write(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
     run.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
     print(_report(run, gaps, net, picture))
     return DONE
 
 
 def _draw(run: Run) -> pd.DataFrame:
-    """A sample of rows of tiles, evenly over the good slides of the cohort; the same for the same seed."""
+    """A sample of rows of tiles; the same for the same seed.
+
+    It is spread evenly over the reference and other good slides of the cohort, of as many slides as leave two tiles each.
+    """
     settings = run.config.stainnet
     if not {"slides", "tiles"} <= run.tables.versions().keys():
         raise ConfigError(f"no tables in {run.config.output.root}: run the slides job first")
-    ids = [image.image_id for image in read_cohort(run.config)]
-    good = (
-        run.tables.read("slides")
-        .where("status = 'ok'")
-        .where(F.col("image_id").isin(ids))
-        .select("image_id", "center_id")
-    )
-    n_slides = good.count()
-    if not n_slides:
+    ids = [(image.image_id,) for image in read_cohort(run.config)]
+    cohort = run.spark.createDataFrame(ids, "image_id string")
+    good = run.tables.read("slides").where("status = 'ok'").join(cohort, "image_id").select("image_id", "center_id")
+    others_last = (F.col("image_id") != settings.reference).cast("int")
+    by_chance = F.xxhash64(F.lit(settings.seed), "image_id")
+    chosen = good.orderBy(others_last, by_chance, "image_id").limit(max(1, settings.tiles // 2)).collect()
+    if not chosen:
         raise ConfigError(
             f"no slide of the cohort has tissue in {run.config.output.root}/slides: run the slides job first"
         )
     draw = F.xxhash64(F.lit(settings.seed), "image_id", "x_px", "y_px")
-    tiles = run.tables.read("tiles").join(good, "image_id").withColumn("draw", draw)
+    slides = F.broadcast(run.spark.createDataFrame(chosen, "image_id string, center_id string"))
+    tiles = run.tables.read("tiles").join(slides, "image_id").withColumn("draw", draw)
     place = F.expr("row_number() OVER (PARTITION BY image_id ORDER BY draw, x_px, y_px)")
-    quota = max(2, -(-settings.tiles // n_slides))
+    quota = max(2, -(-settings.tiles // len(chosen)))
     return tiles.withColumn("place", place).where(F.col("place") <= quota).orderBy("image_id", "place").toPandas()
 
 
@@ -98,8 +103,8 @@ def _read_sample(run: Run, drawn: pd.DataFrame) -> dict[str, Tiles]:
         try:
             with open_slide(uri, run.config.slides.storage_options) as slide:
                 level = int(first["level_read"])
-                region = max(1, round(int(first["tile_px"]) * first["downsample"] / slide.levels[level].downsample))
-                pixels = dict(slide.read_tiles(rows[["x_px", "y_px"]].to_numpy(), region, level))
+                region_px = region_edge(int(first["tile_px"]) * first["downsample"], slide.levels[level].downsample)
+                pixels = dict(slide.read_tiles(rows[["x_px", "y_px"]].to_numpy(), region_px, level))
         except SlideError as error:
             raise ConfigError(f"{image_id} can't be sampled: {error}; leave it out of the CSV or mend it") from None
         return image_id, np.stack([resample(pixels[i], int(first["tile_px"])) for i in range(len(rows))])
@@ -135,9 +140,16 @@ def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) 
     return buffer.getvalue()
 
 
-def _write(uri: str, data: bytes) -> None:
-    with fsspec.open(uri, "wb", **({"auto_mkdir": True} if "://" not in uri else {})) as stream:
-        stream.write(data)
+def _write(uri: str, data: bytes, storage_options: StorageOptions) -> None:
+    fs, path = url_to_fs(uri, **options_for(uri, storage_options))
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, data)
+        return
+    whole = Path(path)
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    part = whole.with_name(f".{whole.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(whole)
 
 
 def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> str:

@@ -45,10 +45,7 @@ def spark() -> Iterator[SparkSession]:
     """The session of the whole test run; jobs that are run in subprocesses have their own."""
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     session = start_session("slidelake tests")
-    session.conf.set("spark.sql.shuffle.partitions", "4")
-    # Tables of a dozen rows: to interpret a plan is quicker by far than to generate and compile Java for it.
-    session.conf.set("spark.sql.codegen.wholeStage", "false")
-    session.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+    session.conf.set("spark.sql.shuffle.partitions", "2")
     yield session
     session.stop()
 

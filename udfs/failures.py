@@ -26,6 +26,8 @@ def check_quarantine(image_id: str) -> None:
 
 def as_slide_error(error: Exception, uri: str | None, storage_options: StorageOptions) -> SlideError:
     """The error as a row wants it: one that nobody foresaw keeps its type and text, and the run goes on."""
+    if isinstance(error, MemoryError):
+        raise error  # the task is tried again, perhaps beside smaller ones, and quarantined if that does not help
     if isinstance(error, SlideError):
         return error
     text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, storage_options))

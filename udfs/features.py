@@ -18,7 +18,7 @@ from udfs.schemas import ENCODED, HISTOGRAM
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec
 from udfs.wsi.histogram import color_histogram
-from udfs.wsi.spacing import resample
+from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet, load_stainnet
 from udfs.wsi.storage import StorageOptions
 
@@ -120,7 +120,7 @@ def _read(
     xy = np.stack([unit["x_px"], unit["y_px"]], axis=1)
     tile_px, level = unit["tile_px"], unit["level_read"]
     with open_slide(unit["uri"], storage_options) as slide:
-        region_px = max(1, round(tile_px * unit["downsample"] / slide.levels[level].downsample))
+        region_px = region_edge(tile_px * unit["downsample"], slide.levels[level].downsample)
         indices: list[int] = []
         pixels: list[NDArray[np.uint8]] = []
         for index, region in slide.read_tiles(xy, region_px, level):

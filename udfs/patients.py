@@ -11,7 +11,8 @@ from udfs.schemas import PATIENTS, TILE_INDEX
 
 VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
 
-MAX_BAG_BYTES = 1 << 30  # of one bag; beyond, neither Spark nor Parquet handles a value well
+# Of one bag. A row holds two, which pass through Arrow and Spark's rows (2 GiB at most) in several copies.
+MAX_BAG_BYTES = 1 << 29
 
 BAG_COLUMNS = ("n_tiles", "embedding_dim", "embeddings_avg", "embeddings_max", "tile_index", "color_histogram")
 BAGS = pa.schema([PATIENTS.field("patient_id"), *(PATIENTS.field(name) for name in BAG_COLUMNS)])

@@ -43,12 +43,13 @@ def run_job(
     argv: Sequence[str] | None,
     *,
     encodes: bool = True,
+    retries: bool = False,
 ) -> int:
     """A job that brings tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
         run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
-        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=arguments.retry_failed)
+        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retries and arguments.retry_failed)
         failed = failed_slides(run, survey)
         print(summarise(run, survey))
         for line in (*failed, *run.problems):
@@ -56,7 +57,7 @@ def run_job(
         bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
         return SLIDES_FAILED if bad else DONE
 
-    return main(job, description, work, argv, retries=True)
+    return main(job, description, work, argv, retries=retries)
 
 
 def main(

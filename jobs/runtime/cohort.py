@@ -10,10 +10,11 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.runtime.config import Config, ConfigError
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.storage import File, FileInfo, absolute_uri, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.storage import File, FileInfo, absolute_uri, options_for, public_uri, read_bytes, redact, secrets_of
 
 REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
 OPTIONAL = ("label", "uri", "mpp")
@@ -52,7 +53,7 @@ def read_cohort(config: Config) -> list[Image]:
     """
     name = public_uri(config.patients)
     try:
-        data = read_bytes(config.patients, _options_for(config, config.patients))
+        data = read_bytes(config.patients, config.slides.storage_options)
     except FileNotFoundError:
         raise ConfigError(f"patients: no file at {name}") from None
     except Exception as error:
@@ -107,7 +108,7 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     One recursive listing serves slides.root; files named by uri are asked for one by one, in threads.
 
     Raises:
-        ConfigError: slides.root is needed and missing, or can't be listed.
+        ConfigError: slides.root is needed and missing, can't be listed, or holds not one of the slides looked for.
     """
     by_name = [image for image in images if image.uri is None]
     if by_name and config.slides.root is None:
@@ -115,12 +116,18 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
             f"slides.root is not set and {len(by_name)} rows of the CSV have no uri ({by_name[0].image_id}, ...): set one"
         )
     found = _list_root(config) if by_name else {}
+    if by_name and not any(image.image_id in found for image in by_name):
+        raise ConfigError(
+            f"slides.root: {public_uri(str(config.slides.root))} holds none of the {len(by_name)} slides of the CSV "
+            f"({by_name[0].image_id}, ...): is it mounted, and the right folder? slides.extensions are "
+            f"{', '.join(config.slides.extensions)}"
+        )
     located = {image.image_id: _choose(image, found.get(image.image_id, []), config) for image in by_name}
 
     def ask(image: Image) -> Located:
         uri = absolute_uri(str(image.uri))
         try:
-            return Located(uri, File(uri, _options_for(config, uri)).info, None)
+            return Located(uri, File(uri, config.slides.storage_options).info, None)
         except SlideError as error:
             return Located(uri, None, error)
 
@@ -130,16 +137,11 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     return located
 
 
-def _options_for(config: Config, uri: str) -> dict[str, Any]:
-    """The storage options are for the slides' store; a plain path beside it does not want them."""
-    return config.slides.storage_options if "://" in uri else {}
-
-
 def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
     root = str(config.slides.root)
     options = config.slides.storage_options
     try:
-        fs, path = url_to_fs(root, **options)
+        fs, path = url_to_fs(root, **options_for(root, options))
         if not fs.isdir(path):
             raise ConfigError(f"slides.root: no folder at {public_uri(root)}")
         listing: dict[str, Mapping[str, Any]] = fs.find(path, detail=True)
@@ -152,7 +154,9 @@ def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]
     for name, info in listing.items():
         file = PurePosixPath(name)
         if file.suffix.lower() in config.slides.extensions:
-            uri = name if "://" not in root else fs.unstrip_protocol(name)
+            # below the root as it was given: fsspec's own names lose the account of abfss://container@account
+            local = isinstance(fs, LocalFileSystem)
+            uri = name if local else root.rstrip("/") + name[len(path.rstrip("/")) :]
             found.setdefault(file.name.removesuffix(file.suffix), []).append((uri, info))
     return found
 

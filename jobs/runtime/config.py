@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from udfs.wsi.storage import public_uri, read_bytes
+from udfs.wsi.storage import StoreOptions, public_uri, read_bytes, redact, secrets_of
 
 _SECRET = "***"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -45,8 +45,16 @@ class Slides(_Section):
         (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif"), description="file name endings that are slides"
     )
     storage_options: dict[str, Any] = Field(
-        {}, description="for fsspec; ${NAME} takes an environment variable; never logged, never stored", repr=False
+        {},
+        description="for fsspec, for the store of root and no other (weights on s3:// beside az://); ${NAME} takes an "
+        "environment variable; never logged, never stored",
+        repr=False,
     )
+
+    @field_validator("storage_options")
+    @classmethod
+    def _of_the_root(cls, options: dict[str, Any], info: ValidationInfo) -> StoreOptions:
+        return StoreOptions(options, info.data.get("root"))
 
 
 class Output(_Section):
@@ -174,7 +182,8 @@ def load_config(uri: str, overrides: Sequence[str] = ()) -> Config:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"--config {public_uri(uri)}: not YAML{where}: check quotes, colons and brackets") from None
     except Exception as error:
-        raise ConfigError(f"--config {public_uri(uri)}: can't be read ({type(error).__name__}: {error})") from None
+        text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, None))
+        raise ConfigError(f"--config {public_uri(uri)}: can't be read ({text})") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {public_uri(uri)}: a mapping of settings is wanted, not {type(loaded).__name__}")
     for override in overrides:
@@ -263,6 +272,6 @@ def _explain(item: Any) -> str:
     if item["type"] == "missing":
         return f"{key} is required: add it to the configuration or give {key}=VALUE"
     if item["type"] == "model_type":
-        return f"{key} is a section: write its settings below it, not {item['input']!r}"
+        return f"{key} is a section: write its settings below it, not a value ({type(item['input']).__name__})"
     value = "" if "storage_options" in path else f" (it is {item['input']!r})"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{value}"

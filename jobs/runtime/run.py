@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -73,7 +73,8 @@ class Run:
             ConfigError: one line on what can't be loaded.
         """
         try:
-            return load_models(self.feature_spec)
+            spec = self.feature_spec
+            return load_models(replace(spec, encoder=replace(spec.encoder, device="cpu")))
         except (CheckpointError, ValueError) as error:
             raise ConfigError(str(error)) from None
 
@@ -135,10 +136,8 @@ def work_in_waves(
         models = run.models.fingerprint if encodes else None
         for name in SCHEMAS:
             run.tables.create(name)
-        survey = take_survey(images, located, run.tables, config, models)
-        if retry_failed:
-            survey["slide_stale"] |= survey["status"] == "failed"
-            survey["features_stale"] |= survey["slide_stale"]
+        survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
+        _tell_unreachable(run, survey)
         work = survey[stale(run, survey)]
         sizes = {str(patient): int(size) for patient, size in work.groupby("patient_id").size().items()}
         waves = plan_waves(sizes, _slides_a_wave(run))
@@ -153,6 +152,16 @@ def work_in_waves(
         run.progress.close()
     run.counts["waves"] = len(waves)
     return survey
+
+
+def _tell_unreachable(run: Run, survey: pd.DataFrame) -> None:
+    lost = survey[survey["unreachable"] == True]  # noqa: E712 - missing for images that are gone
+    if len(lost):
+        first = lost.iloc[0]
+        run.problems.append(
+            f"{len(lost)} slides that were read before can't be reached now, their rows are kept while the settings stay: "
+            f"{first['error_code']}: {first['error_message']}"
+        )
 
 
 def _slides_a_wave(run: Run) -> int:

@@ -30,7 +30,7 @@ def start_session(name: str) -> SparkSession:
             os.environ.setdefault("SPARK_CONF_DIR", str(_PACKAGED_CONF))
         if not list(Path(pyspark.__file__).parent.glob("jars/delta-spark_*.jar")):
             builder = builder.config("spark.jars.packages", _DELTA_COORDINATES)
-    master = _master()
+    master = _master(submitted)
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(master)
@@ -55,8 +55,14 @@ def slots(session: SparkSession) -> int:
     return max(1, session.sparkContext.defaultParallelism)
 
 
-def _master() -> str:
+def with_retries(master: str) -> str:
+    """A bare local master with the retries of a cluster: ``local[2]`` as ``local[2,4]``; any other as it is."""
+    match = re.fullmatch(r"local(?:\[([^\],]+)\])?", master)
+    return f"local[{match[1] or 1},{_LOCAL_TASK_FAILURES}]" if match else master
+
+
+def _master(submitted: bool) -> str:
     """Where to run: as spark-submit or the environment says, else all cores of this machine; with retries if local."""
-    configured = pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]"
-    match = re.fullmatch(r"local(?:\[([^\],]+)\])?", configured)
-    return f"local[{match[1] or 1},{_LOCAL_TASK_FAILURES}]" if match else configured
+    if submitted:
+        pyspark.SparkContext._ensure_initialized()  # SparkConf() asks the JVM only then
+    return with_retries(pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]")

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from jobs.runtime.run import Run
+from udfs.wsi.storage import public_uri
 
 _NAMED = 10
 
@@ -21,7 +22,7 @@ def summarise(run: Run, survey: pd.DataFrame) -> str:
     lines = ["", f"slidelake {run.job}, run {run.run_id}", _slides_line(run, slides), _tiles_line(run, slides)]
     if run.job in ("patients", "preprocess"):
         lines += _patients_lines(run, survey)
-    lines += [f"  seconds   {stages}", f"  tables    {run.config.output.root}/", *_next_steps(run)]
+    lines += [f"  seconds   {stages}", f"  tables    {public_uri(run.config.output.root)}/", *_next_steps(run)]
     return "\n".join(lines)
 
 
@@ -56,12 +57,13 @@ def _patients_lines(run: Run, survey: pd.DataFrame) -> list[str]:
     lines = [f"  patients  {run.counts['patients']} of {len(cohort)} have a row, {built} built in this run"]
     if without:
         more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
-        lines.append(f"            without a row, for they have no encoded tile: {', '.join(without[:_NAMED])}{more}")
+        why = "no encoded tile, or more than a row can hold"
+        lines.append(f"            without a row, for they have {why}: {', '.join(without[:_NAMED])}{more}")
     return lines
 
 
 def _next_steps(run: Run) -> list[str]:
-    root = run.config.output.root
+    root = public_uri(run.config.output.root)
     after = {"slides": "the features job encodes the tiles", "features": "the patients job makes a row a patient"}
     done = f'polars.read_delta("{root}/patients"), or notebooks/tables.ipynb for a tour'
     steps = [f"  next      {after.get(run.job, done)}"]

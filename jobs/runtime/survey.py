@@ -6,6 +6,7 @@ run that was killed anywhere goes on where the last commit left it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 from pyspark.sql import Column, DataFrame
@@ -13,10 +14,14 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.cohort import Image, Located
 from jobs.runtime.config import Config, settings_hash
-from jobs.runtime.tables import Tables
+from jobs.runtime.tables import ConcurrentRunError, Tables
 from udfs import features, patients, slides
+from udfs.wsi import ErrorCode
+from udfs.wsi.storage import public_uri
 
-METADATA = ["center_id", "label", "image_num"]  # of the CSV, in slides, and of no influence on pixels
+# Columns of slides that do not shape pixels, and what the survey calls today's value: they are corrected in place.
+METADATA = {"center_id": "center_id", "label": "label", "image_num": "image_num", "uri": "public_uri"}
+_MAY_COME_BACK = (ErrorCode.ACCESS_DENIED, ErrorCode.READ_FAILED)
 
 
 def take_survey(
@@ -25,6 +30,8 @@ def take_survey(
     tables: Tables,
     config: Config,
     models_fingerprint: Sequence[str | None] | None,
+    *,
+    retry_failed: bool,
 ) -> pd.DataFrame:
     """One row an image of the cohort, and one for each image that its patient no longer has (`gone`).
 
@@ -34,39 +41,60 @@ def take_survey(
         tables: what is there.
         config: the settings.
         models_fingerprint: hashes of the encoder's and StainNet's weights; None where the features are not asked for.
+        retry_failed: take failed slides for stale.
 
     Returns:
-        Indexed by image_id: patient_id, center_id, label, image_num, uri, mpp, file_version, size_bytes, error_code,
-        error_message, want_slide_hash, want_features_hash, gone, status (None: no row), slide_hash, tiles and
-        tiles_digest (selected ones), has_tiles, feature_rows, features_digest, features_hash (None: several),
-        slide_stale, metadata_stale, features_stale.
+        Indexed by image_id: patient_id, center_id, label, image_num, uri, public_uri, mpp, file_version, size_bytes,
+        error_code, error_message, want_slide_hash, want_features_hash, gone, status (None: no row), slide_hash, tile_rows
+        and tiles_hash (all of them), tiles and tiles_digest (selected ones), feature_rows, features_digest,
+        features_hash, slide_stale, metadata_stale, features_stale. A hash is None where rows have several.
+
+    Raises:
+        ConcurrentRunError: two runs wrote to slides at once.
     """
-    rows = [_wanted(image, located[image.image_id], config, models_fingerprint) for image in images]
+    have = _slides_now(tables)
+    rows = [
+        _wanted(image, located[image.image_id], have.get(image.image_id, {}), config, models_fingerprint)
+        for image in images
+    ]
     survey = pd.DataFrame(rows).set_index("image_id", drop=False)
     survey["gone"] = False
-    have = _slides_now(tables)
-    gone = have[have["have_patient_id"].isin(set(survey["patient_id"])) & ~have.index.isin(survey.index)]
-    if len(gone):
-        lost = pd.DataFrame({"image_id": gone.index, "patient_id": gone["have_patient_id"], "gone": True})
+    digests = _digests_now(tables, config)
+    # Also of slides whose own row is not there: a run may have died between two commits.
+    owners = {name: str(row["have_patient_id"]) for name, row in have.items()}
+    owners = {**digests["features_patient"].dropna(), **digests["tiles_patient"].dropna(), **owners}
+    patients_here, images_here = set(survey["patient_id"]), set(survey.index)
+    gone = {image: owner for image, owner in owners.items() if owner in patients_here and image not in images_here}
+    if gone:
+        lost = pd.DataFrame({"image_id": list(gone), "patient_id": list(gone.values()), "gone": True})
         survey = pd.concat([survey, lost.set_index("image_id", drop=False)])
-    survey = survey.join(have).join(_digests_now(tables, config)).rename_axis(None)
-    # also of slides whose row is not there yet: a run may have died between the two commits
-    placed = {row.image_id for row in tables.read("tiles").select("image_id").distinct().toLocalIterator()}
-    survey["has_tiles"] = survey.index.isin(placed)
-    survey[["tiles", "feature_rows"]] = survey[["tiles", "feature_rows"]].fillna(0).astype("int64")
-    return _judge(survey, config)
+    known = pd.DataFrame.from_dict(have, orient="index", columns=_HAVE)
+    survey = survey.join(known).join(digests).rename_axis(None)
+    for count in ("tile_rows", "tiles", "feature_rows"):
+        survey[count] = survey[count].fillna(0).astype("int64")
+    return _judge(survey, config, retry_failed=retry_failed)
 
 
 def _wanted(
-    image: Image, located: Located, config: Config, models_fingerprint: Sequence[str | None] | None
+    image: Image,
+    located: Located,
+    have: Mapping[str, Any],
+    config: Config,
+    models_fingerprint: Sequence[str | None] | None,
 ) -> dict[str, object]:
     info, error = located.info, located.error
     tiling = config.tiling
     version = info.version if info else (error.code.value if error else None)
+    unreachable = error is not None and have.get("status") not in (None, "failed")
+    if unreachable:  # what was made of the file while it was there stays, as long as the settings do
+        version = have["have_file_version"]
     file_hash = settings_hash(image.patient_id, version, image.mpp, tiling.tile_px, tiling.mpp)
     mask = (tiling.mask_downsample, tiling.background_brightness, tiling.max_background)
     wanted = asdict(image) | {
         "uri": located.uri,
+        "public_uri": have["have_uri"] if unreachable else public_uri(located.uri) if located.uri else None,
+        "keep": unreachable and error is not None and error.code in _MAY_COME_BACK,
+        "unreachable": unreachable,
         "file_version": info.version if info else None,
         "size_bytes": info.size_bytes if info else None,
         "error_code": error.code.value if error else None,
@@ -83,14 +111,24 @@ def _wanted(
     return wanted
 
 
-def _slides_now(tables: Tables) -> pd.DataFrame:
-    rows = tables.read("slides").select(
-        "image_id",
-        "status",
-        F.col("params_hash").alias("slide_hash"),
-        *(F.col(name).alias(f"have_{name}") for name in ("center_id", "label", "image_num", "patient_id")),
-    )
-    return rows.toPandas().set_index("image_id")
+_HAVE = ["status", "slide_hash", "have_patient_id", "have_file_version", *(f"have_{name}" for name in METADATA)]
+
+
+def _slides_now(tables: Tables) -> dict[str, dict[str, Any]]:
+    """By image_id: the columns of slides that the survey looks at."""
+    renamed = {"params_hash": "slide_hash", "patient_id": "have_patient_id", "file_version": "have_file_version"}
+    columns = [F.col(old).alias(new) for old, new in renamed.items()]
+    columns += [F.col(name).alias(f"have_{name}") for name in METADATA]
+    rows = tables.read("slides").select("image_id", "status", *columns)
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows.toLocalIterator():
+        if row.image_id in found:
+            raise ConcurrentRunError(
+                f"table slides has {row.image_id} twice: two runs wrote to {public_uri(tables.root)} at once; delete that "
+                "folder, or restore its tables to a version from before"
+            )
+        found[row.image_id] = row.asDict()
+    return found
 
 
 def selected_tiles(tables: Tables, config: Config) -> DataFrame:
@@ -107,58 +145,70 @@ def selected_tiles(tables: Tables, config: Config) -> DataFrame:
 
 
 def _digests_now(tables: Tables, config: Config) -> pd.DataFrame:
-    tiles = digest(selected_tiles(tables, config), "tiles", "tiles_digest")
-    rows = tables.read("features")
-    features_hash = F.when(F.min("params_hash") == F.max("params_hash"), F.min("params_hash")).alias("features_hash")
-    encoded = digest(rows, "feature_rows", "features_digest", features_hash)
-    return tiles.join(encoded, how="outer")
+    selected = digest(selected_tiles(tables, config), "tiles", "tiles_digest")
+    placed = digest(tables.read("tiles"), "tile_rows", "_", *_provenance("tiles")).drop(columns="_")
+    encoded = feature_digest(tables.read("features"))
+    return selected.join(placed, how="outer").join(encoded, how="outer")
+
+
+def feature_digest(rows: DataFrame) -> pd.DataFrame:
+    """By image_id: feature_rows, features_digest, features_hash and features_patient."""
+    return digest(rows, "feature_rows", "features_digest", *_provenance("features"))
+
+
+def _provenance(table: str) -> list[Column]:
+    """Of the rows of an image: the hash that all of them have, else null, and a patient that they name."""
+    same = F.when(F.min("params_hash") == F.max("params_hash"), F.min("params_hash"))
+    return [same.alias(f"{table}_hash"), F.min("patient_id").alias(f"{table}_patient")]
 
 
 def digest(rows: DataFrame, count: str, name: str, *more: Column) -> pd.DataFrame:
-    """By image_id: the number of its tiles, and a hash of the set of their corners, whatever their order."""
-    of_tiles = F.expr("bit_xor(xxhash64(x_px, y_px))")
-    summed = rows.groupBy("image_id").agg(F.count("*").alias(count), of_tiles.cast("string").alias(name), *more)
+    """By image_id: the number of its tiles, and a hash of the bag of their corners, whatever their order."""
+    corner = "xxhash64(x_px, y_px)"  # the sum beside the xor tells doubled rows
+    of_tiles = F.expr(f"concat(bit_xor({corner}), ' ', sum({corner} % 1000003))")
+    summed = rows.groupBy("image_id").agg(F.count("*").alias(count), of_tiles.alias(name), *more)
     return summed.toPandas().set_index("image_id")
 
 
-def _judge(survey: pd.DataFrame, config: Config) -> pd.DataFrame:
+def _judge(survey: pd.DataFrame, config: Config, *, retry_failed: bool) -> pd.DataFrame:
     present = ~survey["gone"].astype(bool)
-    survey["slide_stale"] = ~present | (survey["slide_hash"] != survey["want_slide_hash"])
+    ok = survey["status"] == "ok"
+    # Tiles are committed before slides: a run that died between the two left tiles of another hash than their slide's.
+    torn = (survey["tile_rows"] > 0) & (survey["tiles_hash"] != survey["slide_hash"]) | ok & (survey["tile_rows"] == 0)
+    stale = (survey["slide_hash"] != survey["want_slide_hash"]) | torn
+    if retry_failed:
+        stale |= survey["status"] == "failed"
+    survey["slide_stale"] = ~present | (stale & (survey["keep"] != True))  # noqa: E712 - missing for images that are gone
     differs = pd.Series(False, index=survey.index)
-    for name in METADATA:
-        wanted, have = survey[name], survey[f"have_{name}"]
+    for name, today in METADATA.items():
+        wanted, have = survey[today], survey[f"have_{name}"]
         differs |= (wanted != have) & ~(wanted.isna() & have.isna())
     survey["metadata_stale"] = present & ~survey["slide_stale"] & differs
-    wanted_rows = survey["tiles"].where(survey["status"] == "ok", 0)
-    same = (survey["feature_rows"] == wanted_rows) & (
-        (wanted_rows == 0)
-        | (
-            (survey["features_digest"] == survey["tiles_digest"])
-            & (survey["features_hash"] == survey["want_features_hash"])
-        )
-    )
+    wanted_rows = survey["tiles"].where(ok, 0)
+    digest_same = survey["features_digest"] == survey["tiles_digest"]
+    hash_same = survey["features_hash"] == survey["want_features_hash"]
+    same = (survey["feature_rows"] == wanted_rows) & ((wanted_rows == 0) | (digest_same & hash_same))
     survey["features_stale"] = survey["slide_stale"] | ~same
-    if (
-        config.tiling.max_tiles_per_patient
-    ):  # a slide that comes, goes or changes moves the sample of the patient's others
+    if config.tiling.max_tiles_per_patient:
+        # a slide that comes, goes or changes moves the sample of the patient's others
         moved = survey[survey["slide_stale"]]
-        patients_moved = {*moved["patient_id"], *moved["have_patient_id"]}
-        survey["features_stale"] |= survey["patient_id"].isin(patients_moved)
+        survey["features_stale"] |= survey["patient_id"].isin({*moved["patient_id"], *moved["have_patient_id"]})
+    survey["features_stale"] &= survey["keep"] != True  # noqa: E712
     return survey
 
 
 def patient_hash(images: pd.DataFrame, config: Config) -> str | None:
-    """The params_hash of a patient's row from its images (status, tiles, tiles_digest, want_features_hash).
+    """The params_hash of a patient's row from its images (status, feature_rows, features_digest, features_hash).
 
     Returns:
         None where the patient has no tile, and so no row.
     """
     rows = images[~images["gone"].astype(bool)].sort_values("image_id")
     ok = rows["status"] == "ok"
-    if not rows.loc[ok, "tiles"].sum():
+    if not rows.loc[ok, "feature_rows"].sum():
         return None
     parts = [
-        (row.image_id, row.status, row.tiles_digest if row.status == "ok" else None, row.want_features_hash)
+        (row.image_id, row.status, *((row.features_digest, row.features_hash) if row.status == "ok" else ()))
         for row in rows.itertuples()
     ]
     first = rows.iloc[0]

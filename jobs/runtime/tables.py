@@ -11,7 +11,7 @@ from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
 from udfs import schemas
-from udfs.wsi.storage import absolute_uri
+from udfs.wsi.storage import absolute_uri, public_uri
 
 SCHEMAS = {
     "slides": schemas.SLIDES,
@@ -38,14 +38,18 @@ def spark_schema(schema: pa.Schema) -> StructType:
     return StructType([column(field_) for field_ in schema])
 
 
+class ConcurrentRunError(Exception):
+    """Another run writes to the same tables."""
+
+
 @dataclass
 class Tables:
-    """The tables of one output root, written by one run at a time."""
+    """The tables of one output root, written by one run at a time: a second writer is noticed, and stops this one."""
 
     spark: SparkSession
     root: str
     run_id: str
-    _commits: dict[str, int] = field(default_factory=dict)
+    _known: dict[str, int] = field(default_factory=dict)  # the version of each table that this run has seen or made
 
     def path(self, name: str) -> str:
         """Where the table lies."""
@@ -59,6 +63,11 @@ class Tables:
         for key, value in _PROPERTIES.items():
             builder = builder.property(key, value)
         builder.execute()
+        self._known[name] = self.version(name)
+
+    def version(self, name: str) -> int:
+        """The Delta version of a table that is there."""
+        return int(DeltaTable.forPath(self.spark, self.path(name)).history(1).collect()[0]["version"])
 
     def read(self, name: str) -> DataFrame:
         """The rows as they are now."""
@@ -66,11 +75,7 @@ class Tables:
 
     def versions(self) -> dict[str, int]:
         """The Delta version of each table that is there."""
-        return {
-            name: int(DeltaTable.forPath(self.spark, self.path(name)).history(1).collect()[0]["version"])
-            for name in SCHEMAS
-            if DeltaTable.isDeltaTable(self.spark, self.path(name))
-        }
+        return {name: self.version(name) for name in SCHEMAS if DeltaTable.isDeltaTable(self.spark, self.path(name))}
 
     def put(self, name: str, rows: DataFrame, key: str, written: Iterable[str], present: Iterable[str]) -> None:
         """Make `rows` the rows of some keys, in one commit.
@@ -92,18 +97,32 @@ class Tables:
 
     def upsert(self, name: str, rows: DataFrame, key: str, columns: Iterable[str]) -> None:
         """Change some columns of the rows whose key `rows` has."""
+        self._check_alone(name)
         changes: dict[str, str | Column] = {column: F.col(f"new.{column}") for column in columns}
         table = DeltaTable.forPath(self.spark, self.path(name)).alias("old")
         table.merge(rows.alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
+        self._known[name] = self.version(name)
 
     def _write(self, name: str, rows: DataFrame, where: str | None) -> None:
-        # The transaction id makes a commit that is tried again, by Spark or by Delta, count once.
-        commit = self._commits[name] = self._commits.get(name, -1) + 1
+        known = self._check_alone(name)
         writer = rows.select(SCHEMAS[name].names).write.format("delta").mode("overwrite" if where else "append")
-        writer = writer.option("txnAppId", f"{self.run_id}/{name}").option("txnVersion", commit)
+        # One transaction id for all runs, numbered by the table's version: of two commits upon the same version, tried
+        # again or by two runs at once, Delta lets one through.
+        writer = writer.option("txnAppId", "slidelake").option("txnVersion", known + 1)
         if where:
             writer = writer.option("replaceWhere", where)
         writer.save(self.path(name))
+        self._known[name] = known + 1
+
+    def _check_alone(self, name: str) -> int:
+        """The table's version, which must be the one that this run knows."""
+        now = self.version(name)
+        if self._known.setdefault(name, now) != now:
+            raise ConcurrentRunError(
+                f"table {name} went from version {self._known[name]} to {now} while this run was at work: another run "
+                f"writes to {public_uri(self.root)}; let one end, then run again"
+            )
+        return now
 
 
 def _literal(text: str) -> str:

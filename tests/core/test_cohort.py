@@ -5,6 +5,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.runtime.cohort import Image, Located, locate, parse_cohort, read_cohort
 from jobs.runtime.config import Config, ConfigError
@@ -165,7 +166,23 @@ def test_files_are_found_in_a_store_by_uri() -> None:
     store = fsspec.filesystem("memory")
     store.pipe("/bucket/x/a.svs", b"12345")
     found = locate([image("a")], config_for(Path(), root="memory://bucket"))
-    assert found["a"].uri == "memory:///bucket/x/a.svs"
+    assert found["a"].uri == "memory://bucket/x/a.svs"
+
+
+@pytest.mark.parametrize("root", ["abfss://c@acc.dfs.core.windows.net/dir", "abfss://c@acc.dfs.core.windows.net/dir/"])
+def test_the_account_in_the_root_stays_in_the_uris(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of abfss://container@account/dir fsspec keeps container/dir, and so do the names in its listings."""
+
+    class Azure(MemoryFileSystem):  # type: ignore[misc]
+        def isdir(self, path: str) -> bool:
+            return path.rstrip("/") == "c/dir"
+
+        def find(self, path: str, **_: Any) -> Any:
+            return {f"{path.rstrip('/')}/deep/a.svs": {"size": 5, "etag": "1"}}
+
+    monkeypatch.setattr("jobs.runtime.cohort.url_to_fs", lambda uri, **_: (Azure(), "c/dir" + uri.partition("/dir")[2]))
+    found = locate([image("a")], config_for(Path(), root=root))
+    assert found["a"].uri == "abfss://c@acc.dfs.core.windows.net/dir/deep/a.svs"
 
 
 def test_a_uri_in_the_csv_wins_over_the_root(slides: Path) -> None:
@@ -186,6 +203,12 @@ def test_a_root_that_is_needed_and_not_there_stops_the_job(slides: Path) -> None
     with pytest.raises(ConfigError, match=r"slides\.root: nosuch://host/x can't be listed") as caught:
         locate([image("a")], config_for(slides.parent, root="nosuch://u:SECRETSECRET@host/x"))
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_root_that_holds_none_of_the_slides_stops_the_job(slides: Path) -> None:
+    """A bucket that is not mounted is no hundred thousand missing slides."""
+    with pytest.raises(ConfigError, match=r"slides\.root: .*deep holds none of the 2 slides .*\(a, \.\.\.\).*mounted"):
+        locate([image("a"), image("gone")], config_for(slides.parent, root=str(slides / "deep")))
 
 
 def test_a_replaced_file_has_another_version(slides: Path) -> None:

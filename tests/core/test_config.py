@@ -82,7 +82,7 @@ def test_a_required_setting_is_asked_for(tmp_path: Path, key: str) -> None:
         ("on_failed_slides=maybe", ["on_failed_slides", "'report' or 'ignore'"]),
         ("slides.extensions=5", ["slides.extensions", "5"]),
         ("patients=[a, b]", ["patients", "string"]),
-        ("tiling=448", ["tiling", "448"]),
+        ("tiling=448", ["tiling is a section", "int"]),
         ("tiling.tile_px", ["dotted.key=value"]),
         ("=5", ["dotted.key=value"]),
         ("tiling..tile_px=5", ["dotted.key=value"]),
@@ -182,6 +182,12 @@ def test_masked_settings_hold_no_secret(options: dict[str, Any], secret: str) ->
 def test_refusals_hold_no_secret(tmp_path: Path, content: str) -> None:
     assert "SECRET" not in refusal(tmp_path, content)
     assert "SECRET" not in refusal(tmp_path, MINIMAL, "slides.storage_options.key={SECRET")
+    assert "slides is a section: write its settings below it, not a value (list)" in refusal(
+        tmp_path, MINIMAL, "slides=[SECRET]"
+    )
+    with pytest.raises(ConfigError, match=r"--config nosuch://host/a\.yaml: can't be read") as caught:
+        load_config("nosuch://u:SECRET@host/a.yaml?sig=SECRET")
+    assert "SECRET" not in str(caught.value)
 
 
 def test_settings_in_the_repr_hold_no_storage_options() -> None:

@@ -166,6 +166,15 @@ def test_weights_of_another_model_are_refused_by_tensor(small: EncoderSpec, spec
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "junk", [b"", b"junk", b"\x80\x02}q\x00.junk", b"\x80\x02.", bytes(64), b"PK\x03\x04" + bytes(60)]
+)
+def test_junk_in_place_of_weights_is_told_as_such(small: EncoderSpec, tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "junk.pth").write_bytes(junk)
+    with pytest.raises(CheckpointError, match=r"junk\.pth .*save model\.state_dict\(\)"):
+        Encoder(replace(small, weights=str(tmp_path / "junk.pth")))
+
+
 def test_a_hub_that_is_out_of_reach_is_told_with_the_remedy(
     small: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

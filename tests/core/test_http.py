@@ -1,6 +1,7 @@
 """Slides over real HTTP, on a server of this process: by ranges, with retries, without secrets in errors."""
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ import pytest
 
 from tests.slides.make import position_pixels, write_slide
 from udfs.wsi import ErrorCode, SlideError, open_slide
-from udfs.wsi.storage import File
+from udfs.wsi.storage import File, read_bytes
 
 ATTEMPTS = 4
 
@@ -106,6 +107,40 @@ def test_a_server_that_refuses_is_told_without_the_signature(
         file.ranges([10], [20])
     assert caught.value.code is code
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "asked"),
+    [
+        (404, ErrorCode.FILE_MISSING, 2),
+        (410, ErrorCode.FILE_MISSING, 2),
+        (403, ErrorCode.ACCESS_DENIED, 2),
+        (503, ErrorCode.READ_FAILED, 2 * ATTEMPTS),
+    ],
+)
+def test_only_a_server_that_says_so_has_no_such_file(
+    server: str, tmp_path: Path, status: int, code: ErrorCode, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all of them fsspec says FileNotFoundError, after a HEAD and a GET."""
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    (tmp_path / "a.svs").write_bytes(bytes(1000))
+    Server.statuses = [status] * (2 * ATTEMPTS)
+    with pytest.raises(SlideError) as caught:
+        File(f"{server}/a.svs")
+    assert (caught.value.code, len(Server.seen)) == (code, asked)
+
+
+def test_a_refused_connection_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}/a.svs"
+        with pytest.raises(SlideError, match="--retry-failed") as caught:
+            File(uri)
+        with pytest.raises(OSError, match="connect") as whole:
+            read_bytes(uri)
+    assert caught.value.code is ErrorCode.READ_FAILED
+    assert not isinstance(whole.value, FileNotFoundError)
 
 
 def test_a_server_that_ignores_ranges_is_refused(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

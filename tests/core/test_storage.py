@@ -1,6 +1,7 @@
 """Bytes behind a URI: secrets never show, what may pass is tried again, a changed file is another version."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.storage import File, FileInfo, public_uri, redact, secrets_of
+from udfs.wsi.storage import File, FileInfo, StoreOptions, options_for, public_uri, redact, secrets_of
 
 ATTEMPTS = 4
 SECRET = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=12, max_size=24).map("Sx".__add__)
@@ -54,6 +55,12 @@ def test_no_storage_option_survives_redaction(secrets: list[str], noise: str, nu
     shown = redact(text, secrets_of(None, options))
     assert not any(secret in shown for secret in [*secrets, str(number)])
     assert "anon=True" in shown
+
+
+def test_a_token_in_place_of_a_user_is_redacted() -> None:
+    for uri in ("https://ghp_SECRETSECRET@host/a.svs", "sftp://ghp_SECRETSECRET:x@host/a.svs"):
+        assert redact("401 for ghp_SECRETSECRET", secrets_of(uri, None)) == "401 for ***"
+    assert secrets_of("abfss://container@account.dfs/a.svs", None) == ()
 
 
 def test_a_signature_is_redacted_encoded_and_decoded() -> None:
@@ -163,6 +170,17 @@ def test_a_definite_answer_is_not_asked_for_again(flaky: type[Flaky], error: Exc
         File("flaky://bucket/a.svs")
     assert caught.value.code is code
     assert flaky.calls == {"info": 1}
+
+
+def test_options_go_to_the_store_of_the_slides_and_to_no_other() -> None:
+    given = {"account_key": "SECRETKEY"}
+    options = pickle.loads(pickle.dumps(StoreOptions(given, "az://slides")))  # as workers get them
+    for uri in ("az://c/net.pth", "abfss://c@account/a.svs", "simplecache::az://c/a.svs"):
+        assert options_for(uri, options) == given
+    for uri in ("s3://models/net.pth", "https://host/net.pth", "/models/net.pth", "file:///net.pth"):
+        assert options_for(uri, options) == {}
+    for root in (None, "/slides"):  # slides by the CSV's uri, then
+        assert options_for("s3://bucket/a.svs", StoreOptions(given, root)) == given
 
 
 def test_a_range_beyond_the_end_says_truncated(flaky: type[Flaky]) -> None:

@@ -16,9 +16,7 @@ from jobs.runtime.config import Config
 _ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = {
     "SPARK_LOCAL_IP": "127.0.0.1",
-    # Tables of a dozen rows: few tasks, and plans interpreted rather than compiled.
-    "PYSPARK_SUBMIT_ARGS": "--conf spark.sql.shuffle.partitions=2 --conf spark.sql.codegen.wholeStage=false "
-    "--conf spark.sql.codegen.factoryMode=NO_CODEGEN pyspark-shell",
+    "PYSPARK_SUBMIT_ARGS": "--conf spark.sql.shuffle.partitions=2 pyspark-shell",  # tables of a dozen rows
 }
 
 

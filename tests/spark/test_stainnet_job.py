@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.spark.conftest import Finished
 from udfs.wsi.stain import load_stainnet
 
 
-def config_of(finished: Finished, checkpoint: Path, reference: str = "a2") -> Config:
+def config_of(finished: Finished, checkpoint: Path | str, reference: str = "a2") -> Config:
     settings = finished.config.stainnet.model_copy(
         update={"reference": reference, "checkpoint": str(checkpoint), "tiles": 16, "steps": 150}
     )
@@ -27,7 +28,7 @@ def test_the_checkpoint_has_the_published_layout_and_the_picture_is_there(
     spark: SparkSession, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [tmp_path / "new" / "one.pth", tmp_path / "other.pth"]
-    for path in paths:
+    for path in (paths[0], f"file://{paths[1]}"):
         assert stainnet.fit(Run(config_of(finished, path), spark, "stainnet"), argparse.Namespace()) == 0
     report = capsys.readouterr().out
     weights = torch.load(paths[0], weights_only=True)
@@ -41,12 +42,29 @@ def test_the_checkpoint_has_the_published_layout_and_the_picture_is_there(
     tile = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     normalised = load_stainnet(str(paths[0])).normalise(tile)
     assert normalised.shape == tile.shape and normalised.dtype == np.uint8
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["one.png", "one.pth", "other.png", "other.pth"]
     with Image.open(paths[0].with_suffix(".png")) as picture:
         assert picture.width > 3 * 200 and np.asarray(picture.convert("RGB")).std() > 5
     [line] = [line for line in report.splitlines() if line.split()[:1] == ["all"]][:1]
     untouched, student = (float(number) for number in line.split()[-2:])
     assert student < 8  # grey levels, after 150 steps of the usual 3,000
     assert untouched > 0
+
+
+def test_few_tiles_are_of_few_slides_and_the_reference_is_one_of_them(
+    spark: SparkSession, finished: Finished, tmp_path: Path
+) -> None:
+    config = config_of(finished, tmp_path / "net.pth")
+    for seed in (0, 1):
+        settings = config.stainnet.model_copy(update={"tiles": 4, "seed": seed})
+        drawn = stainnet._draw(Run(config.model_copy(update={"stainnet": settings}), spark, "stainnet"))
+        assert drawn["image_id"].value_counts().to_list() == [2, 2]
+        assert "a2" in set(drawn["image_id"])
+
+
+def test_a_checkpoint_goes_to_a_store_by_its_uri() -> None:
+    stainnet._write("memory://models/deep/net.pth", b"weights", {"account_key": "of another store"})
+    assert fsspec.filesystem("memory").cat("/models/deep/net.pth") == b"weights"
 
 
 def test_a_reference_without_tiles_is_a_setting_to_mend(

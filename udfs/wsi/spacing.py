@@ -55,7 +55,12 @@ def plan_reading(
     finer = [i for i, d in enumerate(level_downsamples) if d <= downsample * _LEVEL_TOLERANCE]
     level = max(finer, default=0, key=lambda i: level_downsamples[i])
     span = tile_px * downsample
-    return Reading(level, downsample, max(1, round(span / level_downsamples[level])), span)
+    return Reading(level, downsample, region_edge(span, level_downsamples[level]), span)
+
+
+def region_edge(span_px: float, level_downsample: float) -> int:
+    """Edge of the square to read for a tile that spans `span_px` level-0 pixels, in pixels of the level."""
+    return max(1, round(span_px / level_downsample))
 
 
 def resample(pixels: NDArray[np.uint8], edge_px: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from udfs.wsi.errors import ErrorCode, SlideError
@@ -19,6 +20,9 @@ StorageOptions = Mapping[str, Any]
 
 _HEADER_READAHEAD = 256 * 1024  # bytes; directories of a slide lie close together
 _FETCH_ATTEMPTS = 4
+_SHORTEST_SECRET = 6  # characters; what is shorter is a word of any text
+_NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # what precedes their @ is a credential, not a container
+_GONE = (404, 410)
 _VERSION_KEYS = (
     *("ETag", "etag", "md5Hash", "Content-MD5", "Digest"),
     *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
@@ -42,6 +46,30 @@ class FileInfo:
         return cls(size, str(size))
 
 
+class StoreOptions(dict[str, Any]):
+    """Storage options that know whose they are: those of the store of `root`, and of none beside it."""
+
+    def __init__(self, options: Mapping[str, Any], root: str | None) -> None:
+        super().__init__(options)
+        self.root = root
+
+
+def options_for(uri: str, options: StorageOptions | None) -> dict[str, Any]:
+    """What of the options goes to the store of a URI: nothing to a plain path, nor to another store than theirs.
+
+    az:// and abfss:// are one store. Options that know no store (slides.root is a path, or not set) go to any.
+    """
+    root = options.root if isinstance(options, StoreOptions) else None
+    if "://" not in uri or (root and "://" in root and _store(root) != _store(uri)):
+        return {}
+    return dict(options or {})
+
+
+def _store(uri: str) -> str:
+    protocol = uri.rpartition("::")[2].partition("://")[0]
+    return str(known_implementations.get(protocol, {}).get("class", protocol))
+
+
 class File:
     """One file, opened by URI; hands out byte ranges with retries."""
 
@@ -54,7 +82,7 @@ class File:
         self.uri = public_uri(uri)
         self._secrets = secrets_of(uri, storage_options)
         try:
-            self._fs, self._path = url_to_fs(uri, **dict(storage_options or {}))
+            self._fs, self._path = url_to_fs(uri, **options_for(uri, storage_options))
             info = self._retrying()(self._fs.info, self._path)
         except Exception as error:
             raise self._translate(error) from None
@@ -113,10 +141,12 @@ class File:
     def _translate(self, error: Exception) -> SlideError:
         if isinstance(error, SlideError):
             return error
-        if isinstance(error, FileNotFoundError):
+        error = _what_happened(error)
+        status = _status(error)
+        if isinstance(error, FileNotFoundError) or status in _GONE:
             return SlideError(ErrorCode.FILE_MISSING, f"nothing at {self.uri}: check slides.root and the CSV's uri")
         text = redact(f"{type(error).__name__}: {error}", self._secrets)
-        if isinstance(error, PermissionError) or re.search(r"\b40[13]\b", text):
+        if isinstance(error, PermissionError) or status in (401, 403):
             remedy = "check the credentials in slides.storage_options"
             return SlideError(ErrorCode.ACCESS_DENIED, f"{self.uri}: {text}; {remedy}")
         if isinstance(error, ImportError | ValueError):
@@ -156,10 +186,34 @@ class _RangeStream(io.RawIOBase):
         return len(data)
 
 
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that a store answered with, where a client tells it."""
+    response = getattr(error, "response", None)  # botocore's is a mapping
+    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
+    statuses = (
+        getattr(error, "status", None),
+        getattr(error, "status_code", None),
+        told,
+    )  # aiohttp's, Azure's, Amazon's
+    return next((status for status in statuses if isinstance(status, int)), None)
+
+
+def _what_happened(error: Exception) -> Exception:
+    """Over HTTP, fsspec calls each failure to ask for a size FileNotFoundError, a refused connection too: then its cause."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    status = _status(cause)
+    missing = status in _GONE if status else not _may_pass(cause)
+    return error if missing else cause
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether a second try can help: not where the store gave a definite answer, nor for a fault of ours."""
-    status = getattr(error, "status", None) or getattr(error, "status_code", None)  # aiohttp's, Azure's
-    if isinstance(status, int):
+    if isinstance(error, Exception):
+        error = _what_happened(error)
+    status = _status(error)
+    if status:
         return status >= 500 or status in (408, 429)
     definite = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
     ours = (ImportError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, MemoryError)
@@ -168,9 +222,12 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
-    """A whole small file (a checkpoint, a CSV). Raises what fsspec raises."""
-    with fsspec.open(uri, "rb", **dict(storage_options or {})) as stream:
-        data: bytes = stream.read()
+    """A whole small file (a checkpoint, a CSV). Raises what fsspec raises, FileNotFoundError only where there is none."""
+    try:
+        with fsspec.open(uri, "rb", **options_for(uri, storage_options)) as stream:
+            data: bytes = stream.read()
+    except FileNotFoundError as error:
+        raise _what_happened(error) from None
     return data
 
 
@@ -191,7 +248,7 @@ def public_uri(uri: str) -> str:
     parts = urlsplit(uri)
     # In abfss://container@account and the like, what precedes the @ is a container unless it holds a password.
     user, at, host = parts.netloc.rpartition("@")
-    netloc = host if ":" in user or parts.scheme in ("http", "https", "ftp", "sftp") else f"{user}{at}{host}"
+    netloc = host if ":" in user or parts.scheme in _NETWORK_PROTOCOLS else f"{user}{at}{host}"
     return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
 
 
@@ -206,7 +263,9 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
         elif isinstance(value, list | tuple):
             for item in value:
                 collect(item)
-        elif not isinstance(value, bool) and len(str(value)) >= 6:  # a password of digits is a number in YAML
+        elif (
+            not isinstance(value, bool) and len(str(value)) >= _SHORTEST_SECRET
+        ):  # a password of digits is a number in YAML
             found.add(str(value))
 
     collect(storage_options or {})
@@ -216,6 +275,8 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
         parts = urlsplit(link)
         found.update(text for text in (parts.query, parts.fragment, parts.password or "") if text)
         found.update(text for text in re.split(r"[&=]", parts.query) if len(text) >= 16)
+        if parts.scheme in _NETWORK_PROTOCOLS and len(parts.username or "") >= _SHORTEST_SECRET:
+            found.add(str(parts.username))  # https://TOKEN@host
     found |= {unquote(text) for text in found}  # errors of HTTP clients show them decoded
     return tuple(sorted(found, key=len, reverse=True))
 
