@@ -60,20 +60,22 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
             .persist(StorageLevel.DISK_ONLY)
         )
         failures = encoded.where("error_code IS NOT NULL").select("image_id", "error_code", "error_message")
-        failed = failures.dropDuplicates(["image_id"]).persist(StorageLevel.DISK_ONLY)
-        failed_ids = [row.image_id for row in failed.select("image_id").toLocalIterator()]
-        if failed_ids:
-            columns = ["status", "error_code", "error_message", "run_id"]
-            rows = failed.withColumns({"status": F.lit("failed"), "run_id": F.lit(run.run_id)})
+        failed = {
+            row.image_id: (*row, "failed", run.run_id) for row in failures.collect()
+        }  # here the tiles are encoded
+        if failed:
+            columns = ["error_code", "error_message", "status", "run_id"]
+            rows = run.spark.createDataFrame(list(failed.values()), ["image_id", *columns])
             run.tables.upsert("slides", rows, "image_id", columns)
-        good = encoded.where(F.col("error_code").isNull() & ~F.col("image_id").isin(failed_ids))
+        of_failed = F.col("image_id").isin(list(failed))
+        good = encoded.where(F.col("error_code").isNull() & ~of_failed)
         good = good.select(SCHEMAS["features"].names).coalesce(max(1, math.ceil(n_tiles / _ROWS_A_FILE)))
         if kept is not None:
-            good = good.unionByName(kept.where(~F.col("image_id").isin(failed_ids)))
+            good = good.unionByName(kept.where(~of_failed))
         # Before the commit: Spark drops what it holds of frames that were made from a table when that table changes.
         run.counts["tiles_encoded"] += encoded.where("error_code IS NULL").count()
         run.tables.put("features", good, "image_id", work["image_id"], present)
-        for frame in (units, encoded, failed):
+        for frame in (units, encoded):
             frame.unpersist()
 
 

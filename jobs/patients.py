@@ -43,7 +43,7 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
             wave[["image_id", "patient_id", "center_id", "label", "gone"]].join(slides).join(feature_digest(features))
         )
         images["feature_rows"] = images["feature_rows"].fillna(0).astype("int64")
-        have = _hashes_now(run, ids) | _without_slides(run)
+        have = _hashes_now(run, ids)
         rows = [_info(run, str(patient), of_patient) for patient, of_patient in images.groupby("patient_id")]
         wanted = {row["patient_id"]: row for row in rows if row is not None}
         build = [row for patient, row in wanted.items() if have.get(patient) != row["params_hash"]]
@@ -98,17 +98,13 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
     }
 
 
-def _without_slides(run: Run) -> dict[str, str]:
-    """The rows of patients whose every image has become another patient's."""
-    slides = run.tables.read("slides").select("patient_id")
-    rows = run.tables.read("patients").select("patient_id", "params_hash").join(slides, "patient_id", "left_anti")
-    return {row.patient_id: row.params_hash for row in rows.collect()}
-
-
 def _hashes_now(run: Run, patients: Sequence[str] | None = None) -> dict[str, str]:
+    """params_hash by patient_id, of all rows, or of some patients' and those whose every image is another patient's now."""
     rows = run.tables.read("patients").select("patient_id", "params_hash")
     if patients is not None:
-        rows = rows.where(F.col("patient_id").isin(list(patients)))
+        owners = run.tables.read("slides").select("patient_id").distinct().withColumn("owns", F.lit(True))
+        asked = F.col("patient_id").isin(list(patients)) | F.col("owns").isNull()
+        rows = rows.join(owners, "patient_id", "left").where(asked)
     return {row.patient_id: row.params_hash for row in rows.collect()}
 
 

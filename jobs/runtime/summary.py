@@ -49,7 +49,7 @@ def _tiles_line(run: Run, slides: pd.DataFrame) -> str:
 
 
 def _patients_lines(run: Run, survey: pd.DataFrame) -> list[str]:
-    have = {row.patient_id for row in run.tables.read("patients").select("patient_id").toLocalIterator()}
+    have = {row.patient_id for row in run.tables.read("patients").select("patient_id").collect()}
     cohort = sorted(set(survey.loc[~survey["gone"].astype(bool), "patient_id"]))
     without = [patient for patient in cohort if patient not in have]
     built = run.counts["patients_built"]

@@ -121,7 +121,7 @@ def _slides_now(tables: Tables) -> dict[str, dict[str, Any]]:
     columns += [F.col(name).alias(f"have_{name}") for name in METADATA]
     rows = tables.read("slides").select("image_id", "status", *columns)
     found: dict[str, dict[str, Any]] = {}
-    for row in rows.toLocalIterator():
+    for row in rows.collect():
         if row.image_id in found:
             raise ConcurrentRunError(
                 f"table slides has {row.image_id} twice: two runs wrote to {public_uri(tables.root)} at once; delete that "
@@ -145,10 +145,13 @@ def selected_tiles(tables: Tables, config: Config) -> DataFrame:
 
 
 def _digests_now(tables: Tables, config: Config) -> pd.DataFrame:
-    selected = digest(selected_tiles(tables, config), "tiles", "tiles_digest")
-    placed = digest(tables.read("tiles"), "tile_rows", "_", *_provenance("tiles")).drop(columns="_")
-    encoded = feature_digest(tables.read("features"))
-    return selected.join(placed, how="outer").join(encoded, how="outer")
+    placed = digest(tables.read("tiles"), "tile_rows", "tiles_digest", *_provenance("tiles"))
+    if config.tiling.max_tiles_per_patient is None:
+        placed["tiles"] = placed["tile_rows"]
+    else:
+        selected = digest(selected_tiles(tables, config), "tiles", "tiles_digest")
+        placed = placed.drop(columns="tiles_digest").join(selected)
+    return placed.join(feature_digest(tables.read("features")), how="outer")
 
 
 def feature_digest(rows: DataFrame) -> pd.DataFrame:
