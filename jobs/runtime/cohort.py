@@ -87,7 +87,10 @@ def parse_cohort(data: bytes) -> list[Image]:
     header = [cell.strip() for cell in rows[0][1]]
     missing = [column for column in REQUIRED if column not in header]
     if missing:
-        raise ConfigError(f"the header lacks {', '.join(missing)}; it has {', '.join(header)}")
+        semicolons = (
+            " (is it separated by semicolons? commas are wanted)" if len(header) == 1 and ";" in header[0] else ""
+        )
+        raise ConfigError(f"the header lacks {', '.join(missing)}; it has {', '.join(header)}{semicolons}")
     twice = sorted({column for column in header if column in (*REQUIRED, *OPTIONAL) and header.count(column) > 1})
     if twice:
         raise ConfigError(f"the header has {', '.join(twice)} twice")

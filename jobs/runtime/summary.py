@@ -69,7 +69,7 @@ def _next_steps(run: Run) -> list[str]:
     steps = [f"  next      {after.get(run.job, done)}"]
     if run.counts["slides_failed"]:
         steps.append(
-            "  failed    error_code and error_message in table slides; mend, then run again with --retry-failed"
+            "  failed    see error_message in table slides; mend file or cause, then run again with --retry-failed"
         )
     return steps
 
