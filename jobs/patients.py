@@ -9,9 +9,10 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.cli import run_job
 from jobs.runtime.run import Run
+from jobs.runtime.session import heap_bytes
 from jobs.runtime.survey import feature_digest, patient_hash
 from jobs.runtime.tables import spark_schema
-from udfs.patients import BAGS, MAX_BAG_BYTES, bag_patient
+from udfs.patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
 
 _FLOAT_BYTES = 4
 _INFO = (
@@ -76,11 +77,13 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
     ok, failed = images["status"] == "ok", images["status"] == "failed"
     n_tiles = int(images.loc[ok, "feature_rows"].sum())
     size = n_tiles * run.models.encoder.dim * _FLOAT_BYTES
-    if size > MAX_BAG_BYTES:
-        most = MAX_BAG_BYTES // (run.models.encoder.dim * _FLOAT_BYTES)
+    limit = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG)
+    if size > limit:
+        most = limit // (run.models.encoder.dim * _FLOAT_BYTES)
         run.problems.append(
-            f"patient {patient}: a bag of {n_tiles:,} tiles is {size:,} bytes, the limit is {MAX_BAG_BYTES:,}: set "
-            f"tiling.max_tiles_per_patient to {most:,} or less"
+            f"patient {patient}: a bag of {n_tiles:,} tiles is {size:,} bytes, the limit is {limit:,}: set "
+            f"tiling.max_tiles_per_patient to {most:,} or less, or give Spark more memory: a bag may take 1/{HEAP_A_BAG} of "
+            f"an executor's heap, and {MAX_BAG_BYTES:,} bytes at most"
         )
         return None
     present = images[~images["gone"].astype(bool)]

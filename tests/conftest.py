@@ -45,7 +45,9 @@ def spark() -> Iterator[SparkSession]:
     """The session of the whole test run; jobs that are run in subprocesses have their own."""
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     # A long session: here the JVM's slower compiler pays, which conf/spark/local.conf leaves out for single jobs.
-    os.environ["PYSPARK_SUBMIT_ARGS"] = "--conf spark.driver.extraJavaOptions=-XX:+TieredCompilation pyspark-shell"
+    os.environ["PYSPARK_SUBMIT_ARGS"] = (
+        "--driver-memory 3g --conf spark.driver.extraJavaOptions=-XX:+TieredCompilation pyspark-shell"
+    )
     session = start_session("slidelake tests")
     del os.environ["PYSPARK_SUBMIT_ARGS"]
     session.conf.set("spark.sql.shuffle.partitions", "2")

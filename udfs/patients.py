@@ -11,8 +11,11 @@ from udfs.schemas import PATIENTS, TILE_INDEX
 
 VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
 
-# Of one bag. A row holds two, which pass through Arrow and Spark's rows (2 GiB at most) in several copies.
+# Of one bag. A row holds two, and Spark's rows hold less than 2 GiB.
 MAX_BAG_BYTES = 1 << 29
+# A row passes through Arrow, Spark's rows and Parquet's pages in many copies: measured, a heap of 4 GiB was too small for
+# two bags of 244 MiB.
+HEAP_A_BAG = 32
 
 BAG_COLUMNS = ("n_tiles", "embedding_dim", "embeddings_avg", "embeddings_max", "tile_index", "color_histogram")
 BAGS = pa.schema([PATIENTS.field("patient_id"), *(PATIENTS.field(name) for name in BAG_COLUMNS)])

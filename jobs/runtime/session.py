@@ -5,6 +5,7 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyspark
 from pyspark.sql import SparkSession
@@ -48,6 +49,15 @@ def start_session(name: str) -> SparkSession:
             f"Delta is not on Spark's class path: add --packages {_DELTA_COORDINATES} to spark-submit"
         ) from None
     return session
+
+
+def heap_bytes(session: SparkSession) -> int:
+    """The heap of a JVM that tasks run in: an executor's, or the driver's own where all runs in one process."""
+    jvm: Any = session._jvm
+    if (session.sparkContext.master or "").startswith("local["):
+        return int(jvm.java.lang.Runtime.getRuntime().maxMemory())
+    configured = session.conf.get("spark.executor.memory", "1g")
+    return int(jvm.org.apache.spark.network.util.JavaUtils.byteStringAsBytes(configured))
 
 
 def slots(session: SparkSession) -> int:

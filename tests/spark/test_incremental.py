@@ -103,7 +103,7 @@ def changed(
         encoder_weights,
         list(rows.values()),
         tiling={"max_background": 0.5},
-        run={"unit_tiles": 3, "wave_slides": 3},
+        run={"unit_tiles": 3, "wave_slides": 100},
     )
     return Changed(preprocess_in(spark, config), config)
 
