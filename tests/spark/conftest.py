@@ -59,7 +59,7 @@ def finished(
         encoder_weights,
         COHORT,
         tiling={"max_background": 0.5},
-        run={"unit_tiles": 3, "wave_slides": 100},
+        run={"unit_tiles": 3, "wave_slides": 6},
         slides={"storage_options": {"account_key": SECRET}},
     )
     run = preprocess_in(spark, config)
