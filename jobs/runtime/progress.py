@@ -40,7 +40,7 @@ class Progress:
         self._tiles = 0
         self._tile_seconds = 0.0
         self._begun = self._last_line = time.monotonic()
-        layout = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+        layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
         terminal = _terminal()
         hidden = terminal is None or not slides
         self._bar = tqdm(total=max(slides, 1), bar_format=layout, file=terminal, disable=hidden, leave=False)
@@ -105,8 +105,7 @@ class Progress:
         where = f"wave {self._wave}/{self._waves} {self._stage}"
         counts = f"{done:.0f}/{self._slides} slides, {self._tiles:,} tiles, {rate:.1f} tiles/s"
         if not self._bar.disable:
-            self._bar.set_description_str(where, refresh=False)
-            self._bar.set_postfix_str(counts, refresh=False)
+            self._bar.set_description_str(f"{where}: {counts}", refresh=False)
             self._bar.n = done
             self._bar.refresh()
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
