@@ -27,7 +27,7 @@ from udfs.wsi import SlideError, open_slide
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet
 from udfs.wsi.stainfit import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
-from udfs.wsi.storage import StorageOptions, options_for, public_uri
+from udfs.wsi.store import StorageOptions, options_for, public_uri
 
 _READERS = 4
 _PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18

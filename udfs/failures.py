@@ -3,7 +3,7 @@
 from pyspark import TaskContext
 
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.storage import StorageOptions, public_uri, redact, secrets_of
+from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of
 
 DEATHS_BEFORE_QUARANTINE = 2
 

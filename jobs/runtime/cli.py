@@ -15,8 +15,9 @@ from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import start_session
+from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
-from udfs.wsi.storage import redact, secrets_of
+from udfs.wsi.store import redact, secrets_of
 
 DONE, FAILED, BAD_CONFIG, SLIDES_FAILED = 0, 1, 2, 3
 
@@ -69,6 +70,7 @@ def main(
     retries: bool = False,
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status."""
+    part_stderr_from_stdout()
     arguments = _parse(job, description, argv, retries=retries)
     try:
         config = load_config(arguments.config, arguments.overrides)

@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jobs.runtime.config import Config, ConfigError
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.storage import File, FileInfo, absolute_uri, options_for, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.store import File, FileInfo, absolute_uri, options_for, public_uri, read_bytes, redact, secrets_of
 
 REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
 OPTIONAL = ("label", "uri", "mpp")

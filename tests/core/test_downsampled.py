@@ -82,8 +82,18 @@ def test_pyramids_are_averaged_from_the_nearest_finer_level_that_fits(
     path = write_slide(tmp_path / "slide.tif", image, compression=compression, pyramid=True, levels=levels)
     with openslide.OpenSlide(str(path)) as slide:
         stored = on_white(np.asarray(slide.read_region((0, 0), read, slide.level_dimensions[read])))
-    expected = area_average(stored, factor // (1, *levels)[read])
-    np.testing.assert_array_equal(downsampled(path, factor), expected[: 809 // factor, : 607 // factor])
+    edge = factor // (1, *levels)[read]
+    assert_averages(downsampled(path, factor), stored, edge, exact=compression != "jpeg" or edge % 8 > 0)
+
+
+def assert_averages(found: Pixels, stored: Pixels, edge: int, *, exact: bool) -> None:
+    """Where whole JPEG units are averaged their means are taken as stored: within a grey level in the mean, else equal."""
+    expected = area_average(stored, edge)[: found.shape[0], : found.shape[1]]
+    difference = np.abs(found.astype(int) - expected)
+    if exact:
+        assert not difference.any()
+    assert difference.mean() < 0.5
+    assert difference.max() <= 3
 
 
 def test_the_sample_agrees_with_libvips_and_openslide(sample: Path) -> None:
@@ -91,8 +101,8 @@ def test_the_sample_agrees_with_libvips_and_openslide(sample: Path) -> None:
         image = on_white(np.asarray(slide.read_region((0, 0), 0, slide.dimensions)))
     found = downsampled(sample)
     assert found.shape == (185, 138, 3)
-    np.testing.assert_array_equal(found, area_average(image, 16))
-    assert np.abs(found.astype(int) - vips_shrink(image, 16)).max() <= 1
+    assert_averages(found, image, 16, exact=False)
+    assert np.abs(found.astype(int) - vips_shrink(image, 16)).mean() < 0.5
 
 
 def test_each_place_stays_in_its_place(tmp_path: Path) -> None:

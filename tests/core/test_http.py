@@ -14,9 +14,8 @@ import pytest
 
 from tests.slides.make import position_pixels, write_slide
 from udfs.wsi import ErrorCode, SlideError, open_slide
-from udfs.wsi.storage import File, read_bytes
-
-ATTEMPTS = 4
+from udfs.wsi.store import File, read_bytes
+from udfs.wsi.store.file import ATTEMPTS
 
 
 class Server(BaseHTTPRequestHandler):
@@ -86,7 +85,7 @@ def test_a_slide_is_read_over_http_by_ranges(server: str, tmp_path: Path) -> Non
 def test_a_busy_server_is_asked_again(
     server: str, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("udfs.wsi.store.file.FIRST_WAIT_S", 0.0)
     (tmp_path / "a.svs").write_bytes(bytes(1000))
     file = File(f"{server}/a.svs")
     Server.statuses = [status] * (ATTEMPTS - 1)
@@ -122,7 +121,7 @@ def test_only_a_server_that_says_so_has_no_such_file(
     server: str, tmp_path: Path, status: int, code: ErrorCode, asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all of them fsspec says FileNotFoundError, after a HEAD and a GET."""
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("udfs.wsi.store.file.FIRST_WAIT_S", 0.0)
     (tmp_path / "a.svs").write_bytes(bytes(1000))
     Server.statuses = [status] * (2 * ATTEMPTS)
     with pytest.raises(SlideError) as caught:
@@ -131,7 +130,7 @@ def test_only_a_server_that_says_so_has_no_such_file(
 
 
 def test_a_refused_connection_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("udfs.wsi.store.file.FIRST_WAIT_S", 0.0)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, and nobody listens
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}/a.svs"
@@ -163,7 +162,7 @@ def test_a_network_that_fails_while_the_header_is_read_is_not_the_slides_fault(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user told to upload a good slide again would do so in vain."""
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("udfs.wsi.store.file.FIRST_WAIT_S", 0.0)
     write_slide(tmp_path / "a.tif", position_pixels(64, 64), compression="none", tile_px=64)
     file = File(f"{server}/a.tif")
     assert file.info.size_bytes > 0

@@ -3,7 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.wsi.level import Pixels
+from udfs.wsi.tiff.decode import Pixels
+
+_MOST_EDGE_EXACT = 256  # float32 counts to 2^24, which 256 x 256 pixels of 255 just do not reach
 
 
 class AreaAverage:
@@ -22,10 +24,14 @@ class AreaAverage:
         if not len(rows) or not len(columns):
             return
         inside = pixels[: rows.stop * self._edge - top, : columns.stop * self._edge - left]
-        # uint16 holds 257 rows of 255; a coarser average than 1/257 needs more
-        narrow = np.uint16 if self._edge <= 257 else np.uint32
-        sums = np.add.reduceat(inside, row_starts, axis=0, dtype=narrow)
-        sums = np.add.reduceat(sums, column_starts, axis=1, dtype=np.uint32)
+        whole = inside.shape[:2] == (len(rows) * self._edge, len(columns) * self._edge)
+        if whole and self._edge <= _MOST_EDGE_EXACT:
+            sums = _sums_of_squares(inside, self._edge)
+        else:
+            # uint16 holds 257 rows of 255; a coarser average than 1/257 needs more
+            narrow = np.uint16 if self._edge <= 257 else np.uint32
+            sums = np.add.reduceat(inside, row_starts, axis=0, dtype=narrow)
+            sums = np.add.reduceat(sums, column_starts, axis=1, dtype=np.uint32)
         short = rows.stop - self._first - len(self._sums)
         if short > 0:
             self._sums = np.concatenate([self._sums, np.zeros((short, *self._sums.shape[1:]), np.uint32)])
@@ -38,6 +44,15 @@ class AreaAverage:
             area = self._edge * self._edge
             self._result[self._first : self._first + done] = (self._sums[:done] + area // 2) // area
             self._sums, self._first = self._sums[done:], self._first + done
+
+
+def _sums_of_squares(pixels: Pixels, edge: int) -> NDArray[np.uint32]:
+    """[h * edge, w * edge, 3] to [h, w, 3]; by a matrix product along the rows, which takes a thirtieth of a reduceat."""
+    height, width = pixels.shape[0] // edge, pixels.shape[1] // edge
+    rows = pixels.reshape(height, edge, width * edge * 3).sum(axis=1, dtype=np.uint16)
+    ones = np.tile(np.eye(3, dtype=np.float32), (edge, 1))
+    sums: NDArray[np.uint32] = (rows.reshape(-1, edge * 3).astype(np.float32) @ ones).astype(np.uint32)
+    return sums.reshape(height, width, 3)
 
 
 def _cells(start: int, length: int, edge: int, limit: int) -> tuple[range, NDArray[np.intp]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import safetensors.torch
 import torch
 
-from udfs.wsi.storage import StorageOptions, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.store import StorageOptions, public_uri, read_bytes, redact, secrets_of
 
 StateDict = dict[str, torch.Tensor]
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
-from udfs.wsi.storage import StorageOptions, public_uri
+from udfs.wsi.store import StorageOptions, public_uri
 
 Interpolation = Literal["area", "model"]
 Device = Literal["auto", "cpu", "cuda"]

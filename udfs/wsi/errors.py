@@ -11,6 +11,7 @@ class ErrorCode(StrEnum):
     ACCESS_DENIED = "access_denied"  # the store refused the credentials
     READ_FAILED = "read_failed"  # the store or network failed, after retries
     FILE_EMPTY = "file_empty"  # zero bytes
+    FILE_CHANGED = "file_changed"  # replaced while a run was at work on it
     FILE_TRUNCATED = "file_truncated"  # the header points past the end of the file
     NOT_A_SLIDE = "not_a_slide"  # not a TIFF, whatever its name says
     HEADER_CORRUPT = "header_corrupt"  # a TIFF whose directory can't be read or contradicts itself

@@ -1,34 +1,41 @@
 """Open a slide from any fsspec URI and read it: the whole at 1/16, or tiles anywhere, each block decoded once."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from udfs.wsi.averaging import AreaAverage
-from udfs.wsi.errors import SlideError
-from udfs.wsi.header import read_header
-from udfs.wsi.level import Level, Pixels
-from udfs.wsi.storage import File, FileInfo, StorageOptions
-
-_TILES_A_FETCH = 16  # tiles whose blocks are asked for in one call
-_BLOCKS_A_FETCH = 64
+from udfs.wsi.overview import area_average
+from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic
+from udfs.wsi.tiff.decode import Pixels
+from udfs.wsi.tiff.header import read_index
+from udfs.wsi.tiff.index import Level, SlideIndex
+from udfs.wsi.tiles import TileReader
 
 
-def open_slide(uri: str, storage_options: StorageOptions | None = None) -> "Slide":
+def open_slide(
+    uri: str, storage_options: StorageOptions | None = None, *, index: SlideIndex | None = None, threads: int = 1
+) -> "Slide":
     """Open a slide.
 
     Args:
         uri: a path or any fsspec URI of a TIFF-based slide (TIFF, SVS, NDPI, SCN, BIF).
         storage_options: for fsspec.
+        index: of this file, from `Slide.index`, whole or cut down: then no header is read. Whether the file is still the
+            one that the index was made of is asked while the first blocks are on their way.
+        threads: that decode.
 
     Raises:
         SlideError: with the code and remedy for what is wrong with the file.
     """
-    return Slide(File(uri, storage_options))
+    file = File(uri, storage_options, index.file if index else None)
+    try:
+        unchanged = file.check_unchanged() if index else None
+        return Slide(file, index or read_index(file), unchanged, threads)
+    except BaseException:
+        file.close()
+        raise
 
 
 class Slide:
@@ -40,24 +47,28 @@ class Slide:
     mpp_y: float | None
     vendor: str
     levels: tuple[Level, ...]  # level 0 first
+    index: SlideIndex
 
-    def __init__(self, file: File) -> None:
-        """Read the directories of the file; see `open_slide`."""
-        self._file = file
-        self._stream = file.open()
-        try:
-            header = read_header(file, self._stream)
-        except BaseException:
-            self._stream.close()
-            raise
-        self.width_px, self.height_px = header.width_px, header.height_px
-        self.mpp_x, self.mpp_y = header.mpp_x, header.mpp_y
-        self.vendor, self.levels = header.vendor, header.levels
+    def __init__(
+        self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None = None, threads: int = 1
+    ) -> None:
+        """Use `open_slide`. `unchanged` raises where the file is not the one of the index any more."""
+        self._file, self._unchanged, self._threads = file, unchanged, threads
+        self._readers: list[TileReader] = []
+        self.index = index
+        self.width_px, self.height_px = index.width_px, index.height_px
+        self.mpp_x, self.mpp_y = index.mpp_x, index.mpp_y
+        self.vendor, self.levels = index.vendor, index.levels
 
     @property
     def file(self) -> FileInfo:
         """Size and version of the file that was opened."""
         return self._file.info
+
+    @property
+    def traffic(self) -> Traffic:
+        """What reading it has cost so far."""
+        return self._file.traffic
 
     def __enter__(self) -> Self:
         return self
@@ -68,14 +79,18 @@ class Slide:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Give up what is on its way and close the file."""
+        for reader in self._readers:
+            reader.close()
+        self._file.close()
 
     def downsampled(self, factor: int = 16) -> Pixels:
         """The slide at 1/factor: each pixel the mean over factor x factor level-0 pixels, rounded half up.
 
-        Averaged from the nearest finer level whose downsample divides `factor`. Streams a row of blocks at a time, so
-        memory does not grow with the slide but for the result.
+        Averaged from the nearest finer level whose downsample divides `factor`. Where a result pixel
+        stands for whole 8 x 8 squares of JPEG blocks, their means are taken as JPEG stores them, which moves a pixel by
+        a grey level here and there; all else is exact. Streams a row of
+        blocks at a time, so memory does not grow with the slide but for the result.
 
         Args:
             factor: a positive integer.
@@ -86,86 +101,40 @@ class Slide:
         Raises:
             SlideError: `tile_data_corrupt` and what reading raises.
         """
-        # A level of just this downsample would do, but its own compression would show in every pixel of the result.
-        finer = [lv for lv in self.levels if lv.downsample < factor and not factor % lv.downsample]
-        level = max(finer, key=lambda lv: lv.downsample, default=self.levels[0])
-        edge = factor // int(level.downsample)  # level pixels a result pixel
-        result = np.full((self.height_px // factor, self.width_px // factor, 3), 255, np.uint8)
-        if not result.size:  # a slide smaller than one pixel of the result
-            return result
-        bands = AreaAverage(result, edge)
-        for row in range(level.rows):
-            top = row * level.block_height
-            for start in range(0, level.columns, _BLOCKS_A_FETCH):
-                stop = min(start + _BLOCKS_A_FETCH, level.columns)
-                numbers = [row * level.columns + column for column in range(start, stop)]
-                for number, pixels in zip(numbers, self._decode(level, numbers), strict=True):
-                    bands.add(pixels, top, (number - row * level.columns) * level.block_width)
-            bands.flush(min(top + level.block_height, level.height_px))
-        return result
+        self._check_unchanged()
+        return area_average(self._file, self.index, factor, threads=self._threads)
 
-    def read_tiles(
-        self, xy_px: ArrayLike, tile_px: int = 448, level: int = 0
-    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def read_tiles(self, xy_px: ArrayLike, tile_px: int = 448, level: int = 0) -> Iterator[tuple[int, Pixels]]:
         """Read square tiles.
 
-        Each block is fetched and decoded once however many tiles share it, and dropped after the last of them.
+        Each block is fetched and decoded once however many tiles share it. The first bytes are asked for by the call
+        itself, so that they are on their way while the caller does something else.
 
         Args:
             xy_px: int [n, 2], top-left corners in level-0 pixels, in any order and any place.
             tile_px: edge of a tile in pixels of `level`.
             level: index into `levels`.
 
-        Yields:
-            (i, pixels): the index into `xy_px` and uint8 [tile_px, tile_px, 3]; white outside the slide. The order is
-            by rows of the level, whatever the order of `xy_px`.
+        Returns:
+            An iterator of (i, pixels): the index into `xy_px` and uint8 [tile_px, tile_px, 3]; white outside the slide.
+            The order is patch by patch of the level, whatever the order of `xy_px`.
 
         Raises:
-            SlideError: `tile_data_corrupt` and what reading raises.
+            SlideError: `tile_data_corrupt` and what reading raises, `file_changed` where an index is out of date.
         """
-        lv = self.levels[level]
-        corners = np.rint(np.asarray(xy_px, np.float64).reshape(-1, 2) / lv.downsample).astype(np.int64)
-        order = np.lexsort((corners[:, 0], corners[:, 1]))
-        blocks_of = {int(i): _blocks_under(lv, corners[i], tile_px) for i in order}
-        uses = Counter(block for blocks in blocks_of.values() for block in blocks)
-        decoded: dict[int, Pixels] = {}
-        for start in range(0, len(order), _TILES_A_FETCH):
-            chunk = [int(i) for i in order[start : start + _TILES_A_FETCH]]
-            missing = sorted({block for i in chunk for block in blocks_of[i]} - decoded.keys())
-            decoded.update(zip(missing, self._decode(lv, missing), strict=True))
-            for i in chunk:
-                yield i, _assemble(lv, corners[i], tile_px, {block: decoded[block] for block in blocks_of[i]})
-                for block in blocks_of[i]:
-                    uses[block] -= 1
-                    if not uses[block]:
-                        del decoded[block]
+        reader = TileReader(self._file, self.levels[level], xy_px, tile_px, threads=self._threads)
+        self._readers.append(reader)
+        return self._tiles(reader)
 
-    def _decode(self, level: Level, blocks: list[int]) -> Iterator[Pixels]:
-        """Fetch the blocks in one call, then decode them one by one."""
-        ranges = [level.byte_ranges(block) for block in blocks]
-        wanted = [pair for planes in ranges for pair in planes if pair[1]]
-        data = iter(self._file.ranges([s for s, _ in wanted], [c for _, c in wanted]) if wanted else [])
-        for block, planes in zip(blocks, ranges, strict=True):
-            try:
-                yield level.decode(block, [next(data) if count else b"" for _, count in planes])
-            except SlideError as error:
-                raise SlideError(error.code, f"{self._file.uri}: {error.message}") from None
+    def _tiles(self, reader: TileReader) -> Iterator[tuple[int, Pixels]]:
+        try:
+            self._check_unchanged()
+            yield from reader
+        finally:
+            reader.close()
+            self._readers.remove(reader)
 
-
-def _blocks_under(level: Level, corner: NDArray[np.int64], tile_px: int) -> list[int]:
-    x, y = int(corner[0]), int(corner[1])
-    columns = range(max(x // level.block_width, 0), min(-(-(x + tile_px) // level.block_width), level.columns))
-    rows = range(max(y // level.block_height, 0), min(-(-(y + tile_px) // level.block_height), level.rows))
-    return [row * level.columns + column for row in rows for column in columns]
-
-
-def _assemble(level: Level, corner: NDArray[np.int64], tile_px: int, blocks: dict[int, Pixels]) -> Pixels:
-    tile = np.full((tile_px, tile_px, 3), 255, np.uint8)
-    for number, pixels in blocks.items():
-        row, column = divmod(number, level.columns)
-        left, top = column * level.block_width - int(corner[0]), row * level.block_height - int(corner[1])
-        x0, y0 = max(left, 0), max(top, 0)
-        x1, y1 = min(left + pixels.shape[1], tile_px), min(top + pixels.shape[0], tile_px)
-        if x1 > x0 and y1 > y0:
-            tile[y0:y1, x0:x1] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-    return tile
+    def _check_unchanged(self) -> None:
+        if self._unchanged:
+            self._unchanged()
+            self._unchanged = None

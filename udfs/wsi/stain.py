@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
-from udfs.wsi.storage import StorageOptions, public_uri
+from udfs.wsi.store import StorageOptions, public_uri
 
 
 class StainNet(nn.Module):

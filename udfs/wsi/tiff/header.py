@@ -1,15 +1,16 @@
 """What a slide's directories say: size, levels, vendor, spacing; and whether that can be true."""
 
 import logging
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 
 import tifffile
 from tiffslide import TiffSlide
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.level import Level, level_of
-from udfs.wsi.storage import File
+from udfs.wsi.store import File
+from udfs.wsi.store.stream import open_stream
+from udfs.wsi.tiff.index import Level, SlideIndex
+from udfs.wsi.tiff.levels import level_of
 
 _MAX_EDGE_PX = 1_000_000
 _MAX_AREA_PX = 60_000_000_000  # 245,000 px squared; at 1/16 this takes 700 MB
@@ -20,55 +21,46 @@ _MPP_RANGE = (0.02, 20.0)  # um/px; outside lie the 72 and 96 dpi of image edito
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the directories say."""
-
-    width_px: int  # level 0
-    height_px: int
-    mpp_x: float | None  # micrometres a level-0 pixel, None where the header does not say or can't be true
-    mpp_y: float | None
-    vendor: str
-    levels: tuple[Level, ...]  # level 0 first
-
-
-def read_header(file: File, stream: BinaryIO) -> Header:
+def read_index(file: File) -> SlideIndex:
     """Read the directories of a file.
 
     Raises:
-        SlideError: `not_a_slide`, `header_corrupt`, `file_truncated`, `size_implausible` or `unsupported_format`.
+        SlideError: `not_a_slide`, `header_corrupt`, `file_truncated`, `size_implausible`, `unsupported_format` and what
+            reading raises.
     """
     uri, size = file.uri, file.info.size_bytes
-    _check_magic(stream.read(16), file)
-    stream.seek(0)
-    try:
-        slide = TiffSlide(cast(Any, stream))
-        pages = _image_pages(slide.ts_tifffile)
-        base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
-        width, height = int(base.imagewidth), int(base.imagelength)
-        if max(width, height) > _MAX_EDGE_PX or width * height > _MAX_AREA_PX:
+    with open_stream(file) as stream:
+        _check_magic(stream.read(16), file)
+        stream.seek(0)
+        try:
+            slide = TiffSlide(cast(Any, stream))
+            pages = _image_pages(slide.ts_tifffile)
+            base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
+            width, height = int(base.imagewidth), int(base.imagelength)
+            if max(width, height) > _MAX_EDGE_PX or width * height > _MAX_AREA_PX:
+                raise SlideError(
+                    ErrorCode.SIZE_IMPLAUSIBLE,
+                    f"{uri}: the header claims {width} x {height} px, over the limit of {_MAX_EDGE_PX} px a side and "
+                    f"{_MAX_AREA_PX} px in all: the header is damaged; upload or export the slide again",
+                )
+            properties = _properties(slide, base)
+            vendor = str(properties.get("tiffslide.vendor") or "unknown")
+            levels = _pyramid(base, pages)
+        except SlideError as error:
+            message = error.message if uri in error.message else f"{uri}: {error.message}"
+            raise SlideError(error.code, message) from None
+        except Exception as error:
+            text = file.redact(f"{type(error).__name__}: {error}")
             raise SlideError(
-                ErrorCode.SIZE_IMPLAUSIBLE,
-                f"{uri}: the header claims {width} x {height} px, over the limit of {_MAX_EDGE_PX} px a side and "
-                f"{_MAX_AREA_PX} px in all: the header is damaged; upload or export the slide again",
-            )
-        levels = _pyramid(base, pages)
-        properties = _properties(slide, base)
-    except SlideError as error:
-        message = error.message if uri in error.message else f"{uri}: {error.message}"
-        raise SlideError(error.code, message) from None
-    except Exception as error:
-        text = file.redact(f"{type(error).__name__}: {error}")
-        raise SlideError(
-            ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
-        ) from None
-    end = max(level.end_byte for level in levels)
+                ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
+            ) from None
+    end = max(int((level.offsets + level.counts).max(initial=0)) for level in levels)
     if end > size:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED, f"{uri} has {size:,} bytes where the header counts on {end:,}: upload it again"
         )
     mpp_x, mpp_y = (_plausible_mpp(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
-    return Header(width, height, mpp_x, mpp_y, str(properties.get("tiffslide.vendor") or "unknown"), levels)
+    return SlideIndex(file.info, width, height, mpp_x, mpp_y, vendor, levels)
 
 
 def _check_magic(head: bytes, file: File) -> None:

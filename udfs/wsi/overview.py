@@ -1,0 +1,47 @@
+"""The whole slide at a fraction of its size: the area average, a row of blocks at a time."""
+
+import numpy as np
+
+from udfs.wsi.averaging import AreaAverage
+from udfs.wsi.blocks import BlockReader
+from udfs.wsi.store import File
+from udfs.wsi.tiff.decode import WHITE, Pixels, scale_for
+from udfs.wsi.tiff.index import Level, SlideIndex
+
+_PATCH_PX = 1024  # blocks side by side are averaged together: fewer calls, and still in the processor's cache
+
+
+def nearest_finer(levels: tuple[Level, ...], factor: int) -> Level:
+    """The coarsest level that is finer than 1/factor and divides it; level 0 where there is none.
+
+    A level of just this downsample would do, but its own compression would show in every pixel of the result.
+    """
+    finer = [level for level in levels if level.downsample < factor and not factor % level.downsample]
+    return max(finer, key=lambda level: level.downsample, default=levels[0])
+
+
+def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1) -> Pixels:
+    """See `Slide.downsampled`."""
+    level = nearest_finer(index.levels, factor)
+    edge = factor // int(level.downsample)  # level pixels a result pixel
+    result = np.full((index.height_px // factor, index.width_px // factor, 3), WHITE, np.uint8)
+    if not result.size:  # a slide smaller than one pixel of the result
+        return result
+    scale = scale_for(level, edge)
+    average = AreaAverage(result, edge // scale)
+    block_width, block_height = -(-level.block_width // scale), -(-level.block_height // scale)
+    width, height = -(-level.width_px // scale), -(-level.height_px // scale)
+    blocks = range(level.columns * level.rows)
+    patch_columns = max(1, _PATCH_PX // block_width)
+    patch = np.empty((block_height, min(patch_columns * block_width, width), 3), np.uint8)
+    for block, pixels in BlockReader(file, level, blocks, scale=scale, threads=threads):
+        row, column = divmod(block, level.columns)
+        left = column % patch_columns * block_width
+        right = min(left + block_width, width - (column - column % patch_columns) * block_width)
+        bottom = min(block_height, height - row * block_height)
+        patch[:bottom, left:right] = WHITE if pixels is None else pixels
+        if column == level.columns - 1 or right == patch.shape[1]:
+            average.add(patch[:bottom, :right], row * block_height, (column - column % patch_columns) * block_width)
+        if column == level.columns - 1:
+            average.flush(row * block_height + bottom)
+    return result

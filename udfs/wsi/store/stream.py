@@ -1,0 +1,83 @@
+"""A file of a store as a stream for parsers of headers: few, large requests, and no byte twice."""
+
+import io
+from typing import Any, BinaryIO, cast
+
+from udfs.wsi.store.file import File
+
+_LEAST, _MOST = 256 * 1024, 4 * 1024 * 1024  # bytes of one request
+_CHUNK_SHARE = 1024  # a directory with its arrays takes up to about a thousandth of a slide
+# Every level is a fourth of the one above it, and its directory stands before or after it: those of the small levels, and
+# of label and macro, all lie at the end.
+_TAIL_SHARE, _MOST_TAIL = 128, 16 * 1024 * 1024
+
+
+def open_stream(file: File) -> BinaryIO:
+    """A seekable stream; what it reads stays in memory until it is closed."""
+    raw = _LocalStream(file) if file.is_local else _RangeStream(file)
+    return cast(BinaryIO, io.BufferedReader(raw, 64 * 1024))
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._file.info.size_bytes)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._file.info.size_bytes - self._at)
+        if count <= 0:
+            return 0
+        buffer[:count] = self._bytes(self._at, count)
+        self._at += count
+        return count
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        raise NotImplementedError
+
+
+class _LocalStream(_Stream):
+    def _bytes(self, start: int, count: int) -> bytes:
+        return self._file.ranges([start], [count])[0]
+
+
+class _RangeStream(_Stream):
+    """Keeps the ranges that it brought, and brings the end of the file with the beginning."""
+
+    def __init__(self, file: File) -> None:
+        super().__init__(file)
+        size = file.info.size_bytes
+        self._chunk = min(max(size // _CHUNK_SHARE, _LEAST), _MOST)
+        tail = min(max(size // _TAIL_SHARE, _LEAST), _MOST_TAIL)
+        starts = [0] if size <= self._chunk + tail else [0, size - tail]
+        ends = [size] if len(starts) == 1 else [self._chunk, size]
+        data = file.ranges(starts, [end - start for start, end in zip(starts, ends, strict=True)])
+        self._parts = dict(zip(starts, data, strict=True))
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        found = bytearray()
+        while len(found) < count:
+            found += self._some(start + len(found), count - len(found))
+        return bytes(found)
+
+    def _some(self, start: int, count: int) -> bytes:
+        """At least one byte from `start` on, of what is there, else by one request up to the next part."""
+        for begin, part in self._parts.items():
+            if begin <= start < begin + len(part):
+                return part[start - begin : start - begin + count]
+        ahead = min((begin for begin in self._parts if begin > start), default=self._file.info.size_bytes)
+        end = min(start + max(count, self._chunk), ahead)
+        [self._parts[start]] = self._file.ranges([start], [end - start])
+        return self._parts[start][:count]

@@ -1,0 +1,97 @@
+"""URIs and storage options: which options go to which store, and what of both may be shown."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from fsspec.registry import known_implementations
+
+StorageOptions = Mapping[str, Any]
+
+_SHORTEST_SECRET = 6  # characters; what is shorter is a word of any text
+_NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # what precedes their @ is a credential, not a container
+
+
+class StoreOptions(dict[str, Any]):
+    """Storage options that know whose they are: those of the store of `root`, and of none beside it."""
+
+    def __init__(self, options: Mapping[str, Any], root: str | None) -> None:
+        super().__init__(options)
+        self.root = root
+
+
+def options_for(uri: str, options: StorageOptions | None) -> dict[str, Any]:
+    """What of the options goes to the store of a URI: nothing to a plain path, nor to another store than theirs.
+
+    az:// and abfss:// are one store. Options that know no store (slides.root is a path, or not set) go to any.
+    """
+    root = options.root if isinstance(options, StoreOptions) else None
+    if "://" not in uri or (root and "://" in root and store_of(root) != store_of(uri)):
+        return {}
+    return dict(options or {})
+
+
+def store_of(uri: str) -> str:
+    """The kind of store a URI names, the same for all words of one store."""
+    protocol = uri.rpartition("::")[2].partition("://")[0]
+    return str(known_implementations.get(protocol, {}).get("class", protocol))
+
+
+def absolute_uri(uri: str) -> str:
+    """A plain path made absolute, for processes that run elsewhere; a URI as it is."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
+def public_uri(uri: str) -> str:
+    """The URI without user, password, query and fragment, fit for tables and logs.
+
+    Plain paths are kept as they are, even with ``?`` or ``#`` in a name.
+    """
+    if "::" in uri and "://" in uri:  # fsspec's chains: simplecache::https://..., zip://a.svs::s3://...
+        return "::".join(public_uri(link) for link in uri.split("::"))
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    # In abfss://container@account and the like, what precedes the @ is a container unless it holds a password.
+    user, at, host = parts.netloc.rpartition("@")
+    netloc = host if ":" in user or parts.scheme in _NETWORK_PROTOCOLS else f"{user}{at}{host}"
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+
+
+def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple[str, ...]:
+    """Every text in a URI or in storage options that must not be shown, longest first."""
+    found: set[str] = set()
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for item in value.values():
+                collect(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                collect(item)
+        elif (
+            not isinstance(value, bool) and len(str(value)) >= _SHORTEST_SECRET
+        ):  # a password of digits is a number in YAML
+            found.add(str(value))
+
+    collect(storage_options or {})
+    for link in (uri or "").split("::"):
+        if "://" not in link:
+            continue
+        parts = urlsplit(link)
+        found.update(text for text in (parts.query, parts.fragment, parts.password or "") if text)
+        found.update(text for text in re.split(r"[&=]", parts.query) if len(text) >= 16)
+        if parts.scheme in _NETWORK_PROTOCOLS and len(parts.username or "") >= _SHORTEST_SECRET:
+            found.add(str(parts.username))  # https://TOKEN@host
+    found |= {unquote(text) for text in found}  # errors of HTTP clients show them decoded
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def redact(text: str, secrets: Sequence[str]) -> str:
+    """The text with every secret replaced by ``***``, and without the queries of URLs, which clients quote anew."""
+    text = re.sub(r"(://[^\s'\"<>?#]*)[?#][^\s'\"<>)]*", r"\1", text)
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text

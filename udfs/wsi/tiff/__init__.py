@@ -1,0 +1,1 @@
+"""TIFF as scanners write it: directories become a `SlideIndex`, compressed blocks become pixels."""

@@ -1,0 +1,143 @@
+"""Compressed blocks of a level to RGB pixels."""
+
+from collections.abc import Callable, Sequence
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.tiff.index import Coding, Level
+from udfs.wsi.tiff.jpeg import DC_SCALE, decode_jpeg, restarted_jpeg, whole_jpeg
+from udfs.wsi.tiff.jpeg2000 import decode_jpeg2000
+from udfs.wsi.tiff.lzw import decode_lzw
+
+Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
+
+WHITE = 255
+JPEG = 7
+YCBCR = 6  # photometric
+_UNCOMPRESSED, _LZW, _APERIO_YCBCR, _WEBP = 1, 5, 33003, 50001
+_JPEG2000 = (_APERIO_YCBCR, 33004, 33005, 34712)
+_HORIZONTAL = 2  # predictor
+
+# To bytes: the whole block, or an error; never more than the block's size, however large the data claims to be.
+_TO_BYTES: dict[int, Callable[[bytes, int], bytes | bytearray]] = {
+    _UNCOMPRESSED: lambda data, size: data,
+    8: lambda data, size: imagecodecs.deflate_decode(data, out=size),
+    32946: lambda data, size: imagecodecs.deflate_decode(data, out=size),
+    32773: lambda data, size: imagecodecs.packbits_decode(data, out=size),
+    50000: lambda data, size: imagecodecs.zstd_decode(data, out=size),
+}
+SUPPORTED = (JPEG, _LZW, _WEBP, *_JPEG2000, *_TO_BYTES)
+
+
+def new_buffer(level: Level) -> NDArray[np.uint8]:
+    """Room for the pixels of one block; handed to `decode_block` again and again it saves the allocation of each."""
+    return np.empty(level.block_height * level.block_width * 3, np.uint8)
+
+
+def scale_for(level: Level, edge: int) -> int:
+    """How much the level's blocks can shrink while they are decoded, where squares of edge x edge pixels are averaged.
+
+    8 where that divides the square and the blocks, for then JPEG's DC coefficients are just the means that are wanted;
+    else 1. (At 4 or 2 libjpeg drops fine detail instead of averaging it, and chroma is not smoothed as in full: a mask
+    made so differs in some of a thousand pixels.)
+    """
+    if level.coding.compression != JPEG or level.planes > 1:
+        return 1
+    sizes = [edge, level.block_height]
+    if level.columns > 1:  # nothing stands right of a strip
+        sizes.append(level.block_width)
+    return DC_SCALE if all(size % DC_SCALE == 0 for size in sizes) else 1
+
+
+def decode_block(
+    level: Level, block: int, data: Sequence[memoryview], out: NDArray[np.uint8], scale: int = 1
+) -> Pixels | None:
+    """RGB pixels of a block, cut to what lies inside the level.
+
+    Args:
+        level: its level.
+        block: its number.
+        data: its bytes, one item a plane, empty where the writer left it out.
+        out: from `new_buffer`; the result may be a view of it.
+        scale: from `scale_for`: the block shrunk by it.
+
+    Returns:
+        uint8 [h, w, 3]; None for a block that is left out: background, white.
+
+    Raises:
+        SlideError: `tile_data_corrupt`, naming the block.
+    """
+    if not any(len(part) for part in data):
+        return None
+    row, column = divmod(block, level.columns)
+    height = min(level.block_height, level.height_px - row * level.block_height)
+    width = min(level.block_width, level.width_px - column * level.block_width)
+    stored = level.block_height if level.coding.is_tiled else height  # the last strip is as high as what is left
+    try:
+        pixels = _decode(level, data, stored, out, scale)
+    except Exception as error:
+        raise _corrupt(level, row, column, f"{type(error).__name__}: {error}") from None
+    height, width = -(-height // scale), -(-width // scale)
+    if pixels.shape[0] < height or pixels.shape[1] < width:
+        raise _corrupt(level, row, column, f"decodes to {pixels.shape[1]} x {pixels.shape[0]} px")
+    return _to_rgb(pixels[:height, :width], level.coding)
+
+
+def _decode(level: Level, data: Sequence[memoryview], height: int, out: NDArray[np.uint8], scale: int) -> Pixels:
+    coding, width = level.coding, level.block_width
+    if coding.compression == JPEG and level.planes == 1:
+        if coding.jpeg_header:
+            stream = restarted_jpeg(data[0], coding.jpeg_header)
+        else:
+            stream = whole_jpeg(data[0], coding.jpeg_tables, coding.photometric == YCBCR)
+        return decode_jpeg(stream, width, level.block_height, out, scale=scale)
+    parts = [_decode_plane(coding, part, width, height, coding.samples // level.planes) for part in data]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _decode_plane(coding: Coding, data: memoryview, width: int, height: int, samples: int) -> Pixels:
+    if coding.compression == JPEG:  # colours stored apart
+        out = np.empty(width * height, np.uint8)
+        return decode_jpeg(whole_jpeg(data, coding.jpeg_tables, is_ycbcr=False), width, height, out, grey=True)
+    if coding.compression in _JPEG2000:
+        return _with_samples(decode_jpeg2000(data, width, height, is_ycbcr=coding.compression == _APERIO_YCBCR))
+    if coding.compression == _LZW:
+        return decode_lzw(bytes(data), width, height, samples, coding.predictor)
+    if coding.compression == _WEBP:
+        return _with_samples(imagecodecs.webp_decode(bytes(data), out=np.empty((height, width, samples), np.uint8)))
+    content = _TO_BYTES[coding.compression](bytes(data), width * height * samples)
+    pixels = np.frombuffer(content, np.uint8).reshape(-1, width, samples)
+    if coding.predictor == _HORIZONTAL:
+        pixels = pixels.cumsum(axis=1, dtype=np.uint8)
+    return pixels
+
+
+def _with_samples(pixels: Pixels) -> Pixels:
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _corrupt(level: Level, row: int, column: int, reason: str) -> SlideError:
+    x, y = (round(n * level.downsample) for n in (column * level.block_width, row * level.block_height))
+    return SlideError(
+        ErrorCode.TILE_DATA_CORRUPT,
+        f"the block at x={x}, y={y} (level-0 px) does not decode ({reason}): upload or scan the slide again",
+    )
+
+
+def _to_rgb(pixels: Pixels, coding: Coding) -> Pixels:
+    """[h, w, 1 to 4] to [h, w, 3]: grey repeated, alpha (2 or 4 samples) composited on white."""
+    samples = pixels.shape[-1]
+    if samples in (2, 4):
+        pixels = on_white(pixels, coding.premultiplied)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def on_white(pixels: Pixels, premultiplied: bool = False) -> Pixels:
+    """uint8 [h, w, 2 or 4], alpha last, to [h, w, 1 or 3] on white, halves rounded up."""
+    alpha = pixels[..., -1:].astype(np.uint16)
+    colour = pixels[..., :-1].astype(np.uint16) * (255 if premultiplied else alpha)
+    blended = (colour.astype(np.uint32) + WHITE * (255 - alpha) + 127) // 255
+    return np.minimum(blended, 255).astype(np.uint8)

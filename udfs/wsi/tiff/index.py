@@ -1,0 +1,161 @@
+"""What reading needs of a slide's directories: parsed once, kept as bytes, cut down for workers that read a part."""
+
+import json
+import zlib
+from base64 import b64decode, b64encode
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from udfs.wsi.store import FileInfo
+
+_FORMAT = 1  # of the bytes; others are not read
+_WHOLE_NUMBERS = ("width_px", "height_px", "block_width", "block_height", "planes")
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the blocks of a level are stored; numbers are TIFF's own."""
+
+    compression: int
+    photometric: int
+    samples: int  # a pixel, each of 8 bits
+    predictor: int = 1
+    premultiplied: bool = False  # what kind of alpha 2 or 4 samples have
+    is_tiled: bool = True
+    jpeg_tables: bytes = field(default=b"", repr=False)  # shared by all blocks, without which none decodes
+    jpeg_header: bytes = field(default=b"", repr=False)  # NDPI: what stands before the scan that blocks are parts of
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """A level of the pyramid, a grid of blocks numbered row by row; `planes` > 1 where colours are stored apart."""
+
+    width_px: int
+    height_px: int
+    downsample: float  # level-0 pixels a pixel, along an edge
+    block_width: int
+    block_height: int
+    planes: int
+    coding: Coding
+    offsets: NDArray[np.uint64] = field(repr=False)  # of each block, plane after plane; 0: sparse, background
+    counts: NDArray[np.uint64] = field(repr=False)
+    listed: Numbers | None = field(default=None, repr=False)  # the blocks that offsets and counts list; None: all
+
+    @property
+    def columns(self) -> int:
+        """Blocks a row."""
+        return -(-self.width_px // self.block_width)
+
+    @property
+    def rows(self) -> int:
+        """Rows of blocks."""
+        return -(-self.height_px // self.block_height)
+
+    def byte_ranges(self, blocks: ArrayLike) -> tuple[Numbers, Numbers]:
+        """Where blocks lie: starts and counts, int64 [n, planes], bytes; count 0 where the writer left it out.
+
+        Raises:
+            KeyError: this is a part of an index and does not list one of the blocks.
+        """
+        at = np.asarray(blocks, np.int64)
+        total = self.columns * self.rows
+        if self.listed is not None:
+            total = len(self.listed)
+            places = np.searchsorted(self.listed, at)
+            if (places >= total).any() or (self.listed[np.minimum(places, total - 1)] != at).any():
+                raise KeyError("the index was cut down to other blocks")
+            at = places
+        at = at[:, None] + np.arange(self.planes) * total
+        starts = self.offsets[at].astype(np.int64)
+        return starts, np.where(starts > 0, self.counts[at], 0).astype(np.int64)
+
+    def only(self, blocks: ArrayLike) -> "Level":
+        """The level with just these blocks listed."""
+        listed = np.unique(np.asarray(blocks, np.int64))
+        starts, counts = self.byte_ranges(listed)
+        return replace(
+            self, listed=listed, offsets=starts.T.reshape(-1).astype("u8"), counts=counts.T.reshape(-1).astype("u8")
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SlideIndex:
+    """What the directories of one file say, and which file that was."""
+
+    file: FileInfo
+    width_px: int  # level 0
+    height_px: int
+    mpp_x: float | None  # micrometres a level-0 pixel, None where the header does not say or can't be true
+    mpp_y: float | None
+    vendor: str
+    levels: tuple[Level, ...]  # level 0 first
+
+    def only(self, level: int, blocks: ArrayLike) -> "SlideIndex":
+        """The index for reading just these blocks of one level."""
+        levels = [lv.only(blocks if i == level else []) for i, lv in enumerate(self.levels)]
+        return replace(self, levels=tuple(levels))
+
+    def to_bytes(self) -> bytes:
+        """The index in compact form, some 2 bytes a block."""
+        head = {"format": _FORMAT, "file": asdict(self.file)}
+        head |= {name: getattr(self, name) for name in ("width_px", "height_px", "mpp_x", "mpp_y", "vendor")}
+        arrays: list[bytes] = []
+        levels = []
+        for level in self.levels:
+            listed = None if level.listed is None else len(level.listed)
+            levels.append(
+                {name: getattr(level, name) for name in (*_WHOLE_NUMBERS, "downsample")}
+                | {"coding": _plain(level.coding), "listed": listed, "blocks": len(level.offsets)}
+            )
+            if level.listed is not None:
+                arrays.append(_pack(np.diff(level.listed, prepend=0)))
+            ends = np.concatenate([[0], (level.offsets + level.counts)[:-1]]).astype(np.int64)
+            # Writers put block after block, so the gap between two is nearly always the same.
+            arrays += [_pack(level.offsets.astype(np.int64) - ends), _pack(level.counts.astype(np.int64))]
+        text = json.dumps(head | {"levels": levels}).encode()
+        return zlib.compress(len(text).to_bytes(4, "little") + text + b"".join(arrays))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "SlideIndex | None":
+        """An index from `to_bytes`; None where another version of slidelake wrote it."""
+        content = zlib.decompress(data)
+        end = 4 + int.from_bytes(content[:4], "little")
+        head = json.loads(content[4:end])
+        if head.pop("format") != _FORMAT:
+            return None
+        levels = []
+        for told in head.pop("levels"):
+            listed: Numbers | None = None
+            if told["listed"] is not None:
+                listed, end = _unpack(content, end, told["listed"])
+                listed = np.cumsum(listed)
+            gaps, end = _unpack(content, end, told["blocks"])
+            counts, end = _unpack(content, end, told["blocks"])
+            offsets = np.cumsum(gaps) + np.cumsum(counts) - counts
+            coding = told["coding"] | {name: b64decode(told["coding"][name]) for name in ("jpeg_tables", "jpeg_header")}
+            numbers = {name: told[name] for name in (*_WHOLE_NUMBERS, "downsample")}
+            blocks = {"offsets": offsets.astype("u8"), "counts": counts.astype("u8"), "listed": listed}
+            levels.append(Level(coding=Coding(**coding), **(numbers | blocks)))
+        return cls(FileInfo(**head.pop("file")), levels=tuple(levels), **head)
+
+
+def _plain(coding: Coding) -> dict[str, Any]:
+    return {
+        name: b64encode(value).decode() if isinstance(value, bytes) else value for name, value in asdict(coding).items()
+    }
+
+
+def _pack(numbers: Numbers) -> bytes:
+    """Byte planes of the numbers: the upper bytes, nearly all alike, then compress to nothing."""
+    return np.ascontiguousarray(numbers.astype("<i8").view(np.uint8).reshape(-1, 8).T).tobytes()
+
+
+def _unpack(content: bytes, start: int, count: int) -> tuple[Numbers, int]:
+    end = start + 8 * count
+    planes = np.frombuffer(content[start:end], np.uint8).reshape(8, count)
+    return np.ascontiguousarray(planes.T).view("<i8").reshape(-1).astype(np.int64), end

@@ -1,0 +1,66 @@
+"""JPEG blocks: streams made whole, decoded by libjpeg-turbo into a buffer that is used again."""
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+DC_SCALE = 8  # edge of a JPEG's smallest unit, whose mean is its DC coefficient
+
+
+def decode_jpeg(
+    stream: bytes, width: int, height: int, out: NDArray[np.uint8], *, grey: bool = False, scale: int = 1
+) -> NDArray[np.uint8]:
+    """Decode a whole stream.
+
+    Chroma is upsampled as libjpeg does by default ("fancy", triangle filter), which is what OpenSlide shows.
+
+    Args:
+        stream: the JPEG.
+        width: most that it may claim, pixels, before anything is allocated for it.
+        height: likewise.
+        out: uint8, contiguous, where the pixels go; large enough for width x height of them.
+        grey: one channel instead of RGB.
+        scale: 1, or 8 to shrink while decoding: each pixel is then the mean of an 8 x 8 square.
+
+    Returns:
+        uint8 [h, w, 3 or 1], a view of `out`.
+
+    Raises:
+        ValueError: damaged data; what libjpeg would patch over with grey too, for nobody would ever see it.
+    """
+    stored_height, stored_width, _, _ = simplejpeg.decode_jpeg_header(stream)
+    if stored_height > height or stored_width > width:
+        raise ValueError(f"a JPEG of {stored_width} x {stored_height} px in a block of {width} x {height}")
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        stream,
+        colorspace="GRAY" if grey else "RGB",
+        min_height=-(-stored_height // scale),
+        min_width=-(-stored_width // scale),
+        min_factor=scale,
+        buffer=out,
+        strict=True,
+    )
+    return pixels
+
+
+def whole_jpeg(data: memoryview, tables: bytes, is_ycbcr: bool) -> bytes:
+    """A stream that any decoder reads as the TIFF means it.
+
+    TIFF keeps tables that blocks share in the directory, and says by its photometric tag whether the samples are RGB or
+    YCbCr, where decoders look for an Adobe marker (transform 0 or 1) in the stream. A marker of the stream's own follows
+    and so wins. TIFF Technical Note 2; ITU-T T.872, 6.5.3.
+    """
+    if data[:2] != _START:
+        raise ValueError("not a JPEG stream")
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
+    return b"".join((_START, adobe, tables[2:-2], data[2:]))
+
+
+def restarted_jpeg(data: memoryview, header: bytes) -> bytes:
+    """A stream of one restart interval: Hamamatsu stores a level as one JPEG, whose parts between restart markers decode
+    alone behind its header, in which the part's own size is written.
+    """
+    ends_in_marker = len(data) > 1 and data[-2] == 0xFF and (0xD0 <= data[-1] <= 0xD7 or data[-1] == 0xD9)
+    scan = data[:-2] if ends_in_marker else data
+    return b"".join((header, scan, _END))

@@ -1,0 +1,123 @@
+"""A page of a TIFF as a level: its grid of blocks, or why it can't be read."""
+
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.tiff.decode import JPEG, SUPPORTED
+from udfs.wsi.tiff.index import Coding, Level
+
+_MAX_BLOCK_BYTES = 256 * 1024 * 1024  # decoded; a larger one can't be read in bounded memory
+_RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
+_UNCOMPRESSED = 1
+_RGB_PHOTOMETRICS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
+_YCBCR_COMPRESSIONS = (JPEG, 33003, 34712)  # whose decoders give RGB
+
+Offsets = NDArray[np.uint64]
+
+
+def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
+    """The level that a page of a TIFF holds.
+
+    Args:
+        page: a `tifffile.TiffPage`.
+        full_size_px: width and height of level 0; None for level 0 itself.
+
+    Raises:
+        SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` where the directory
+            contradicts itself.
+    """
+    _check_samples(page)
+    width, height = int(page.imagewidth), int(page.imagelength)
+    planes = int(page.samplesperpixel) if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+    if page.is_tiled:
+        block_width, block_height = int(page.tilewidth), int(page.tilelength)
+    else:
+        block_width, block_height = width, min(int(page.rowsperstrip) or height, height)
+    if min(width, height, block_width, block_height) < 1:
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT,
+            f"{width} x {height} px in blocks of {block_width} x {block_height}: the header is damaged; upload the slide again",
+        )
+    offsets: Offsets = np.asarray(page.dataoffsets, np.uint64)
+    counts: Offsets = np.asarray(page.databytecounts, np.uint64)
+    samples = int(page.samplesperpixel)
+    if page.compression == _UNCOMPRESSED and not page.is_tiled and planes == 1 and _is_contiguous(offsets, counts):
+        block_height = max(1, min(height, _RAW_ROWS_BYTES // (width * samples)))
+        row_bytes = width * samples
+        tops = np.arange(0, height, block_height)
+        offsets = (int(offsets[0]) + tops * row_bytes).astype(np.uint64)
+        counts = (np.minimum(block_height, height - tops) * row_bytes).astype(np.uint64)
+    if block_width * block_height * samples > _MAX_BLOCK_BYTES:
+        raise SlideError(
+            ErrorCode.UNSUPPORTED_FORMAT,
+            f"{width} x {height} px are stored in blocks of {block_width} x {block_height}: too large to read in parts; "
+            "convert it, for example with `vips tiffsave in out.tif --tile --pyramid --compression jpeg`",
+        )
+    level = Level(
+        width,
+        height,
+        _downsample(width, height, full_size_px),
+        block_width,
+        block_height,
+        planes,
+        _coding(page),
+        offsets,
+        counts,
+    )
+    expected = level.columns * level.rows * planes
+    if len(offsets) != expected or len(counts) != expected:
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT,
+            f"{width} x {height} px in blocks of {block_width} x {block_height} need {expected} blocks, "
+            f"the directory lists {len(offsets)}: upload the slide again",
+        )
+    return level
+
+
+def _downsample(width: int, height: int, full_size_px: tuple[int, int] | None) -> float:
+    """Level-0 pixels a pixel. Writers halve and drop or pad the odd pixel, so a near-integer ratio is that integer."""
+    if full_size_px is None:
+        return 1.0
+    ratio_x, ratio_y = full_size_px[0] / width, full_size_px[1] / height
+    nearest = round((ratio_x + ratio_y) / 2)
+    off_by = max(abs(full_size_px[0] / nearest - width), abs(full_size_px[1] / nearest - height)) if nearest else 2.0
+    return float(nearest) if off_by < 2.0 else (ratio_x + ratio_y) / 2
+
+
+def _coding(page: Any) -> Coding:
+    return Coding(
+        compression=int(page.compression),
+        photometric=int(page.photometric),
+        samples=int(page.samplesperpixel),
+        predictor=int(page.predictor),
+        premultiplied=tifffile.EXTRASAMPLE.ASSOCALPHA in (page.extrasamples or ()),
+        is_tiled=bool(page.is_tiled) or bool(page.jpegheader),
+        jpeg_tables=page.jpegtables or b"",
+        jpeg_header=page.jpegheader or b"",
+    )
+
+
+def _check_samples(page: Any) -> None:
+    compression = getattr(page.compression, "name", page.compression)
+    photometric = getattr(page.photometric, "name", page.photometric)
+    what = f"{page.bitspersample} bit, {page.samplesperpixel} samples a pixel, {photometric}, {compression}"
+    remedy = "only 8-bit grey, RGB or RGBA are read; convert it, for example with QuPath or libvips"
+    is_colour = page.photometric in _RGB_PHOTOMETRICS or (
+        page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in _YCBCR_COMPRESSIONS
+    )
+    samples = int(page.samplesperpixel)
+    ok = page.dtype == np.uint8 and page.bitspersample == 8 and samples in (1, 2, 3, 4) and is_colour
+    ok &= page.compression in SUPPORTED and page.fillorder == 1 and int(page.predictor) in (1, 2)
+    if page.compression == JPEG:
+        is_apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and samples > 1
+        ok &= samples in (1, 3) and not (is_apart and page.photometric == tifffile.PHOTOMETRIC.YCBCR)
+    if not ok:
+        raise SlideError(ErrorCode.UNSUPPORTED_FORMAT, f"{what}: {remedy}")
+
+
+def _is_contiguous(offsets: Offsets, counts: Offsets) -> bool:
+    return len(offsets) == len(counts) > 0 and offsets[0] > 0 and bool((offsets[1:] == (offsets + counts)[:-1]).all())
