@@ -206,3 +206,41 @@ def test_any_fsspec_uri_reads_alike(lossless: Path, protocol: str) -> None:
     corners = [(0, 0), (300, 200)]
     for i, tile in read(uri, corners, 100).items():
         np.testing.assert_array_equal(tile, window(position_pixels(WIDTH, HEIGHT), *corners[i], 100))
+
+
+def test_threads_that_decode_change_nothing(lossless: Path) -> None:
+    corners = [(x, y) for x in range(-40, WIDTH, 70) for y in range(0, HEIGHT, 70)]
+    with open_slide(str(lossless), threads=3) as slide:
+        tiles = dict(slide.read_tiles(corners, 90))
+        small = slide.downsampled(8)
+    image = position_pixels(WIDTH, HEIGHT)
+    for i, (x, y) in enumerate(corners):
+        np.testing.assert_array_equal(tiles[i], window(image, x, y, 90))
+    with open_slide(str(lossless)) as slide:
+        np.testing.assert_array_equal(small, slide.downsampled(8))
+
+
+def test_a_tile_that_is_kept_stays_as_it_is(lossless: Path) -> None:
+    """The memory of tiles is used again, but never of one that somebody holds, be it by a view."""
+    corners = [(x, y) for y in range(0, HEIGHT, 20) for x in range(0, WIDTH, 20)]
+    image = position_pixels(WIDTH, HEIGHT)
+    kept: dict[int, Pixels] = {}
+    with open_slide(str(lossless)) as slide:
+        for i, tile in slide.read_tiles(corners, 30):
+            if i % 3 == 0:
+                kept[i] = tile
+            elif i % 3 == 1:
+                kept[i] = tile[5:25, ::2, :1]
+    for i, tile in kept.items():
+        expected = window(image, *corners[i], 30)
+        np.testing.assert_array_equal(tile, expected if i % 3 == 0 else expected[5:25, ::2, :1])
+
+
+def test_two_readers_of_one_slide_do_not_disturb_each_other(lossless: Path) -> None:
+    image = position_pixels(WIDTH, HEIGHT)
+    corners = [(x, y) for y in range(0, HEIGHT, 64) for x in range(0, WIDTH, 64)]
+    with open_slide(str(lossless)) as slide:
+        pairs = zip(slide.read_tiles(corners, 64), slide.read_tiles(corners[::-1], 64), strict=True)
+        for (i, tile), (j, other) in pairs:
+            np.testing.assert_array_equal(tile, window(image, *corners[i], 64))
+            np.testing.assert_array_equal(other, window(image, *corners[::-1][j], 64))

@@ -1,5 +1,7 @@
 """Square tiles at any place, cut out of blocks that are each decoded once."""
 
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,6 +13,7 @@ from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels
 from udfs.wsi.tiff.index import Level
 
+_REFERENCES_OF_MINE = 2  # a name, and the argument of getrefcount
 _Cut = tuple[int, slice, slice, slice, slice]  # tile; rows and columns of the block; rows and columns of the tile
 
 
@@ -27,6 +30,7 @@ class TileReader:
         self._begins = [*begins[order].tolist(), len(pairs.blocks)]  # of each block's pairs
         self._cuts = self._cuts_of(pairs.tiles, pairs.blocks)
         self._uses = np.bincount(pairs.tiles, minlength=len(self._corners)).tolist()
+        self._yielded: deque[Pixels] = deque()
         self._blocks = BlockReader(file, level, blocks[order].tolist(), threads=threads)
 
     def __iter__(self) -> Iterator[tuple[int, Pixels]]:
@@ -45,7 +49,9 @@ class TileReader:
                 tile[tile_rows, tile_columns] = WHITE if pixels is None else pixels[block_rows, block_columns]
                 left[i] -= 1
                 if not left[i]:
-                    yield i, tiles.pop(i)
+                    self._yielded.append(tile)
+                    del tile, tiles[i]
+                    yield i, self._yielded[-1]
 
     def close(self) -> None:
         """Give up what is on its way."""
@@ -54,10 +60,17 @@ class TileReader:
     def _new_tile(self, i: int) -> Pixels:
         x, y = self._corners[i]
         edge, level = self._tile_px, self._level
-        inside = x >= 0 and y >= 0 and x + edge <= level.width_px and y + edge <= level.height_px
-        if inside:  # every pixel comes from a block
-            return np.empty((edge, edge, 3), np.uint8)
-        return np.full((edge, edge, 3), WHITE, np.uint8)
+        tile = self._used_again() if self._yielded else None
+        if tile is None:
+            tile = np.empty((edge, edge, 3), np.uint8)
+        if x < 0 or y < 0 or x + edge > level.width_px or y + edge > level.height_px:
+            tile[:] = WHITE  # what no block covers
+        return tile
+
+    def _used_again(self) -> Pixels | None:
+        """The oldest tile's memory, if nobody holds the tile any more: new pages cost more than what is put on them."""
+        tile = self._yielded.popleft()
+        return tile if sys.getrefcount(tile) == _REFERENCES_OF_MINE else None
 
     def _cuts_of(self, tiles: Numbers, blocks: Numbers) -> Sequence[_Cut]:
         """Where each pair of block and tile overlaps."""
