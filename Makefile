@@ -78,7 +78,7 @@ $(VENV)/.spark: $(VENV)/.packages $(VENV)/.java conf/locks/jars.sha256 conf/spar
 lock:  ## resolve the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint conf/locks/constraints.txt \
-	  --extra demo --extra azure --extra s3 --group dev pyproject.toml -o conf/locks/dev.txt
+	  --extra demo --extra azure --extra s3 --extra openslide --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
 
 # --- what people run ---------------------------------------------------------------------------------------------------
 
