@@ -75,10 +75,23 @@ $(VENV)/.spark: $(VENV)/.packages $(VENV)/.java conf/locks/jars.sha256 conf/spar
 	ln -sf $(CURDIR)/conf/log4j2.properties $$spark/conf/log4j2.properties
 	touch $@
 
+# The Azure blob server that tests read from; a program of Node.
+$(VENV)/.azurite: conf/locks/azurite/package-lock.json | $(VENV)/.uv
+	if ! command -v npm >/dev/null; then
+	  $(call apt_install,npm)
+	fi
+	echo "installing Azurite ..." >&2
+	mkdir -p $(VENV)/azurite
+	cp conf/locks/azurite/package.json conf/locks/azurite/package-lock.json $(VENV)/azurite/
+	npm ci --prefix $(VENV)/azurite --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+	touch $@
+
 lock:  ## resolve the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint conf/locks/constraints.txt \
 	  --extra demo --extra azure --extra s3 --extra openslide --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
+	npm install --prefix conf/locks/azurite --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit \
+	  --no-fund --loglevel=error
 
 # --- what people run ---------------------------------------------------------------------------------------------------
 
@@ -90,7 +103,7 @@ demo: setup  ## the main job on a real slide and a small cohort made from it
 	fi
 	spark-submit jobs/preprocess.py --config conf/demo.yaml
 
-test: setup  ## the whole test suite
+test: setup $(VENV)/.azurite  ## the whole test suite
 	python -m pytest
 
 check: setup  ## format, lint, types, import contracts
