@@ -9,6 +9,7 @@ import numpy as np
 import openslide
 import pytest
 import pyvips
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,3 +132,15 @@ def test_memory_does_not_grow_with_the_slide(pixels: Pixels, tmp_path: Path) -> 
     tracemalloc.stop()
     assert found.shape == (252, 1500, 3)
     assert peak < 60e6
+
+
+def test_a_level_that_was_cut_short_does_not_darken_the_edge(tmp_path: Path) -> None:
+    image = np.full((640, 1600, 3), 240, np.uint8)
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as writer:
+        kind = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
+        writer.write(image, **kind)
+        writer.write(image[:160, :399], subfiletype=1, **kind)
+    with open_slide(str(path)) as slide:
+        assert [level.downsample for level in slide.levels] == [1, 4]
+        assert (slide.downsampled(16) == 240).all()

@@ -11,18 +11,26 @@ from udfs.wsi.tiff.index import Level, SlideIndex
 _PATCH_PX = 1024  # blocks side by side are averaged together: fewer calls, and still in the processor's cache
 
 
-def nearest_finer(levels: tuple[Level, ...], factor: int) -> Level:
+def nearest_finer(index: SlideIndex, factor: int) -> Level:
     """The coarsest level that is finer than 1/factor and divides it; level 0 where there is none.
 
     A level of just this downsample would do, but its own compression would show in every pixel of the result.
     """
-    finer = [level for level in levels if level.downsample < factor and not factor % level.downsample]
-    return max(finer, key=lambda level: level.downsample, default=levels[0])
+    finer = [level for level in index.levels if _serves(level, index, factor)]
+    return max(finer, key=lambda level: level.downsample, default=index.levels[0])
+
+
+def _serves(level: Level, index: SlideIndex, factor: int) -> bool:
+    if level.downsample >= factor or level.downsample % 1 or factor % level.downsample:
+        return False
+    edge = factor // int(level.downsample)
+    # a level that a writer cut short may lack the last pixels of the result
+    return level.width_px // edge >= index.width_px // factor and level.height_px // edge >= index.height_px // factor
 
 
 def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1) -> Pixels:
     """See `Slide.downsampled`."""
-    level = nearest_finer(index.levels, factor)
+    level = nearest_finer(index, factor)
     edge = factor // int(level.downsample)  # level pixels a result pixel
     result = np.full((index.height_px // factor, index.width_px // factor, 3), WHITE, np.uint8)
     if not result.size:  # a slide smaller than one pixel of the result

@@ -6,21 +6,27 @@ from typing import Self
 
 from numpy.typing import ArrayLike
 
+from udfs.wsi.foreign import ForeignSlide, sniff
 from udfs.wsi.overview import area_average
 from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic
+from udfs.wsi.store.stream import open_stream
 from udfs.wsi.tiff.decode import Pixels
 from udfs.wsi.tiff.header import read_index
 from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiles import TileReader
 
+_HEAD_BYTES = 512  # show which format a file is in
+
 
 def open_slide(
     uri: str, storage_options: StorageOptions | None = None, *, index: SlideIndex | None = None, threads: int = 1
-) -> "Slide":
+) -> "Slide | ForeignSlide":
     """Open a slide.
 
     Args:
-        uri: a path or any fsspec URI of a TIFF-based slide (TIFF, SVS, NDPI, SCN, BIF).
+        uri: a path or any fsspec URI of a TIFF-based slide (TIFF, SVS, NDPI, SCN, BIF), which is read where it is, or of
+            one that OpenSlide reads (MIRAX, VMS, DICOM, CZI and more), which is copied to this machine first. What it is,
+            its first bytes tell, not its name.
         storage_options: for fsspec.
         index: of this file, from `Slide.index`, whole or cut down: then no header is read. Whether the file is still the
             one that the index was made of is asked while the first blocks are on their way.
@@ -31,11 +37,17 @@ def open_slide(
     """
     file = File(uri, storage_options, index.file if index else None)
     try:
-        unchanged = file.check_unchanged() if index else None
-        return Slide(file, index or read_index(file), unchanged, threads)
+        if index:
+            return Slide(file, index, file.check_unchanged(), threads)
+        with open_stream(file) as stream:
+            kind = sniff(stream.read(_HEAD_BYTES))
+            if kind is None:
+                return Slide(file, read_index(file, stream), None, threads)
     except BaseException:
         file.close()
         raise
+    file.close()
+    return ForeignSlide(uri, storage_options, file.info, kind)
 
 
 class Slide:

@@ -1,65 +1,72 @@
 """What a slide's directories say: size, levels, vendor, spacing; and whether that can be true."""
 
 import logging
-from typing import Any, Literal, cast
+import re
+import warnings
+from typing import Any, BinaryIO, Literal, cast
 
 import tifffile
 from tiffslide import TiffSlide
 
 from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.plausible import check_size, plausible_mpp
 from udfs.wsi.store import File
-from udfs.wsi.store.stream import open_stream
 from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.levels import level_of
 
-_MAX_EDGE_PX = 1_000_000
-_MAX_AREA_PX = 60_000_000_000  # 245,000 px squared; at 1/16 this takes 700 MB
 _MAX_PAGES = 200
-_MPP_RANGE = (0.02, 20.0)  # um/px; outside lie the 72 and 96 dpi of image editors, not scanners
 
-# tifffile reports what it stumbles over on its logger; here it becomes a SlideError or is of no interest to users.
+_REDUCED, _MASK, _MACRO = 1, 4, 8  # bits of NewSubfileType; the last is Aperio's
+_NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
+_XMP = 700
+# How descriptions of pictures that are no levels begin, or Aperio's second line.
+_NO_LEVEL = re.compile(r"^(label|macro|thumbnail|probability)", re.IGNORECASE | re.MULTILINE)
+_OVERLAP = re.compile(rb"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")
+_VENDORS = {"is_svs": "aperio", "is_ndpi": "hamamatsu", "is_scn": "leica", "is_bif": "ventana", "is_philips": "philips"}
+
+# tifffile and tiffslide report what they stumble over; here it becomes a SlideError or is of no interest to users.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module="tiffslide")
 
 
-def read_index(file: File) -> SlideIndex:
-    """Read the directories of a file.
+def read_index(file: File, stream: BinaryIO) -> SlideIndex:
+    """Read the directories of a file through a stream of its bytes.
 
     Raises:
         SlideError: `not_a_slide`, `header_corrupt`, `file_truncated`, `size_implausible`, `unsupported_format` and what
             reading raises.
     """
     uri, size = file.uri, file.info.size_bytes
-    with open_stream(file) as stream:
-        _check_magic(stream.read(16), file)
-        stream.seek(0)
-        try:
-            slide = TiffSlide(cast(Any, stream))
-            pages = _image_pages(slide.ts_tifffile)
-            base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
-            width, height = int(base.imagewidth), int(base.imagelength)
-            if max(width, height) > _MAX_EDGE_PX or width * height > _MAX_AREA_PX:
-                raise SlideError(
-                    ErrorCode.SIZE_IMPLAUSIBLE,
-                    f"{uri}: the header claims {width} x {height} px, over the limit of {_MAX_EDGE_PX} px a side and "
-                    f"{_MAX_AREA_PX} px in all: the header is damaged; upload or export the slide again",
-                )
-            properties = _properties(slide, base)
-            vendor = str(properties.get("tiffslide.vendor") or "unknown")
-            levels = _pyramid(base, pages)
-        except SlideError as error:
-            message = error.message if uri in error.message else f"{uri}: {error.message}"
-            raise SlideError(error.code, message) from None
-        except Exception as error:
-            text = file.redact(f"{type(error).__name__}: {error}")
-            raise SlideError(
-                ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
-            ) from None
+    stream.seek(0)
+    _check_magic(stream.read(16), file)
+    vendor = "unknown"
+    try:
+        slide = TiffSlide(cast(Any, stream), tifffile_options={"is_ndpi": _is_ndpi(stream)})
+        tiff = slide.ts_tifffile
+        vendor = next((name for flag, name in _VENDORS.items() if getattr(tiff, flag)), vendor)
+        pages = _image_pages(tiff)
+        base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
+        width, height = int(base.imagewidth), int(base.imagelength)
+        check_size(uri, width, height)
+        properties = _properties(slide, base)
+        vendor = str(properties.get("tiffslide.vendor") or vendor)
+        _check_one_area(base, properties)
+        levels = _pyramid(base, pages)
+    except SlideError as error:
+        if uri in error.message:
+            raise
+        raise SlideError(error.code, f"{uri} (vendor: {vendor}): {error.message}") from None
+    except Exception as error:
+        text = file.redact(f"{type(error).__name__}: {error}")
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
+        ) from None
     end = max(int((level.offsets + level.counts).max(initial=0)) for level in levels)
     if end > size:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED, f"{uri} has {size:,} bytes where the header counts on {end:,}: upload it again"
         )
-    mpp_x, mpp_y = (_plausible_mpp(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
+    mpp_x, mpp_y = (plausible_mpp(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
     return SlideIndex(file.info, width, height, mpp_x, mpp_y, vendor, levels)
 
 
@@ -83,8 +90,23 @@ def _check_magic(head: bytes, file: File) -> None:
         )
 
 
+def _is_ndpi(stream: BinaryIO) -> bool:
+    """Whether this is Hamamatsu's dialect, whose 64-bit offsets hide behind the magic number of the 32-bit ones.
+
+    Leaves the stream at its beginning.
+    """
+    stream.seek(0)
+    head = stream.read(12)
+    entries = b""
+    if head.startswith(b"II*\0"):
+        stream.seek(int.from_bytes(head[4:], "little"))
+        entries = stream.read(12 * int.from_bytes(stream.read(2), "little"))
+    stream.seek(0)
+    return any(int.from_bytes(entries[at : at + 2], "little") == _NDPI for at in range(0, len(entries), 12))
+
+
 def _image_pages(tiff: Any) -> list[Any]:
-    """Every directory that holds an image, those of SubIFDs included."""
+    """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
     pages: list[Any] = []
     for index, page in enumerate(tiff.pages):
         if index >= _MAX_PAGES:
@@ -96,14 +118,28 @@ def _image_pages(tiff: Any) -> list[Any]:
     images = [page for page in pages if page.imagewidth and page.imagelength]
     if not images:
         raise ValueError("no directory holds an image")
-    return images
+    return [page for page in images if not _is_no_level(page)] or images
+
+
+def _is_no_level(page: Any) -> bool:
+    """Whether a page says that it is a label, the whole glass slide, a mask or another focal plane."""
+    if page.is_ndpi and (page.tags.valueof(_LENS, default=1) <= 0 or page.tags.valueof(_FOCAL_PLANE, default=0)):
+        return True
+    return bool(page.subfiletype & (_MASK | _MACRO)) or _NO_LEVEL.search(page.description) is not None
 
 
 def _pyramid(base: Any, pages: list[Any]) -> tuple[Level, ...]:
-    """Level 0 and the pages that are smaller copies of it, told by structure: labels and macro images have other shapes."""
+    """Level 0 and the pages that are smaller copies of it, told by structure; where it has SubIFDs, these alone."""
     size = int(base.imagewidth), int(base.imagelength)
     levels = {1.0: level_of(base)}
-    for page in pages:
+    planes = sum(page.samplesperpixel == 1 and page.shape == base.shape for page in pages)
+    if planes > 1:
+        raise SlideError(
+            ErrorCode.UNSUPPORTED_FORMAT,
+            f"{planes} directories of {size[0]} x {size[1]} px, one channel or focal plane each: only RGB and a single grey "
+            "image are read; convert it to RGB, for example with QuPath or Bio-Formats",
+        )
+    for page in base.pages or pages:
         if page is base or not _is_reduction(base, page):
             continue
         try:
@@ -115,33 +151,44 @@ def _pyramid(base: Any, pages: list[Any]) -> tuple[Level, ...]:
 
 
 def _is_reduction(base: Any, page: Any) -> bool:
-    # A thumbnail has the slide's shape too, but scanners store it in strips beside a tiled level 0.
-    if base.is_tiled and not page.is_tiled:
-        return False
     if page.samplesperpixel != base.samplesperpixel or page.dtype != base.dtype:
         return False
     downsample = (base.imagewidth / page.imagewidth + base.imagelength / page.imagelength) / 2
     close = max(
         abs(base.imagewidth / downsample - page.imagewidth), abs(base.imagelength / downsample - page.imagelength)
     )
+    if downsample <= 1.5 or close >= 2.0:
+        return False
+    # A thumbnail has the slide's shape too, but scanners store it in strips beside a tiled level 0. Hamamatsu stores all
+    # in strips, and says what is no level.
     whole = abs(downsample - round(downsample)) < 0.05 * downsample
-    return bool(downsample > 1.5 and close < 2.0 and (page.is_tiled or (whole and page.subfiletype & 1)))
+    return bool(page.is_tiled or page.is_ndpi or (not base.is_tiled and whole and page.subfiletype & _REDUCED))
+
+
+def _check_one_area(base: Any, properties: dict[str, Any]) -> None:
+    """Refuse slides whose tiles are no grid: put side by side they would show pixels twice, or areas of them not at all."""
+    xmp = base.tags.valueof(_XMP, default=b"")
+    if base.is_bif and _OVERLAP.search(xmp if isinstance(xmp, bytes) else str(xmp).encode()):
+        raise SlideError(
+            ErrorCode.UNSUPPORTED_FORMAT,
+            "its tiles overlap, as Ventana's older scanners write them, and are no grid: convert it with a program that "
+            "stitches them, for example `vips tiffsave in.bif out.tif --tile --pyramid --compression jpeg --bigtiff`",
+        )
+    areas = properties.get("tiffslide.series-composition")
+    if areas is not None and len(areas.located_series) > 1:
+        raise SlideError(
+            ErrorCode.UNSUPPORTED_FORMAT,
+            f"{len(areas.located_series)} areas were scanned apart: only slides of one area are read; convert it, for "
+            "example with `vips tiffsave in.scn out.tif --tile --pyramid --compression jpeg --bigtiff`",
+        )
 
 
 def _properties(slide: TiffSlide, base: Any) -> dict[str, Any]:
-    """Vendor and spacing by tiffslide's names; it refuses slides whose colours are stored apart, which are read here."""
+    """Vendor and spacing by tiffslide's names; where it knows no way with a slide, the spacing that TIFF's own tags say."""
     try:
         return slide.properties
-    except NotImplementedError:
+    except Exception:
         if 282 not in base.tags:
             return {}
         per_um = base.get_resolution(tifffile.RESUNIT.MICROMETER)
         return {f"tiffslide.mpp-{axis}": 1 / pixels for axis, pixels in zip("xy", per_um, strict=True) if pixels}
-
-
-def _plausible_mpp(value: Any) -> float | None:
-    try:
-        mpp = float(value)
-    except (TypeError, ValueError):
-        return None
-    return mpp if _MPP_RANGE[0] <= mpp <= _MPP_RANGE[1] else None

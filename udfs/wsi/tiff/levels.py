@@ -1,5 +1,7 @@
 """A page of a TIFF as a level: its grid of blocks, or why it can't be read."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,12 @@ def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
     offsets: Offsets = np.asarray(page.dataoffsets, np.uint64)
     counts: Offsets = np.asarray(page.databytecounts, np.uint64)
     samples = int(page.samplesperpixel)
+    coding = _coding(page)
+    if coding.jpeg_header and len(offsets) != -(-width // block_width) * -(-height // block_height):
+        # Restart intervals that run on over the end of a row are no blocks.
+        block_width, block_height = width, height
+        offsets, counts = (np.asarray(page.tags[code].value[:1], np.uint64) for code in (273, 279))
+        coding = replace(coding, jpeg_header=b"", is_tiled=False)
     if page.compression == _UNCOMPRESSED and not page.is_tiled and planes == 1 and _is_contiguous(offsets, counts):
         block_height = max(1, min(height, _RAW_ROWS_BYTES // (width * samples)))
         row_bytes = width * samples
@@ -54,7 +62,8 @@ def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
     if block_width * block_height * samples > _MAX_BLOCK_BYTES:
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,
-            f"{width} x {height} px are stored in blocks of {block_width} x {block_height}: too large to read in parts; "
+            f"{width} x {height} px, {_name(page.compression)}, are stored in blocks of {block_width} x {block_height}: too "
+            "large to read in parts; "
             "convert it, for example with `vips tiffsave in out.tif --tile --pyramid --compression jpeg`",
         )
     level = Level(
@@ -64,7 +73,7 @@ def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
         block_width,
         block_height,
         planes,
-        _coding(page),
+        coding,
         offsets,
         counts,
     )
@@ -79,13 +88,18 @@ def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
 
 
 def _downsample(width: int, height: int, full_size_px: tuple[int, int] | None) -> float:
-    """Level-0 pixels a pixel. Writers halve and drop or pad the odd pixel, so a near-integer ratio is that integer."""
+    """Level-0 pixels a pixel, along an edge.
+
+    Writers halve again and again, and drop or pad the odd pixel: a power of 2 that this explains it is, however far the
+    ratio of a small level's edges is from it; else a near-integer ratio is that integer.
+    """
     if full_size_px is None:
         return 1.0
-    ratio_x, ratio_y = full_size_px[0] / width, full_size_px[1] / height
-    nearest = round((ratio_x + ratio_y) / 2)
-    off_by = max(abs(full_size_px[0] / nearest - width), abs(full_size_px[1] / nearest - height)) if nearest else 2.0
-    return float(nearest) if off_by < 2.0 else (ratio_x + ratio_y) / 2
+    ratio = (full_size_px[0] / width + full_size_px[1] / height) / 2
+    for whole in (2 ** round(math.log2(ratio)), round(ratio)):
+        if whole and max(abs(full_size_px[0] / whole - width), abs(full_size_px[1] / whole - height)) < 2.0:
+            return float(whole)
+    return ratio
 
 
 def _coding(page: Any) -> Coding:
@@ -102,9 +116,10 @@ def _coding(page: Any) -> Coding:
 
 
 def _check_samples(page: Any) -> None:
-    compression = getattr(page.compression, "name", page.compression)
-    photometric = getattr(page.photometric, "name", page.photometric)
-    what = f"{page.bitspersample} bit, {page.samplesperpixel} samples a pixel, {photometric}, {compression}"
+    what = (
+        f"{page.bitspersample} bit, {page.samplesperpixel} samples a pixel, {_name(page.photometric)}, "
+        f"{_name(page.compression)} compression"
+    )
     remedy = "only 8-bit grey, RGB or RGBA are read; convert it, for example with QuPath or libvips"
     is_colour = page.photometric in _RGB_PHOTOMETRICS or (
         page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in _YCBCR_COMPRESSIONS
@@ -117,6 +132,11 @@ def _check_samples(page: Any) -> None:
         ok &= samples in (1, 3) and not (is_apart and page.photometric == tifffile.PHOTOMETRIC.YCBCR)
     if not ok:
         raise SlideError(ErrorCode.UNSUPPORTED_FORMAT, f"{what}: {remedy}")
+
+
+def _name(code: Any) -> str:
+    """TIFF's name of one of its numbers, which tifffile gives as far as it knows it."""
+    return str(getattr(code, "name", code))
 
 
 def _is_contiguous(offsets: Offsets, counts: Offsets) -> bool:

@@ -1,0 +1,365 @@
+"""Local copies of remote slides, each with the files that belong to it, in a folder of bounded size that processes share.
+
+Nothing here knows a format beyond where its files lie. A slide is a folder named by what it holds and how many bytes that
+is; a copy under way bears the suffix .part until it is whole. Beside each lies a .lock: shared by those who read the
+slide, exclusive while it is copied or removed, its time that of the last use. The kernel drops the locks of processes
+that die, so what they left behind is known by its lock being free.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote
+
+from fsspec.core import url_to_fs
+
+from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.store import File, FileInfo, Pending, StorageOptions, Traffic, options_for, secrets_of
+from udfs.wsi.store.faults import as_slide_error
+
+_MAX_BYTES = 20 * 10**9  # of all slides together; half of what the disk has for them where that is less
+_REQUEST_BYTES = 8 * 2**20
+_REQUESTS_AHEAD = 4
+_URLS = ("http://", "https://")
+_SLIDE = re.compile(r"[0-9a-f]{32}-[0-9]+(\.part)?")  # names of ours, whatever else lies in that folder
+_INI_BYTES = 2**20  # more than any text of the kind has
+_DICOM_HEAD_BYTES = 2**16  # the series stands before all that is long
+_DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)  # (0020,000E), explicit VR, little-endian
+
+
+class Companions(Enum):
+    """Where the other files of a slide lie, without which its own can't be read."""
+
+    NONE = "none"
+    MIRAX = "those that Slidedat.ini names, in the folder of the slide's stem"
+    HAMAMATSU = "those that the slide's own text names, in its folder"
+    DICOM = "those of the same series and suffix, in its folder"
+
+
+_HAMAMATSU_NAMES = re.compile(
+    # of several focal planes only the first, 0, is read
+    r"^(?:MapFile|MacroImage|OptimisationFile|ImageFile(?:\((?:0|\d+,\d+|0,\d+,\d+)\))?)[ \t]*=[ \t]*(.+?)\s*$",
+    re.MULTILINE,
+)
+_MIRAX_NAMES = re.compile(r"^(?:INDEXFILE|FILE_\d+)[ \t]*=[ \t]*(.+?)\s*$", re.MULTILINE)
+
+
+@contextmanager
+def staged(
+    uri: str,
+    storage_options: StorageOptions | None = None,
+    companions: Companions = Companions.NONE,
+    traffic: Traffic | None = None,
+) -> Iterator[Path]:
+    """A local path of a slide, good until the context ends: its own where it is local, else that of a copy.
+
+    Copies lie in the folder that the environment variable SLIDELAKE_STAGING names, else in the system's folder for
+    temporary files. They stay for the next who asks, in any process, until the room is needed: then those whose last use
+    is the longest ago are removed, but none that somebody reads.
+
+    Args:
+        uri: a path or any fsspec URI.
+        storage_options: for fsspec.
+        companions: which other files are copied along.
+        traffic: what the files cost is added to it.
+
+    Raises:
+        SlideError: `read_failed` where the slide does not fit, and what reading it raises.
+    """
+    file = File(uri, storage_options)
+    if file.is_local:
+        file.close()
+        yield Path(url_to_fs(uri)[1])
+        return
+    name = path_in(uri).name
+    files = {name: file, **_companions(file, uri, storage_options, companions)}
+    described = "\n".join(f"{name} {one.uri} {one.info.version}" for name, one in sorted(files.items()))
+    size = sum(one.info.size_bytes for one in files.values())
+    root = staging_folder()
+    try:
+        lock = _hold(root / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}-{size}", files)
+    except OSError as error:
+        raise SlideError(
+            ErrorCode.READ_FAILED,
+            f"{file.uri} can't be copied to {root} ({error}): free that disk, or name another folder in SLIDELAKE_STAGING",
+        ) from None
+    finally:
+        for one in files.values():
+            one.close()
+            if traffic:
+                traffic.requests += one.traffic.requests
+                traffic.bytes += one.traffic.bytes
+                traffic.waited_s += one.traffic.waited_s
+    try:
+        yield lock.place / name
+    finally:
+        lock.release()
+
+
+def staging_folder() -> Path:
+    """Where copies lie; made where it is not there.
+
+    Raises:
+        SlideError: `read_failed` where it can't be used.
+    """
+    named = os.environ.get("SLIDELAKE_STAGING")
+    root = Path(named) if named else Path(tempfile.gettempdir()) / f"slidelake-staging-{os.getuid()}"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not named and root.lstat().st_uid != os.getuid():
+            raise PermissionError("another user made it")  # anybody may, with this name in /tmp
+    except OSError as error:
+        raise SlideError(
+            ErrorCode.READ_FAILED, f"{root} can't hold copies of slides ({error}): name a folder in SLIDELAKE_STAGING"
+        ) from None
+    return root
+
+
+def path_in(uri: str) -> PurePosixPath:
+    """The path in a URI, that of the first link of a chain that has one, decoded where URLs encode it."""
+    _, link, _ = _links(uri)
+    return PurePosixPath(unquote(link.partition("?")[0]) if link.startswith(_URLS) else link)
+
+
+def beside(uri: str, name: str) -> str:
+    """The URI of the file `name` (it may have folders) in the folder of another, by the same chain and query."""
+    before, link, after = _links(uri)
+    mark = query = ""
+    if link.startswith(_URLS):
+        link, mark, query = link.partition("?")
+        name = quote(name)
+    folder, slash, _ = link.rpartition("/")
+    return f"{before}{folder}{slash}{name}{mark}{query}{after}"
+
+
+def _links(uri: str) -> tuple[str, str, str]:
+    """What comes before the first link of a chain with a path, that link, what comes behind it."""
+    if "://" not in uri:
+        return "", uri, ""
+    first, chain, rest = uri.partition("::")
+    if "://" in first:
+        return "", first, chain + rest
+    before, link, after = _links(rest)  # simplecache::s3://...
+    return first + chain + before, link, after
+
+
+def _companions(
+    file: File, uri: str, storage_options: StorageOptions | None, companions: Companions
+) -> dict[str, File]:
+    """The other files, by where they lie from the slide's folder. Those that are named but not there are left out."""
+    if companions is Companions.DICOM:
+        names = _series(file, uri, storage_options)
+    elif companions is Companions.HAMAMATSU:
+        names = _HAMAMATSU_NAMES.findall(_text(file))
+    elif companions is Companions.MIRAX:
+        folder = path_in(uri).stem
+        ini = File(beside(uri, f"{folder}/Slidedat.ini"), storage_options)
+        names = [f"{folder}/{name}" for name in ("Slidedat.ini", *_MIRAX_NAMES.findall(_text(ini)))]
+    else:
+        names = []
+    files = {}
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:  # nothing that a slide says may lead out of its copy
+            continue
+        try:
+            files[str(path)] = File(beside(uri, str(path)), storage_options)
+        except SlideError as error:
+            if error.code is not ErrorCode.FILE_MISSING:
+                raise
+    return files
+
+
+def _text(file: File) -> str:
+    [data] = file.ranges([0], [min(file.info.size_bytes, _INI_BYTES)])
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def _series(file: File, uri: str, storage_options: StorageOptions | None) -> list[str]:
+    """Names of the other files of a DICOM series. A folder may hold many; what does not say its series is taken."""
+    own_name = path_in(uri).name
+    try:
+        fs, path = url_to_fs(uri, **options_for(uri, storage_options))
+        fs.invalidate_cache()
+        listed = fs.ls(path.rpartition("/")[0], detail=True)
+    except Exception as error:
+        told = as_slide_error(error, file.uri, secrets_of(uri, storage_options))
+        if told.code is ErrorCode.ACCESS_DENIED:
+            raise told from None
+        raise SlideError(
+            ErrorCode.READ_FAILED,
+            f"{file.uri}: its folder can't be listed for the other files of the series ({type(error).__name__}): "
+            "put the slide in a store that lists folders",
+        ) from None
+    heads: dict[str, Pending] = {}
+    for info in listed:
+        other = path_in(info["name"])
+        if info["type"] == "file" and other.suffix == PurePosixPath(own_name).suffix and info.get("size") != 0:
+            known = FileInfo.from_fsspec(info) if info.get("size") else None
+            sibling = File(beside(uri, other.name), storage_options, known)
+            heads[other.name] = sibling.request(0, min(sibling.info.size_bytes, _DICOM_HEAD_BYTES))
+    # References to other series may stand there too, so one in common is enough.
+    series = {name: set(_DICOM_SERIES.findall(head.result())) for name, head in heads.items()}
+    own = series.pop(own_name, set())
+    return [name for name, theirs in series.items() if not own or not theirs or own & theirs]
+
+
+class _Lock:
+    """A slide's lock, held. Whoever removes a slide removes its lock too, so one that was waited for may be gone."""
+
+    def __init__(self, place: Path, descriptor: int) -> None:
+        self.place, self._descriptor = place, descriptor
+
+    @classmethod
+    def of(cls, place: Path, how: int) -> "_Lock | None":
+        """Lock a slide; None where `how` has LOCK_NB and another has it."""
+        path = _lock_path(place)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, how)
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return cls(place, descriptor)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def touch(self) -> None:
+        """The slide is used now."""
+        now = time.time_ns()  # what the kernel would put here is some milliseconds coarse
+        os.utime(self._descriptor, ns=(now, now))
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def _hold(place: Path, files: Mapping[str, File]) -> _Lock:
+    """Lock a slide against removal, copying it where no whole copy is there."""
+    while True:
+        lock = _locked(place, fcntl.LOCK_SH)
+        if _is_whole(place):
+            lock.touch()
+            return lock
+        lock.release()
+        lock = _locked(place, fcntl.LOCK_EX)
+        try:
+            if not _is_whole(place):  # nobody else copied it while we waited
+                _fetch(place, files)
+        finally:
+            lock.release()
+
+
+def _locked(place: Path, how: int) -> _Lock:
+    lock = _Lock.of(place, how)
+    assert lock, "waiting for a lock ends with it"
+    return lock
+
+
+def _fetch(place: Path, files: Mapping[str, File]) -> None:
+    part = _reserve(place, next(iter(files.values())).uri)
+    try:
+        for name, file in files.items():
+            target = part / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(file, target)
+        if not _is_whole(part):
+            raise OSError("not all of it arrived there")
+        part.rename(place)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _reserve(place: Path, uri: str) -> Path:
+    """The folder to copy into. From now on it counts with the bytes it is going to have."""
+    root, size, part = place.parent, _size(place), _part(place)
+    turn = _locked(root / "room", fcntl.LOCK_EX)  # one makes room at a time, or two would take the same
+    try:
+        _remove(place)  # what is there under this name is not whole
+        entries = sorted((entry for entry in root.iterdir() if _SLIDE.fullmatch(entry.name)), key=_last_use)
+        used = sum(map(_size, entries))
+        bound = min(_MAX_BYTES, (shutil.disk_usage(root).free + used) // 2)
+        for entry in entries:
+            is_abandoned = entry.suffix == ".part"  # unless its lock is held
+            if not is_abandoned and not size <= bound < used + size:
+                continue
+            lock = _Lock.of(entry.with_suffix(""), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock:
+                _remove(lock.place)
+                _lock_path(lock.place).unlink()
+                lock.release()
+                used -= _size(entry)
+        if used + size > bound:
+            raise SlideError(
+                ErrorCode.READ_FAILED,
+                f"{uri} takes {size:,} bytes, {root} may hold {bound:,} and {used:,} of them are in use: free that disk, "
+                "read fewer slides at once, or name a folder on a larger disk in SLIDELAKE_STAGING",
+            )
+        part.mkdir()
+    finally:
+        turn.release()
+    return part
+
+
+def _remove(place: Path) -> None:
+    """Remove a slide, first its name: a process that dies here leaves nothing that looks whole."""
+    part = _part(place)
+    shutil.rmtree(part, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        place.rename(part)
+        shutil.rmtree(part)
+
+
+def _copy(file: File, target: Path) -> None:
+    size, pending = file.info.size_bytes, deque[Pending]()
+    try:
+        with target.open("wb") as copy:
+            for start in range(0, size, _REQUEST_BYTES):
+                pending.append(file.request(start, min(_REQUEST_BYTES, size - start)))
+                if len(pending) == _REQUESTS_AHEAD:
+                    copy.write(pending.popleft().result())
+            while pending:
+                copy.write(pending.popleft().result())
+    finally:
+        for request in pending:
+            request.cancel()
+    file.check_unchanged()()
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether all bytes are there: those who clean folders of temporary files take single old files out of it."""
+    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) == _size(place)
+
+
+def _size(place: Path) -> int:
+    return int(place.stem.rpartition("-")[2])
+
+
+def _part(place: Path) -> Path:
+    return place.with_suffix(".part")
+
+
+def _lock_path(place: Path) -> Path:
+    return place.with_suffix(".lock")
+
+
+def _last_use(entry: Path) -> int:
+    try:
+        return _lock_path(entry).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
