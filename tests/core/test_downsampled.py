@@ -138,7 +138,7 @@ def test_a_level_that_was_cut_short_does_not_darken_the_edge(tmp_path: Path) -> 
     image = np.full((640, 1600, 3), 240, np.uint8)
     path = tmp_path / "slide.tif"
     with tifffile.TiffWriter(path) as writer:
-        kind = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
+        kind: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "metadata": None}
         writer.write(image, **kind)
         writer.write(image[:160, :399], subfiletype=1, **kind)
     with open_slide(str(path)) as slide:

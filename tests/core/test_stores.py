@@ -1,5 +1,6 @@
 """The same slide on a disk, over HTTP, in Azure's and in Amazon's store: real servers, real clients, real faults."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from azure.identity.aio import DefaultAzureCredential
+from fsspec.core import url_to_fs
 
 from tests.slides.huge import write_huge_svs
 from tests.slides.make import Pixels, write_slide
@@ -18,7 +21,7 @@ from tests.stores.faulty import KINDS, faulty
 from tests.stores.http import serve
 from tests.stores.moto import moto
 from udfs.wsi import ErrorCode, SlideError, open_slide
-from udfs.wsi.store import File
+from udfs.wsi.store import File, options_for
 from udfs.wsi.store import file as file_module
 
 
@@ -130,6 +133,17 @@ def test_a_wrong_key_is_refused_at_once_and_not_shown(server: Azurite) -> None:
         open_slide("az://slides/a.tif", server.storage_options(key=wrong))
     assert caught.value.code is ErrorCode.ACCESS_DENIED
     assert wrong not in str(caught.value)
+
+
+def test_without_a_key_azure_is_asked_as_who_runs_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A managed identity, `az login`, a service principal in the environment: what the README says of `anon: false`."""
+    for name in list(os.environ):
+        if name.startswith("AZURE_STORAGE"):
+            monkeypatch.delenv(name)
+    store, _ = url_to_fs(
+        "az://slides/a.tif", **options_for("az://slides/a.tif", {"account_name": "lab", "anon": False})
+    )
+    assert isinstance(store.credential, DefaultAzureCredential)
 
 
 def test_an_expired_token_is_told_and_not_shown(server: Azurite) -> None:

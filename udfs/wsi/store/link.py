@@ -26,6 +26,7 @@ class Link:
         with self._lock:
             if size_bytes < _LARGE:
                 self.latency_s += _MEMORY * (seconds - self.latency_s)
-            elif seconds > self.latency_s:
-                width = size_bytes / (seconds - self.latency_s)
+            else:
+                # an answer quicker than the latency so far tells little of width, but not that it has no end
+                width = size_bytes / max(seconds - self.latency_s, seconds / 10)
                 self.bytes_per_s += _MEMORY * (width - self.bytes_per_s)
