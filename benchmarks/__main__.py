@@ -2,12 +2,20 @@
 
 import argparse
 import importlib
-import os
 import sys
 
+from benchmarks.machine import described, take_one_core
 from benchmarks.measure import Line, show, shown
 
-NAMES = ("mask", "read_local", "features")  # each a module of this package with run()
+NAMES = (  # each a module of this package with run()
+    "read_local",
+    "read_sparse",
+    "read_remote",
+    "open_remote",
+    "mask_flat",
+    "mask_pyramid",
+    "features",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: choose from {', '.join(NAMES)}")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    take_one_core()
+    print(described(), flush=True)
     lines: list[tuple[str, Line]] = []
     for name in names:
         for line in importlib.import_module(f"benchmarks.{name}").run():

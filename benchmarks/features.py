@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from benchmarks import inputs
 from benchmarks.inputs import TILE_PX
-from benchmarks.measure import Line, best_seconds
+from benchmarks.measure import Line, median_seconds
 from tests.slides.weights import LITE0
 from udfs.features import FeatureSpec, encode_tiles, load_models
 from udfs.wsi import open_slide
@@ -47,7 +47,7 @@ def run() -> Iterator[Line]:
         spec = FeatureSpec(encoder, str(stain), _BINS)
         parts = _parts(spec, path, xy)
         actions = {"chain": _chain(spec, path, xy), "plain": _plain_loop(spec, path, xy), **parts}
-        taken = best_seconds(actions)
+        taken = median_seconds(actions)
     ms = {name: 1000 * spent / len(xy) for name, spent in taken.items()}
     yield {
         "tiles": len(xy),

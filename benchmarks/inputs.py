@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from tests.slides.atomic import whole_file
-from tests.slides.make import write_mosaic, write_slide
+from tests.slides.huge import Layout, write_huge_svs
+from tests.slides.make import write_mosaic
 from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 from tests.slides.weights import convert_lite0_weights
 from udfs.wsi import open_slide
@@ -30,15 +32,25 @@ def flat() -> Path:
     )
 
 
-def strips() -> Path:
-    """Deflate strips of 16 rows, 8,192 x 8,192 px, no levels."""
+def pyramid_240() -> Path:
+    """The pyramid in blocks of 240 px, Aperio's size: few tiles begin where a block does."""
+    return _made(
+        "pyramid_240.tif", lambda path, pixels: write_mosaic(path, pixels, width=_WIDTH, height=_HEIGHT, tile_px=240)
+    )
 
-    def write(path: Path, pixels: NDArray[np.uint8]) -> None:
-        height, width, _ = pixels.shape
-        tiled = np.tile(pixels, (-(-8192 // height), -(-8192 // width), 1))[:8192, :8192]
-        write_slide(path, tiled, tile_px=None, compression="deflate", predictor=True)
 
-    return _made("strips.tif", write)
+def huge() -> Path:
+    """46,177 x 77,440 px (3.6 gigapixels) and no lower level."""
+    return _made(
+        "huge.tif",
+        lambda path, pixels: write_mosaic(path, pixels, width=46_177, height=77_440, pyramid=False, bigtiff=True),
+    )
+
+
+def svs(layout: Layout) -> Path:
+    """The directories of a 2 GB scan without its pixels: see `tests.slides.huge`."""
+    path = FOLDER / f"{layout}.svs"
+    return path if path.exists() else write_huge_svs(path, layout)
 
 
 def lite0_weights() -> Path:
@@ -53,6 +65,25 @@ def kept_tiles(path: Path) -> NDArray[np.int64]:
         mask = background_mask(slide.downsampled(16))
         grid = tile_grid(slide.width_px, slide.height_px, TILE_PX)
     return grid[background_fractions(mask, grid, TILE_PX) <= 0.10].astype(np.int64)
+
+
+def blocks(path: Path, tiles: NDArray[np.int64] | None = None, level: int = 0) -> list[bytes]:
+    """The compressed blocks of a level of a mosaic, each once: those under the tiles, None for all of them."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[level].aspage()
+        edge, columns = page.tilewidth, -(-page.imagewidth // page.tilewidth)
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    needed = set(range(len(places)))
+    if tiles is not None:
+        first, last = tiles // edge, (tiles + TILE_PX - 1) // edge
+        needed = {
+            y * columns + x
+            for (x0, y0), (x1, y1) in zip(first.tolist(), last.tolist(), strict=True)
+            for y in range(y0, y1 + 1)
+            for x in range(x0, x1 + 1)
+        }
+    content = path.read_bytes()
+    return [content[start : start + count] for start, count in (places[i] for i in sorted(needed))]
 
 
 def _made(name: str, write: Callable[[Path, NDArray[np.uint8]], object]) -> Path:

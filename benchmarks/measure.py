@@ -1,28 +1,37 @@
 """The clock and the memory gauge. What is measured is the benchmarks'."""
 
 import json
-import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-REPEATS = 3
+ROUNDS = 5
 Line = dict[str, str | int | float]
 """What one measurement prints, key=value. `vs_PEER`: how many times as fast; `of_LIMIT`: which part of the limit."""
 
+Result = TypeVar("Result")
 
-def best_seconds(actions: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of the fastest of some runs of each, after one that does not count.
+
+def in_turns(actions: Mapping[str, Callable[[], Result]]) -> dict[str, list[Result]]:
+    """What each action returns in each of the rounds, after one that does not count.
 
     They take turns, so that a busy spell of the machine meets them all and leaves their ratios alone.
     """
     for action in actions.values():
         action()
-    rounds = [{name: seconds(action) for name, action in actions.items()} for _ in range(REPEATS)]
-    return {name: min(taken[name] for taken in rounds) for name in actions}
+    rounds = [{name: action() for name, action in actions.items()} for _ in range(ROUNDS)]
+    return {name: [results[name] for results in rounds] for name in actions}
+
+
+def median_seconds(actions: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds that each takes: the median of the rounds."""
+    taken = in_turns({name: partial(seconds, action) for name, action in actions.items()})
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -33,15 +42,9 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
-    """What `python -m module arguments` prints as JSON. It has one thread for each library that would take more."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "VIPS_CONCURRENCY", "OPENBLAS_NUM_THREADS"), "1")
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=os.environ | threads,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    """What `python -m module arguments` prints as JSON."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 import pandas as pd
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from jobs.runtime.cli import run_job
 from jobs.runtime.run import Run
+from jobs.runtime.session import slots
 from jobs.runtime.survey import selected_tiles
 from jobs.runtime.tables import SCHEMAS, spark_schema
 from udfs.features import encode_tiles
-from udfs.schemas import ENCODED
+from udfs.schemas import ENCODED, UNITS
+from udfs.units import pack_tasks, plan_units
 
 _ROWS_A_FILE = 8192  # about 80 MB
+_PLANNERS_A_SLOT = 2
 _KEY = ["image_id", "x_px", "y_px"]
 
 
@@ -35,8 +38,10 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         return
     present = set(work.loc[work["feature_rows"] > 0, "image_id"])
     done = run.spark.sparkContext.accumulator(0)
-    wanted = work.loc[work["slide_ok"] & work["uri"].notna(), ["image_id", "uri", "want_features_hash"]]
-    schema = "image_id string, uri string, want_features_hash string"
+    wanted = work.loc[
+        work["slide_ok"] & work["uri"].notna(), ["image_id", "uri", "want_features_hash", "file_version_now"]
+    ]
+    schema = "image_id string, uri string, want_features_hash string, file_version string"
     wanted_rows = F.broadcast(run.spark.createDataFrame(list(wanted.itertuples(index=False, name=None)), schema))
     in_wave = F.col("patient_id").isin(sorted(set(work["patient_id"])))
     tiles = selected_tiles(run.tables, run.config).where(in_wave).join(wanted_rows, "image_id")
@@ -47,65 +52,73 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
             right = right.join(tiles.select(*_KEY, "want_features_hash"), _KEY)
             kept = right.where("params_hash = want_features_hash").select(SCHEMAS["features"].names)
             tiles = tiles.join(kept.select(_KEY), _KEY, "left_anti")
-        units = _work_units(tiles, run.config.run.unit_tiles).persist(StorageLevel.DISK_ONLY)
-        n_units, n_tiles = units.agg(F.count("*"), F.coalesce(F.sum(F.size("x_px")), F.lit(0))).collect()[0]
+        units = _work_units(run, tiles, list(wanted["image_id"])).persist(StorageLevel.DISK_ONLY)
+        planned = units.select("image_id", "unit", "cost", "n_tiles").collect()
+        n_tiles = sum(unit.n_tiles for unit in planned)
     if not n_tiles and not present:  # slides that failed or have no tissue: nothing to write, so no empty commit
         units.unpersist()
         return
-    with run.stage("features", int(n_tiles), lambda: int(done.value)):
-        # The range of a unit's key is a partition of its own: a task a unit, however the tiles spread over slides.
+    with run.stage("features", n_tiles, lambda: int(done.value)):
         encoded = (
-            units.repartitionByRange(max(1, n_units), "image_id", "unit")
+            _in_tasks(run, units, planned)
             .mapInArrow(encode_tiles(run.feature_spec, run.run_id, done.add), spark_schema(ENCODED))
             .persist(StorageLevel.DISK_ONLY)
         )
-        failures = encoded.where("error_code IS NOT NULL").select("image_id", "error_code", "error_message")
+        ends = encoded.where("x_px IS NULL").select(
+            "image_id", "n_tiles", "error_code", "error_message", "size_bytes", "traffic"
+        )
+        ended = ends.collect()  # here the tiles are encoded
         failed = {
-            row.image_id: (*row, "failed", run.run_id) for row in failures.collect()
-        }  # here the tiles are encoded
+            unit.image_id: (unit.image_id, unit.error_code, unit.error_message, "failed", run.run_id)
+            for unit in ended
+            if unit.error_code
+        }
         if failed:
             columns = ["error_code", "error_message", "status", "run_id"]
             rows = run.spark.createDataFrame(list(failed.values()), ["image_id", *columns])
             run.tables.upsert("slides", rows, "image_id", columns)
         of_failed = F.col("image_id").isin(list(failed))
-        good = encoded.where(F.col("error_code").isNull() & ~of_failed)
+        good = encoded.where(F.col("x_px").isNotNull() & ~of_failed)
         good = good.select(SCHEMAS["features"].names).coalesce(max(1, math.ceil(n_tiles / _ROWS_A_FILE)))
         if kept is not None:
             good = good.unionByName(kept.where(~of_failed))
-        # Before the commit: Spark drops what it holds of frames that were made from a table when that table changes.
-        run.counts["tiles_encoded"] += encoded.where("error_code IS NULL").count()
+        run.counts["tiles_encoded"] += sum(unit.n_tiles for unit in ended)
+        run.count_reads("features", ended)
         run.tables.put("features", good, "image_id", work["image_id"], present)
         for frame in (units, encoded):
             frame.unpersist()
 
 
 def _with_slides_done(run: Run, images: pd.DataFrame) -> pd.DataFrame:
-    """Those of the images whose row in slides is today's, or that are gone; `slide_ok` says which have tiles to encode."""
+    """Those of the images whose row in slides is today's, or that are gone.
+
+    Further columns: `slide_ok` says which have tiles to encode, `file_version_now` which file these were found in.
+    """
     rows = run.tables.read("slides").where(F.col("image_id").isin(list(images["image_id"])))
-    now = rows.select(
-        "image_id", F.col("status").alias("status_now"), F.col("params_hash").alias("hash_now")
-    ).toPandas()
-    images = images.join(now.set_index("image_id"))
+    now = rows.select("image_id", "status", "file_version", F.col("params_hash").alias("hash")).toPandas()
+    images = images.join(now.set_index("image_id").add_suffix("_now"))
     done = images["gone"].astype(bool) | (images["hash_now"] == images["want_slide_hash"])
     images = images[done]
     return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["gone"].astype(bool))
 
 
-def _work_units(tiles: DataFrame, unit_tiles: int) -> DataFrame:
-    """A row for each `unit_tiles` neighbouring tiles of one slide, row by row of the slide.
-
-    A unit never holds two slides and does not depend on what else is in the wave, so its batches, and with them the last
-    bit of every embedding, come out the same however a run is cut into waves and tasks. (Where only some tiles of a slide
-    are new, its units hold these alone, and a last bit may differ from a run that encoded them all.)
-    """
-    place = F.row_number().over(Window.partitionBy("image_id").orderBy("y_px", "x_px")) - 1
-    same = ["image_id", "patient_id", "uri", "want_features_hash", "tile_px", "level_read", "downsample"]
-    numbered = tiles.withColumn("unit", F.floor(place / unit_tiles))
-    corners = F.sort_array(F.collect_list(F.struct("y_px", "x_px")))
-    units = numbered.groupBy(*same, "unit").agg(corners.alias("corners"))
-    return units.select(
+def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
+    """`udfs.schemas.UNITS` of the tiles. Where a slide has no index (an older run's, not a TIFF) its units have none."""
+    same = [
         "image_id",
-        "unit",
+        "patient_id",
+        "uri",
+        "want_features_hash",
+        "file_version",
+        "tile_px",
+        "level_read",
+        "downsample",
+    ]
+    corners = F.sort_array(F.collect_list(F.struct("y_px", "x_px")))
+    index = run.tables.read("indexes").where(F.col("image_id").isin(images)).select("image_id", "file_version", "index")
+    slides = tiles.groupBy(*same).agg(corners.alias("corners")).join(index, ["image_id", "file_version"], "left")
+    slides = slides.select(
+        "image_id",
         "patient_id",
         "uri",
         F.col("want_features_hash").alias("params_hash"),
@@ -114,7 +127,25 @@ def _work_units(tiles: DataFrame, unit_tiles: int) -> DataFrame:
         "downsample",
         F.col("corners.x_px").alias("x_px"),
         F.col("corners.y_px").alias("y_px"),
+        "index",
     )
+    # A fixed number of partitions: by their size, Spark would plan all slides in one.
+    planners = max(1, min(len(images), _PLANNERS_A_SLOT * slots(run.spark)))
+    return slides.repartition(planners, "image_id").mapInArrow(
+        plan_units(run.config.run.unit_tiles), spark_schema(UNITS)
+    )
+
+
+def _in_tasks(run: Run, units: DataFrame, planned: list[Row]) -> DataFrame:
+    """The units, those of a task in a partition of its own, in order; the partition of the costliest task is the first."""
+    tasks = pack_tasks([(unit.image_id, unit.unit, unit.cost) for unit in planned], slots(run.spark))
+    of_task = [(unit.image_id, unit.unit, task) for unit, task in zip(planned, tasks, strict=True)]
+    numbers = run.spark.createDataFrame(of_task, "image_id string, unit int, task int")
+    others = [name for name in UNITS.names if name != "unit"]
+    together = F.sort_array(F.collect_list(F.struct("unit", *others))).alias("units")
+    rows = units.join(F.broadcast(numbers), ["image_id", "unit"]).groupBy("task").agg(together)
+    # Ranges are drawn from a sample that holds every row as long as a task is one row: then each is a range of its own.
+    return rows.repartitionByRange(max(1, len(set(tasks))), "task").select(F.inline("units"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Tables slides and tiles: one pass over each slide finds header, tissue and tile coordinates, or what is wrong with it."""
+"""Tables slides, tiles and indexes: one pass over each slide finds header, tissue and tiles, or what is wrong with it."""
 
 import math
 import sys
@@ -30,7 +30,7 @@ def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def find(run: Run, wave: pd.DataFrame) -> None:
-    """Bring slides and tiles up to date for a wave; tiles first, so that a row in slides says that its tiles are there."""
+    """Bring slides, tiles and indexes up to date for a wave; slides last: a row there says that the others are there."""
     _correct_metadata(run, wave[wave["metadata_stale"]])
     work = wave[wave["slide_stale"]]
     if work.empty:
@@ -58,9 +58,12 @@ def find(run: Run, wave: pd.DataFrame) -> None:
         zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
         constant = [name for name in SCHEMAS["tiles"].names if name not in ("x_px", "y_px", "background_fraction")]
         tiles = found.where("status = 'ok'").withColumn("tile_px", F.lit(tiling.tile_px)).select(*constant, zipped)
-        n_tiles = found.agg(F.coalesce(F.sum("n_tiles"), F.lit(0))).collect()[0][0]  # here the slides are read
-        tiles = tiles.coalesce(max(1, math.ceil(n_tiles / _TILES_A_FILE)))
+        read = found.select("image_id", "n_tiles", "size_bytes", "traffic").collect()  # here the slides are read
+        run.count_reads("slides", read)
+        tiles = tiles.coalesce(max(1, math.ceil(sum(slide.n_tiles for slide in read) / _TILES_A_FILE)))
         run.tables.put("tiles", tiles, "image_id", work["image_id"], work.loc[work["tile_rows"] > 0, "image_id"])
+        indexes = found.where("index IS NOT NULL").coalesce(1)
+        run.tables.put("indexes", indexes, "image_id", work["image_id"], work.loc[work["indexed"], "image_id"])
         present = work.loc[work["status"].notna(), "image_id"]
         run.tables.put("slides", found.coalesce(1), "image_id", work["image_id"], present)
         run.counts["slides_processed"] += len(images)

@@ -3,28 +3,32 @@
 Pixels are read, normalised, embedded and counted inside the worker and dropped there.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pyspark import TaskContext
 
 from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import ENCODED, HISTOGRAM
-from udfs.wsi import SlideError, open_slide
+from udfs.task import slot_cpus
+from udfs.wsi import Slide, SlideError, open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.foreign import ForeignSlide
 from udfs.wsi.histogram import color_histogram
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet, load_stainnet
-from udfs.wsi.storage import StorageOptions
+from udfs.wsi.store import StorageOptions
+from udfs.wsi.tiff.index import SlideIndex
 
 VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
 
-Unit = dict[str, Any]  # a work unit: one slide's id, uri and reading, and the coordinates of some of its tiles
+Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
 
 
 @dataclass(frozen=True)
@@ -60,21 +64,21 @@ def load_models(spec: FeatureSpec) -> Models:
 def encode_tiles(
     spec: FeatureSpec, run_id: str, done: Callable[[int], None] = lambda _: None
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """The mapInArrow function of the features pass; give it one work unit, which is of one slide, a partition.
+    """The mapInArrow function of the features pass; give it work units of one slide a partition.
 
-    Input columns: image_id, patient_id, uri (as it is opened), tile_px, level_read, downsample, x_px and y_px (arrays,
-    level-0 pixels, neighbours together), params_hash. Output: `udfs.schemas.ENCODED`: a row for each coordinate in the
-    order of reading, or a row with the error where the slide can't be read (what was read before it may precede it).
-    `done` is told how many tiles are through.
+    Input columns are those of `udfs.schemas.UNITS`, of which unit, n_tiles, n_bytes and cost are not looked at. Output:
+    `udfs.schemas.ENCODED`: a row for each coordinate in the order of reading, then a row on how the unit went, with the
+    error where the slide can't be read (what was read before it precedes it). `done` is told how many tiles are through.
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         models: Models | None = None
-        for batch in batches:
-            for unit in batch.to_pylist():
+        units = (unit for batch in batches for unit in batch.to_pylist())
+        with closing(_one_ahead(units, spec.storage_options)) as opened:
+            for reading in opened:
                 models = models or _models_of_this_worker(spec)
-                yield from _encode_unit(unit, spec, models, run_id)
-                done(len(unit["x_px"]))
+                yield from _encode_unit(reading, spec, models, run_id)
+                done(len(reading.unit["x_px"]))
 
     return run
 
@@ -84,8 +88,7 @@ _loaded: dict[tuple[object, ...], Models] = {}
 
 def _models_of_this_worker(spec: FeatureSpec) -> Models:
     """Loaded once a worker process; Spark uses a process again for later tasks."""
-    context = TaskContext.get()
-    torch.set_num_threads(context.cpus() if context else 1)  # a slot's share: more would fight the other slots
+    torch.set_num_threads(slot_cpus())
     key = (spec.encoder, spec.stain_weights)
     if key not in _loaded:
         _loaded.clear()
@@ -93,11 +96,58 @@ def _models_of_this_worker(spec: FeatureSpec) -> Models:
     return _loaded[key]
 
 
-def _encode_unit(unit: Unit, spec: FeatureSpec, models: Models, run_id: str) -> Iterator[pa.RecordBatch]:
-    constant = {name: unit[name] for name in ("image_id", "patient_id", "params_hash")} | {"run_id": run_id}
+@dataclass
+class _Reading:
+    """A unit whose first bytes are on their way, or the error that came of it."""
+
+    unit: Unit
+    xy_px: NDArray[np.int64]  # [n, 2], level-0 pixels
+    slide: Slide | ForeignSlide | None = None
+    tiles: Iterable[tuple[int, NDArray[np.uint8]]] = ()
+    error: Exception | None = None
+
+    def close(self) -> None:
+        if self.slide:
+            self.slide.close()
+
+
+def _one_ahead(units: Iterable[Unit], storage_options: StorageOptions) -> Generator[_Reading, None, None]:
+    """Each unit opened, and the next one too, so that its bytes come while this one is encoded; closes them."""
+    opened: deque[_Reading] = deque()
+    try:
+        for unit in units:
+            opened.append(_open(unit, storage_options))
+            if len(opened) == 2:
+                yield opened[0]
+                opened.popleft().close()
+        while opened:
+            yield opened[0]
+            opened.popleft().close()
+    finally:
+        for reading in opened:
+            reading.close()
+
+
+def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
+    reading = _Reading(unit, np.stack([unit["x_px"], unit["y_px"]], axis=1))
     try:
         check_quarantine(unit["image_id"])
-        for xy, pixels in _read(unit, spec.storage_options, models.encoder.spec.batch_size):
+        index = SlideIndex.from_bytes(unit["index"]) if unit["index"] else None
+        slide = reading.slide = open_slide(unit["uri"], storage_options, index=index, threads=slot_cpus())
+        level = unit["level_read"]
+        region_px = region_edge(unit["tile_px"] * unit["downsample"], slide.levels[level].downsample)
+        reading.tiles = slide.read_tiles(reading.xy_px, region_px, level)
+    except Exception as error:  # told in the row of this unit, when it is its turn
+        reading.error = error
+    return reading
+
+
+def _encode_unit(reading: _Reading, spec: FeatureSpec, models: Models, run_id: str) -> Iterator[pa.RecordBatch]:
+    unit = reading.unit
+    constant = {name: unit[name] for name in ("image_id", "patient_id", "params_hash")} | {"run_id": run_id}
+    end: dict[str, Any] = {"n_tiles": 0}
+    try:
+        for xy, pixels in _batches(reading, models.encoder.spec.batch_size):
             tiles = np.stack([models.stainnet.normalise(tile) for tile in pixels]) if models.stainnet else pixels
             average, maximum = models.encoder.embed(tiles)
             columns = {
@@ -108,29 +158,29 @@ def _encode_unit(unit: Unit, spec: FeatureSpec, models: Models, run_id: str) -> 
                 "color_histogram": _sparse([color_histogram(tile, spec.bins) for tile in tiles]),
             }
             yield _batch(len(xy), constant, columns)
+            end["n_tiles"] += len(xy)
     except Exception as error:
         failed: SlideError = as_slide_error(error, unit["uri"], spec.storage_options)
-        yield _batch(1, constant, {"error_code": [failed.code.value], "error_message": [failed.message]})
+        end |= {"error_code": failed.code.value, "error_message": failed.message}
+    if reading.slide:
+        end |= {"size_bytes": reading.slide.file.size_bytes, "traffic": asdict(reading.slide.traffic)}
+    yield _batch(1, constant | end, {})
 
 
-def _read(
-    unit: Unit, storage_options: StorageOptions, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+def _batches(reading: _Reading, batch_size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Batches of (xy int [n, 2] in level-0 pixels, pixels uint8 [n, tile_px, tile_px, 3]), all full but the last."""
-    xy = np.stack([unit["x_px"], unit["y_px"]], axis=1)
-    tile_px, level = unit["tile_px"], unit["level_read"]
-    with open_slide(unit["uri"], storage_options) as slide:
-        region_px = region_edge(tile_px * unit["downsample"], slide.levels[level].downsample)
-        indices: list[int] = []
-        pixels: list[NDArray[np.uint8]] = []
-        for index, region in slide.read_tiles(xy, region_px, level):
-            indices.append(index)
-            pixels.append(resample(region, tile_px))
-            if len(pixels) == batch_size:
-                yield xy[indices], np.stack(pixels)
-                indices, pixels = [], []
-        if pixels:
-            yield xy[indices], np.stack(pixels)
+    if reading.error:
+        raise reading.error
+    indices: list[int] = []
+    pixels: list[NDArray[np.uint8]] = []
+    for index, region in reading.tiles:
+        indices.append(index)
+        pixels.append(resample(region, reading.unit["tile_px"]))
+        if len(pixels) == batch_size:
+            yield reading.xy_px[indices], np.stack(pixels)
+            indices, pixels = [], []
+    if pixels:
+        yield reading.xy_px[indices], np.stack(pixels)
 
 
 def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.RecordBatch:

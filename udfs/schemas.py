@@ -63,6 +63,18 @@ TILES = pa.schema(
     ]
 )
 
+INDEXES = pa.schema(
+    [
+        _IMAGE,
+        _column("size_bytes", _LONG, "size of the file that was indexed, bytes"),
+        _column("file_version", _STRING, "the version of that file, as in slides"),
+        _column(
+            "index", pa.binary(), "the levels and where their blocks lie, for workers to read tiles without the header"
+        ),
+        *_PROVENANCE,
+    ]
+)
+
 HISTOGRAM = pa.struct([pa.field("bin", pa.list_(_INT)), pa.field("count", pa.list_(_INT))])
 
 FEATURES = pa.schema(
@@ -111,6 +123,19 @@ PATIENTS = pa.schema(
     ]
 )
 
+READS = pa.list_(
+    pa.struct(
+        [
+            pa.field("image_id", _STRING),
+            pa.field("stage", _STRING),
+            pa.field("size_bytes", _LONG),
+            pa.field("requests", _LONG),
+            pa.field("bytes_read", _LONG),
+            pa.field("seconds_waited", _DOUBLE),
+        ]
+    )
+)
+
 RUNS = pa.schema(
     [
         _column("run_id", _STRING, "the run", required=True),
@@ -124,10 +149,18 @@ RUNS = pa.schema(
         _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
         _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
         _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
+        _column(
+            "reads",
+            READS,
+            "what reading each slide cost in stage slides or features: size of its file and bytes read of it, requests to the "
+            "store, seconds that workers waited for bytes; without attempts that died or never opened the file",
+        ),
     ]
 )
 
-# What the UDFs emit on the way to the tables.
+# What the UDFs hand on, on the way to the tables.
+
+TRAFFIC = pa.struct([pa.field("requests", _LONG), pa.field("bytes", _LONG), pa.field("waited_s", _DOUBLE)])
 
 FOUND_TISSUE = pa.schema(
     [
@@ -137,11 +170,40 @@ FOUND_TISSUE = pa.schema(
         pa.field("background_fraction", pa.list_(_FLOAT)),
         pa.field("level_read", _INT),
         pa.field("downsample", _DOUBLE),
+        pa.field("index", pa.binary()),  # null where the slide failed, or its blocks are not ours to read
+        pa.field("traffic", TRAFFIC),  # null where the slide did not open
     ]
 )
 
-# A row a tile, or a row a slide that can't be read, with error_code set and the tile columns null.
+# A work unit: one slide's id, place and reading, and some of its tiles.
+UNITS = pa.schema(
+    [
+        _IMAGE,
+        pa.field("unit", _INT),  # number among the slide's
+        _PATIENT,
+        pa.field("uri", _STRING),  # as it is opened: may hold secrets, so it is in no table
+        pa.field("params_hash", _STRING),
+        pa.field("tile_px", _INT),
+        pa.field("level_read", _INT),
+        pa.field("downsample", _DOUBLE),
+        pa.field("x_px", pa.list_(_INT)),  # level-0 pixels, in the order of reading
+        pa.field("y_px", pa.list_(_INT)),
+        pa.field("index", pa.binary()),  # of just the blocks under these tiles; null: the header is read
+        pa.field("n_tiles", _INT),
+        pa.field("n_bytes", _LONG),  # compressed, of those blocks; null where they are not known
+        pa.field("cost", _DOUBLE),  # in any unit: says how long this takes beside others
+    ]
+)
+
+# A row a tile, and after those of each unit one row on how it went, with the columns of tiles null: tiles encoded, the
+# error where it ended in one, size of the file and traffic where it was opened.
 ENCODED = pa.schema(
     [field.with_nullable(True) for field in FEATURES]
-    + [pa.field("error_code", _STRING), pa.field("error_message", _STRING)]
+    + [
+        pa.field("n_tiles", _INT),
+        pa.field("error_code", _STRING),
+        pa.field("error_message", _STRING),
+        pa.field("size_bytes", _LONG),
+        pa.field("traffic", TRAFFIC),
+    ]
 )

@@ -1,16 +1,18 @@
 """The slides pass: a row a slide in, the same row with its header, tissue and tile coordinates out (mapInPandas)."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import pandas as pd
 
 from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import FOUND_TISSUE
-from udfs.wsi import ErrorCode, SlideError, open_slide
+from udfs.task import slot_cpus
+from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
+from udfs.wsi.foreign import ForeignSlide
 from udfs.wsi.spacing import plan_reading
-from udfs.wsi.storage import StorageOptions, public_uri
+from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tissue import background_fractions, background_mask, tile_grid
 
 VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
@@ -57,39 +59,43 @@ def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any
         if record["error_code"]:
             raise SlideError(ErrorCode(record["error_code"]), record["error_message"])
         check_quarantine(record["image_id"])
-        return row | _look(spec, uri, record["mpp"])
+        with open_slide(uri, spec.storage_options, threads=slot_cpus()) as slide:
+            try:
+                row |= _look(spec, slide, record["mpp"])
+            finally:
+                row |= {"size_bytes": slide.file.size_bytes, "traffic": asdict(slide.traffic)}
     except Exception as error:
-        return row | _failure(as_slide_error(error, uri, spec.storage_options))
+        row |= _failure(as_slide_error(error, uri, spec.storage_options))
+    return row
 
 
-def _look(spec: TissueSpec, uri: str, csv_mpp: float | None) -> dict[str, Any]:
+def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) -> dict[str, Any]:
     """Everything that one pass over the slide tells."""
-    with open_slide(uri, spec.storage_options) as slide:
-        mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
-        downsamples = [level.downsample for level in slide.levels]
-        mpp = (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else None
-        reading = plan_reading(downsamples, spec.tile_px, mpp, spec.mpp)
-        mask = background_mask(slide.downsampled(spec.mask_downsample), spec.background_brightness)
-        grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
-        background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)
-        keep = background <= spec.max_background
-        return {
-            "size_bytes": slide.file.size_bytes,
-            "vendor": slide.vendor,
-            "width_px": slide.width_px,
-            "height_px": slide.height_px,
-            "mpp_x": mpp_x,
-            "mpp_y": mpp_y,
-            "level_downsamples": downsamples,
-            "status": "ok" if keep.any() else "no_tissue",
-            "n_tiles": int(keep.sum()),
-            "tissue_fraction": float(1 - mask.mean()) if mask.size else 0.0,
-            "x_px": grid[keep, 0],
-            "y_px": grid[keep, 1],
-            "background_fraction": background[keep],
-            "level_read": reading.level,
-            "downsample": reading.downsample,
-        }
+    mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
+    downsamples = [level.downsample for level in slide.levels]
+    mpp = (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else None
+    reading = plan_reading(downsamples, spec.tile_px, mpp, spec.mpp)
+    mask = background_mask(slide.downsampled(spec.mask_downsample), spec.background_brightness)
+    grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
+    background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)
+    keep = background <= spec.max_background
+    return {
+        "vendor": slide.vendor,
+        "width_px": slide.width_px,
+        "height_px": slide.height_px,
+        "mpp_x": mpp_x,
+        "mpp_y": mpp_y,
+        "level_downsamples": downsamples,
+        "status": "ok" if keep.any() else "no_tissue",
+        "n_tiles": int(keep.sum()),
+        "tissue_fraction": float(1 - mask.mean()) if mask.size else 0.0,
+        "x_px": grid[keep, 0],
+        "y_px": grid[keep, 1],
+        "background_fraction": background[keep],
+        "level_read": reading.level,
+        "downsample": reading.downsample,
+        "index": slide.index.to_bytes() if slide.index else None,
+    }
 
 
 def _failure(error: SlideError) -> dict[str, Any]:

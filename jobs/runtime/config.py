@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from udfs.wsi.storage import StoreOptions, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.store import StoreOptions, public_uri, read_bytes, redact, secrets_of
 
 _SECRET = "***"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -122,7 +122,9 @@ class Run(_Section):
     wave_slides: int | None = Field(
         None, ge=1, description="slides committed at once; null takes 8 a task slot, at most 512"
     )
-    unit_tiles: int = Field(256, ge=1, le=100_000, description="neighbouring tiles that one task encodes")
+    unit_tiles: int = Field(
+        256, ge=1, le=100_000, description="at most so many neighbouring tiles are read and encoded together"
+    )
 
 
 class Config(_Section):

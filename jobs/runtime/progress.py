@@ -1,33 +1,19 @@
 """How far a run is, on stderr: a bar on a terminal, a line every so often elsewhere; stages outside waves by name."""
 
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
+
+from jobs.runtime.streams import terminal
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 30.0
 _MASK_SHARE = 0.1  # of the work on a slide, for the bar: finding tissue is quick beside encoding
-
-
-def _terminal() -> TextIO | None:
-    """Where a bar can be drawn: stderr, or under spark-submit, which gives Python a pipe, the stderr of its JVM."""
-    if sys.stderr.isatty():
-        return sys.stderr
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
-        return None
-    try:
-        device = Path(f"/proc/{os.getppid()}/fd/2").readlink()
-        return device.open("w") if str(device).startswith(("/dev/pts/", "/dev/tty")) else None
-    except OSError:
-        return None
 
 
 class Progress:
@@ -41,9 +27,9 @@ class Progress:
         self._tile_seconds = 0.0
         self._begun = self._last_line = time.monotonic()
         layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
-        terminal = _terminal()
-        hidden = terminal is None or not slides
-        self._bar = tqdm(total=max(slides, 1), bar_format=layout, file=terminal, disable=hidden, leave=False)
+        screen = terminal()
+        hidden = screen is None or not slides
+        self._bar = tqdm(total=max(slides, 1), bar_format=layout, file=screen, disable=hidden, leave=False)
 
     def wave(self, slides: int) -> None:
         """Begin the next wave of so many slides."""

@@ -4,9 +4,9 @@ import json
 import platform
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 import pandas as pd
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 
 from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import Config, ConfigError
@@ -26,7 +26,7 @@ from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
-from udfs.wsi.storage import absolute_uri
+from udfs.wsi.store import Traffic, absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
 _RECORDED_PACKAGES = ("slidelake", "pyspark", "delta-spark", "pyarrow", "torch", "timm", "tifffile", "simplejpeg")
@@ -42,6 +42,7 @@ class Run:
     run_id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}")
     counts: Counter[str] = field(default_factory=Counter)
     timings: dict[str, float] = field(default_factory=dict)
+    reads: dict[tuple[str, str], tuple[int, Traffic]] = field(default_factory=dict)  # file size, by image_id and stage
     problems: list[str] = field(default_factory=list)  # what is no slide's fault, a line each
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     tables: Tables = field(init=False)
@@ -86,6 +87,13 @@ class Run:
             yield
         self.timings[name] = self.timings.get(name, 0.0) + monotonic() - begun
 
+    def count_reads(self, stage: str, rows: Iterable[Row]) -> None:
+        """Take what workers tell of reading into account; rows have image_id, size_bytes and traffic, null where unread."""
+        for row in rows:
+            if row.traffic:
+                _, before = self.reads.get((row.image_id, stage), (0, Traffic()))
+                self.reads[row.image_id, stage] = row.size_bytes, before + Traffic(*row.traffic)
+
     def record(self, status: str, read: dict[str, int]) -> None:
         """Append the run to table runs."""
         after = self.tables.versions()
@@ -101,6 +109,7 @@ class Run:
             "tables_written": {name: number for name, number in after.items() if read.get(name) != number},
             "counts": dict(self.counts),
             "timings": dict(self.timings),
+            "reads": [(*of, size, *astuple(traffic)) for of, (size, traffic) in sorted(self.reads.items())],
         }
         rows = self.spark.createDataFrame([tuple(row[name] for name in RUNS.names)], spark_schema(RUNS))
         self.tables.append("runs", rows)

@@ -11,6 +11,7 @@ import pyspark
 from pyspark.sql import SparkSession
 
 from jobs.runtime.config import ConfigError
+from jobs.runtime.streams import is_submitted
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
 _DELTA_COORDINATES = f"io.delta:delta-spark_2.13:{version('delta-spark')}"
@@ -24,7 +25,7 @@ def start_session(name: str) -> SparkSession:
     Raises:
         ConfigError: Delta's jar is not there.
     """
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started the JVM already
+    submitted = is_submitted()  # then there is a JVM already
     builder = SparkSession.Builder().appName(name)
     if not submitted:
         if _PACKAGED_CONF.is_dir():

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from jobs.runtime.run import Run
-from udfs.wsi.storage import public_uri
+from udfs.wsi.store import Traffic, public_uri
 
 _NAMED = 10
 
@@ -20,6 +20,7 @@ def summarise(run: Run, survey: pd.DataFrame) -> str:
     slides = _slides(run, survey)
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
     lines = ["", f"slidelake {run.job}, run {run.run_id}", _slides_line(run, slides), _tiles_line(run, slides)]
+    lines += _read_lines(run)
     if run.job in ("patients", "preprocess"):
         lines += _patients_lines(run, survey)
     lines += [f"  seconds   {stages}", f"  tables    {public_uri(run.config.output.root)}/", *_next_steps(run)]
@@ -46,6 +47,23 @@ def _tiles_line(run: Run, slides: pd.DataFrame) -> str:
     encoded, seconds = run.counts["tiles_encoded"], run.timings.get("features", 0.0)
     rate = f", {encoded / seconds:.1f} tiles/s" if encoded and seconds else ""
     return f"{line}, {encoded:,} encoded in this run{rate}"
+
+
+def _read_lines(run: Run) -> list[str]:
+    """What was read of the files of the slides that were read; nothing where none was."""
+    if not run.reads:
+        return []
+    total = sum({image_id: size for (image_id, _), (size, _) in run.reads.items()}.values())
+    traffic = sum((traffic for _, traffic in run.reads.values()), Traffic())
+    return [
+        f"  read      {_size(traffic.bytes)} of {_size(total)}, the size of the slides read, in {traffic.requests:,} requests; "
+        f"workers waited {traffic.waited_s:.1f} s for them"
+    ]
+
+
+def _size(n_bytes: int) -> str:
+    """The size for people, in powers of ten as stores bill them."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def _patients_lines(run: Run, survey: pd.DataFrame) -> list[str]:

@@ -17,7 +17,7 @@ from jobs.runtime.config import Config, settings_hash
 from jobs.runtime.tables import ConcurrentRunError, Tables
 from udfs import features, patients, slides
 from udfs.wsi import ErrorCode
-from udfs.wsi.storage import public_uri
+from udfs.wsi.store import public_uri
 
 # Columns of slides that do not shape pixels, and what the survey calls today's value: they are corrected in place.
 METADATA = {"center_id": "center_id", "label": "label", "image_num": "image_num", "uri": "public_uri"}
@@ -47,7 +47,7 @@ def take_survey(
         Indexed by image_id: patient_id, center_id, label, image_num, uri, public_uri, mpp, file_version, size_bytes,
         error_code, error_message, want_slide_hash, want_features_hash, gone, status (None: no row), slide_hash, tile_rows
         and tiles_hash (all of them), tiles and tiles_digest (selected ones), feature_rows, features_digest,
-        features_hash, slide_stale, metadata_stale, features_stale. A hash is None where rows have several.
+        features_hash, indexed, slide_stale, metadata_stale, features_stale. A hash is None where rows have several.
 
     Raises:
         ConcurrentRunError: two runs wrote to slides at once.
@@ -70,6 +70,8 @@ def take_survey(
         survey = pd.concat([survey, lost.set_index("image_id", drop=False)])
     known = pd.DataFrame.from_dict(have, orient="index", columns=_HAVE)
     survey = survey.join(known).join(digests).rename_axis(None)
+    indexed = tables.read("indexes").select("image_id").toPandas()["image_id"]
+    survey["indexed"] = survey["image_id"].isin(indexed)
     for count in ("tile_rows", "tiles", "feature_rows"):
         survey[count] = survey[count].fillna(0).astype("int64")
     return _judge(survey, config, retry_failed=retry_failed)

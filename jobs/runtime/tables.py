@@ -11,11 +11,12 @@ from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
 from udfs import schemas
-from udfs.wsi.storage import absolute_uri, public_uri
+from udfs.wsi.store import absolute_uri, public_uri
 
 SCHEMAS = {
     "slides": schemas.SLIDES,
     "tiles": schemas.TILES,
+    "indexes": schemas.INDEXES,
     "features": schemas.FEATURES,
     "patients": schemas.PATIENTS,
     "runs": schemas.RUNS,
@@ -56,13 +57,18 @@ class Tables:
         return f"{absolute_uri(self.root).rstrip('/')}/{name}"  # Delta wants no relative path
 
     def create(self, name: str) -> None:
-        """Make the table where it is not there yet."""
-        builder = (
-            DeltaTable.createIfNotExists(self.spark).location(self.path(name)).addColumns(spark_schema(SCHEMAS[name]))
-        )
-        for key, value in _PROPERTIES.items():
-            builder = builder.property(key, value)
-        builder.execute()
+        """Make the table where it is not there yet; one of an older version gets the columns that it lacks."""
+        schema, path = spark_schema(SCHEMAS[name]), self.path(name)
+        if DeltaTable.isDeltaTable(self.spark, path):
+            have = set(self.read(name).columns)
+            new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in have]
+            if new:
+                self.spark.sql(f"ALTER TABLE delta.`{path}` ADD COLUMNS ({', '.join(new)})")
+        else:
+            builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema)
+            for key, value in _PROPERTIES.items():
+                builder = builder.property(key, value)
+            builder.execute()
         self._known[name] = self.version(name)
 
     def version(self, name: str) -> int:
@@ -123,6 +129,10 @@ class Tables:
                 f"writes to {public_uri(self.root)}; let one end, then run again"
             )
         return now
+
+
+def _type(column: StructField) -> str:
+    return f"{column.dataType.simpleString()} COMMENT {_literal(column.metadata.get('comment', ''))}"
 
 
 def _literal(text: str) -> str:

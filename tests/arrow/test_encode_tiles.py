@@ -1,8 +1,10 @@
 """The features pass on plain record batches, held against tifffile's pixels, timm, torch's convolutions and NumPy."""
 
+import shutil
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +19,12 @@ from PIL import Image
 from torch.nn import functional
 
 from tests.slides.damage import BAD_SLIDES
+from tests.slides.foreign import write_mirax
+from tests.slides.make import write_slide
 from udfs import failures
 from udfs.features import FeatureSpec, encode_tiles
 from udfs.schemas import ENCODED
+from udfs.wsi import open_slide
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.stain import StainNet
 
@@ -45,18 +50,28 @@ def spec(encoder_weights: Path) -> FeatureSpec:
 
 def unit(path: Path, corners: NDArray[np.int64], **reading: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": path.stem, "patient_id": "007", "uri": str(path), "tile_px": TILE_PX}
-    row |= {"level_read": 0, "downsample": 1.0, "params_hash": "p"} | reading
+    row |= {"level_read": 0, "downsample": 1.0, "params_hash": "p", "index": None} | reading
     return row | {"x_px": corners[:, 0].tolist(), "y_px": corners[:, 1].tolist()}
 
 
-def encode(spec: FeatureSpec, *units: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the UDF gives; every batch must have the schema to the letter, for Spark checks nothing."""
+Rows = list[dict[str, Any]]
+
+
+def encode(spec: FeatureSpec, *units: dict[str, Any]) -> tuple[Rows, Rows]:
+    """The UDF's rows of tiles, and its rows on how units went; each batch must have the schema to the letter, for Spark
+    checks nothing.
+    """
     batches = list(encode_tiles(spec, "run")([pa.RecordBatch.from_pylist(list(units))]))
     assert all(batch.schema.equals(ENCODED) for batch in batches)
     for batch in batches:
         batch.validate(full=True)
-    rows: list[dict[str, Any]] = pa.Table.from_batches(batches).to_pylist()
-    return rows
+    rows: Rows = pa.Table.from_batches(batches).to_pylist()
+    tiles = [row for row in rows if row["x_px"] is not None]
+    ends = [row for row in rows if row["x_px"] is None]
+    assert [end["image_id"] for end in ends] == [unit["image_id"] for unit in units]
+    assert all(end["embedding_avg"] is None and end["run_id"] == "run" for end in ends)
+    assert sum(end["n_tiles"] for end in ends) == len(tiles)
+    return tiles, ends
 
 
 def dense(sparse: dict[str, Any], bins: int = 16) -> NDArray[np.int64]:
@@ -108,7 +123,7 @@ def test_each_tile_is_normalised_counted_and_embedded(
 ) -> None:
     path = small_slides / f"{name}.tif"
     pixels = tifffile.imread(path, key=0)
-    rows = encode(FeatureSpec(spec.encoder, str(stainnet) if stained else None, 16), unit(path, CORNERS))
+    rows, [end] = encode(FeatureSpec(spec.encoder, str(stainnet) if stained else None, 16), unit(path, CORNERS))
     assert sorted([row["x_px"], row["y_px"]] for row in rows) == sorted(CORNERS.tolist())
     for row in rows:
         tile = tile_at(pixels, row)
@@ -121,12 +136,14 @@ def test_each_tile_is_normalised_counted_and_embedded(
         assert cosine(row["embedding_max"], maximum) >= COSINE
         assert (row["image_id"], row["patient_id"], row["params_hash"], row["run_id"]) == (name, "007", "p", "run")
         assert row["error_code"] is None and row["error_message"] is None
+    assert (end["n_tiles"], end["error_code"], end["size_bytes"]) == (len(CORNERS), None, path.stat().st_size)
+    assert end["traffic"]["requests"] >= 1 and 0 < end["traffic"]["bytes"] <= 1.2 * end["size_bytes"]
 
 
 def test_at_a_target_mpp_a_fractional_region_is_brought_to_the_tile(spec: FeatureSpec, small_slides: Path) -> None:
     path = small_slides / "a2.tif"
     pixels = tifffile.imread(path, key=0)
-    rows = encode(spec, unit(path, np.array([[0, 0], [3, 716]]), downsample=1.6))
+    rows, _ = encode(spec, unit(path, np.array([[0, 0], [3, 716]]), downsample=1.6))
     for row in rows:
         region = Image.fromarray(tile_at(pixels, row, 717))  # 448 x 1.6 = 716.8
         tile = np.asarray(region.resize((TILE_PX, TILE_PX), Image.Resampling.BOX))
@@ -135,7 +152,7 @@ def test_at_a_target_mpp_a_fractional_region_is_brought_to_the_tile(spec: Featur
 
 def test_a_coarser_level_is_read_where_the_plan_says_so(spec: FeatureSpec, small_slides: Path) -> None:
     path = small_slides / "a1.tif"
-    [row] = encode(spec, unit(path, np.array([[40, 80]]), level_read=1, downsample=4.0, tile_px=96))
+    [row], _ = encode(spec, unit(path, np.array([[40, 80]]), level_read=1, downsample=4.0, tile_px=96))
     level = tifffile.imread(path, key=1)
     expected = histogram_by_numpy(level[20:116, 10:106])
     # two JPEG decoders may differ by a grey level and so move a pixel over the edge of a bin
@@ -149,14 +166,10 @@ def test_a_slide_that_does_not_decode_is_one_row_and_the_next_goes_on(
     good = small_slides / "a1.tif"
     bad = BAD_SLIDES["flipped_tile_data"](good, tmp_path, "bad")
     corners = np.array([[x, y] for y in range(0, 1792, 448) for x in range(0, 1344, 448)])
-    rows = encode(spec, unit(bad, corners), unit(tmp_path / "gone.tif", corners), unit(good, corners))
-    errors = [row for row in rows if row["error_code"]]
-    assert [(row["image_id"], row["error_code"]) for row in errors] == [
-        ("bad", "tile_data_corrupt"),
-        ("gone", "file_missing"),
-    ]
-    assert all(row["embedding_avg"] is None and row["x_px"] is None for row in errors)
-    assert all("upload" in row["error_message"] or "check" in row["error_message"] for row in errors)
+    rows, ends = encode(spec, unit(bad, corners), unit(tmp_path / "gone.tif", corners), unit(good, corners))
+    assert [end["error_code"] for end in ends] == ["tile_data_corrupt", "file_missing", None]
+    assert all("upload" in end["error_message"] or "check" in end["error_message"] for end in ends[:2])
+    assert [end["traffic"] is None for end in ends] == [False, True, False]
     assert sum(row["image_id"] == "a1" for row in rows) == len(corners)
 
 
@@ -165,20 +178,21 @@ def test_a_slide_that_killed_its_worker_twice_is_given_up(
 ) -> None:
     context = SimpleNamespace(attemptNumber=lambda: 2)
     monkeypatch.setattr(failures, "TaskContext", SimpleNamespace(get=lambda: context))
-    [row] = encode(spec, unit(small_slides / "a1.tif", np.array([[0, 0], [448, 0]])))
-    assert (row["image_id"], row["error_code"]) == ("a1", "worker_died")
-    assert "--retry-failed" in row["error_message"]
+    units = [unit(small_slides / "a1.tif", np.array([[0, 0], [448, 0]])) for _ in range(2)]
+    rows, ends = encode(spec, *units)
+    assert rows == [] and [end["error_code"] for end in ends] == ["worker_died", "worker_died"]
+    assert all("--retry-failed" in end["error_message"] for end in ends)
 
 
 def test_an_error_nobody_foresaw_is_a_row_without_secrets(
     spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(uri: str, options: Any) -> None:
+    def broken(uri: str, options: Any, **how: Any) -> None:
         raise RuntimeError(f"refused {options['key']}")
 
     monkeypatch.setattr("udfs.features.open_slide", broken)
     secret = FeatureSpec(spec.encoder, None, 16, {"key": "topsecretkey"})
-    [row] = encode(secret, unit(small_slides / "a1.tif", np.array([[0, 0]])))
+    _, [row] = encode(secret, unit(small_slides / "a1.tif", np.array([[0, 0]])))
     assert row["error_code"] == "internal_error"
     assert "refused ***" in row["error_message"] and "topsecretkey" not in str(row)
     assert "topsecretkey" not in repr(secret)
@@ -189,3 +203,125 @@ def test_progress_counts_tiles(spec: FeatureSpec, small_slides: Path) -> None:
     batch = pa.RecordBatch.from_pylist([unit(small_slides / "c1.tif", np.array([[0, 0], [448, 0], [896, 0]]))])
     list(encode_tiles(spec, "run", counted.append)([batch]))
     assert sum(counted) == 3
+
+
+def indexed(path: Path, corners: NDArray[np.int64], **reading: Any) -> dict[str, Any]:
+    """The unit with the whole index of its slide."""
+    with open_slide(str(path)) as slide:
+        assert slide.index is not None
+        return unit(path, corners, index=slide.index.to_bytes(), **reading)
+
+
+def test_with_an_index_no_header_is_read_and_the_rows_are_the_same(
+    spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [small_slides / f"{name}.tif" for name in ("a1", "a2", "b1", "d1")]
+    units = [indexed(path, CORNERS) for path in paths]
+    expected, ends = encode(spec, *(unit(path, CORNERS) for path in paths))
+    monkeypatch.setattr("udfs.wsi.slide.read_index", None)  # to call it would be an error
+    rows, ends_by_index = encode(spec, *units)
+    assert rows == expected
+    for end, by_index in zip(ends, ends_by_index, strict=True):
+        assert by_index["traffic"]["bytes"] < end["traffic"]["bytes"]
+
+
+def test_an_index_of_another_version_is_passed_over(
+    spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = indexed(small_slides / "a1.tif", CORNERS)
+    monkeypatch.setattr("udfs.wsi.tiff.index._FORMAT", 99)
+    rows, [end] = encode(spec, row)
+    assert (len(rows), end["error_code"]) == (len(CORNERS), None)
+
+
+def test_a_file_that_is_not_the_one_of_the_index_is_an_error_and_no_pixel_of_it_is_used(
+    spec: FeatureSpec, small_slides: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a1.tif"
+    shutil.copy(small_slides / "a1.tif", path)
+    row = indexed(path, CORNERS)
+    shutil.copy(small_slides / "a2.tif", path)
+    rows, [end] = encode(spec, row)
+    assert (rows, end["error_code"]) == ([], "file_changed")
+    assert "run again" in end["error_message"]
+
+
+def test_a_slide_that_openslide_reads_gives_the_rows_of_a_tiff_of_the_same_pixels(
+    spec: FeatureSpec, pixels: NDArray[Any], tmp_path: Path
+) -> None:
+    same = pixels[1408:2944, 768:1792]
+    foreign = write_mirax(tmp_path / "a.mrxs", same)
+    (tmp_path / "tiff").mkdir()
+    tiff = write_slide(tmp_path / "tiff" / "a.tif", same, compression="deflate")
+    rows, ends = encode(spec, unit(foreign, CORNERS[:4]), unit(tiff, CORNERS[:4]))
+    assert [end["error_code"] for end in ends] == [None, None]
+    found = {
+        key: [row["color_histogram"] for row in rows if (row["x_px"], row["y_px"]) == key]
+        for key in map(tuple, CORNERS[:4].tolist())
+    }
+    assert all(len(two) == 2 and two[0] == two[1] for two in found.values())
+
+
+class Watched:
+    """Stands in for `open_slide`; logs when tiles of a slide are asked for and when it is closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.open = 0
+        self.most_open = 0
+        monkeypatch.setattr("udfs.features.open_slide", self._open_slide)
+
+    def _open_slide(self, uri: str, *arguments: Any, **options: Any) -> Any:
+        slide: Any = open_slide(uri, *arguments, **options)
+        name = Path(uri).stem
+        read_tiles, close = slide.read_tiles, slide.close
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+
+        def reading(*of: Any) -> Any:
+            self.log.append(f"ask {name}")
+            return read_tiles(*of)
+
+        def closing() -> None:
+            self.open -= 1
+            self.log.append(f"close {name}")
+            close()
+
+        slide.read_tiles, slide.close = reading, closing
+        return slide
+
+
+def test_the_next_unit_is_asked_for_before_this_one_is_encoded_and_at_most_two_are_open(
+    spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = [indexed(small_slides / f"{name}.tif", CORNERS) for name in ("a1", "a2", "b1", "d1")]
+    watched = Watched(monkeypatch)
+    batches = (pa.RecordBatch.from_pylist([row]) for row in units)  # units come in any number of batches
+    for batch in encode_tiles(spec, "run")(batches):
+        ended = batch["x_px"][0].as_py() is None
+        watched.log.append(f"{'end' if ended else 'tiles'} {batch['image_id'][0].as_py()}")
+    seen = list(dict.fromkeys(watched.log))
+    assert seen[:7] == ["ask a1", "ask a2", "tiles a1", "end a1", "close a1", "ask b1", "tiles a2"]
+    assert seen[-3:] == ["tiles d1", "end d1", "close d1"]
+    assert (watched.most_open, watched.open) == (2, 0)
+
+
+def test_whatever_ends_a_task_closes_what_it_opened(
+    spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = [indexed(small_slides / f"{name}.tif", CORNERS) for name in ("a1", "a2", "b1")]
+    batch = pa.RecordBatch.from_pylist(units)
+    watched = Watched(monkeypatch)
+    stopped = cast(Generator[pa.RecordBatch, None, None], encode_tiles(spec, "run")([batch]))
+    next(stopped)
+    assert watched.open == 2
+    stopped.close()
+    assert watched.open == 0
+
+    def exhausted(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("udfs.features.color_histogram", exhausted)
+    with pytest.raises(MemoryError):  # Spark tries the task again
+        list(encode_tiles(spec, "run")([batch]))
+    assert watched.open == 0

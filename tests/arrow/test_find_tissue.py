@@ -9,13 +9,17 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tifffile
+from numpy.typing import NDArray
 
 from tests.slides.damage import BAD_SLIDES
+from tests.slides.foreign import write_mirax
+from tests.slides.make import write_slide
 from tests.slides.oracle import background_fractions, kept_tiles
 from udfs import failures
 from udfs.schemas import FOUND_TISSUE
 from udfs.slides import TissueSpec, find_tissue
 from udfs.wsi import ErrorCode
+from udfs.wsi.tiff.index import SlideIndex
 
 SPEC = TissueSpec(tile_px=448, mpp=None, mask_downsample=16, background_brightness=190, max_background=0.1)
 Found = Callable[..., list[dict[str, Any]]]
@@ -65,6 +69,38 @@ def test_tiles_are_those_of_the_oracle(small_slides: Path, name: str) -> None:
     assert (row["patient_id"], row["params_hash"], row["run_id"]) == ("007", "p", "run")
 
 
+def test_the_index_and_what_reading_cost_come_with_the_row(
+    small_slides: Path, pixels: NDArray[Any], tmp_path: Path
+) -> None:
+    path = small_slides / "a1.tif"
+    flat = write_slide(tmp_path / "flat.tif", pixels[:1856, :1408])
+    flipped = BAD_SLIDES["flipped_tile_data"](flat, tmp_path, "bad")  # which the mask meets
+    [good, bad, gone] = find([slide_row(path), slide_row(flipped), slide_row(tmp_path / "gone.tif")])
+    index = SlideIndex.from_bytes(good["index"])
+    assert index is not None
+    assert (index.width_px, index.height_px, len(index.levels)) == (good["width_px"], good["height_px"], 3)
+    assert index.file.size_bytes == good["size_bytes"] == path.stat().st_size
+    assert good["traffic"]["requests"] >= 1 and 0 < good["traffic"]["bytes"] < good["size_bytes"]
+    assert (gone["index"], gone["traffic"]) == (None, None)
+    assert (bad["status"], bad["index"]) == ("failed", None) and bad["traffic"]["bytes"] > 0
+
+
+def test_a_slide_that_openslide_reads_has_tiles_and_no_index(pixels: NDArray[Any], tmp_path: Path) -> None:
+    same = pixels[1408:2944, 768:1792]
+    foreign, tiff = find(
+        [
+            slide_row(write_mirax(tmp_path / "foreign.mrxs", same)),
+            slide_row(write_slide(tmp_path / "tiff.tif", same, compression="deflate")),
+        ],
+        TissueSpec(448, None, 16, 190, 0.5),
+    )
+    assert (foreign["status"], foreign["index"]) == ("ok", None)
+    assert tiff["index"] is not None
+    assert [foreign[name] for name in ("x_px", "y_px", "n_tiles")] == [
+        tiff[name] for name in ("x_px", "y_px", "n_tiles")
+    ]
+
+
 def test_every_bad_slide_is_a_row_with_a_code_and_a_remedy(small_slides: Path, tmp_path: Path) -> None:
     good = small_slides / "a1.tif"
     rows = [slide_row(make(good, tmp_path, name)) for name, make in BAD_SLIDES.items()]
@@ -91,7 +127,7 @@ def test_what_was_wrong_before_opening_is_passed_on() -> None:
 
 
 def test_an_error_nobody_foresaw_is_a_row_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(uri: str, options: Any) -> None:
+    def broken(uri: str, options: Any, **how: Any) -> None:
         raise RuntimeError(f"refused {options['key']} at {uri}")
 
     monkeypatch.setattr("udfs.slides.open_slide", broken)

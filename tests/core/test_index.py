@@ -23,6 +23,12 @@ LAYOUTS: list[dict[str, Any]] = [
 ]
 
 
+def index_of(path: Path) -> SlideIndex:
+    with open_slide(str(path)) as slide:
+        assert slide.index
+        return slide.index
+
+
 def same(one: SlideIndex, other: SlideIndex) -> None:
     for field in dataclasses.fields(SlideIndex):
         if field.name != "levels":
@@ -37,8 +43,8 @@ def same(one: SlideIndex, other: SlideIndex) -> None:
 def test_an_index_survives_as_bytes_whole_and_cut_down(tmp_path: Path, layout: dict[str, Any]) -> None:
     path = write_slide(tmp_path / "a.tif", position_pixels(700, 500), **layout)
     corners = [(100, 50), (300, 300)]
+    index = index_of(path)
     with open_slide(str(path)) as slide:
-        index = slide.index
         expected = dict(slide.read_tiles(corners, 96))
     again = SlideIndex.from_bytes(index.to_bytes())
     assert again is not None
@@ -54,8 +60,7 @@ def test_an_index_survives_as_bytes_whole_and_cut_down(tmp_path: Path, layout: d
 
 def test_a_part_knows_that_it_is_one(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif", position_pixels(700, 500), tile_px=64, compression="none")
-    with open_slide(str(path)) as slide:
-        part = slide.index.only(0, [3, 4])
+    part = index_of(path).only(0, [3, 4])
     with open_slide(str(path), index=part) as slide, pytest.raises(KeyError, match="cut down"):
         slide.read_tiles([(0, 448)], 64)
 
@@ -63,8 +68,7 @@ def test_a_part_knows_that_it_is_one(tmp_path: Path) -> None:
 def test_opened_by_an_index_no_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = position_pixels(2048, 2048)
     path = write_slide(tmp_path / "a.tif", image, compression="none", tile_px=256)
-    with open_slide(str(path)) as slide:
-        index = slide.index
+    index = index_of(path)
     asked: list[tuple[int, int]] = []
     request = File.request
 
@@ -82,8 +86,7 @@ def test_opened_by_an_index_no_header_is_read(tmp_path: Path, monkeypatch: pytes
 
 def test_another_file_under_the_same_name_is_noticed(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif", position_pixels(300, 300), compression="none", tile_px=64)
-    with open_slide(str(path)) as slide:
-        index = slide.index
+    index = index_of(path)
     os.utime(path, (10**9, 10**9))
     with open_slide(str(path), index=index) as slide:
         with pytest.raises(SlideError, match="run again") as caught:
@@ -95,14 +98,13 @@ def test_another_file_under_the_same_name_is_noticed(tmp_path: Path) -> None:
 
 def test_an_index_of_another_version_is_not_read(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif", position_pixels(64, 64), compression="none", tile_px=64)
-    with open_slide(str(path)) as slide:
-        content = zlib.decompress(slide.index.to_bytes())
+    content = zlib.decompress(index_of(path).to_bytes())
     assert SlideIndex.from_bytes(zlib.compress(content.replace(b'"format": 1', b'"format": 9'))) is None
 
 
 def test_an_index_takes_a_few_bytes_a_block(pixels: Pixels, tmp_path: Path) -> None:
     path = write_mosaic(tmp_path / "a.tif", pixels[:512, :512], width=16_000, height=16_000, tile_px=64)
-    with open_slide(str(path)) as slide:
-        blocks = sum(len(level.offsets) for level in slide.levels)
-        assert blocks > 60_000
-        assert len(slide.index.to_bytes()) < 2 * blocks
+    index = index_of(path)
+    blocks = sum(len(level.offsets) for level in index.levels)
+    assert blocks > 60_000
+    assert len(index.to_bytes()) < 2 * blocks

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.slides.make import Pixels, position_pixels, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import blocks, open_slide
+from udfs.wsi.tiff.decode import decode_block
 from udfs.wsi.tiff.index import Level
 
 WIDTH, HEIGHT = 531, 402
@@ -146,7 +147,7 @@ def test_each_block_is_decoded_once_however_many_tiles_share_it(
     lossless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[int] = Counter()
-    decode = blocks.decode_block
+    decode = decode_block
 
     def counted(level: Level, block: int, *rest: Any) -> Pixels | None:
         decoded[block] += 1

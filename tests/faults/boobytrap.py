@@ -10,30 +10,31 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 PROTOCOL = "boobytrap://"
+_LOCAL = LocalFileSystem()
 
 
-class BoobytrapFileSystem(LocalFileSystem):  # type: ignore[misc]
-    """Local files; a trap fires where ranges of bytes are fetched, not where the header is read."""
+class BoobytrapFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """Local files in the guise of a store; a trap fires where bytes of its range are fetched."""
 
     protocol = "boobytrap"
 
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        stripped: str = LocalFileSystem._strip_protocol(path.removeprefix(PROTOCOL))
-        return stripped
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        told: dict[str, Any] = _LOCAL.info(self._strip_protocol(path), **options)
+        return told
 
-    def cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **options: Any) -> list[bytes]:
-        for path, start, end in zip(paths, starts, ends, strict=True):
-            trap = _trap(Path(path))
-            if trap.exists():
-                armed = json.loads(trap.read_text())
-                if start < armed["stop"] and end > armed["start"]:
-                    _fire(Path(path), once=armed["once"])
-        parts: list[bytes] = super().cat_ranges(paths, starts, ends, **options)
-        return parts
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        slide = Path(self._strip_protocol(path))
+        trap = _trap(slide)
+        if trap.exists() and start is not None and end is not None:
+            armed = json.loads(trap.read_text())
+            if start < armed["stop"] and end > armed["start"]:
+                _fire(slide, once=armed["once"])
+        data: bytes = _LOCAL.cat_file(str(slide), start, end, **options)
+        return data
 
 
 def install(folder: Path) -> dict[str, str]:

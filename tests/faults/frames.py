@@ -9,6 +9,7 @@ from polars.testing import assert_frame_equal
 KEYS = {
     "slides": ["image_id"],
     "tiles": ["image_id", "y_px", "x_px"],
+    "indexes": ["image_id"],
     "features": ["image_id", "y_px", "x_px"],
     "patients": ["patient_id"],
 }

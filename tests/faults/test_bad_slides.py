@@ -129,7 +129,7 @@ def test_every_row_of_the_csv_is_one_row_of_slides(cohort: Cohort) -> None:
     assert cohort.found["slides"]["image_id"].to_list() == sorted(images)
 
 
-@pytest.mark.parametrize("table", ["slides", "tiles", "features"])
+@pytest.mark.parametrize("table", ["slides", "tiles", "indexes", "features"])
 def test_rows_of_good_slides_are_those_of_a_run_without_bad_ones(cohort: Cohort, table: str) -> None:
     good = [row[0] for row in SMALL_COHORT]
     assert cohort.good[table].height >= len(good)

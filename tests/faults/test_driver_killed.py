@@ -20,7 +20,7 @@ from tests.faults.commands import end_session, preprocess_command, session_of, w
 from tests.faults.frames import KEYS, assert_same_rows, frame, frames
 
 PATIENTS = 5  # a wave each
-COMMITS_A_WAVE = 4  # tiles, slides, features, patients
+COMMITS_A_WAVE = 5  # tiles, indexes, slides, features, patients
 SEED = 20
 KILLS = 5  # of the driver's Python and its JVM
 COMMAND_S = 300  # ten times what it takes on two idle cores
@@ -53,7 +53,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
     kills: list[Kill] = [_kill_driver_and_jvm] * KILLS
     kills.insert(2, _kill_python_and_let_the_jvm_notice)
     for number, kill in enumerate(kills):
-        commits = draw.choice([1, 2, 3]) if number else 0  # the first is killed before it has committed anything
+        commits = draw.choice([1, 2, 3, 4]) if number else 0  # the first is killed before it has committed anything
         delay_s = draw.uniform(0, commit_s)
         log = tmp_path / f"killed_{number}.txt"
         before = _commits(root)
@@ -121,3 +121,4 @@ def _assert_sound(root: Path, expected: dict[str, pl.DataFrame], moment: str) ->
     for slide in found["slides"].iter_rows(named=True):
         there = found["tiles"].filter(pl.col("image_id") == slide["image_id"]).height
         assert there == slide["n_tiles"], f"{moment}: slides row of {slide['image_id']} without its tiles"
+        assert slide["image_id"] in found["indexes"]["image_id"], f"{moment}: a slides row without its index"

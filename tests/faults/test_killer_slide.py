@@ -36,8 +36,9 @@ def test_a_slide_that_kills_its_worker_each_time_is_quarantined_and_one_that_doe
 ) -> None:
     plain, trapped = [], []
     for number, (name, (patient, level, once)) in enumerate(TRAPS.items()):
-        path = write_slide(tmp_path / f"{name}.tif", pixels[:1856, number : 1408 + number], pyramid=True)
-        start, stop = _bytes_of_level(path, level)
+        # Of this quality a file is too large to come whole with its header, and the trap lies where no header is read.
+        path = write_slide(tmp_path / f"{name}.tif", pixels[:1856, number : 1408 + number], pyramid=True, quality=97)
+        start, stop = _middle_of_level(path, level)
         plain.append((name, "north", patient, 0, "CE", path))
         trapped.append((*plain[-1][:-1], set_trap(path, start, stop, once=once)))
     companion = tmp_path / "companion.tif"  # a good image of a patient whose other image kills
@@ -121,11 +122,13 @@ def test_a_worker_killed_from_outside_while_it_encodes_leaves_no_trace_in_the_ta
         assert_same_rows(rows_found, expected[name])
 
 
-def _bytes_of_level(slide: Path, level: int) -> tuple[int, int]:
+def _middle_of_level(slide: Path, level: int) -> tuple[int, int]:
+    """The bytes of the middle fifth of its blocks."""
     with tifffile.TiffFile(slide) as tiff:
         page = tiff.pages[level]
         ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        return min(page.dataoffsets), max(ends)
+        start, stop = min(page.dataoffsets), max(ends)
+    return start + 2 * (stop - start) // 5, start + 3 * (stop - start) // 5
 
 
 def _kill_a_worker_that_reads(slide: Path) -> list[int]:

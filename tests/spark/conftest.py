@@ -19,7 +19,7 @@ from tests.conftest import SMALL_COHORT, config_in, preprocess_in
 from tests.slides.make import write_slide
 
 SECRET = "Zm9vYmFyYmF6cXV4c2VjcmV0"
-TABLES = ("slides", "tiles", "features", "patients", "runs")
+TABLES = ("slides", "tiles", "indexes", "features", "patients", "runs")
 COHORT: list[tuple[Any, ...]] = [
     *SMALL_COHORT,
     ("gone", "north", "004", 1, "LAA"),  # no such file: patient 004 is incomplete
@@ -30,12 +30,21 @@ COHORT: list[tuple[Any, ...]] = [
 ]
 
 
+Again = Callable[..., Config]  # what fixture `again` gives
+
+
 @dataclass(frozen=True)
-class Finished:
-    """A run that is done, its settings and slides; read them only."""
+class Done:
+    """A run that is done, and its settings."""
 
     run: Run
     config: Config
+
+
+@dataclass(frozen=True)
+class Finished(Done):
+    """The run that other tests start from, with its slides; read them only."""
+
     slides: Path
 
 
@@ -68,7 +77,7 @@ def finished(
 
 
 @pytest.fixture
-def again(finished: Finished, encoder_weights: Path, tmp_path: Path) -> Callable[..., Config]:
+def again(finished: Finished, encoder_weights: Path, tmp_path: Path) -> Again:
     """Copy the finished tables into the test's folder and make settings that differ in what is given."""
 
     def make(
@@ -96,7 +105,8 @@ def again(finished: Finished, encoder_weights: Path, tmp_path: Path) -> Callable
 def rows_of(config: Config, name: str) -> list[dict[str, Any]]:
     """All rows of a table, read without Spark, ordered by key; doubled keys are an error."""
     frame = pl.read_delta(f"{config.output.root}/{name}")
-    keys = {"slides": ["image_id"], "patients": ["patient_id"]}.get(name, ["image_id", "y_px", "x_px"])
+    one_column = {"slides": ["image_id"], "indexes": ["image_id"], "patients": ["patient_id"], "runs": ["run_id"]}
+    keys = one_column.get(name, ["image_id", "y_px", "x_px"])
     assert not frame.select(keys).is_duplicated().any(), f"doubled keys in {name}"
     return frame.sort(keys).to_dicts()
 

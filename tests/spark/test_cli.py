@@ -20,15 +20,19 @@ ROOT = Path(__file__).parents[2]
 SECRET = "c2VjcmV0LW9mLXRoZS1jbGk"
 
 
-def slidelake(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as a user runs it."""
+SLIDELAKE = (sys.executable, "-m", "jobs")
+
+
+def said_by(*command: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, as a user runs it."""
     environment = os.environ | {
         "SLIDELAKE_TEST_KEY": SECRET,
         "PYTHONDONTWRITEBYTECODE": "",
         "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,  # by which spark-submit finds Spark
     }
     return subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments],
+        command,
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -167,7 +171,7 @@ def test_print_config_masks_secrets_and_applies_overrides(say: Say, config_file:
 
 
 def test_a_users_mistake_is_one_line_from_the_shell_too(config_file: Path) -> None:
-    done = slidelake("preprocess", "--config", str(config_file), "encoder.nmae=x")
+    done = said_by(*SLIDELAKE, "preprocess", "--config", str(config_file), "encoder.nmae=x")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "slidelake preprocess: unknown setting encoder.nmae: did you mean encoder.name?\n"
 
@@ -181,16 +185,18 @@ def test_a_run_names_failed_slides_and_keeps_secrets(small_slides: Path, config_
     (tmp_path / "patients.csv").write_text(
         "image_id,center_id,patient_id,image_num\na1,n,001,0\na2,n,002,0\nb1,n,002,1\n"
     )
-    arguments = ("preprocess", "--config", str(config_file), f"slides.root={folder}")
-    done = slidelake(*arguments)
+    arguments = ("--config", str(config_file), f"slides.root={folder}")
+    done = said_by(*SLIDELAKE, "preprocess", *arguments)
     assert done.returncode == 3, done.stderr
     [failed] = [line for line in done.stderr.splitlines() if "failed:" in line]
     assert failed.startswith("slidelake: failed: b1: file_empty: ") and "upload it again" in failed
     assert "2 ok, 0 without tissue, 1 failed (1 file_empty)" in done.stdout
     assert "Traceback" not in done.stderr and "WARN" not in done.stderr.replace("WARNING: Using incubator modules", "")
-    ignored = slidelake(*arguments, "on_failed_slides=ignore")
+    submit = (str(Path(sys.executable).parent / "spark-submit"), "--conf", "spark.driver.memory=2g")
+    ignored = said_by(*submit, "jobs/preprocess.py", *arguments, "on_failed_slides=ignore")
     assert ignored.returncode == 0, ignored.stderr
-    assert "0 encoded in this run" in ignored.stdout and "b1" in ignored.stderr
+    assert "0 encoded in this run" in ignored.stdout and "b1" not in ignored.stdout
+    assert failed in ignored.stderr.splitlines()
     tables = tmp_path / "tables"
     runs = pl.read_delta(str(tables / "runs"))
     assert sorted(runs["status"]) == ["done", "done"]

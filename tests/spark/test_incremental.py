@@ -2,8 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ from jobs.runtime.run import Run
 from tests.conftest import config_in, preprocess_in
 from tests.slides.make import write_slide
 from tests.slides.oracle import kept_tiles
-from tests.spark.conftest import COHORT, TABLES, Finished, by, rows_of, unchanged, versions, without
+from tests.spark.conftest import COHORT, TABLES, Again, Done, Finished, by, rows_of, unchanged, versions, without
 from udfs.wsi.stain import StainNet
 
 Row = dict[str, Any]
 Key = tuple[str, int, int]
-Again = Callable[..., Config]
 
 
 def keys(rows: list[Row]) -> set[Key]:
@@ -71,12 +68,6 @@ def test_how_a_run_goes_shapes_no_row(spark: SparkSession, again: Again) -> None
         assert preprocess_in(spark, config).counts["waves"] == 0
 
 
-@dataclass(frozen=True)
-class Changed:
-    run: Run
-    config: Config
-
-
 @pytest.fixture(scope="module")
 def changed(
     spark: SparkSession,
@@ -84,7 +75,7 @@ def changed(
     pixels: NDArray[Any],
     encoder_weights: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Changed:
+) -> Done:
     """One run after something else happened to each patient of the finished run but 005 and 009."""
     folder = tmp_path_factory.mktemp("changed")
     shutil.copytree(finished.config.output.root, folder / "tables")
@@ -105,20 +96,21 @@ def changed(
         tiling={"max_background": 0.5},
         run={"unit_tiles": 3, "wave_slides": 100},
     )
-    return Changed(preprocess_in(spark, config), config)
+    return Done(preprocess_in(spark, config), config)
 
 
-def test_only_slides_that_are_new_moved_or_replaced_are_processed(changed: Changed) -> None:
+def test_only_slides_that_are_new_moved_or_replaced_are_processed(changed: Done) -> None:
     redone = {"c2", "f1", "d1", "m2"}
     assert written_by(changed.run, "slides", "image_id") == redone
     assert written_by(changed.run, "tiles", "image_id") == redone
+    assert written_by(changed.run, "indexes", "image_id") == redone
     assert written_by(changed.run, "features", "image_id") == redone
     assert changed.run.counts["slides_processed"] == len(redone)
     encoded = [row for row in rows_of(changed.config, "features") if row["image_id"] in redone]
     assert changed.run.counts["tiles_encoded"] == len(encoded)
 
 
-def test_only_patients_whose_slides_changed_are_rebuilt(changed: Changed) -> None:
+def test_only_patients_whose_slides_changed_are_rebuilt(changed: Done) -> None:
     assert written_by(changed.run, "patients", "patient_id") == {"001", "002", "003", "004", "006", "007", "008"}
     assert set(by(rows_of(changed.config, "patients"), "patient_id")) - {"009"} == {
         "001",
@@ -133,7 +125,7 @@ def test_only_patients_whose_slides_changed_are_rebuilt(changed: Changed) -> Non
 
 
 def test_a_corrected_label_reaches_slides_and_patients_without_reading_pixels(
-    finished: Finished, changed: Changed
+    finished: Finished, changed: Done
 ) -> None:
     before, after = (by(rows_of(config, "slides"), "image_id")["b1"] for config in (finished.config, changed.config))
     assert (before["label"], after["label"]) == ("LAA", "CE")
@@ -143,14 +135,14 @@ def test_a_corrected_label_reaches_slides_and_patients_without_reading_pixels(
     assert patient["embeddings_avg"] == by(rows_of(finished.config, "patients"), "patient_id")["002"]["embeddings_avg"]
 
 
-def test_an_image_that_its_patient_no_longer_has_is_in_no_table(changed: Changed) -> None:
-    for name in ("slides", "tiles", "features"):
+def test_an_image_that_its_patient_no_longer_has_is_in_no_table(changed: Done) -> None:
+    for name in ("slides", "tiles", "indexes", "features"):
         assert "a2" not in {row["image_id"] for row in rows_of(changed.config, name)}
     patient = by(rows_of(changed.config, "patients"), "patient_id")["001"]
     assert patient["n_images"] == 1 and {place["image_id"] for place in patient["tile_index"]} == {"a1"}
 
 
-def test_an_image_that_moved_is_its_new_patients_alone(changed: Changed) -> None:
+def test_an_image_that_moved_is_its_new_patients_alone(changed: Done) -> None:
     for name in ("slides", "tiles", "features"):
         assert {row["patient_id"] for row in rows_of(changed.config, name) if row["image_id"] == "m2"} == {"008"}
     patients = by(rows_of(changed.config, "patients"), "patient_id")
@@ -159,7 +151,7 @@ def test_an_image_that_moved_is_its_new_patients_alone(changed: Changed) -> None
     assert (patients["007"]["n_images"], patients["008"]["n_images"]) == (1, 1)
 
 
-def test_a_file_replaced_under_its_name_is_read_anew(finished: Finished, changed: Changed) -> None:
+def test_a_file_replaced_under_its_name_is_read_anew(finished: Finished, changed: Done) -> None:
     before, after = (by(rows_of(config, "slides"), "image_id")["d1"] for config in (finished.config, changed.config))
     assert before["file_version"] != after["file_version"]
     assert (after["width_px"], after["height_px"]) == (896, 448)
@@ -168,7 +160,7 @@ def test_a_file_replaced_under_its_name_is_read_anew(finished: Finished, changed
     assert {key for key in keys(rows_of(changed.config, "features")) if key[0] == "d1"} == expected
 
 
-def test_after_the_changes_there_is_nothing_to_do(spark: SparkSession, changed: Changed) -> None:
+def test_after_the_changes_there_is_nothing_to_do(spark: SparkSession, changed: Done) -> None:
     with unchanged(changed.config, *TABLES):
         assert preprocess_in(spark, changed.config).counts["waves"] == 0
 
@@ -193,7 +185,7 @@ def test_another_encoder_input_redoes_features_and_leaves_slides_and_tiles(
     spark: SparkSession, finished: Finished, again: Again
 ) -> None:
     config = again(encoder={"input_px": 64})
-    with unchanged(config, "slides", "tiles"):
+    with unchanged(config, "slides", "tiles", "indexes"):
         run = preprocess_in(spark, config)
     features = rows_of(config, "features")
     assert run.counts["tiles_encoded"] == len(features) == len(rows_of(finished.config, "features"))
@@ -210,7 +202,7 @@ def test_another_stainnet_redoes_features_and_the_same_weights_elsewhere_do_not(
     torch.save(StainNet().state_dict(), weights[0])
     shutil.copy(weights[0], weights[1])
     config = again(stain={"weights": str(weights[0])})
-    with unchanged(config, "slides", "tiles"):
+    with unchanged(config, "slides", "tiles", "indexes"):
         run = preprocess_in(spark, config)
     assert run.counts["tiles_encoded"] == len(rows_of(config, "tiles"))
     same = again(stain={"weights": str(weights[1])})
@@ -221,16 +213,17 @@ def test_another_stainnet_redoes_features_and_the_same_weights_elsewhere_do_not(
 def test_tables_that_a_kill_left_half_way_heal(spark: SparkSession, finished: Finished, again: Again) -> None:
     config = again()
     killed = {  # between which commits: what is missing
-        "tiles and slides": ("slides", "image_id = 'a1'"),
+        "tiles and indexes": ("indexes", "image_id = 'a2'"),
+        "indexes and slides": ("slides", "image_id IN ('a1', 'a2')"),
         "slides and features": ("features", "image_id = 'b1'"),
         "features and patients": ("patients", "patient_id = '003'"),
     }
     for name, missing in killed.values():
         assert DeltaTable(f"{config.output.root}/{name}").delete(missing)["num_deleted_rows"] >= 1
     run = preprocess_in(spark, config)
-    for name in ("slides", "tiles", "features", "patients"):
+    for name in ("slides", "tiles", "indexes", "features", "patients"):
         assert without(rows_of(config, name), "run_id") == without(rows_of(finished.config, name), "run_id")
-    assert run.counts["slides_processed"] == 1
+    assert run.counts["slides_processed"] == 2
 
 
 def test_failed_slides_are_tried_again_only_when_asked(spark: SparkSession, again: Again) -> None:

@@ -20,11 +20,15 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
 
+from jobs.features import _in_tasks
 from jobs.runtime.config import Config
+from jobs.runtime.run import Run
+from jobs.runtime.tables import spark_schema
 from tests.conftest import preprocess_in
 from tests.slides.make import write_mosaic
 from tests.slides.oracle import kept_tiles
-from tests.spark.conftest import COHORT, Finished, by, rows_of
+from tests.spark.conftest import COHORT, Again, Finished, by, rows_of
+from udfs.schemas import UNITS
 
 OPENSLIDE_CAN_READ = ("a1", "c1")  # the tiled JPEG ones
 MISSING = {"gone", "e1"}
@@ -119,7 +123,7 @@ def fix_partitions(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_the_bytes_are_the_same_however_the_work_is_cut(
     spark: SparkSession,
     finished: Finished,
-    again: Callable[..., Config],
+    again: Again,
     monkeypatch: pytest.MonkeyPatch,
     partitions: int,
     wave_slides: int,
@@ -156,8 +160,9 @@ def test_one_slide_with_half_of_all_tiles_is_spread_over_tasks(
     original = ClassicDataFrame.mapInArrow
 
     def spy(self: Any, *arguments: Any, **options: Any) -> DataFrame:
-        task = F.spark_partition_id().alias("task")
-        seen.extend(self.select(task, "image_id", F.size("x_px").alias("tiles")).collect())
+        if "unit" in self.columns:
+            task = F.spark_partition_id().alias("task")
+            seen.extend(self.select(task, "image_id", F.size("x_px").alias("tiles")).collect())
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(ClassicDataFrame, "mapInArrow", spy)
@@ -169,3 +174,27 @@ def test_one_slide_with_half_of_all_tiles_is_spread_over_tasks(
         sorted(Counter(row.task for row in seen).values()) == [1] * 20
     )  # 20 units, 20 tasks, 10 of them on the big one
     assert Counter(row.image_id for row in seen)["big"] == 10
+
+
+def test_units_of_a_task_are_alone_in_a_partition_in_order_and_the_costliest_task_is_the_first(
+    spark: SparkSession, small_config: Callable[..., Config]
+) -> None:
+    random = np.random.default_rng(5)
+    names = [name for name in UNITS.names if name not in ("image_id", "unit", "patient_id", "cost")]
+    rows = [
+        {"image_id": image_id, "unit": unit, "patient_id": "007", "cost": float(random.uniform(1, 9))}
+        for image_id in "abc"
+        for unit in range(80)
+    ]
+    random.shuffle(rows)  # type: ignore[arg-type]
+    frame = spark.createDataFrame([row | dict.fromkeys(names) for row in rows], spark_schema(UNITS))
+    assert spark.conf.get("spark.sql.adaptive.enabled") == "true"
+    placed = _in_tasks(Run(small_config(), spark, "features"), frame, frame.collect())
+    found = placed.select(F.spark_partition_id().alias("task"), "image_id", "unit", "cost").collect()
+    assert sorted((row.image_id, row.unit) for row in found) == [(name, unit) for name in "abc" for unit in range(80)]
+    tasks = [[row for row in found if row.task == task] for task in range(placed.rdd.getNumPartitions())]
+    assert all(len({row.image_id for row in task}) == 1 for task in tasks)
+    assert all([row.unit for row in task] == list(range(task[0].unit, task[-1].unit + 1)) for task in tasks)
+    assert max(len(task) for task in tasks) > 1
+    costs = [sum(row.cost for row in task) for task in tasks]
+    assert costs == pytest.approx(sorted(costs, reverse=True))

@@ -16,6 +16,7 @@ from tests.spark.conftest import SECRET, TABLES, Finished
 KEYS = {
     "slides": ["image_id"],
     "tiles": ["image_id", "x_px", "y_px"],
+    "indexes": ["image_id"],
     "features": ["image_id", "x_px", "y_px"],
     "patients": ["patient_id"],
     "runs": ["run_id"],
@@ -54,7 +55,7 @@ def test_four_readers_see_the_same_rows(spark: SparkSession, finished: Finished,
     assert list(with_polars[0]) == [column for column in SCHEMAS[name].names if column[-3:] != "_at"]
     # DuckDB's own reader of Delta is an extension that it downloads; its Parquet reader over the live files is not.
     with duckdb.connect() as connection:
-        relation = connection.execute("SELECT * FROM read_parquet($files)", {"files": table.file_uris()})
+        relation = connection.sql("SELECT * FROM read_parquet($files)", params={"files": table.file_uris()})
         with_duckdb = pl.DataFrame(relation.to_arrow_table()).to_dicts()
     assert comparable(with_duckdb, name) == with_polars
     by_deltalake = deltalake.QueryBuilder().register("t", table).execute("SELECT * FROM t")
@@ -86,7 +87,7 @@ def test_old_readers_can_read_the_table(finished: Finished, name: str) -> None:
     assert table.metadata().partition_columns == []
 
 
-@pytest.mark.parametrize("name", ["slides", "tiles", "features", "patients"])
+@pytest.mark.parametrize("name", [name for name in KEYS if name != "runs"])
 def test_keys_are_not_null(finished: Finished, name: str) -> None:
     nullable = {
         column.name: column.nullable for column in deltalake.DeltaTable(path_of(finished, name)).schema().fields
@@ -104,6 +105,13 @@ def test_the_run_is_on_record(finished: Finished) -> None:
     assert set(row["tables_written"]) >= {"slides", "tiles", "features", "patients"}
     assert {"plan", "slides", "features", "patients"} <= set(row["timings"])
     assert row["versions"]["pyspark"] and row["versions"]["slidelake"]
+    sizes = {path.stem: path.stat().st_size for path in finished.slides.iterdir()}
+    reads = {(read["image_id"], read["stage"]): read for read in row["reads"]}
+    assert set(reads) == {(image_id, stage) for image_id in sizes for stage in ("slides", "features")}
+    assert len(reads) == len(row["reads"])
+    for (image_id, _), read in reads.items():
+        assert read["size_bytes"] == sizes[image_id]
+        assert 0 < read["bytes_read"] < 2 * read["size_bytes"] and read["requests"] > 0 and read["seconds_waited"] >= 0
 
 
 def test_secrets_are_in_no_file_and_no_row(finished: Finished) -> None:

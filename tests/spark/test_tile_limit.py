@@ -1,8 +1,6 @@
 """tiling.max_tiles_per_patient: a deterministic sample, kept right when the limit or the patient's slides change."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +8,17 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.runtime.config import Config
-from jobs.runtime.run import Run
 from tests.conftest import config_in, preprocess_in
 from tests.slides.damage import BAD_SLIDES
-from tests.spark.conftest import COHORT, TABLES, Finished, by, rows_of, unchanged
+from tests.spark.conftest import COHORT, TABLES, Again, Done, Finished, by, rows_of, unchanged
 
 LIMIT = 3
-Again = Callable[..., Config]
-
-
-@dataclass(frozen=True)
-class Limited:
-    run: Run
-    config: Config
 
 
 @pytest.fixture(scope="module")
 def limited(
     spark: SparkSession, finished: Finished, encoder_weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Limited:
+) -> Done:
     """The finished tables after the limit was lowered from none to 3."""
     folder = tmp_path_factory.mktemp("limited")
     shutil.copytree(finished.config.output.root, folder / "tables")
@@ -40,7 +30,7 @@ def limited(
         tiling={"max_background": 0.5, "max_tiles_per_patient": LIMIT},
         run={"unit_tiles": 3},
     )
-    return Limited(preprocess_in(spark, config), config)
+    return Done(preprocess_in(spark, config), config)
 
 
 def bags(config: Config) -> dict[str, set[tuple[Any, ...]]]:
@@ -53,7 +43,7 @@ def bags(config: Config) -> dict[str, set[tuple[Any, ...]]]:
     return result
 
 
-def test_a_lower_limit_keeps_a_subset_and_encodes_nothing(finished: Finished, limited: Limited) -> None:
+def test_a_lower_limit_keeps_a_subset_and_encodes_nothing(finished: Finished, limited: Done) -> None:
     before, after = bags(finished.config), bags(limited.config)
     assert {name: len(places) for name, places in after.items()} == {
         name: min(len(places), LIMIT) for name, places in before.items()
@@ -63,7 +53,7 @@ def test_a_lower_limit_keeps_a_subset_and_encodes_nothing(finished: Finished, li
     assert rows_of(limited.config, "tiles") == rows_of(finished.config, "tiles")
 
 
-def test_a_higher_limit_adds_to_the_sample(spark: SparkSession, limited: Limited, again: Again) -> None:
+def test_a_higher_limit_adds_to_the_sample(spark: SparkSession, limited: Done, again: Again) -> None:
     config = again(tables=Path(limited.config.output.root), tiling={"max_tiles_per_patient": 5})
     run = preprocess_in(spark, config)
     before, after = bags(limited.config), bags(config)
@@ -74,7 +64,7 @@ def test_a_higher_limit_adds_to_the_sample(spark: SparkSession, limited: Limited
 
 
 def test_slides_added_removed_and_moved_are_sampled_with_the_rest(
-    spark: SparkSession, finished: Finished, limited: Limited, again: Again, tmp_path: Path
+    spark: SparkSession, finished: Finished, limited: Done, again: Again, tmp_path: Path
 ) -> None:
     slides = tmp_path / "slides"
     shutil.copytree(finished.slides, slides)
@@ -95,7 +85,7 @@ def test_slides_added_removed_and_moved_are_sampled_with_the_rest(
 
 
 def test_a_slide_whose_tiles_do_not_decode_does_not_end_the_run(
-    spark: SparkSession, finished: Finished, limited: Limited, again: Again, tmp_path: Path
+    spark: SparkSession, finished: Finished, limited: Done, again: Again, tmp_path: Path
 ) -> None:
     slides = tmp_path / "slides"
     shutil.copytree(finished.slides, slides)

@@ -10,12 +10,20 @@ _CHUNK_SHARE = 1024  # a directory with its arrays takes up to about a thousandt
 # Every level is a fourth of the one above it, and its directory stands before or after it: those of the small levels, and
 # of label and macro, all lie at the end.
 _TAIL_SHARE, _MOST_TAIL = 128, 16 * 1024 * 1024
+_MOST_READ = 64 * 1024 * 1024  # at once: the offsets of a million blocks take 8 MB
 
 
 def open_stream(file: File) -> BinaryIO:
     """A seekable stream; what it reads stays in memory until it is closed."""
     raw = _LocalStream(file) if file.is_local else _RangeStream(file)
-    return cast(BinaryIO, io.BufferedReader(raw, 64 * 1024))
+    return cast(BinaryIO, _Buffered(raw, 64 * 1024))
+
+
+class _Buffered(io.BufferedReader):
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MOST_READ:  # allocated at once, whether the file has it or not
+            raise ValueError(f"{size} bytes asked for at once")
+        return super().read(size)
 
 
 class _Stream(io.RawIOBase):
@@ -30,8 +38,11 @@ class _Stream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._file.info.size_bytes)[whence]
-        return self._at
+        at = offset + (0, self._at, self._file.info.size_bytes)[whence]
+        if at < 0:
+            raise ValueError(f"byte {at} is before the file")
+        self._at = at
+        return at
 
     def tell(self) -> int:
         return self._at

@@ -11,8 +11,9 @@ from tiffslide import TiffSlide
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.plausible import check_size, plausible_mpp
 from udfs.wsi.store import File
+from udfs.wsi.tiff.chain import check_chain
 from udfs.wsi.tiff.index import Level, SlideIndex
-from udfs.wsi.tiff.levels import level_of
+from udfs.wsi.tiff.levels import downsample_of, level_of
 
 _MAX_PAGES = 200
 
@@ -24,9 +25,8 @@ _NO_LEVEL = re.compile(r"^(label|macro|thumbnail|probability)", re.IGNORECASE | 
 _OVERLAP = re.compile(rb"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")
 _VENDORS = {"is_svs": "aperio", "is_ndpi": "hamamatsu", "is_scn": "leica", "is_bif": "ventana", "is_philips": "philips"}
 
-# tifffile and tiffslide report what they stumble over; here it becomes a SlideError or is of no interest to users.
+# tifffile reports what it stumbles over; here it becomes a SlideError or is of no interest to users.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", module="tiffslide")
 
 
 def read_index(file: File, stream: BinaryIO) -> SlideIndex:
@@ -41,7 +41,9 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
     _check_magic(stream.read(16), file)
     vendor = "unknown"
     try:
-        slide = TiffSlide(cast(Any, stream), tifffile_options={"is_ndpi": _is_ndpi(stream)})
+        is_ndpi = _is_ndpi(stream, size)
+        check_chain(stream, is_ndpi=is_ndpi)
+        slide = TiffSlide(cast(Any, stream), tifffile_options={"is_ndpi": is_ndpi})
         tiff = slide.ts_tifffile
         vendor = next((name for flag, name in _VENDORS.items() if getattr(tiff, flag)), vendor)
         pages = _image_pages(tiff)
@@ -61,13 +63,19 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise SlideError(
             ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
         ) from None
-    end = max(int((level.offsets + level.counts).max(initial=0)) for level in levels)
+    end = max(_end_byte(level) for level in levels)
     if end > size:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED, f"{uri} has {size:,} bytes where the header counts on {end:,}: upload it again"
         )
     mpp_x, mpp_y = (plausible_mpp(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
     return SlideIndex(file.info, width, height, mpp_x, mpp_y, vendor, levels)
+
+
+def _end_byte(level: Level) -> int:
+    """The end of the last block in the file."""
+    highest = max(int(numbers.max(initial=0)) for numbers in (level.offsets, level.counts))
+    return highest if highest >= 2**62 else int((level.offsets + level.counts).max(initial=0))  # the sum would wrap
 
 
 def _check_magic(head: bytes, file: File) -> None:
@@ -90,7 +98,7 @@ def _check_magic(head: bytes, file: File) -> None:
         )
 
 
-def _is_ndpi(stream: BinaryIO) -> bool:
+def _is_ndpi(stream: BinaryIO, size: int) -> bool:
     """Whether this is Hamamatsu's dialect, whose 64-bit offsets hide behind the magic number of the 32-bit ones.
 
     Leaves the stream at its beginning.
@@ -98,8 +106,9 @@ def _is_ndpi(stream: BinaryIO) -> bool:
     stream.seek(0)
     head = stream.read(12)
     entries = b""
-    if head.startswith(b"II*\0"):
-        stream.seek(int.from_bytes(head[4:], "little"))
+    directory = int.from_bytes(head[4:], "little")
+    if head.startswith(b"II*\0") and directory < size:
+        stream.seek(directory)
         entries = stream.read(12 * int.from_bytes(stream.read(2), "little"))
     stream.seek(0)
     return any(int.from_bytes(entries[at : at + 2], "little") == _NDPI for at in range(0, len(entries), 12))
@@ -107,6 +116,9 @@ def _is_ndpi(stream: BinaryIO) -> bool:
 
 def _image_pages(tiff: Any) -> list[Any]:
     """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
+    if tiff.is_philips and tiff.series[0].kind == "philips":
+        # Their directories count in what pads a level to whole tiles; tifffile cuts it away.
+        return [level.keyframe for level in tiff.series[0].levels]
     pages: list[Any] = []
     for index, page in enumerate(tiff.pages):
         if index >= _MAX_PAGES:
@@ -140,29 +152,28 @@ def _pyramid(base: Any, pages: list[Any]) -> tuple[Level, ...]:
             "image are read; convert it to RGB, for example with QuPath or Bio-Formats",
         )
     for page in base.pages or pages:
-        if page is base or not _is_reduction(base, page):
+        downsample = _reduction(base, page)
+        if downsample is None:
             continue
         try:
-            level = level_of(page, size)
+            levels.setdefault(downsample, level_of(page, downsample))
         except SlideError:
             continue  # level 0 is good, which is enough
-        levels.setdefault(level.downsample, level)
     return tuple(levels[downsample] for downsample in sorted(levels))
 
 
-def _is_reduction(base: Any, page: Any) -> bool:
+def _reduction(base: Any, page: Any) -> float | None:
+    """The downsample of a page that is a smaller copy of level 0, else None."""
     if page.samplesperpixel != base.samplesperpixel or page.dtype != base.dtype:
-        return False
-    downsample = (base.imagewidth / page.imagewidth + base.imagelength / page.imagelength) / 2
-    close = max(
-        abs(base.imagewidth / downsample - page.imagewidth), abs(base.imagelength / downsample - page.imagelength)
-    )
-    if downsample <= 1.5 or close >= 2.0:
-        return False
+        return None
+    full_size_px = int(base.imagewidth), int(base.imagelength)
+    downsample = downsample_of(int(page.imagewidth), int(page.imagelength), full_size_px)
+    if downsample is None or downsample <= 1.5:
+        return None
     # A thumbnail has the slide's shape too, but scanners store it in strips beside a tiled level 0. Hamamatsu stores all
     # in strips, and says what is no level.
-    whole = abs(downsample - round(downsample)) < 0.05 * downsample
-    return bool(page.is_tiled or page.is_ndpi or (not base.is_tiled and whole and page.subfiletype & _REDUCED))
+    is_marked = not base.is_tiled and downsample.is_integer() and page.subfiletype & _REDUCED
+    return downsample if page.is_tiled or page.is_ndpi or is_marked else None
 
 
 def _check_one_area(base: Any, properties: dict[str, Any]) -> None:
@@ -186,7 +197,9 @@ def _check_one_area(base: Any, properties: dict[str, Any]) -> None:
 def _properties(slide: TiffSlide, base: Any) -> dict[str, Any]:
     """Vendor and spacing by tiffslide's names; where it knows no way with a slide, the spacing that TIFF's own tags say."""
     try:
-        return slide.properties
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it knows no more of a vendor is of no use to users
+            return slide.properties
     except Exception:
         if 282 not in base.tags:
             return {}

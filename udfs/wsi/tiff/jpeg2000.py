@@ -1,11 +1,13 @@
 """JPEG 2000 blocks, as Aperio and others store them, through OpenJPEG."""
 
+import io
+
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-# R, G, B from full-range Y, Cb, Cr: ITU-T T.871, 7
-_TO_RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], np.float32)
+_START = b"\xff\x4f\xff\x51"  # of a codestream: then follow image and tile size, ITU-T T.800, A.5.1
 
 
 def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
@@ -22,26 +24,43 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool
 
     Raises:
         ValueError: it claims more pixels than its block, or not 8 bits a sample.
-        imagecodecs.Jpeg2kError: the data is damaged.
+        imagecodecs.Jpeg2kError, OSError: the data is damaged.
     """
     content = bytes(data)
     _check_size(content, width, height)
+    if _is_subsampled(content):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image.convert("RGB"))
     pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
     if pixels.dtype != np.uint8:
         raise ValueError(f"{pixels.dtype} samples")
     if not is_ycbcr or pixels.ndim != 3 or pixels.shape[-1] != 3:
         return pixels
-    ycbcr = pixels.astype(np.float32)
-    ycbcr[..., 1:] -= 128
-    rgb: NDArray[np.uint8] = np.clip(np.rint(ycbcr @ _TO_RGB.T), 0, 255).astype(np.uint8)
+    return _rgb(pixels)
+
+
+def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """R, G, B from full-range Y, Cb, Cr in 16-bit fixed point, rounded as libjpeg and OpenSlide do. ITU-T T.871, 7."""
+    luma, blue, red = np.moveaxis(ycbcr.astype(np.int32), -1, 0)
+    blue, red = blue - 128, red - 128
+    chroma = np.stack((91881 * red, -22554 * blue - 46802 * red, 116130 * blue), axis=-1)
+    rgb: NDArray[np.uint8] = np.clip(luma[..., None] + (chroma + 32768 >> 16), 0, 255).astype(np.uint8)
     return rgb
 
 
 def _check_size(data: bytes, width: int, height: int) -> None:
-    """Refuse a codestream that claims more pixels than its block, before OpenJPEG allocates them. ITU-T T.800, A.5.1."""
-    at = data.find(b"\xff\x4f\xff\x51", 0, 256)  # start of codestream, image and tile size
+    """Refuse a codestream that claims more pixels than its block, before OpenJPEG allocates them."""
+    at = data.find(_START, 0, 256)
     if at < 0:
         raise ValueError("no JPEG 2000 codestream")
     right, bottom, left, top = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
     if right - left > width or bottom - top > height:
         raise ValueError(f"a codestream of {right - left} x {bottom - top} px in a block of {width} x {height}")
+
+
+def _is_subsampled(data: bytes) -> bool:
+    """Whether some components, chroma that is, have fewer samples than the image has pixels."""
+    at = data.find(_START) + 40
+    samples = int.from_bytes(data[at : at + 2], "big")
+    steps = data[at + 2 : at + 2 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
+    return any(steps[i] != 1 for i in range(len(steps)) if i % 3)

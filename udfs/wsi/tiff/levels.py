@@ -21,12 +21,12 @@ _YCBCR_COMPRESSIONS = (JPEG, 33003, 34712)  # whose decoders give RGB
 Offsets = NDArray[np.uint64]
 
 
-def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
+def level_of(page: Any, downsample: float = 1.0) -> Level:
     """The level that a page of a TIFF holds.
 
     Args:
         page: a `tifffile.TiffPage`.
-        full_size_px: width and height of level 0; None for level 0 itself.
+        downsample: from `downsample_of`.
 
     Raises:
         SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` where the directory
@@ -69,7 +69,7 @@ def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
     level = Level(
         width,
         height,
-        _downsample(width, height, full_size_px),
+        downsample,
         block_width,
         block_height,
         planes,
@@ -87,22 +87,30 @@ def level_of(page: Any, full_size_px: tuple[int, int] | None = None) -> Level:
     return level
 
 
-def _downsample(width: int, height: int, full_size_px: tuple[int, int] | None) -> float:
-    """Level-0 pixels a pixel, along an edge.
+def downsample_of(width: int, height: int, full_size_px: tuple[int, int]) -> float | None:
+    """Level-0 pixels a pixel, along an edge, of an image; None for one of another shape than level 0.
 
     Writers halve again and again, and drop or pad the odd pixel: a power of 2 that this explains it is, however far the
-    ratio of a small level's edges is from it; else a near-integer ratio is that integer.
+    ratios of a small level's edges are from it; else a near-integer ratio is that integer.
     """
-    if full_size_px is None:
-        return 1.0
-    ratio = (full_size_px[0] / width + full_size_px[1] / height) / 2
-    for whole in (2 ** round(math.log2(ratio)), round(ratio)):
-        if whole and max(abs(full_size_px[0] / whole - width), abs(full_size_px[1] / whole - height)) < 2.0:
-            return float(whole)
-    return ratio
+    ratios = full_size_px[0] / width, full_size_px[1] / height
+    ratio = ratios[0] if full_size_px[0] > full_size_px[1] else ratios[1]  # the longer edge tells it best
+    for downsample in (2.0 ** round(math.log2(ratio)), float(round(ratio)), sum(ratios) / 2):
+        if (
+            downsample
+            and max(abs(full_size_px[0] / downsample - width), abs(full_size_px[1] / downsample - height)) < 2
+        ):
+            return downsample
+    return None
 
 
 def _coding(page: Any) -> Coding:
+    tables = page.jpegtables or b""
+    if not isinstance(tables, bytes):
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT,
+            f"its JPEG tables are {tables!r:.40}: the header is damaged; upload the slide again",
+        )
     return Coding(
         compression=int(page.compression),
         photometric=int(page.photometric),
@@ -110,7 +118,7 @@ def _coding(page: Any) -> Coding:
         predictor=int(page.predictor),
         premultiplied=tifffile.EXTRASAMPLE.ASSOCALPHA in (page.extrasamples or ()),
         is_tiled=bool(page.is_tiled) or bool(page.jpegheader),
-        jpeg_tables=page.jpegtables or b"",
+        jpeg_tables=tables,
         jpeg_header=page.jpegheader or b"",
     )
 
