@@ -62,7 +62,7 @@ def run() -> Iterator[Line]:
 
 def _chain(spec: FeatureSpec, path: Path, xy: NDArray[np.int64]) -> Callable[[], None]:
     unit: dict[str, Any] = dict.fromkeys(("image_id", "patient_id", "params_hash"), "bench")
-    unit |= {"uri": str(path), "tile_px": TILE_PX, "level_read": 0, "downsample": 1.0}
+    unit |= {"uri": str(path), "tile_px": TILE_PX, "level_read": 0, "downsample": 1.0, "index": None}
     unit |= {"x_px": xy[:, 0].tolist(), "y_px": xy[:, 1].tolist()}
     batch = pa.RecordBatch.from_pylist([unit])
 

@@ -39,6 +39,15 @@ def pyramid_240() -> Path:
     )
 
 
+def tissue() -> Path:
+    """The pyramid without glass, as of a resection: nearly all tiles are kept, where the sample's lie in islands."""
+
+    def write(path: Path, pixels: NDArray[np.uint8]) -> None:
+        write_mosaic(path, pixels[1408:2304, 768:1536], width=14_336, height=14_336)
+
+    return _made("tissue.tif", write)
+
+
 def huge() -> Path:
     """46,177 x 77,440 px (3.6 gigapixels) and no lower level."""
     return _made(

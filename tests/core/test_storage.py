@@ -1,5 +1,6 @@
 """Bytes behind a URI: secrets never show, what may pass is tried again, a changed file is another version."""
 
+import asyncio
 import os
 import pickle
 from collections.abc import Iterator
@@ -183,6 +184,17 @@ def test_options_go_to_the_store_of_the_slides_and_to_no_other() -> None:
         assert options_for(uri, options) == {}
     for root in (None, "/slides"):  # slides by the CSV's uri, then
         assert options_for("s3://bucket/a.svs", StoreOptions(given, root)) == given
+
+
+def test_a_file_is_read_inside_a_running_event_loop_too(flaky: type[Flaky], tmp_path: Path) -> None:
+    """As in a notebook."""
+    (tmp_path / "a.svs").write_bytes(bytes(range(100)))
+
+    async def read() -> list[bytes]:
+        uris = ("flaky://bucket/a.svs", str(tmp_path / "a.svs"))
+        return [File(uri).ranges([5], [3])[0] for uri in uris]
+
+    assert asyncio.run(read()) == [bytes(range(5, 8))] * 2
 
 
 def test_a_range_beyond_the_end_says_truncated(flaky: type[Flaky]) -> None:

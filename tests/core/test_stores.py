@@ -127,6 +127,28 @@ def test_a_hung_connection_ends_at_the_deadline(stores: dict[str, Store], monkey
     assert time.monotonic() - begun < 30
 
 
+def test_a_refusal_is_not_asked_for_again(stores: dict[str, Store], server: Azurite) -> None:
+    """To find out a size over HTTP, fsspec asks by HEAD, then by GET; S3 and Azure are also asked for a folder."""
+    wrong = "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc="
+    valid, expired = (server.signed("slides", "a.tif", timedelta(hours=hours)) for hours in (1, -1))
+    forged = valid.partition("sig=")[0] + "sig=" + wrong
+    denied, missing = ErrorCode.ACCESS_DENIED, ErrorCode.FILE_MISSING
+    refused: list[tuple[str, str, Callable[[str | None], dict[str, Any]], ErrorCode]] = [
+        (server.url, "az://slides/a.tif", lambda url: server.storage_options(url, wrong), denied),
+        (server.url, forged, stores["http"].options, denied),
+        (server.url, expired, stores["http"].options, denied),
+        *((store.url, store.uri("b.tif"), store.options, missing) for store in stores.values()),
+    ]
+    for url, uri, options, code in refused:
+        with faulty(url, share=0.0) as proxy:
+            with pytest.raises(SlideError) as caught:
+                File(uri.replace(url, proxy.url), options(proxy.url))
+            assert caught.value.code is code
+            assert proxy.injected()["requests"] <= 2
+        assert wrong not in str(caught.value)
+        assert "sig=" not in str(caught.value)
+
+
 def test_a_wrong_key_is_refused_at_once_and_not_shown(server: Azurite) -> None:
     wrong = "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc="
     with pytest.raises(SlideError, match="storage_options") as caught:

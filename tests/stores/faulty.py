@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import socket
+import struct
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from tests.stores.process import ask, listen, running_module
 
@@ -26,7 +29,7 @@ class FaultyStore:
     url: str
 
     def injected(self) -> dict[str, int]:
-        """How many faults of each kind there were, and as "reads" how many reads in all."""
+        """How many faults of each kind there were, as "reads" how many reads, as "requests" how many of any method."""
         counts: dict[str, int] = json.loads(ask(f"{self.url}{_INJECTED}"))
         return counts
 
@@ -44,13 +47,14 @@ class _Proxy:
     def __init__(self, url: str, share: float, seed: int, stall_s: float, kinds: Sequence[str]) -> None:
         self._url, self._share, self._stall_s, self._kinds = url, share, stall_s, kinds
         self._random = random.Random(seed)
-        self._counts: Counter[str] = Counter(dict.fromkeys((*KINDS, "reads"), 0))
+        self._counts: Counter[str] = Counter(dict.fromkeys((*KINDS, "reads", "requests"), 0))
 
     async def injected(self, _: web.Request) -> web.Response:
         return web.json_response(dict(self._counts))
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         kind = None
+        self._counts["requests"] += 1
         if request.method == "GET" and ("Range" in request.headers or "x-ms-range" in request.headers):
             self._counts["reads"] += 1
             if self._random.random() < self._share:
@@ -61,6 +65,10 @@ class _Proxy:
         if kind == "stall":
             await asyncio.sleep(self._stall_s)
         if kind == "reset" and request.transport:
+            # Without lingering, closing sends RST; else the client would see an orderly end.
+            request.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             request.transport.abort()
             return web.Response()
         # Host and path stay: they are part of what a store's signatures are made of.
@@ -68,7 +76,7 @@ class _Proxy:
             aiohttp.ClientSession(auto_decompress=False) as session,
             session.request(
                 request.method,
-                f"{self._url}{request.raw_path}",
+                URL(f"{self._url}{request.raw_path}", encoded=True),
                 headers=request.headers,
                 data=await request.read() or None,
                 skip_auto_headers=("Content-Type", "User-Agent", "Accept", "Accept-Encoding"),

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from udfs.wsi.tiff.decode import Pixels
 
-_MOST_EDGE_EXACT = 256  # float32 counts to 2^24, which 256 x 256 pixels of 255 just do not reach
+MOST_EDGE_EXACT = 256  # float32 counts to 2^24, which 256 x 256 pixels of 255 just do not reach
 
 
 class AreaAverage:
@@ -25,8 +25,8 @@ class AreaAverage:
             return
         inside = pixels[: rows.stop * self._edge - top, : columns.stop * self._edge - left]
         whole = inside.shape[:2] == (len(rows) * self._edge, len(columns) * self._edge)
-        if whole and self._edge <= _MOST_EDGE_EXACT:
-            sums = _sums_of_squares(inside, self._edge)
+        if whole and self._edge <= MOST_EDGE_EXACT:
+            sums = sums_of_squares(inside, self._edge)
         else:
             # uint16 holds 257 rows of 255; a coarser average than 1/257 needs more
             narrow = np.uint16 if self._edge <= 257 else np.uint32
@@ -46,9 +46,13 @@ class AreaAverage:
             self._sums, self._first = self._sums[done:], self._first + done
 
 
-def _sums_of_squares(pixels: Pixels, edge: int) -> NDArray[np.uint32]:
-    """[h * edge, w * edge, 3] to [h, w, 3]; by a matrix product along the rows, which takes a thirtieth of a reduceat."""
+def sums_of_squares(pixels: Pixels, edge: int) -> NDArray[np.uint32]:
+    """uint8 [h * edge + some, w * edge + some, 3] to uint32 [h, w, 3], edge up to 256.
+
+    By a matrix product along the rows, which takes a thirtieth of a reduceat.
+    """
     height, width = pixels.shape[0] // edge, pixels.shape[1] // edge
+    pixels = pixels[: height * edge, : width * edge]
     rows = pixels.reshape(height, edge, width * edge * 3).sum(axis=1, dtype=np.uint16)
     ones = np.tile(np.eye(3, dtype=np.float32), (edge, 1))
     sums: NDArray[np.uint32] = (rows.reshape(-1, edge * 3).astype(np.float32) @ ones).astype(np.uint32)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from udfs.wsi.averaging import AreaAverage
+from udfs.wsi.averaging import MOST_EDGE_EXACT, AreaAverage, sums_of_squares
 from udfs.wsi.blocks import BlockReader
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, scale_for
@@ -36,20 +36,43 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
     if not result.size:  # a slide smaller than one pixel of the result
         return result
     scale = scale_for(level, edge)
-    average = AreaAverage(result, edge // scale)
+    reader = BlockReader(file, level, range(level.columns * level.rows), scale=scale, threads=threads)
+    if scale == 1 and edge <= MOST_EDGE_EXACT and not (level.block_width % edge or level.block_height % edge):
+        _average_each(reader, level, edge, result)
+    else:
+        _average_patches(reader, level, edge // scale, scale, result)
+    return result
+
+
+def _average_each(reader: BlockReader, level: Level, edge: int, result: Pixels) -> None:
+    """Where no square spans two blocks."""
+    area = edge * edge
+    for block, pixels in reader:
+        if pixels is None:
+            continue
+        row, column = divmod(block, level.columns)
+        means = (sums_of_squares(pixels, edge) + area // 2) // area
+        at = result[row * level.block_height // edge :, column * level.block_width // edge :][
+            : len(means), : means.shape[1]
+        ]
+        at[:] = means[: at.shape[0], : at.shape[1]]
+
+
+def _average_patches(reader: BlockReader, level: Level, edge: int, scale: int, result: Pixels) -> None:
+    """Blocks of any size, shrunk by `scale`; some side by side at a time."""
+    average = AreaAverage(result, edge)
     block_width, block_height = -(-level.block_width // scale), -(-level.block_height // scale)
     width, height = -(-level.width_px // scale), -(-level.height_px // scale)
-    blocks = range(level.columns * level.rows)
     patch_columns = max(1, _PATCH_PX // block_width)
     patch = np.empty((block_height, min(patch_columns * block_width, width), 3), np.uint8)
-    for block, pixels in BlockReader(file, level, blocks, scale=scale, threads=threads):
+    for block, pixels in reader:
         row, column = divmod(block, level.columns)
-        left = column % patch_columns * block_width
-        right = min(left + block_width, width - (column - column % patch_columns) * block_width)
+        in_patch = column % patch_columns
+        left, patch_left = in_patch * block_width, (column - in_patch) * block_width
+        right = min(left + block_width, width - patch_left)
         bottom = min(block_height, height - row * block_height)
         patch[:bottom, left:right] = WHITE if pixels is None else pixels
         if column == level.columns - 1 or right == patch.shape[1]:
-            average.add(patch[:bottom, :right], row * block_height, (column - column % patch_columns) * block_width)
+            average.add(patch[:bottom, :right], row * block_height, patch_left)
         if column == level.columns - 1:
             average.flush(row * block_height + bottom)
-    return result

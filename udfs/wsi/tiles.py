@@ -14,7 +14,9 @@ from udfs.wsi.tiff.decode import WHITE, Pixels
 from udfs.wsi.tiff.index import Level
 
 _REFERENCES_OF_MINE = 2  # a name, and the argument of getrefcount
-_Cut = tuple[int, slice, slice, slice, slice]  # tile; rows and columns of the block; rows and columns of the tile
+# Tile; top, bottom, left and right in the block; likewise in the tile; columns are samples, three a pixel. Plain numbers,
+# for the garbage collector walks through all else, again and again.
+_Cut = tuple[int, int, int, int, int, int, int, int, int]
 
 
 class TileReader:
@@ -34,23 +36,26 @@ class TileReader:
         self._blocks = BlockReader(file, level, blocks[order].tolist(), threads=threads)
 
     def __iter__(self) -> Iterator[tuple[int, Pixels]]:
-        left = self._uses
-        for i, uses in enumerate(left):
-            if not uses:  # all of it outside the slide
+        uses = self._uses
+        for i, blocks in enumerate(uses):
+            if not blocks:  # all of it outside the slide
                 yield i, self._new_tile(i)
-        tiles: dict[int, Pixels] = {}
+        tiles: dict[int, tuple[Pixels, Pixels]] = {}  # and the same memory as rows of samples, which copy faster
         for n, (_, pixels) in enumerate(self._blocks):
-            for i, block_rows, block_columns, tile_rows, tile_columns in self._cuts[
+            rows = None if pixels is None else pixels.reshape(pixels.shape[0], -1)
+            for i, top, bottom, left, right, to_top, to_bottom, to_left, to_right in self._cuts[
                 self._begins[n] : self._begins[n + 1]
             ]:
-                tile = tiles.get(i)
-                if tile is None:
-                    tile = tiles[i] = self._new_tile(i)
-                tile[tile_rows, tile_columns] = WHITE if pixels is None else pixels[block_rows, block_columns]
-                left[i] -= 1
-                if not left[i]:
-                    self._yielded.append(tile)
-                    del tile, tiles[i]
+                if i not in tiles:
+                    tile = self._new_tile(i)
+                    tiles[i] = tile, tile.reshape(self._tile_px, -1)
+                    del tile
+                tiles[i][1][to_top:to_bottom, to_left:to_right] = (
+                    WHITE if rows is None else rows[top:bottom, left:right]
+                )
+                uses[i] -= 1
+                if not uses[i]:
+                    self._yielded.append(tiles.pop(i)[0])
                     yield i, self._yielded[-1]
 
     def close(self) -> None:
@@ -76,25 +81,14 @@ class TileReader:
         """Where each pair of block and tile overlaps."""
         level = self._level
         rows, columns = np.divmod(blocks, level.columns)
-        cuts = [
-            _overlap(at * size, np.minimum((at + 1) * size, limit), self._corners[tiles, axis], self._tile_px)
-            for axis, at, size, limit in (
-                (1, rows, level.block_height, level.height_px),
-                (0, columns, level.block_width, level.width_px),
-            )
-        ]
-        (block_rows, tile_rows), (block_columns, tile_columns) = cuts
-        return list(zip(tiles.tolist(), block_rows, block_columns, tile_rows, tile_columns, strict=True))
-
-
-def _overlap(
-    begin: Numbers,
-    end: Numbers,
-    corner: Numbers,
-    edge: int,
-) -> tuple[list[slice], list[slice]]:
-    """Along one axis, what a block [begin, end) and a tile [corner, corner + edge) share, in the frame of each."""
-    first, last = np.maximum(begin, corner), np.minimum(end, corner + edge)
-    of_block = map(slice, (first - begin).tolist(), (last - begin).tolist())
-    of_tile = map(slice, (first - corner).tolist(), (last - corner).tolist())
-    return list(of_block), list(of_tile)
+        numbers = [tiles]
+        for axis, at, size, limit, samples in (
+            (1, rows, level.block_height, level.height_px, 1),
+            (0, columns, level.block_width, level.width_px, 3),
+        ):
+            corner = self._corners[tiles, axis]
+            first = np.maximum(at * size, corner)
+            last = np.minimum(np.minimum((at + 1) * size, limit), corner + self._tile_px)
+            numbers += [(n - origin) * samples for origin in (at * size, corner) for n in (first, last)]
+        order = (0, 1, 2, 5, 6, 3, 4, 7, 8)  # what is the block's before what is the tile's
+        return list(zip(*(numbers[k].tolist() for k in order), strict=True))

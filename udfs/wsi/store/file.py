@@ -16,14 +16,15 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.store.faults import ShortReadError, as_slide_error, cause_of, may_pass
+from udfs.wsi.store.faults import ShortReadError, as_slide_error, cause_of, may_pass, status_of
 from udfs.wsi.store.link import Link
 from udfs.wsi.store.uris import StorageOptions, options_for, public_uri, redact, secrets_of, store_of
 
 ATTEMPTS = 7  # at a request, some 15 s of waiting between them in all
 FIRST_WAIT_S = 0.2  # before the second attempt, doubled before each further one
 DEADLINE_S = 60.0  # for an answer, after which a connection is taken for hung
-_AT_ONCE = 16  # requests of one file under way
+_AT_ONCE = 32  # requests of one file under way
+_NO_SUCH_RANGE = 416  # HTTP's: the file ends before it
 
 _LOCAL_GAP_BYTES = 32 * 1024  # a system call and a seek of a disk's cache cost about as much as reading this
 _VERSION_KEYS = (
@@ -90,6 +91,7 @@ class File:
         self._secrets = secrets_of(uri, storage_options)
         self._link = _links.setdefault(store_of(uri), Link())
         self._descriptor: int | None = None
+        self._under_way: set[Future[Any]] = set()
         try:
             fs, self._path = url_to_fs(uri, **options_for(uri, storage_options))
         except Exception as error:
@@ -97,7 +99,8 @@ class File:
         self.is_local = isinstance(fs, LocalFileSystem)
         # Only what was made for it may be asked for several things at once.
         self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
-        self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else AsyncFileSystemWrapper(fs)
+        # On fsspec's loop also where the caller runs one of its own, as notebooks do.
+        self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else AsyncFileSystemWrapper(fs, asynchronous=False)
         self.info = info or self._ask()
 
     @property
@@ -148,7 +151,9 @@ class File:
         return redact(text, self._secrets)
 
     def close(self) -> None:
-        """Give back what is held. Requests that are under way are the caller's to cancel."""
+        """Give back what is held, and give up what is on its way."""
+        for future in tuple(self._under_way):
+            future.cancel()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -186,7 +191,10 @@ class File:
             wait=wait_exponential(multiplier=FIRST_WAIT_S, max=10.0) + wait_random(0, FIRST_WAIT_S),
             reraise=True,
         )
-        return asyncio.run_coroutine_threadsafe(retrying(attempt), self._fs.loop)
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(retrying(attempt), self._fs.loop)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
 
     async def _info(self) -> Any:
         self._fs.invalidate_cache()  # listings that a client keeps would hide a replaced file
@@ -215,6 +223,15 @@ class File:
 
     def _translate(self, error: Exception) -> SlideError:
         return as_slide_error(error, self.uri, self._secrets)
+
+    def _translate_range(self, error: Exception) -> SlideError:
+        """As `_translate`; where a store has fewer bytes than it said, the file may be another one by now."""
+        if isinstance(error, ShortReadError) or status_of(error) == _NO_SUCH_RANGE:
+            try:
+                self.check_unchanged()()
+            except SlideError as changed:
+                return changed
+        return self._translate(error)
 
 
 class _LocalRequest:
@@ -255,7 +272,7 @@ class _RemoteRequest:
         try:
             return self._future.result()
         except Exception as error:
-            raise self._file._translate(error) from None
+            raise self._file._translate_range(error) from None
         finally:
             self._file.traffic.waited_s += perf_counter() - begun
 

@@ -8,7 +8,7 @@ from udfs.wsi.store.file import File
 _LEAST, _MOST = 256 * 1024, 4 * 1024 * 1024  # bytes of one request
 _CHUNK_SHARE = 1024  # a directory with its arrays takes up to about a thousandth of a slide
 # Every level is a fourth of the one above it, and its directory stands before or after it: those of the small levels, and
-# of label and macro, all lie at the end.
+# of label and macro, all lie at the end, which comes as a whole once it is reached.
 _TAIL_SHARE, _MOST_TAIL = 128, 16 * 1024 * 1024
 _MOST_READ = 64 * 1024 * 1024  # at once: the offsets of a million blocks take 8 MB
 
@@ -20,10 +20,20 @@ def open_stream(file: File) -> BinaryIO:
 
 
 class _Buffered(io.BufferedReader):
+    """Refuses to read more at once than any header needs: a damaged one would have a whole slide read, or brought."""
+
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= _MOST_READ:  # allocated at once, whether the file has it or not
-            raise ValueError(f"{size} bytes asked for at once")
-        return super().read(size)
+        return super().read(_checked(-1 if size is None else size))
+
+    def readinto(self, buffer: Any, /) -> int:
+        _checked(memoryview(buffer).nbytes)
+        return super().readinto(buffer)
+
+
+def _checked(count: int) -> int:
+    if not 0 <= count <= _MOST_READ:
+        raise ValueError(f"{count} bytes asked for at once")
+    return count
 
 
 class _Stream(io.RawIOBase):
@@ -65,17 +75,14 @@ class _LocalStream(_Stream):
 
 
 class _RangeStream(_Stream):
-    """Keeps the ranges that it brought, and brings the end of the file with the beginning."""
+    """Keeps the ranges that it brought."""
 
     def __init__(self, file: File) -> None:
         super().__init__(file)
         size = file.info.size_bytes
         self._chunk = min(max(size // _CHUNK_SHARE, _LEAST), _MOST)
-        tail = min(max(size // _TAIL_SHARE, _LEAST), _MOST_TAIL)
-        starts = [0] if size <= self._chunk + tail else [0, size - tail]
-        ends = [size] if len(starts) == 1 else [self._chunk, size]
-        data = file.ranges(starts, [end - start for start, end in zip(starts, ends, strict=True)])
-        self._parts = dict(zip(starts, data, strict=True))
+        self._tail = size - min(max(size // _TAIL_SHARE, _LEAST), _MOST_TAIL)
+        self._parts: dict[int, bytes] = {}
 
     def _bytes(self, start: int, count: int) -> bytes:
         found = bytearray()
@@ -89,6 +96,6 @@ class _RangeStream(_Stream):
             if begin <= start < begin + len(part):
                 return part[start - begin : start - begin + count]
         ahead = min((begin for begin in self._parts if begin > start), default=self._file.info.size_bytes)
-        end = min(start + max(count, self._chunk), ahead)
+        end = ahead if start >= self._tail else min(start + max(count, self._chunk), ahead)
         [self._parts[start]] = self._file.ranges([start], [end - start])
         return self._parts[start][:count]
