@@ -140,12 +140,9 @@ class Mutant:
                 if code == _SUBIFDS:
                     for n in range(count):
                         self.links.append(entry.values + n * entry.width)
-                        self._walk_child(self.number(self.links[-1], entry.width))
+                        self._walk(self.number(self.links[-1], entry.width))
             self.links.append(directory + width + self.number(directory, width) * self.entry_bytes)
             directory = self.number(self.links[-1], self.offset_bytes)
-
-    def _walk_child(self, directory: int) -> None:
-        self._walk(directory)
 
 
 Mutation = Callable[[Mutant], None]

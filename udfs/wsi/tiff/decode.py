@@ -78,6 +78,8 @@ def decode_block(
     stored = level.block_height if level.coding.is_tiled else height  # the last strip is as high as what is left
     try:
         pixels = _decode(level, data, stored, out, scale)
+    except MemoryError:  # not the slide's fault
+        raise
     except Exception as error:
         raise _corrupt(level, row, column, f"{type(error).__name__}: {error}") from None
     height, width = -(-height // scale), -(-width // scale)

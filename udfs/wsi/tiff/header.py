@@ -58,6 +58,8 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         if uri in error.message:
             raise
         raise SlideError(error.code, f"{uri} (vendor: {vendor}): {error.message}") from None
+    except MemoryError:  # not the slide's fault
+        raise
     except Exception as error:
         text = file.redact(f"{type(error).__name__}: {error}")
         raise SlideError(
