@@ -2,11 +2,10 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import openslide
 import pytest
@@ -40,15 +39,6 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLIDELAKE_STAGING", str(tmp_path / "staging"))
     return tmp_path / "staging"
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    """An empty store that is not local."""
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
 
 
 def opened(path: Path | str) -> ForeignSlide:

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -29,15 +28,6 @@ SIZE = 1000  # bytes of most slides here; nothing looks into them
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLIDELAKE_STAGING", str(tmp_path / "staging"))
     return tmp_path / "staging"
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    """An empty store that is not local."""
-    fs = fsspec.filesystem("memory")
-    yield fs
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
 
 
 def slide(memory: Any, name: str, size: int = SIZE) -> str:

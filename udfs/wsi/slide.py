@@ -99,10 +99,9 @@ class Slide:
     def downsampled(self, factor: int = 16) -> Pixels:
         """The slide at 1/factor: each pixel the mean over factor x factor level-0 pixels, rounded half up.
 
-        Averaged from the nearest finer level whose downsample divides `factor`. Where a result pixel
-        stands for whole 8 x 8 squares of JPEG blocks, their means are taken as JPEG stores them, which moves a pixel by
-        a grey level here and there; all else is exact. Streams a row of
-        blocks at a time, so memory does not grow with the slide but for the result.
+        Averaged from the nearest finer level whose downsample divides `factor`. Where a result pixel stands for whole
+        8 x 8 squares of JPEG blocks, their means are taken as JPEG stores them, which moves a pixel by a grey level here
+        and there; all else is exact. Streams block by block, so memory does not grow with the slide but for the result.
 
         Args:
             factor: a positive integer.

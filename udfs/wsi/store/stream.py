@@ -15,7 +15,7 @@ _MOST_READ = 64 * 1024 * 1024  # at once: the offsets of a million blocks take 8
 
 def open_stream(file: File) -> BinaryIO:
     """A seekable stream; what it reads stays in memory until it is closed."""
-    raw = _LocalStream(file) if file.is_local else _RangeStream(file)
+    raw = _Stream(file) if file.is_local else _RangeStream(file)
     return cast(BinaryIO, _Buffered(raw, 64 * 1024))
 
 
@@ -65,11 +65,6 @@ class _Stream(io.RawIOBase):
         self._at += count
         return count
 
-    def _bytes(self, start: int, count: int) -> bytes:
-        raise NotImplementedError
-
-
-class _LocalStream(_Stream):
     def _bytes(self, start: int, count: int) -> bytes:
         return self._file.ranges([start], [count])[0]
 
