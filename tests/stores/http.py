@@ -3,8 +3,9 @@
 import argparse
 import asyncio
 import json
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,33 +37,27 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path, latency_s: float = 0.0) -> Iterator[Server]:
+def serve(folder: Path, latency_s: float = 0.0, mb_per_s: float = math.inf) -> Iterator[Server]:
     """Serve a folder from a process of its own.
 
-    Answers have ETag, Last-Modified and Accept-Ranges; connections are kept. `latency_s` passes before each answer, of
-    many requests at the same time.
+    Answers have ETag, Last-Modified and Accept-Ranges; connections are kept. Before each answer pass `latency_s` and its
+    length by `mb_per_s`, of many requests at the same time.
     """
-    with running_module("http", str(folder.absolute()), str(latency_s)) as url:
+    with running_module("http", str(folder.absolute()), str(latency_s), str(mb_per_s)) as url:
         yield Server(url)
 
 
-def _application(folder: Path, latency_s: float) -> web.Application:
+def _application(folder: Path, latency_s: float, mb_per_s: float) -> web.Application:
     requests: Counter[str] = Counter()
     sent: Counter[str] = Counter()
 
-    @web.middleware
-    async def late(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        if request.path != _TRAFFIC:
-            await asyncio.sleep(latency_s)
-        return await handler(request)
-
     # Before the first byte is sent, so that who has it all and then asks for the traffic finds it counted.
-    async def count(request: web.Request, response: web.StreamResponse) -> None:
+    async def count_late(request: web.Request, response: web.StreamResponse) -> None:
         if request.path != _TRAFFIC:
+            length = (response.content_length or 0) * (request.method != "HEAD")
+            await asyncio.sleep(latency_s + length / (mb_per_s * 1e6))
             requests[request.path] += 1
-            sent[request.path] += (response.content_length or 0) * (request.method != "HEAD")
+            sent[request.path] += length
 
     async def tell(_: web.Request) -> web.Response:
         return web.json_response({"requests": requests, "bytes": sent})
@@ -72,8 +67,8 @@ def _application(folder: Path, latency_s: float) -> web.Application:
         sent.clear()
         return web.Response()
 
-    app = web.Application(middlewares=[late])
-    app.on_response_prepare.append(count)
+    app = web.Application()
+    app.on_response_prepare.append(count_late)
     app.router.add_get(_TRAFFIC, tell)
     app.router.add_delete(_TRAFFIC, reset)
     app.router.add_static("/", folder)
@@ -84,5 +79,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("latency_s", type=float, nargs="?", default=0.0)
+    parser.add_argument("mb_per_s", type=float, nargs="?", default=math.inf)
     arguments = parser.parse_args()
-    asyncio.run(listen(_application(arguments.folder, arguments.latency_s)))
+    asyncio.run(listen(_application(arguments.folder, arguments.latency_s, arguments.mb_per_s)))

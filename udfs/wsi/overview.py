@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from udfs.wsi.averaging import MOST_EDGE_EXACT, AreaAverage, sums_of_squares
+from udfs.wsi.averaging import MOST_EDGE_OF_MEANS, AreaAverage, means_of_squares
 from udfs.wsi.blocks import BlockReader
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, scale_for
@@ -37,7 +37,7 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
         return result
     scale = scale_for(level, edge)
     reader = BlockReader(file, level, range(level.columns * level.rows), scale=scale, threads=threads)
-    if scale == 1 and edge <= MOST_EDGE_EXACT and not (level.block_width % edge or level.block_height % edge):
+    if scale == 1 and edge <= MOST_EDGE_OF_MEANS and not (level.block_width % edge or level.block_height % edge):
         _average_each(reader, level, edge, result)
     else:
         _average_patches(reader, level, edge // scale, scale, result)
@@ -46,12 +46,11 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
 
 def _average_each(reader: BlockReader, level: Level, edge: int, result: Pixels) -> None:
     """Where no square spans two blocks."""
-    area = edge * edge
     for block, pixels in reader:
         if pixels is None:
             continue
         row, column = divmod(block, level.columns)
-        means = (sums_of_squares(pixels, edge) + area // 2) // area
+        means = means_of_squares(pixels, edge)
         at = result[row * level.block_height // edge :, column * level.block_width // edge :][
             : len(means), : means.shape[1]
         ]
