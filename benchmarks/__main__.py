@@ -14,7 +14,12 @@ NAMES = (  # each a module of this package with run()
     "open_remote",
     "mask_flat",
     "mask_pyramid",
+    "stain",
+    "histogram",
+    "encode",
     "features",
+    "job",
+    "memory",
 )
 
 

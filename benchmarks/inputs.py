@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import timm
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from tests.slides.atomic import whole_file
 from tests.slides.huge import Layout, write_huge_svs
@@ -13,6 +16,7 @@ from tests.slides.make import write_mosaic
 from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 from tests.slides.weights import convert_lite0_weights
 from udfs.wsi import open_slide
+from udfs.wsi.stain import StainNet
 from udfs.wsi.tissue import background_fractions, background_mask, tile_grid
 
 FOLDER = SAMPLE_FOLDER / "bench"
@@ -48,6 +52,24 @@ def tissue() -> Path:
     return _made("tissue.tif", write)
 
 
+def section() -> Path:
+    """The pyramid with more tissue: 1,321 tiles are kept."""
+
+    def write(path: Path, pixels: NDArray[np.uint8]) -> None:
+        write_mosaic(path, pixels[1024:2560, 512:2048], width=_WIDTH, height=_HEIGHT)
+
+    return _made("section.tif", write)
+
+
+def section_flat() -> Path:
+    """The level 0 of that and nothing else."""
+
+    def write(path: Path, pixels: NDArray[np.uint8]) -> None:
+        write_mosaic(path, pixels[1024:2560, 512:2048], width=_WIDTH, height=_HEIGHT, pyramid=False)
+
+    return _made("section_flat.tif", write)
+
+
 def huge() -> Path:
     """46,177 x 77,440 px (3.6 gigapixels) and no lower level."""
     return _made(
@@ -68,12 +90,45 @@ def lite0_weights() -> Path:
     return path if path.exists() else convert_lite0_weights(path)
 
 
+def b0_weights() -> Path:
+    """Random weights of efficientnet_b0, always the same: good for its speed alone."""
+    path = FOLDER / "efficientnet_b0_random.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        with whole_file(path) as temporary:
+            save_file(timm.create_model("efficientnet_b0").state_dict(), temporary)
+    return path
+
+
+def stainnet() -> Path:
+    """A StainNet that tints a little, so that tissue goes on looking like tissue."""
+    path = FOLDER / "stainnet.pth"
+    if not path.exists():
+        torch.manual_seed(0)
+        net = StainNet()
+        first, second, third = (net.rgb_trans[i].weight.data[:, :, 0, 0].mul_(0.1) for i in (0, 2, 4))
+        halves = torch.cat([torch.eye(3), -torch.eye(3)])  # x is relu(x) - relu(-x)
+        first[:6] += halves
+        second[:6, :6] += torch.eye(6)
+        third[:, :6] += halves.T
+        with whole_file(path) as temporary:
+            torch.save(net.state_dict(), temporary)
+    return path
+
+
 def kept_tiles(path: Path) -> NDArray[np.int64]:
     """Corners of the tiles with tissue, level-0 pixels: int [n, 2] of (x_px, y_px), row by row."""
     with open_slide(str(path)) as slide:
         mask = background_mask(slide.downsampled(16))
         grid = tile_grid(slide.width_px, slide.height_px, TILE_PX)
     return grid[background_fractions(mask, grid, TILE_PX) <= 0.10].astype(np.int64)
+
+
+def kept_pixels(path: Path, n: int) -> NDArray[np.uint8]:
+    """Tiles with tissue from the middle of a slide: uint8 [n, TILE_PX, TILE_PX, 3]."""
+    kept = kept_tiles(path)
+    with open_slide(str(path)) as slide:
+        return np.stack([tile for _, tile in slide.read_tiles(kept[len(kept) // 2 :][:n], TILE_PX)])
 
 
 def blocks(path: Path, tiles: NDArray[np.int64] | None = None, level: int = 0) -> list[bytes]:

@@ -9,7 +9,19 @@ from pathlib import Path
 
 _CORES = sorted(os.sched_getaffinity(0))
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VIPS_CONCURRENCY")
-_PACKAGES = ("slidelake", "tifffile", "tiffslide", "simplejpeg", "imagecodecs", "fsspec", "numpy", "torch", "timm")
+_PACKAGES = (
+    "slidelake",
+    "tifffile",
+    "tiffslide",
+    "simplejpeg",
+    "imagecodecs",
+    "fsspec",
+    "numpy",
+    "torch",
+    "timm",
+    "openvino",
+    "pyspark",
+)
 
 
 def take_one_core() -> None:
@@ -22,6 +34,16 @@ def take_one_core() -> None:
 def on_another_core() -> Iterator[None]:
     """What is started here stays on another core, where there is one: a server takes no time from its client."""
     os.sched_setaffinity(0, _CORES[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, _CORES[-1:])
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """What is started here has that many cores; each of its processes still one thread, unless it says otherwise."""
+    os.sched_setaffinity(0, _CORES[-count:])
     try:
         yield
     finally:

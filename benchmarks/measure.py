@@ -17,20 +17,20 @@ Line = dict[str, str | int | float]
 Result = TypeVar("Result")
 
 
-def in_turns(actions: Mapping[str, Callable[[], Result]]) -> dict[str, list[Result]]:
+def in_turns(actions: Mapping[str, Callable[[], Result]], rounds: int = ROUNDS) -> dict[str, list[Result]]:
     """What each action returns in each of the rounds, after one that does not count.
 
     They take turns, so that a busy spell of the machine meets them all and leaves their ratios alone.
     """
     for action in actions.values():
         action()
-    rounds = [{name: action() for name, action in actions.items()} for _ in range(ROUNDS)]
-    return {name: [results[name] for results in rounds] for name in actions}
+    done = [{name: action() for name, action in actions.items()} for _ in range(rounds)]
+    return {name: [results[name] for results in done] for name in actions}
 
 
-def median_seconds(actions: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def median_seconds(actions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
     """Seconds that each takes: the median of the rounds."""
-    taken = in_turns({name: partial(seconds, action) for name, action in actions.items()})
+    taken = in_turns({name: partial(seconds, action) for name, action in actions.items()}, rounds)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

@@ -10,6 +10,7 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from jobs.runtime.cli import run_job
+from jobs.runtime.resources import features_resources
 from jobs.runtime.run import Run
 from jobs.runtime.session import slots
 from jobs.runtime.survey import selected_tiles
@@ -61,7 +62,11 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
     with run.stage("features", n_tiles, lambda: int(done.value)):
         encoded = (
             _in_tasks(run, units, planned)
-            .mapInArrow(encode_tiles(run.feature_spec, run.run_id, done.add), spark_schema(ENCODED))
+            .mapInArrow(
+                encode_tiles(run.feature_spec, run.run_id, done.add, tiles_ahead=n_tiles),
+                spark_schema(ENCODED),
+                profile=features_resources(run.spark, run.config.resources).profile,
+            )
             .persist(StorageLevel.DISK_ONLY)
         )
         ends = encoded.where("x_px IS NULL").select(
@@ -138,7 +143,8 @@ def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
 
 def _in_tasks(run: Run, units: DataFrame, planned: list[Row]) -> DataFrame:
     """The units, those of a task in a partition of its own, in order; the partition of the costliest task is the first."""
-    tasks = pack_tasks([(unit.image_id, unit.unit, unit.cost) for unit in planned], slots(run.spark))
+    at_once = features_resources(run.spark, run.config.resources).slots()
+    tasks = pack_tasks([(unit.image_id, unit.unit, unit.cost) for unit in planned], at_once)
     of_task = [(unit.image_id, unit.unit, task) for unit, task in zip(planned, tasks, strict=True)]
     numbers = run.spark.createDataFrame(of_task, "image_id string, unit int, task int")
     others = [name for name in UNITS.names if name != "unit"]

@@ -1,9 +1,11 @@
 """Table patients: everything that is known of a patient in one row, the bags of its tiles included."""
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
@@ -14,7 +16,7 @@ from jobs.runtime.survey import feature_digest, patient_hash
 from jobs.runtime.tables import spark_schema
 from udfs.patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
 
-_FLOAT_BYTES = 4
+_BYTES_A_FILE = 1 << 28  # a task writes a file: larger ones would leave executors idle, smaller ones litter the table
 _INFO = (
     "patient_id string, center_id string, label string, n_images int, n_images_failed int, complete boolean, "
     "wanted_tiles int, params_hash string, run_id string"
@@ -59,12 +61,15 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         bags = features.select(
             "patient_id", "image_id", "x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"
         )
-        bags = bags.groupBy("patient_id").applyInArrow(bag_patient(config.histogram.bins), spark_schema(BAGS))
+        pack = bag_patient(config.histogram.bins, config.output.embedding_dtype)
+        bags = bags.groupBy("patient_id").applyInArrow(pack, spark_schema(BAGS))
         counted = F.expr(
             "if(n_tiles = wanted_tiles, n_tiles, raise_error(concat('patient ', patient_id, ': ', n_tiles, "
             "' feature rows for ', wanted_tiles, ' tiles: run again'))) "
         )
         complete = bags.join(F.broadcast(info), "patient_id").withColumn("n_tiles", counted.cast("int"))
+        size = 2 * sum(row["wanted_tiles"] for row in build) * _bytes_a_tile(run)
+        complete = complete.coalesce(max(1, math.ceil(size / _BYTES_A_FILE)))
         run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
         run.counts["patients_built"] += len(build)
 
@@ -76,10 +81,10 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
         return None
     ok, failed = images["status"] == "ok", images["status"] == "failed"
     n_tiles = int(images.loc[ok, "feature_rows"].sum())
-    size = n_tiles * run.models.encoder.dim * _FLOAT_BYTES
+    size = n_tiles * _bytes_a_tile(run)
     limit = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG)
     if size > limit:
-        most = limit // (run.models.encoder.dim * _FLOAT_BYTES)
+        most = limit // _bytes_a_tile(run)
         run.problems.append(
             f"patient {patient}: a bag of {n_tiles:,} tiles is {size:,} bytes, the limit is {limit:,}: set "
             f"tiling.max_tiles_per_patient to {most:,} or less, or give Spark more memory: a bag may take 1/{HEAP_A_BAG} of "
@@ -99,6 +104,11 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
         "params_hash": value,
         "run_id": run.run_id,
     }
+
+
+def _bytes_a_tile(run: Run) -> int:
+    """Of one of the two bags."""
+    return run.models.encoder.dim * np.dtype(run.config.output.embedding_dtype).itemsize
 
 
 def _hashes_now(run: Run, patients: Sequence[str] | None = None) -> dict[str, str]:

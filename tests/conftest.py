@@ -28,6 +28,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What hosts keep for all their processes: a folder of this test run's own, for jobs in subprocesses too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIDELAKE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def sample() -> Path:
     """CMU-1-Small-Region.svs."""

@@ -3,10 +3,12 @@
 Pixels are read, normalised, embedded and counted inside the worker and dropped there.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,17 +18,21 @@ from numpy.typing import NDArray
 
 from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import ENCODED, HISTOGRAM
-from udfs.task import slot_cpus
+from udfs.task import gpu_address, slot_cpus
 from udfs.wsi import Slide, SlideError, open_slide
-from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.background import in_background
+from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
 from udfs.wsi.foreign import ForeignSlide
-from udfs.wsi.histogram import color_histogram
+from udfs.wsi.inference import Encoded, inference
 from udfs.wsi.spacing import region_edge, resample
-from udfs.wsi.stain import StainNet, load_stainnet
+from udfs.wsi.stain import load_stainnet
+from udfs.wsi.staintable import StainNormaliser
 from udfs.wsi.store import StorageOptions
 from udfs.wsi.tiff.index import SlideIndex
 
 VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
+
+_BATCHES_AHEAD = 2  # read and not yet encoded, beside the one that is
 
 Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
 
@@ -46,39 +52,58 @@ class Models:
     """What a worker loads once."""
 
     encoder: Encoder
-    stainnet: StainNet | None
+    stain: StainNormaliser | None
 
     @property
     def fingerprint(self) -> tuple[str, str | None]:
         """Hashes of the weights of the encoder and of StainNet."""
-        return self.encoder.fingerprint, self.stainnet.fingerprint if self.stainnet else None
+        return self.encoder.fingerprint, self.stain.net.fingerprint if self.stain else None
 
 
-def load_models(spec: FeatureSpec) -> Models:
+def load_models(spec: FeatureSpec, device: torch.device | None = None, threads: int = 1) -> Models:
     """Load the encoder and StainNet; raises what they raise where weights are missing or do not fit."""
     stainnet = load_stainnet(spec.stain_weights, spec.storage_options) if spec.stain_weights else None
-    encoder = Encoder(spec.encoder, spec.storage_options)
-    return Models(encoder, stainnet.to(encoder.device) if stainnet else None)
+    encoder = Encoder(spec.encoder, spec.storage_options, device=device, threads=threads)
+    return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
 
 
 def encode_tiles(
-    spec: FeatureSpec, run_id: str, done: Callable[[int], None] = lambda _: None
+    spec: FeatureSpec, run_id: str, done: Callable[[int], None] = lambda _: None, *, tiles_ahead: int = 0
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """The mapInArrow function of the features pass; give it work units of one slide a partition.
 
     Input columns are those of `udfs.schemas.UNITS`, of which unit, n_tiles, n_bytes and cost are not looked at. Output:
     `udfs.schemas.ENCODED`: a row for each coordinate in the order of reading, then a row on how the unit went, with the
-    error where the slide can't be read (what was read before it precedes it). `done` is told how many tiles are through.
+    error where the slide can't be read (what was read before it precedes it).
+
+    Args:
+        spec: what to do.
+        run_id: of the run, for every row.
+        done: is told how many tiles are through.
+        tiles_ahead: how many tiles this host has to expect: many pay for a table of StainNet's colours.
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        models: Models | None = None
-        units = (unit for batch in batches for unit in batch.to_pylist())
-        with closing(_one_ahead(units, spec.storage_options)) as opened:
-            for reading in opened:
-                models = models or _models_of_this_worker(spec)
-                yield from _encode_unit(reading, spec, models, run_id)
-                done(len(reading.unit["x_px"]))
+        readings = _one_ahead((unit for batch in batches for unit in batch.to_pylist()), spec.storage_options)
+        first = next(readings, None)  # its bytes are on their way while the models load
+        if first is None:
+            return
+        models = _models_of_this_worker(spec)
+        if models.stain:
+            models.stain.tiles_ahead = tiles_ahead
+        steps = _steps(chain([first], readings), readings, models.encoder)
+        if slot_cpus() > 1 or models.encoder.device.type != "cpu":  # else reading would only take turns with the rest
+            steps = in_background(steps, _BATCHES_AHEAD)
+        with closing(steps):
+            tiles = ((step, step.tiles) for step in steps)
+            for step, encoded in inference(models.encoder, models.stain, spec.bins)(tiles):
+                constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
+                constant["run_id"] = run_id
+                if encoded:
+                    yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded))
+                else:
+                    yield _batch(1, constant | step.end, {})
+                    done(len(step.unit["x_px"]))
 
     return run
 
@@ -87,13 +112,27 @@ _loaded: dict[tuple[object, ...], Models] = {}
 
 
 def _models_of_this_worker(spec: FeatureSpec) -> Models:
-    """Loaded once a worker process; Spark uses a process again for later tasks."""
+    """Loaded once a worker process and device; Spark uses a process again for later tasks, which may get another GPU."""
     torch.set_num_threads(slot_cpus())
-    key = (spec.encoder, spec.stain_weights)
-    if key not in _loaded:
+    device = device_of_this_task(spec.encoder)
+    what = (spec.encoder, spec.stain_weights, spec.bins)
+    if not any(key[:-1] == what for key in _loaded):
         _loaded.clear()
-        _loaded[key] = load_models(spec)
+    key = (*what, str(device))
+    if key not in _loaded:
+        _loaded[key] = load_models(spec, device, slot_cpus())
     return _loaded[key]
+
+
+def device_of_this_task(spec: EncoderSpec) -> torch.device:
+    """The GPU that Spark gave this task, where it gives any; the first where it does not."""
+    device, address = device_of(spec), gpu_address()
+    if device.type != "cuda" or address is None:
+        return device
+    # a GPU's address is its number in the machine; PyTorch counts those that this process is allowed to see
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = visible.split(",") if visible else []
+    return torch.device("cuda", numbers.index(address) if address in numbers else int(address))
 
 
 @dataclass
@@ -101,6 +140,7 @@ class _Reading:
     """A unit whose first bytes are on their way, or the error that came of it."""
 
     unit: Unit
+    storage_options: StorageOptions
     xy_px: NDArray[np.int64]  # [n, 2], level-0 pixels
     slide: Slide | ForeignSlide | None = None
     tiles: Iterable[tuple[int, NDArray[np.uint8]]] = ()
@@ -129,7 +169,7 @@ def _one_ahead(units: Iterable[Unit], storage_options: StorageOptions) -> Genera
 
 
 def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
-    reading = _Reading(unit, np.stack([unit["x_px"], unit["y_px"]], axis=1))
+    reading = _Reading(unit, storage_options, np.stack([unit["x_px"], unit["y_px"]], axis=1))
     try:
         check_quarantine(unit["image_id"])
         index = SlideIndex.from_bytes(unit["index"]) if unit["index"] else None
@@ -142,45 +182,50 @@ def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
     return reading
 
 
-def _encode_unit(reading: _Reading, spec: FeatureSpec, models: Models, run_id: str) -> Iterator[pa.RecordBatch]:
-    unit = reading.unit
-    constant = {name: unit[name] for name in ("image_id", "patient_id", "params_hash")} | {"run_id": run_id}
-    end: dict[str, Any] = {"n_tiles": 0}
-    try:
-        for xy, pixels in _batches(reading, models.encoder.spec.batch_size):
-            tiles = np.stack([models.stainnet.normalise(tile) for tile in pixels]) if models.stainnet else pixels
-            average, maximum = models.encoder.embed(tiles)
-            columns = {
-                "x_px": xy[:, 0],
-                "y_px": xy[:, 1],
-                "embedding_avg": _rows(average),
-                "embedding_max": _rows(maximum),
-                "color_histogram": _sparse([color_histogram(tile, spec.bins) for tile in tiles]),
-            }
-            yield _batch(len(xy), constant, columns)
-            end["n_tiles"] += len(xy)
-    except Exception as error:
-        failed: SlideError = as_slide_error(error, unit["uri"], spec.storage_options)
-        end |= {"error_code": failed.code.value, "error_message": failed.message}
-    if reading.slide:
-        end |= {"size_bytes": reading.slide.file.size_bytes, "traffic": asdict(reading.slide.traffic)}
-    yield _batch(1, constant | end, {})
+@dataclass(frozen=True)
+class _Step:
+    """A batch of a unit's tiles; or, behind the last, how the unit went."""
+
+    unit: Unit
+    xy_px: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # [n, 2], level-0 pixels
+    tiles: NDArray[np.uint8] | None = None  # [n, tile_px, tile_px, 3]
+    end: dict[str, Any] = field(default_factory=dict)
 
 
-def _batches(reading: _Reading, batch_size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+def _steps(
+    readings: Iterable[_Reading], opened: Generator[_Reading, None, None], encoder: Encoder
+) -> Generator[_Step, None, None]:
+    """Read unit after unit; closes `opened`, where they come from."""
+    with closing(opened):
+        for reading in readings:
+            end: dict[str, Any] = {"n_tiles": 0}
+            try:
+                for xy_px, tiles in _batches(reading, encoder):
+                    yield _Step(reading.unit, xy_px, tiles)
+                    end["n_tiles"] += len(tiles)
+            except Exception as error:
+                failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
+                end |= {"error_code": failed.code.value, "error_message": failed.message}
+            if reading.slide:
+                end |= {"size_bytes": reading.slide.file.size_bytes, "traffic": asdict(reading.slide.traffic)}
+            yield _Step(reading.unit, end=end)
+
+
+def _batches(reading: _Reading, encoder: Encoder) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Batches of (xy int [n, 2] in level-0 pixels, pixels uint8 [n, tile_px, tile_px, 3]), all full but the last."""
     if reading.error:
         raise reading.error
+    edge, left = reading.unit["tile_px"], len(reading.xy_px)
     indices: list[int] = []
-    pixels: list[NDArray[np.uint8]] = []
     for index, region in reading.tiles:
+        if not indices:
+            tiles = np.empty((min(encoder.batch_size, left), edge, edge, 3), np.uint8)
+        tiles[len(indices)] = resample(region, edge)
         indices.append(index)
-        pixels.append(resample(region, reading.unit["tile_px"]))
-        if len(pixels) == batch_size:
-            yield reading.xy_px[indices], np.stack(pixels)
-            indices, pixels = [], []
-    if pixels:
-        yield reading.xy_px[indices], np.stack(pixels)
+        if len(indices) == len(tiles):
+            yield reading.xy_px[indices], tiles
+            left -= len(indices)
+            indices = []
 
 
 def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.RecordBatch:
@@ -191,15 +236,28 @@ def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=ENCODED)
 
 
+def _columns(xy_px: NDArray[np.int64], encoded: Encoded) -> dict[str, Any]:
+    return {
+        "x_px": xy_px[:, 0],
+        "y_px": xy_px[:, 1],
+        "embedding_avg": _rows(encoded.average),
+        "embedding_max": _rows(encoded.maximum),
+        "color_histogram": _sparse(encoded.histograms),
+    }
+
+
 def _rows(matrix: NDArray[np.float32]) -> pa.Array:
     """float32 [n, dim] as a list column, without a Python object a number."""
     offsets = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
 
 
-def _sparse(histograms: list[NDArray[np.int64]]) -> pa.Array:
-    bins = [np.flatnonzero(histogram).astype(np.int32) for histogram in histograms]
-    counts = [histogram[at].astype(np.int32) for histogram, at in zip(histograms, bins, strict=True)]
-    return pa.StructArray.from_arrays(
-        [pa.array(bins, HISTOGRAM[0].type), pa.array(counts, HISTOGRAM[1].type)], fields=list(HISTOGRAM)
-    )
+def _sparse(histograms: NDArray[np.int32]) -> pa.Array:
+    """Counts [n, bins ** 3] as the bins that are not empty."""
+    tiles, bins = np.nonzero(histograms)
+    offsets = pa.array(np.searchsorted(tiles, np.arange(len(histograms) + 1)).astype(np.int32))
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.int32)))
+        for values in (bins, histograms[tiles, bins])
+    ]
+    return pa.StructArray.from_arrays(lists, fields=list(HISTOGRAM))

@@ -1,7 +1,7 @@
 """The patients pass: all feature rows of one patient in, one row with the bags out (applyInArrow)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,34 +17,52 @@ MAX_BAG_BYTES = 1 << 29
 # two bags of 244 MiB.
 HEAP_A_BAG = 32
 
-BAG_COLUMNS = ("n_tiles", "embedding_dim", "embeddings_avg", "embeddings_max", "tile_index", "color_histogram")
+BAG_COLUMNS = (
+    "n_tiles",
+    "embedding_dim",
+    "embedding_dtype",
+    "embeddings_avg",
+    "embeddings_max",
+    "tile_index",
+    "color_histogram",
+)
 BAGS = pa.schema([PATIENTS.field("patient_id"), *(PATIENTS.field(name) for name in BAG_COLUMNS)])
 
+Dtype = Literal["float32", "float16"]  # of the numbers in a bag
 
-def bag_patient(bins: int) -> Callable[[pa.Table], pa.Table]:
+
+def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
     """The applyInArrow function of the patients pass.
 
     Input: feature rows of one patient in any order. Output: one row of `BAGS`. Rows of the bags are ordered by
     image_id, y_px, x_px; the histogram is the mean over tiles of each tile's fractions, which sum to 1.
+
+    Args:
+        bins: of the histogram, a channel.
+        dtype: of the bags, little-endian. float16 rounds to 11 significant bits, and below 6.1e-5 to multiples of 6e-8.
+
+    Raises:
+        ValueError: a number is beyond the range of `dtype`; raised by the function that is returned.
     """
 
     def run(features: pa.Table) -> pa.Table:
         order = [("image_id", "ascending"), ("y_px", "ascending"), ("x_px", "ascending")]
         features = features.sort_by(order).combine_chunks()
         average, maximum = (_matrix(features[name]) for name in ("embedding_avg", "embedding_max"))
+        patient = features["patient_id"][0].as_py()
         place = list(TILE_INDEX.value_type)
         index = pa.StructArray.from_arrays([features[f.name].combine_chunks() for f in place], fields=place)
         row: dict[str, Any] = {
-            "patient_id": features["patient_id"][0],
             "n_tiles": len(features),
             "embedding_dim": average.shape[1],
-            "embeddings_avg": average.astype("<f4", copy=False).tobytes(),
-            "embeddings_max": maximum.astype("<f4", copy=False).tobytes(),
+            "embedding_dtype": dtype,
+            "embeddings_avg": _packed(average, dtype, patient),
+            "embeddings_max": _packed(maximum, dtype, patient),
             "color_histogram": _mean_histogram(features["color_histogram"], bins),
         }
         arrays = [pa.array([row[f.name]], f.type) for f in BAGS if f.name not in ("patient_id", "tile_index")]
         offsets = pa.array([0, len(features)], pa.int32())
-        arrays.insert(0, pa.array([row["patient_id"].as_py()], pa.string()))
+        arrays.insert(0, pa.array([patient], pa.string()))
         arrays.insert(BAGS.get_field_index("tile_index"), pa.ListArray.from_arrays(offsets, index).cast(TILE_INDEX))
         return pa.Table.from_arrays(arrays, schema=BAGS)
 
@@ -56,6 +74,18 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     values = pc.list_flatten(column).to_numpy()
     matrix: np.ndarray[Any, np.dtype[np.float32]] = values.reshape(len(column), -1).astype(np.float32, copy=False)
     return matrix
+
+
+def _packed(matrix: np.ndarray[Any, np.dtype[np.float32]], dtype: Dtype, patient: str) -> bytes:
+    """The matrix as bytes, little-endian, C order."""
+    try:
+        with np.errstate(over="raise"):  # where a finite number would become infinite
+            return matrix.astype(np.dtype(dtype).newbyteorder("<"), copy=False).tobytes()
+    except FloatingPointError:
+        raise ValueError(
+            f"patient {patient}: embeddings reach {np.abs(matrix[np.isfinite(matrix)]).max():g}, {dtype} ends at "
+            f"{np.finfo(dtype).max:g}: set output.embedding_dtype to float32"
+        ) from None
 
 
 def _mean_histogram(column: pa.ChunkedArray, bins: int) -> np.ndarray[Any, np.dtype[np.float32]]:

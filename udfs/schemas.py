@@ -108,9 +108,15 @@ PATIENTS = pa.schema(
         _column("complete", pa.bool_(), "true where no slide of the patient failed"),
         _column("embedding_dim", _INT, "columns of the bag"),
         _column(
+            "embedding_dtype",
+            _STRING,
+            "type of the bag's numbers, float32 or float16, little-endian; null is float32, in rows of older versions",
+        ),
+        _column(
             "embeddings_avg",
             pa.binary(),
-            "bag of embedding_avg: little-endian float32, C order, [n_tiles, embedding_dim], rows by image_id, y_px, x_px",
+            "bag of embedding_avg: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], rows by image_id, y_px, "
+            "x_px",
         ),
         _column("embeddings_max", pa.binary(), "bag of embedding_max, laid out as embeddings_avg"),
         _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
@@ -159,6 +165,15 @@ RUNS = pa.schema(
 )
 
 # What the UDFs hand on, on the way to the tables.
+
+MEASURED_ENCODERS = pa.schema(
+    [
+        pa.field("runtime", _STRING),
+        pa.field("precision", _STRING),
+        pa.field("tiles_per_s", _DOUBLE),  # of one task
+        pa.field("cosine", _DOUBLE),  # to PyTorch's fp32
+    ]
+)
 
 TRAFFIC = pa.struct([pa.field("requests", _LONG), pa.field("bytes", _LONG), pa.field("waited_s", _DOUBLE)])
 

@@ -7,3 +7,13 @@ def slot_cpus() -> int:
     """The processors of this task's slot, which its threads may use: more would fight the other slots. 1 outside Spark."""
     context = TaskContext.get()
     return int(context.cpus()) if context else 1
+
+
+def gpu_address() -> str | None:
+    """The address of the GPU that Spark gave this task; None where it schedules no GPUs, and outside Spark.
+
+    A worker process serves one task after the other, and the next one may get another GPU.
+    """
+    context = TaskContext.get()
+    gpus = context.resources().get("gpu") if context else None
+    return str(gpus.addresses[0]) if gpus else None

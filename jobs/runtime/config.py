@@ -6,10 +6,20 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from udfs.wsi.store import StoreOptions, public_uri, read_bytes, redact, secrets_of
 
@@ -61,6 +71,10 @@ class Output(_Section):
     """Where the tables go."""
 
     root: str = Field(description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...")
+    embedding_dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="of the bags in patients; float16 halves them and rounds to 3 digits; numbers up to 65504",
+    )
 
 
 class Tiling(_Section):
@@ -88,7 +102,7 @@ class Stain(_Section):
 class Encoder(_Section):
     """The network that embeds tiles."""
 
-    name: str = Field("efficientnet_b0", description="a timm model that yields a feature map")
+    name: str = Field("efficientnet_b0", description="a timm model")
     weights: str | None = Field(
         None, description="URI of its checkpoint (safetensors or state dict); null takes the hub's pretrained weights"
     )
@@ -96,8 +110,54 @@ class Encoder(_Section):
     interpolation: Literal["area", "model"] = Field(
         "area", description="how a tile is brought to input_px: area average, or as the model was trained"
     )
-    batch_size: int = Field(8, ge=1, le=4096, description="tiles a forward pass")
+    pooling: Literal["auto", "map", "pooled"] = Field(
+        "auto",
+        description="map: mean and max over the positions of the model's feature map; pooled: the model's own vector, for "
+        "both; auto: map where the model yields one",
+    )
+    runtime: Literal["auto", "torch", "openvino"] = Field(
+        "torch",
+        description="openvino is fastest on processors, and an extra; auto measures a few seconds and takes the fastest "
+        "within cosine 0.999 of fp32, then keeps to it while the tables are there",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="null is fp32, or with runtime auto whatever is fastest"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        "auto", description="tiles a forward pass; auto measures once a host"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Encoder":
+        if self.precision == "fp16" and (self.device == "cpu" or self.runtime == "openvino"):
+            raise ValueError("precision fp16 needs a GPU: set precision to fp32 or bf16")
+        if self.runtime == "openvino" and self.device == "cuda":
+            raise ValueError("runtime openvino runs on processors: set device to cpu, or runtime to torch")
+        if self.runtime == "openvino" and not find_spec("openvino"):
+            raise ValueError(
+                "runtime openvino needs OpenVINO: pip install 'slidelake[openvino]', or set runtime to torch"
+            )
+        return self
+
+
+class Resources(_Section):
+    """What a task of the features stage gets on a cluster; other stages go by Spark's own settings."""
+
+    gpus_per_task: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs a task: 1, or 2, ...; 0.5 lets two tasks share one; null asks for none. Without effect where "
+        "executors have no GPU and in local mode",
+    )
+    cpus_per_task: int | None = Field(None, ge=1, description="processors a task; null is spark.task.cpus")
+
+    @field_validator("gpus_per_task")
+    @classmethod
+    def _whole_or_shared(cls, gpus: float | None) -> float | None:
+        if gpus and gpus > 1 and gpus % 1:
+            raise ValueError("must be whole, or at most 1")
+        return gpus
 
 
 class Histogram(_Section):
@@ -138,6 +198,7 @@ class Config(_Section):
     tiling: Tiling = Tiling()
     stain: Stain = Stain()
     encoder: Encoder = Encoder()
+    resources: Resources = Resources()
     histogram: Histogram = Histogram()
     stainnet: Stainnet = Stainnet()
     run: Run = Run()

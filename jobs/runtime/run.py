@@ -18,6 +18,7 @@ from pyspark.sql import Row, SparkSession
 
 from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import Config, ConfigError
+from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.progress import Progress
 from jobs.runtime.session import slots
 from jobs.runtime.survey import plan_waves, take_survey
@@ -26,6 +27,7 @@ from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.encoder.spec import Precision, Runtime
 from udfs.wsi.store import Traffic, absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
@@ -45,6 +47,7 @@ class Run:
     reads: dict[tuple[str, str], tuple[int, Traffic]] = field(default_factory=dict)  # file size, by image_id and stage
     problems: list[str] = field(default_factory=list)  # what is no slide's fault, a line each
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
 
@@ -56,6 +59,8 @@ class Run:
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
         encoder = self.config.encoder.model_dump()
+        encoder["runtime"], encoder["precision"] = self.encoder_runs_by
+        encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
         if encoder["weights"]:
             encoder["weights"] = absolute_uri(encoder["weights"])
         stain = self.config.stain.weights
@@ -75,7 +80,9 @@ class Run:
         """
         try:
             spec = self.feature_spec
-            return load_models(replace(spec, encoder=replace(spec.encoder, device="cpu")))
+            return load_models(
+                replace(spec, encoder=replace(spec.encoder, device="cpu", runtime="torch", precision="fp32"))
+            )
         except (CheckpointError, ValueError) as error:
             raise ConfigError(str(error)) from None
 
@@ -142,9 +149,12 @@ def work_in_waves(
     with run.stage("plan"):
         images = read_cohort(config)
         located = locate(images, config)
-        models = run.models.fingerprint if encodes else None
         for name in SCHEMAS:
             run.tables.create(name)
+        models = None
+        if encodes:
+            run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
+            models = (*run.models.fingerprint, *_numerics(*run.encoder_runs_by))
         survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
         _tell_unreachable(run, survey)
         work = survey[stale(run, survey)]
@@ -161,6 +171,11 @@ def work_in_waves(
         run.progress.close()
     run.counts["waves"] = len(waves)
     return survey
+
+
+def _numerics(runtime: Runtime, precision: Precision) -> tuple[str, ...]:
+    """What of these tells rows apart: every runtime's fp32 is the same but for rounding."""
+    return () if precision == "fp32" else (runtime, precision)
 
 
 def _tell_unreachable(run: Run, survey: pd.DataFrame) -> None:

@@ -56,12 +56,12 @@ def _read_lines(run: Run) -> list[str]:
     total = sum({image_id: size for (image_id, _), (size, _) in run.reads.items()}.values())
     traffic = sum((traffic for _, traffic in run.reads.values()), Traffic())
     return [
-        f"  read      {_size(traffic.bytes)} of {_size(total)}, the size of the slides read, in {traffic.requests:,} requests; "
-        f"workers waited {traffic.waited_s:.1f} s for them"
+        f"  read      {readable_size(traffic.bytes)} of {readable_size(total)}, the size of the slides read, in "
+        f"{traffic.requests:,} requests; workers waited {traffic.waited_s:.1f} s for them"
     ]
 
 
-def _size(n_bytes: int) -> str:
+def readable_size(n_bytes: int) -> str:
     """The size for people, in powers of ten as stores bill them."""
     return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 

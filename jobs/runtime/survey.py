@@ -106,7 +106,8 @@ def _wanted(
     }
     if models_fingerprint is not None:
         encoder = config.encoder
-        how = (encoder.name, encoder.input_px, encoder.interpolation, config.histogram.bins)
+        how = [encoder.name, encoder.input_px, encoder.interpolation, config.histogram.bins]
+        how += [] if encoder.pooling == "auto" else [encoder.pooling]
         # mpp in the CSV moves tiles only where they are read at a target mpp
         where = (version, tiling.tile_px, tiling.mpp, image.mpp if tiling.mpp else None, image.patient_id)
         wanted["want_features_hash"] = settings_hash(features.VERSION, where, how, models_fingerprint)
@@ -217,7 +218,9 @@ def patient_hash(images: pd.DataFrame, config: Config) -> str | None:
         for row in rows.itertuples()
     ]
     first = rows.iloc[0]
-    return settings_hash(patients.VERSION, first["center_id"], first["label"], config.histogram.bins, parts)
+    dtype = config.output.embedding_dtype
+    how = [config.histogram.bins, *([] if dtype == "float32" else [dtype])]
+    return settings_hash(patients.VERSION, first["center_id"], first["label"], *how, parts)
 
 
 def plan_waves(stale: Mapping[str, int], slides_a_wave: int) -> list[list[str]]:

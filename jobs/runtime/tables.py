@@ -26,6 +26,14 @@ _PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.columnMapping.mode": "none",
 }
+# Training reads a row group at a time: small ones make small steps. As properties of the table these hold for whoever writes
+# it, with whatever settings of Spark.
+_ROW_GROUPS = {"parquet.block.size": str(32 << 20)}
+_LAYOUT = {
+    "features": _ROW_GROUPS,
+    # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
+    "patients": _ROW_GROUPS | {"parquet.page.size.row.check.min": "1"},
+}
 
 
 def spark_schema(schema: pa.Schema) -> StructType:
@@ -57,16 +65,19 @@ class Tables:
         return f"{absolute_uri(self.root).rstrip('/')}/{name}"  # Delta wants no relative path
 
     def create(self, name: str) -> None:
-        """Make the table where it is not there yet; one of an older version gets the columns that it lacks."""
-        schema, path = spark_schema(SCHEMAS[name]), self.path(name)
+        """Make the table where it is not there yet; one of an older version gets the columns and properties that it lacks."""
+        schema, path, layout = spark_schema(SCHEMAS[name]), self.path(name), _LAYOUT.get(name, {})
         if DeltaTable.isDeltaTable(self.spark, path):
             have = set(self.read(name).columns)
             new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in have]
             if new:
                 self.spark.sql(f"ALTER TABLE delta.`{path}` ADD COLUMNS ({', '.join(new)})")
+            for key, value in layout.items():
+                if self.property(name, key) is None:
+                    self.set_property(name, key, value)
         else:
             builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema)
-            for key, value in _PROPERTIES.items():
+            for key, value in (_PROPERTIES | layout).items():
                 builder = builder.property(key, value)
             builder.execute()
         self._known[name] = self.version(name)
@@ -74,6 +85,18 @@ class Tables:
     def version(self, name: str) -> int:
         """The Delta version of a table that is there."""
         return int(DeltaTable.forPath(self.spark, self.path(name)).history(1).collect()[0]["version"])
+
+    def property(self, name: str, key: str) -> str | None:
+        """A property of the table."""
+        properties = DeltaTable.forPath(self.spark, self.path(name)).detail().select("properties").collect()[0][0]
+        value: str | None = properties.get(key)
+        return value
+
+    def set_property(self, name: str, key: str, value: str) -> None:
+        """Set a property of the table; a commit without rows."""
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        self.spark.sql(f"ALTER TABLE delta.`{self.path(name)}` SET TBLPROPERTIES ('{key}' = '{quoted}')")
+        self._known[name] = self.version(name)
 
     def read(self, name: str) -> DataFrame:
         """The rows as they are now."""
@@ -108,6 +131,17 @@ class Tables:
         table = DeltaTable.forPath(self.spark, self.path(name)).alias("old")
         table.merge(rows.alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
         self._known[name] = self.version(name)
+
+    def compact(self, name: str) -> None:
+        """Join small files to larger ones, in one commit that changes no row; none where there is nothing to join."""
+        self._check_alone(name)
+        DeltaTable.forPath(self.spark, self.path(name)).optimize().executeCompaction()
+        self._known[name] = self.version(name)
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Files of the table as it is now, and their bytes."""
+        detail = DeltaTable.forPath(self.spark, self.path(name)).detail().select("numFiles", "sizeInBytes").collect()[0]
+        return int(detail["numFiles"]), int(detail["sizeInBytes"])
 
     def _write(self, name: str, rows: DataFrame, where: str | None) -> None:
         known = self._check_alone(name)

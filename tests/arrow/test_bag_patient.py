@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.patients import BAGS, bag_patient
+from udfs.patients import BAGS, Dtype, bag_patient
 from udfs.schemas import ENCODED
 
 BINS = 4
@@ -28,9 +28,9 @@ def feature_rows(places: list[tuple[str, int, int]], seed: int, dim: int = 6) ->
     return rows
 
 
-def bag(rows: list[dict[str, Any]], chunks: int = 1) -> dict[str, Any]:
+def bag(rows: list[dict[str, Any]], chunks: int = 1, dtype: Dtype = "float32") -> dict[str, Any]:
     parts = [pa.Table.from_pylist(rows[start::chunks], SCHEMA) for start in range(chunks)]
-    table = bag_patient(BINS)(pa.concat_tables(parts))
+    table = bag_patient(BINS, dtype)(pa.concat_tables(parts))
     assert table.schema.equals(BAGS)
     table.validate(full=True)
     [row] = table.to_pylist()
@@ -38,11 +38,12 @@ def bag(rows: list[dict[str, Any]], chunks: int = 1) -> dict[str, Any]:
     return result
 
 
-def check(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def check(row: dict[str, Any], rows: list[dict[str, Any]], dtype: Dtype = "float32") -> None:
     ordered = sorted(rows, key=lambda r: (r["image_id"], r["y_px"], r["x_px"]))
     for name in ("avg", "max"):
-        wanted = np.stack([r[f"embedding_{name}"] for r in ordered]).astype("<f4")
+        wanted = np.stack([r[f"embedding_{name}"] for r in ordered]).astype({"float32": "<f4", "float16": "<f2"}[dtype])
         assert row[f"embeddings_{name}"] == wanted.tobytes()
+    assert row["embedding_dtype"] == dtype
     assert row["tile_index"] == [{key: r[key] for key in ("image_id", "x_px", "y_px")} for r in ordered]
     assert (row["patient_id"], row["n_tiles"], row["embedding_dim"]) == ("007", len(rows), 6)
     fractions = np.zeros((len(rows), BINS**3))
@@ -62,15 +63,34 @@ def check(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     ),
     seed=st.integers(0, 2**31),
     chunks=st.integers(1, 3),
+    dtype=st.sampled_from(("float32", "float16")),
 )
 def test_bags_are_a_group_by_of_the_features_in_whatever_order_they_come(
-    places: set[tuple[str, int, int]], seed: int, chunks: int
+    places: set[tuple[str, int, int]], seed: int, chunks: int, dtype: Dtype
 ) -> None:
     rows = feature_rows(sorted(places), seed)
     shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
-    row = bag(shuffled, chunks)
-    check(row, rows)
-    assert row == bag(rows)  # to the last bit, mean histogram included
+    row = bag(shuffled, chunks, dtype)
+    check(row, rows, dtype)
+    assert row == bag(rows, dtype=dtype)  # to the last bit, mean histogram included
+
+
+@pytest.mark.parametrize("column", ["embedding_avg", "embedding_max"])
+@pytest.mark.parametrize("value", [65520.0, -65520.0, 3e38])  # 65504 is the largest, and what rounds to it
+def test_what_float16_cannot_hold_is_said_and_never_written_as_infinite(column: str, value: float) -> None:
+    rows = feature_rows([("a", x, 0) for x in range(40)], 2)
+    rows[17][column][3] = value
+    with pytest.raises(ValueError, match=r"patient 007: .* set output\.embedding_dtype to float32") as caught:
+        bag(rows, dtype="float16")
+    assert f"{abs(value):g}" in str(caught.value) and "65504" in str(caught.value)
+    check(bag(rows), rows)
+
+
+def test_float16_goes_to_the_ends_of_its_range_and_keeps_what_never_was_finite() -> None:
+    rows = feature_rows([("a", x, 0) for x in range(40)], 2)
+    rows[17]["embedding_max"][:] = [65504, -65519, 1e-9, np.inf, -np.inf, np.nan]
+    packed = np.frombuffer(bag(rows, dtype="float16")["embeddings_max"], "<f2").reshape(40, 6)[17]
+    np.testing.assert_array_equal(packed, [65504, -65504, 0, np.inf, -np.inf, np.nan])
 
 
 def test_every_tile_weighs_the_same_in_the_mean_histogram() -> None:
@@ -84,5 +104,5 @@ def test_every_tile_weighs_the_same_in_the_mean_histogram() -> None:
 def test_a_slice_of_a_larger_table_is_a_bag_of_its_own() -> None:
     rows = feature_rows([("a", x, 0) for x in range(9)], 1)
     sliced = pa.Table.from_pylist(rows, SCHEMA).slice(3, 4)
-    [row] = bag_patient(BINS)(sliced).to_pylist()
+    [row] = bag_patient(BINS, "float32")(sliced).to_pylist()
     check(row, rows[3:7])

@@ -321,7 +321,7 @@ def test_whatever_ends_a_task_closes_what_it_opened(
     def exhausted(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("udfs.features.color_histogram", exhausted)
+    monkeypatch.setattr("udfs.wsi.inference.color_histograms", exhausted)
     with pytest.raises(MemoryError):  # Spark tries the task again
         list(encode_tiles(spec, "run")([batch]))
     assert watched.open == 0

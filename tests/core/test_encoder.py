@@ -138,17 +138,57 @@ def test_a_name_like_no_model_is_refused_without_a_guess(small: EncoderSpec) -> 
         Encoder(replace(small, name="zzzzqqqq"))
 
 
-def test_a_model_without_a_feature_map_is_refused(tmp_path: Path) -> None:
+def by_timm(name: str, weights: dict[str, torch.Tensor], tiles: Pixels) -> NDArray[Any]:
+    """[n, dim]: timm's own pooled vectors."""
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()})
+    mean, std = (torch.tensor(model.default_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        vectors: NDArray[Any] = model.eval()(
+            (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        ).numpy()
+    return vectors
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_mambaout"])
+def test_the_models_own_pooled_vector_stands_for_both(tmp_path: Path, tiles: Pixels, name: str) -> None:
+    torch.manual_seed(2)
+    model = timm.create_model(name, pretrained=False)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    edge = model.default_cfg["input_size"][-1]
+    crops = np.ascontiguousarray(tiles[:3, :edge, :edge])
+    spec = EncoderSpec(name, str(tmp_path / "weights.safetensors"), edge, batch_size=4, device="cpu", pooling="pooled")
+    average, maximum = Encoder(spec).embed(crops)
+    np.testing.assert_array_equal(average, maximum)
+    assert cosines(average, by_timm(name, model.state_dict(), crops)).min() >= 0.99999
+
+
+def test_channels_last_feature_maps_are_pooled_over_their_positions(tmp_path: Path, tiles: Pixels) -> None:
+    """MambaOut's feature map is [n, h, w, dim], where most models' is [n, dim, h, w]."""
+    torch.manual_seed(2)
+    model = timm.create_model("test_mambaout", pretrained=False, num_classes=0, global_pool="")
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    edge = model.default_cfg["input_size"][-1]
+    crops = np.ascontiguousarray(tiles[:3, :edge, :edge])
+    mean, std = (torch.tensor(model.default_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        x = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        features = model.eval()(x)
+    assert features.shape[1] == features.shape[2] != features.shape[3]
+    spec = EncoderSpec("test_mambaout", str(tmp_path / "weights.safetensors"), edge, batch_size=4, device="cpu")
+    found = np.stack(Encoder(spec).embed(crops))
+    expected = torch.stack([features.mean(dim=(1, 2)), features.amax(dim=(1, 2))]).numpy()
+    assert cosines(found, expected).min() >= 0.99999
+
+
+def test_a_model_without_a_feature_map(tmp_path: Path) -> None:
     model = timm.create_model("test_vit", pretrained=False)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "vit.safetensors")
     edge = model.default_cfg["input_size"][-1]
-    spec = EncoderSpec("test_vit", str(tmp_path / "vit.safetensors"), edge, "area", 4, "cpu")
-    with pytest.raises(
-        ValueError, match=r"test_vit yields \[1, \d+, \d+\], not a feature map .*choose a convolutional"
-    ):
-        Encoder(spec)
-    with pytest.raises(ValueError, match=r"test_vit"):
-        Encoder(replace(spec, input_px=edge + 32))
+    spec = EncoderSpec("test_vit", str(tmp_path / "vit.safetensors"), edge, batch_size=4, device="cpu")
+    assert Encoder(spec).pooling == "pooled"
+    with pytest.raises(ValueError, match=r"test_vit yields \[1, \d+, \d+\], not a feature map .*set encoder\.pooling"):
+        Encoder(replace(spec, pooling="map"))
 
 
 def test_an_unknown_variant_of_a_model_is_refused_in_one_line(small: EncoderSpec) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from tests.slides.make import Pixels
 from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
+from udfs.wsi.colours import rgb
 from udfs.wsi.stain import StainNet, load_stainnet
 
 SHAPES = {
@@ -60,11 +61,26 @@ def test_every_pixel_is_what_torchs_convolutions_make_of_it(tensors: Tensors, tm
 
 def test_it_maps_colours_one_by_one(tensors: Tensors, tmp_path: Path) -> None:
     net = load_stainnet(saved(tmp_path / "stainnet.pth", tensors))
-    tile = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
-    shuffled = np.random.default_rng(2).permutation(1024)
-    np.testing.assert_array_equal(
-        net.normalise(tile).reshape(-1, 3)[shuffled], net.normalise(tile.reshape(-1, 3)[shuffled][None])[0]
-    )
+    colours = np.random.default_rng(1).integers(0, 256, (150 * 151, 3), np.uint8)
+    normalised = net.normalise(colours)
+    shuffled = np.random.default_rng(2).permutation(len(colours))
+    np.testing.assert_array_equal(net.normalise(colours[shuffled]), normalised[shuffled])
+    np.testing.assert_array_equal(net.normalise(colours.reshape(3, 50, 151, 3)), normalised.reshape(3, 50, 151, 3))
+    for n in (0, 1, 2, 7, 17, 333):
+        np.testing.assert_array_equal(net.normalise(colours[:n]), normalised[:n])
+
+
+def test_every_colour_becomes_the_same_on_more_threads(tensors: Tensors, tmp_path: Path) -> None:
+    """Torch's convolution rounds some hundred of the 2^24 to the number beside, on two threads."""
+    net = load_stainnet(saved(tmp_path / "stainnet.pth", tensors))
+    every = rgb(0, 2**24)
+    normalised = net.normalise(every)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        np.testing.assert_array_equal(net.normalise(every), normalised)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", ["plain", "DataParallel", "state_dict", "model", "both", "safetensors", "legacy"])

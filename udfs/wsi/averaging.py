@@ -29,7 +29,7 @@ class AreaAverage:
         inside = pixels[: rows.stop * self._edge - top, : columns.stop * self._edge - left]
         whole = inside.shape[:2] == (len(rows) * self._edge, len(columns) * self._edge)
         if whole and self._edge <= MOST_EDGE_EXACT:
-            sums = sums_of_squares(inside, self._edge)
+            sums = sums_of_squares(inside, self._edge).astype(np.uint32)
         else:
             # uint16 holds 257 rows of 255; a coarser average than 1/257 needs more
             narrow = np.uint16 if self._edge <= 257 else np.uint32
@@ -49,22 +49,20 @@ class AreaAverage:
             self._sums, self._first = self._sums[done:], self._first + done
 
 
-def sums_of_squares(pixels: Pixels, edge: int) -> NDArray[np.uint32]:
-    """uint8 [h * edge + some, w * edge + some, 3] to uint32 [h, w, 3], edge up to 256."""
-    return _sums(pixels, edge).astype(np.uint32)
-
-
 def means_of_squares(pixels: Pixels, edge: int) -> Pixels:
     """uint8 [h * edge + some, w * edge + some, 3] to uint8 [h, w, 3], halves rounded up; edge up to 64."""
     area = edge * edge
-    means = _sums(pixels, edge)
+    means = sums_of_squares(pixels, edge)
     means += area // 2
     means /= area  # in float32 still below the next integer where it ought to be, for 255 + 1/4096 can be told from 255
     return means.astype(np.uint8)
 
 
-def _sums(pixels: Pixels, edge: int) -> NDArray[np.float32]:
-    """By a matrix product along the rows, which takes a thirtieth of a reduceat."""
+def sums_of_squares(pixels: Pixels, edge: int) -> NDArray[np.float32]:
+    """uint8 [h * edge + some, w * edge + some, 3] to float32 [h, w, 3], whole numbers; edge up to 256.
+
+    By a matrix product along the rows, which takes a thirtieth of a reduceat.
+    """
     height, width = pixels.shape[0] // edge, pixels.shape[1] // edge
     rows = pixels[: height * edge, : width * edge].reshape(height, edge, width * edge * 3)
     sums = rows[:, 0].astype(np.uint16)

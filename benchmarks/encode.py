@@ -1,0 +1,89 @@
+"""encode: tiles to embeddings on one core by each runtime and precision, beside the runtime alone at its best batch.
+
+Ours is `Encoder.embed`, from uint8 tiles of 448 px to two vectors; the runtime alone has its images ready. The cosine is that
+to PyTorch's fp32 over real tiles, of the worse of the two aggregates; random weights have none to speak of.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks import inputs
+from benchmarks.measure import Line, median_seconds, seconds
+from benchmarks.ways import WAYS
+from benchmarks.work import INPUT_PX
+from tests.slides.weights import LITE0
+from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.encoder.resize import resize
+from udfs.wsi.encoder.spec import Precision, Runtime
+
+_SIZES = (1, 4, 8, 16, 32)
+_TILES, _TILES_OF_COSINE = 32, 512
+
+Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def run() -> Iterator[Line]:
+    """A line for each runtime and precision of each model."""
+    torch.set_num_threads(1)
+    tiles = inputs.kept_pixels(inputs.section(), _TILES_OF_COSINE)
+    for name, weights, kind in (
+        (LITE0, inputs.lite0_weights(), "real"),
+        ("efficientnet_b0", inputs.b0_weights(), "random"),
+    ):
+        reference: Embeddings | None = None
+        for runtime, precision in WAYS:
+            encoder = Encoder(_spec(name, weights, runtime, precision))
+            line: Line = {"encoder": name, "weights": kind, "runtime": runtime, "precision": precision}
+            line |= _speed(encoder, tiles[:_TILES])
+            if kind == "real":
+                found = encoder.embed(tiles)
+                reference = reference or found
+                line |= _cosines(found, reference)
+            yield line
+
+
+def _spec(name: str, weights: Path, runtime: Runtime, precision: Precision) -> EncoderSpec:
+    return EncoderSpec(name, str(weights), INPUT_PX, runtime=runtime, precision=precision, device="cpu")
+
+
+def _speed(encoder: Encoder, tiles: NDArray[np.uint8]) -> Line:
+    images = resize(tiles, INPUT_PX, encoder.interpolation)
+
+    def bare(size: int) -> None:
+        for start in range(0, len(images), size):
+            encoder.runtime(images[start : start + size], size)
+
+    for size in _SIZES:
+        bare(size)  # compiled, and warm
+    best = min(_SIZES, key=lambda size: min(seconds(partial(bare, size)) for _ in range(2)))
+    taken = median_seconds({"ours": partial(encoder.embed, tiles), "bare": partial(bare, best)})
+    rates = {way: len(tiles) / spent for way, spent in taken.items()}
+    return {
+        "batch_size": encoder.batch_size,
+        "images_per_s": rates["ours"],
+        "bare_batch_size": best,
+        "bare_images_per_s": rates["bare"],
+        "of_bare": rates["ours"] / rates["bare"],
+    }
+
+
+def _cosines(found: Embeddings, reference: Embeddings) -> Line:
+    each = [cosines(ours, theirs) for ours, theirs in zip(found, reference, strict=True)]
+    mean, least = (min(float(statistic(one)) for one in each) for statistic in (np.mean, np.min))
+    return {
+        "cosine_tiles": len(found[0]),
+        "cosine_mean": f"{mean:.5f}",
+        "cosine_min": f"{least:.5f}",
+    }
+
+
+def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of the rows of two matrices: float32 [n, dim] twice to [n]."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    result: NDArray[np.float64] = (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    return result

@@ -1,0 +1,53 @@
+"""Optional: join the small files that many waves and runs leave in tiles, features and patients. No row changes."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.runtime.cli import DONE
+from jobs.runtime.cli import main as run_main
+from jobs.runtime.config import ConfigError
+from jobs.runtime.run import Run
+from jobs.runtime.summary import readable_size
+from udfs.wsi.store import public_uri
+
+TABLES = ("tiles", "features", "patients")
+
+
+def compact(run: Run, arguments: argparse.Namespace) -> int:
+    """Compact table by table; report files and bytes."""
+    del arguments
+    root = public_uri(run.config.output.root)
+    if not set(TABLES) <= run.tables.versions().keys():
+        raise ConfigError(f"no tables in {root}: run the preprocess job first")
+    for name in TABLES:  # all of them first: whoever writes to one from here on is noticed
+        run.tables.create(name)
+    lines = ["", f"slidelake {run.job}, run {run.run_id}"]
+    for name in TABLES:
+        before = run.tables.size(name)
+        with run.stage(name):
+            run.tables.compact(name)
+        after = run.tables.size(name)
+        run.counts.update({f"{name}_files_before": before[0], f"{name}_files_after": after[0]})
+        lines.append(f"  {name:<9} {_files(*before)}, now {_files(*after)}")
+    seconds = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
+    lines += [
+        f"  seconds   {seconds}",
+        f"  tables    {root}/",
+        "  next      the old files stay, for readers of older versions: Delta's VACUUM deletes them",
+    ]
+    print("\n".join(lines))
+    return DONE
+
+
+def _files(number: int, n_bytes: int) -> str:
+    return f"{number:,} {'file' if number == 1 else 'files'} of {readable_size(n_bytes)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_main("compact", __doc__, compact, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Which runtime and precision the encoder runs with, where the settings leave it open."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from jobs.runtime.config import ConfigError
+from jobs.runtime.resources import features_resources
+from jobs.runtime.tables import spark_schema
+from udfs.encoders import measure_encoders
+from udfs.schemas import MEASURED_ENCODERS
+from udfs.wsi.encoder.choice import LEAST_COSINE, Measured, fastest
+from udfs.wsi.encoder.spec import Precision, Runtime
+
+if TYPE_CHECKING:
+    from jobs.runtime.run import Run
+
+_PROPERTY = "slidelake.encoder"  # of table features
+_SLIDES_LOOKED_AT = 16
+
+
+def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]:
+    """What the settings say; with `runtime: auto`, what the rows of table features were made with, so that all rows compare,
+    or what a measurement on tiles of the cohort finds fastest, which is then written down with the table.
+    """
+    settings = run.config.encoder
+    if settings.runtime != "auto":
+        return settings.runtime, settings.precision or "fp32"
+    what = (settings.name, run.models.encoder.fingerprint, settings.input_px, settings.precision)
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+    known = json.loads(run.tables.property("features", _PROPERTY) or "{}")
+    if known.get("of") == key:
+        if known["runtime"] == "openvino" and not find_spec("openvino"):
+            raise ConfigError(
+                "these tables' embeddings were made with OpenVINO, which is not here: pip install 'slidelake[openvino]', or "
+                "set encoder.runtime to torch, which encodes all tiles again"
+            )
+        return known["runtime"], known["precision"]
+    print("encoder: measuring runtimes on tiles of the cohort ...", file=sys.stderr)
+    measured = _measured(run, uris)
+    if not measured:  # no slide that could be read: there is nothing to encode either
+        return "torch", settings.precision or "fp32"
+    best = fastest(measured)
+    if best is None:
+        raise ConfigError(
+            f"encoder.precision = {settings.precision}: its cosine to fp32 is {max(one.cosine for one in measured):.5f} on "
+            f"tiles of the cohort, less than {LEAST_COSINE}: leave it out, or set encoder.runtime to take it all the same"
+        )
+    for one in measured:
+        print(
+            f"encoder: {one.runtime} {one.precision}: {one.tiles_per_s:.1f} tiles/s a task, cosine to fp32 {one.cosine:.5f}"
+            f"{' <- taken' if one is best else '' if one.cosine >= LEAST_COSINE else f' < {LEAST_COSINE}'}",
+            file=sys.stderr,
+        )
+    run.tables.set_property(
+        "features", _PROPERTY, json.dumps({"of": key, "runtime": best.runtime, "precision": best.precision})
+    )
+    return best.runtime, best.precision
+
+
+def _measured(run: "Run", uris: Sequence[str]) -> list[Measured]:
+    rows = run.spark.createDataFrame([(uri,) for uri in uris[:_SLIDES_LOOKED_AT]], "uri string").coalesce(1)
+    function = measure_encoders(run.feature_spec, run.config.tiling.tile_px, run.config.encoder.precision)
+    profile = features_resources(run.spark, run.config.resources).profile
+    found = rows.mapInArrow(function, spark_schema(MEASURED_ENCODERS), profile=profile).collect()
+    return [Measured(**row.asDict()) for row in found]

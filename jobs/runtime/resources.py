@@ -1,0 +1,144 @@
+"""What a task of the features stage is given on a cluster: its resource profile, checked against what executors have."""
+
+import math
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pyspark.resource import ExecutorResourceRequests, ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
+from pyspark.sql import SparkSession
+
+from jobs.runtime.config import ConfigError, Resources
+from jobs.runtime.session import slots
+
+_GPU = "spark.executor.resource.gpu"
+_PATIENCE_S = 30.0  # with a cluster that has no executor yet, before that is said
+_LATECOMERS_S = 3.0  # for a larger executor, where those that came first are too small
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What an executor offers to tasks."""
+
+    cores: int
+    gpus: int
+
+    def tasks(self, cpus: int, gpus: float) -> int:
+        """How many tasks that take so much run at once.
+
+        As many share a GPU as fit on it whole: two of 0.4, one of 0.6.
+        """
+        by_cores = self.cores // cpus
+        if not gpus:
+            return by_cores
+        by_gpus = self.gpus * math.floor(1 / gpus) if gpus <= 1 else self.gpus // int(gpus)
+        return min(by_cores, by_gpus)
+
+
+@dataclass(frozen=True)
+class StageResources:
+    """How the tasks of the features stage are scheduled."""
+
+    session: SparkSession
+    profile: ResourceProfile | None = None  # for DataFrame.mapInArrow; None goes by Spark's own settings
+    cpus: int = 1
+    gpus: float = 0
+
+    def slots(self) -> int:
+        """How many of its tasks run at once: on the executors of now, and no fewer than of others if Spark adds some."""
+        if self.profile is None:
+            return slots(self.session)
+        least = slots(self.session) if _is_dynamic(self.session) else 1
+        return max(least, sum(executor.tasks(self.cpus, self.gpus) for executor in _executors(self.session)))
+
+
+@lru_cache(maxsize=1)  # once an application: to Spark, each profile that is built is another
+def features_resources(session: SparkSession, settings: Resources) -> StageResources:
+    """The profile of the features stage, where the settings ask for one and the cluster can give it.
+
+    With a fixed number of executors it is about tasks alone, and they run on the executors of all stages. With dynamic
+    allocation Spark starts further executors for it: with `spark.executor.resource.gpu.amount` GPUs each, as all others;
+    where that is 0, others go without and these have what a task takes.
+
+    Raises:
+        ConfigError: a task asks for more than an executor has, and would wait for ever.
+    """
+    if not settings.gpus_per_task and settings.cpus_per_task is None:
+        return StageResources(session)
+    if _is_local(session):
+        _say("Spark runs on this machine alone: its tasks take all cores, and a GPU where it has one")
+        return StageResources(session)
+    conf = session.sparkContext.getConf()
+    gpus, cpus = settings.gpus_per_task or 0, settings.cpus_per_task or int(conf.get("spark.task.cpus", "1") or 1)
+    executors = _executors_to_count_on(session, cpus, gpus)
+    most_gpus, most_cores = max(e.gpus for e in executors), max(e.cores for e in executors)
+    if _is_dynamic(session) and conf.get(f"{_GPU}.amount", None) == "0":
+        most_gpus = math.ceil(gpus)
+    if gpus and not most_gpus:
+        _say(f"executors have no GPU ({_GPU}.amount): the features stage runs without")
+        gpus = 0
+    if gpus > most_gpus:
+        raise ConfigError(
+            f"resources.gpus_per_task is {gpus:g}, but an executor has {most_gpus}: set it to {most_gpus} or less, or "
+            f"{_GPU}.amount to {gpus:g} where nodes have as many"
+        )
+    if cpus > most_cores:
+        raise ConfigError(
+            f"resources.cpus_per_task is {cpus}, but an executor has {most_cores} cores: set it to {most_cores} or less, or "
+            f"spark.executor.cores to {cpus} where nodes have as many"
+        )
+    if not gpus and settings.cpus_per_task is None:
+        return StageResources(session)
+    tasks = TaskResourceRequests().cpus(cpus)
+    builder = ResourceProfileBuilder().require(tasks.resource("gpu", gpus) if gpus else tasks)
+    if gpus and _is_dynamic(session):
+        script, vendor = conf.get(f"{_GPU}.discoveryScript", ""), conf.get(f"{_GPU}.vendor", "")
+        builder.require(ExecutorResourceRequests().resource("gpu", most_gpus, script or "", vendor or ""))
+    return StageResources(session, builder.build, cpus, gpus)
+
+
+def _is_dynamic(session: SparkSession) -> bool:
+    """Whether Spark starts and stops executors as it goes."""
+    return session.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true"
+
+
+def _is_local(session: SparkSession) -> bool:
+    """Whether tasks run in the driver's own process, where Spark has no profiles."""
+    return (session.sparkContext.master or "local").partition("[")[0] == "local"
+
+
+def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> list[Executor]:
+    """Those that there are, at least one: with the first task, Spark waits until one has come."""
+    late = threading.Timer(
+        _PATIENCE_S,
+        _say,
+        [f"no executor in {_PATIENCE_S:g} s: Spark waits for a worker with the cores, memory and GPUs of one free"],
+    )
+    late.daemon = True
+    late.start()
+    session.range(1).count()
+    late.cancel()
+    found = _executors(session)
+    if not any(executor.tasks(cpus, gpus) for executor in found):
+        time.sleep(_LATECOMERS_S)
+        found = _executors(session)
+    return found
+
+
+def _executors(session: SparkSession) -> list[Executor]:
+    """The executors that have come and not gone."""
+    context: Any = session.sparkContext
+    summaries = context._jsc.sc().statusStore().executorList(True)
+    rows = (summaries.apply(i) for i in range(summaries.size()))
+    return [Executor(row.totalCores(), _gpus(row.resources())) for row in rows if row.id() != "driver"]
+
+
+def _gpus(resources: Any) -> int:
+    return len(resources.apply("gpu").addresses()) if resources.contains("gpu") else 0
+
+
+def _say(text: str) -> None:
+    print(f"slidelake: resources: {text}", file=sys.stderr)

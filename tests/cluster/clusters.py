@@ -1,0 +1,125 @@
+"""Clusters of real Spark daemons on loopback, with GPUs that only a script knows of, and what is submitted to them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pyspark
+
+from tests.faults.commands import end_session, wait_until
+from tests.stores.process import HOST, ask, free_port
+
+ROOT = Path(__file__).parents[2]
+_COMMAND_S = 300  # ten times what the longest takes on two idle cores
+_SPARK = Path(pyspark.__file__).parent
+_ENVIRONMENT = {
+    "SPARK_LOCAL_IP": HOST,
+    "SPARK_DAEMON_MEMORY": "256m",
+    "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
+    "PYSPARK_PYTHON": sys.executable,  # by which spark-submit finds Spark, and executors find Python
+    "PYTHONDONTWRITEBYTECODE": "",
+}
+_SMALL = {
+    "spark.driver.host": HOST,
+    "spark.driver.memory": "1g",
+    "spark.executor.memory": "512m",
+    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.sql.shuffle.partitions": "2",  # tables of a dozen rows
+    "spark.ui.enabled": "false",
+}
+
+
+@contextmanager
+def standalone(folder: Path, *, workers: int, cores: int, gpus: int) -> Iterator[str]:
+    """A master and its workers of so many cores and GPUs each; yields the master's URL, and ends them with the block."""
+    port, page = free_port(), free_port()
+    url = f"spark://{HOST}:{port}"
+    with ExitStack() as daemons:
+        daemons.enter_context(_daemon(folder, "master.Master", "--port", str(port), "--webui-port", str(page)))
+        for number in range(workers):
+            size = ("--cores", str(cores), "--memory", "1g", "--work-dir", str(folder / f"work{number}"))
+            daemons.enter_context(_daemon(folder, "worker.Worker", "--webui-port", "0", *size, url, gpus=gpus))
+
+        def all_there() -> bool:
+            with suppress(OSError):
+                return bool(json.loads(ask(f"http://{HOST}:{page}/json/"))["aliveworkers"] == workers)
+            return False
+
+        wait_until(all_there, 60, f"{workers} workers are with the master", every=0.1)
+        yield url
+
+
+@contextmanager
+def _daemon(folder: Path, name: str, *arguments: str, gpus: int = 0) -> Iterator[None]:
+    command = [str(_SPARK / "bin/spark-class"), f"org.apache.spark.deploy.{name}", "--host", HOST, *arguments]
+    environment = os.environ | _ENVIRONMENT | {"SPARK_WORKER_OPTS": _gpus_of_a_worker(folder, gpus)}
+    with (folder / f"{name}.log").open("ab") as said:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        end_session(process.pid)
+        process.wait()
+
+
+def _gpus_of_a_worker(folder: Path, gpus: int) -> str:
+    options = {"amount": gpus, "discoveryScript": pretend_gpus(folder, gpus)}
+    return " ".join(f"-Dspark.worker.resource.gpu.{key}={value}" for key, value in options.items()) if gpus else ""
+
+
+def pretend_gpus(folder: Path, gpus: int) -> Path:
+    """A discovery script that finds so many."""
+    script = folder / f"{gpus}gpus.sh"
+    found = {"name": "gpu", "addresses": [str(address) for address in range(gpus)]}
+    script.write_text(f"#!/bin/sh\necho '{json.dumps(found)}'\n")
+    script.chmod(0o755)
+    return script
+
+
+def submit(
+    folder: Path, master: str, conf: Mapping[str, object], script: str, *arguments: str
+) -> "subprocess.CompletedProcess[str]":
+    """`spark-submit` with the settings of conf/spark/standalone.conf and these; every process of it ends with the call.
+
+    Spark writes below `folder`.
+    """
+    settings = [part for key, value in (_SMALL | dict(conf)).items() for part in ("--conf", f"{key}={value}")]
+    command = [str(_SPARK / "bin/spark-submit"), "--properties-file", str(ROOT / "conf/spark/standalone.conf")]
+    process = subprocess.Popen(
+        [*command, "--master", master, *settings, str(ROOT / script), *arguments],
+        cwd=ROOT,
+        env=os.environ | _ENVIRONMENT | {"SPARK_HOME": str(_home(folder))},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=_COMMAND_S)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+    finally:
+        end_session(process.pid)
+        process.wait()
+
+
+def _home(folder: Path) -> Path:
+    """Spark's own folder, but for what it writes there: the workers of local-cluster have no other place."""
+    home = folder / "spark"
+    if not home.exists():
+        home.mkdir()
+        for part in ("bin", "conf", "jars"):
+            (home / part).symlink_to(_SPARK / part)
+    return home

@@ -1,0 +1,139 @@
+"""What becomes of pixels on a device is what becomes of them on a processor, in order, and when memory runs out."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.slides.make import Pixels
+from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.encoder.network import load_network
+from udfs.wsi.encoder.resize import resize_tensor
+from udfs.wsi.histogram import color_histograms_on
+from udfs.wsi.inference import DeviceInference, Encoded, HostInference, inference
+from udfs.wsi.stain import StainNet
+from udfs.wsi.staintable import StainNormaliser, lookup
+
+BINS = 16
+
+
+@pytest.fixture(scope="module")
+def spec(encoder_weights: Path) -> EncoderSpec:
+    return EncoderSpec("test_efficientnet", str(encoder_weights), 96, batch_size=4, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stain(tmp_path_factory: pytest.TempPathFactory) -> StainNormaliser:
+    torch.manual_seed(5)
+    return StainNormaliser(StainNet().eval(), 0, tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture(scope="module")
+def tiles(pixels: Pixels) -> Pixels:
+    return np.stack([pixels[900 + 60 * i : 1348 + 60 * i, 800 : 800 + 448] for i in range(10)])
+
+
+Batches = list[tuple[int, Pixels | None]]
+
+
+def batches(tiles: Pixels, size: int = 4) -> Batches:
+    """With gaps between them, as between units."""
+    found: Batches = []
+    for start in range(0, len(tiles), size):
+        found += [(start, tiles[start : start + size]), (-start - 1, None)]
+    return found
+
+
+def ran(runs: HostInference | DeviceInference, given: Batches) -> dict[int, Encoded | None]:
+    done = list(runs(iter(given)))
+    assert [key for key, _ in done] == [key for key, _ in given]
+    return dict(done)
+
+
+def check_same(found: dict[int, Encoded | None], expected: dict[int, Encoded | None]) -> None:
+    assert found.keys() == expected.keys()
+    for key, wanted in expected.items():
+        given = found[key]
+        if wanted is None or given is None:
+            assert given is wanted is None
+            continue
+        np.testing.assert_array_equal(given.histograms, wanted.histograms)
+        np.testing.assert_allclose(given.average, wanted.average, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(given.maximum, wanted.maximum, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("interpolation", ["area", "model"])
+@pytest.mark.parametrize("stained", [False, True])
+@pytest.mark.parametrize("edge", [96, 112, 100])  # of what the model sees: 448 is whole many of the second alone
+def test_a_device_gives_what_the_processor_gives(
+    spec: EncoderSpec, stain: StainNormaliser, tiles: Pixels, interpolation: Any, stained: bool, edge: int
+) -> None:
+    encoder = Encoder(replace(spec, interpolation=interpolation, input_px=edge))
+    normaliser = stain if stained else None
+    expected = ran(HostInference(encoder, normaliser, BINS), batches(tiles))
+    check_same(ran(DeviceInference(encoder, normaliser, BINS), batches(tiles)), expected)
+
+
+def test_a_device_works_on_a_batch_while_the_next_is_read(spec: EncoderSpec, tiles: Pixels) -> None:
+    log: list[str] = []
+
+    def reading() -> Iterator[tuple[int, Pixels | None]]:
+        for i in range(3):
+            log.append(f"read {i}")
+            yield i, tiles[i : i + 1]
+
+    for key, _ in DeviceInference(Encoder(spec), None, BINS)(reading()):
+        log.append(f"done {key}")
+    assert log == ["read 0", "read 1", "done 0", "read 2", "done 1", "done 2"]
+
+
+def test_memory_of_a_device_that_runs_out_halves_batches_and_loses_no_tile(spec: EncoderSpec, tiles: Pixels) -> None:
+    encoder = Encoder(replace(spec, batch_size=8))
+    given = batches(tiles, 8)
+    expected = ran(HostInference(encoder, None, BINS), given)
+    limited = DeviceInference(encoder, None, BINS)
+    start, sizes = limited._start, []
+
+    def small(tiles: Pixels) -> Any:
+        sizes.append(len(tiles))
+        if len(tiles) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return start(tiles)
+
+    limited._start = small  # type: ignore[method-assign]
+    check_same(ran(limited, given), expected)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2, 2]
+    assert encoder.batch_size == 2  # the next batches are read in this size
+
+
+@pytest.mark.parametrize("interpolation", ["area", "bicubic"])
+def test_every_step_stays_on_the_gpu_that_the_task_has(spec: EncoderSpec, interpolation: str) -> None:
+    """By torch's fake tensors, which know devices and shapes but no numbers: a step that went by way of the processor, or by
+    the first GPU where the task has the second, fails.
+    """
+    network = load_network(spec)
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    with FakeTensorMode():
+        gpu = torch.device("cuda", 1)
+        tiles = torch.empty(4, 448, 448, 3, dtype=torch.uint8, device=gpu)
+        pixels = lookup(torch.empty(2**24, dtype=torch.int32, device=gpu), tiles)
+        images = resize_tensor(pixels, 96, interpolation)
+        state = {name: torch.empty(shape, dtype=dtype, device=gpu) for name, (shape, dtype) in kinds.items()}
+        average, maximum = torch.func.functional_call(network, state, (images,))
+        counts = color_histograms_on(pixels, BINS)
+        assert {one.device for one in (pixels, images, average, maximum, counts)} == {gpu}
+        assert (pixels.shape, images.shape) == ((4, 448, 448, 3), (4, 96, 96, 3))
+        assert (average.shape, maximum.shape, counts.shape) == ((4, 256), (4, 256), (4, BINS**3))
+
+
+def test_openvino_stays_on_the_processor(spec: EncoderSpec) -> None:
+    encoder = Encoder(replace(spec, runtime="openvino"))
+    assert isinstance(inference(encoder, None, BINS), HostInference)
+    with pytest.raises(TypeError, match="torch"):
+        DeviceInference(encoder, None, BINS)

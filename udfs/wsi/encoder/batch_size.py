@@ -1,0 +1,66 @@
+"""The batch size of an encoder, found by measuring once a host: the smallest that is about as fast as any."""
+
+import json
+import time
+from collections.abc import Callable
+
+from udfs.wsi.cache import building, cache_folder
+
+_WORTHWHILE = 1.05  # how many times as fast a larger batch must be: it takes more memory, and results wait for it
+_TRIALS = 3
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help: torch's own error on GPUs, a RuntimeError by its text on CPUs and in OpenVINO."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def measured_batch_size(run: Callable[[int], object], smallest: int, most: int, key: str) -> int:
+    """The batch size to use.
+
+    It is doubled as long as that makes tiles at least 5 % faster and fits into memory. What was found is kept for the
+    processes and runs to come on this host, so that they all calculate alike to the last bit.
+
+    Args:
+        run: runs a batch of a size and returns when it is done.
+        smallest: to begin with.
+        most: no more than this.
+        key: names what is measured: two of the same share the result.
+    """
+    try:
+        path = cache_folder() / f"batch-size-{key}.json"
+        with building(path) as unfinished:
+            if unfinished:
+                unfinished.write_text(json.dumps(_find(run, smallest, most)))
+        return int(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # no place to keep it, or somebody wrote something else there
+        return _find(run, smallest, most)
+
+
+def _find(run: Callable[[int], object], smallest: int, most: int) -> int:
+    best, rate, size = smallest, 0.0, smallest
+    while size <= most:
+        try:
+            found = size / _seconds(run, size)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) and size > smallest:
+                break
+            raise
+        if found < rate * _WORTHWHILE:
+            break
+        best, rate, size = size, found, 2 * size
+    return best
+
+
+def _seconds(run: Callable[[int], object], size: int) -> float:
+    """The shortest of some trials, after one that does not count."""
+    run(size)
+    times = []
+    for _ in range(_TRIALS):
+        start = time.perf_counter()
+        run(size)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,40 @@
+"""Tiles to the size that an encoder sees. Unrounded: a result pixel may lie between two grey levels."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from udfs.wsi.averaging import MOST_EDGE_EXACT, sums_of_squares
+
+
+def resize(tiles: NDArray[np.uint8], edge: int, interpolation: str) -> NDArray[np.float32]:
+    """uint8 [n, h, w, 3] to float32 [n, edge, edge, 3], 0 to 255.
+
+    Args:
+        tiles: the tiles.
+        edge: pixels.
+        interpolation: `area` for the area average, else one of torch's, antialiased.
+    """
+    n, height, width, _ = tiles.shape
+    factor = height // edge
+    if interpolation != "area" or height != width or height % edge or factor > MOST_EDGE_EXACT:
+        return resize_tensor(torch.from_numpy(np.ascontiguousarray(tiles)), edge, interpolation).numpy()
+    resized = np.empty((n, edge, edge, 3), np.float32)
+    for tile, result in zip(tiles, resized, strict=True):  # one after the other: they stay in the processor's cache
+        if factor == 1:
+            result[:] = tile
+        else:
+            np.multiply(sums_of_squares(tile, factor), 1 / factor**2, out=result)
+    return resized
+
+
+def resize_tensor(tiles: torch.Tensor, edge: int, interpolation: str) -> torch.Tensor:
+    """As `resize`, where the tiles are: uint8 [n, h, w, 3] to contiguous float32 [n, edge, edge, 3]."""
+    x = tiles.permute(0, 3, 1, 2).float()  # a view: channels last
+    if x.shape[-2:] != (edge, edge):
+        if interpolation == "area":
+            x = functional.interpolate(x, size=(edge, edge), mode="area")
+        else:
+            x = functional.interpolate(x, size=(edge, edge), mode=interpolation, antialias=True).clamp_(0, 255)
+    return x.permute(0, 2, 3, 1).contiguous()
