@@ -24,7 +24,7 @@ from udfs.wsi.checkpoint import load_state_dict
 from udfs.wsi.stain import StainNet
 
 _BATCH = 16
-_prepared: list[tuple[torch.nn.Module, StainNet]] = []  # of this process
+_prepared: list[tuple[Any, StainNet]] = []  # of this process
 
 Embeddings = dict[tuple[str, int, int], NDArray[np.float32]]
 """By slide, x_px and y_px: float32 [2, dim], mean and max."""

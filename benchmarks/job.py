@@ -132,7 +132,7 @@ def _job(spec: FeatureSpec, slides: Sequence[Path]) -> _Job:
         [timings] = pl.read_delta(f"{folder}/tables/runs")["timings"].to_list()
         features = pl.read_delta(f"{folder}/tables/features")
         embeddings = features.select("image_id", "x_px", "y_px", "embedding_avg", "embedding_max")
-        return _Job(whole_s, {entry["key"]: entry["value"] for entry in timings}, embeddings)
+        return _Job(whole_s, dict(timings), embeddings)
 
 
 def _classic(pool: ProcessPoolExecutor, slides: Sequence[Path], tiles: int) -> _Classic:

@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.inputs import TILE_PX
 from benchmarks.work import Unit, n_tiles
@@ -32,7 +33,7 @@ def encode(unit: Unit) -> int:
     xy_px = np.stack([unit["x_px"], unit["y_px"]], axis=1)
     with open_slide(unit["uri"], index=SlideIndex.from_bytes(unit["index"])) as slide:
         left = len(xy_px)
-        batch: list[np.ndarray] = []
+        batch: list[NDArray[np.uint8]] = []
         for _, tile in slide.read_tiles(xy_px, TILE_PX):
             batch.append(tile)
             if len(batch) == min(encoder.batch_size, left):

@@ -37,7 +37,7 @@ def planned_units(paths: Sequence[Path]) -> list[Unit]:
     for path in paths:
         xy_px = inputs.kept_tiles(path)
         with open_slide(str(path)) as slide:
-            index = slide.index.to_bytes()
+            index = slide.index.to_bytes() if slide.index else None
         constant = {"image_id": path.stem, "patient_id": path.stem, "uri": str(path), "params_hash": "", "index": index}
         reading = {"tile_px": TILE_PX, "level_read": 0, "downsample": 1.0}
         slides.append(constant | reading | {"x_px": xy_px[:, 0].tolist(), "y_px": xy_px[:, 1].tolist()})

@@ -44,6 +44,7 @@ class FeatureSpec:
     encoder: EncoderSpec
     stain_weights: str | None  # URI of a StainNet checkpoint, None for no normalisation
     bins: int  # of the colour histogram, a channel
+    gpu_share: float = 1.0  # of a GPU's memory, at most, where tasks share one
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
 
@@ -115,6 +116,8 @@ def _models_of_this_worker(spec: FeatureSpec) -> Models:
     """Loaded once a worker process and device; Spark uses a process again for later tasks, which may get another GPU."""
     torch.set_num_threads(slot_cpus())
     device = device_of_this_task(spec.encoder)
+    if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps what it once had: each task its part
+        torch.cuda.set_per_process_memory_fraction(spec.gpu_share, device)
     what = (spec.encoder, spec.stain_weights, spec.bins)
     if not any(key[:-1] == what for key in _loaded):
         _loaded.clear()

@@ -150,7 +150,11 @@ RUNS = pa.schema(
         _column("started_at", pa.timestamp("us", "UTC"), "start of the run"),
         _column("finished_at", pa.timestamp("us", "UTC"), "end of the run"),
         _column("config", _STRING, "the resolved settings as JSON, secrets masked"),
-        _column("versions", pa.map_(_STRING, _STRING), "versions of slidelake, Spark and what shapes results"),
+        _column(
+            "versions",
+            pa.map_(_STRING, _STRING),
+            "versions of slidelake, Spark and what shapes results; encoder: the runtime and precision",
+        ),
         _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table when the run began"),
         _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
         _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),

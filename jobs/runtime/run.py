@@ -5,11 +5,11 @@ import platform
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Any
 
@@ -31,7 +31,9 @@ from udfs.wsi.encoder.spec import Precision, Runtime
 from udfs.wsi.store import Traffic, absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
-_RECORDED_PACKAGES = ("slidelake", "pyspark", "delta-spark", "pyarrow", "torch", "timm", "tifffile", "simplejpeg")
+_RECORDED_PACKAGES = (
+    *("slidelake", "pyspark", "delta-spark", "pyarrow", "torch", "timm", "openvino", "tifffile", "simplejpeg"),
+)
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Run:
             EncoderSpec(**encoder),
             absolute_uri(stain) if stain else None,
             self.config.histogram.bins,
+            min(1.0, self.config.resources.gpus_per_task or 1.0),
             self.config.slides.storage_options,
         )
 
@@ -111,7 +114,7 @@ class Run:
             "started_at": self.started_at,
             "finished_at": datetime.now(UTC),
             "config": json.dumps(self.config.masked()),
-            "versions": {name: version(name) for name in _RECORDED_PACKAGES} | {"python": platform.python_version()},
+            "versions": _versions() | {"encoder": " ".join(self.encoder_runs_by)},
             "tables_read": read,
             "tables_written": {name: number for name, number in after.items() if read.get(name) != number},
             "counts": dict(self.counts),
@@ -120,6 +123,14 @@ class Run:
         }
         rows = self.spark.createDataFrame([tuple(row[name] for name in RUNS.names)], spark_schema(RUNS))
         self.tables.append("runs", rows)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        with suppress(PackageNotFoundError):  # an extra
+            versions[name] = version(name)
+    return versions
 
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients

@@ -31,8 +31,14 @@ _PROPERTIES = {
 _ROW_GROUPS = {"parquet.block.size": str(32 << 20)}
 _LAYOUT = {
     "features": _ROW_GROUPS,
-    # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
-    "patients": _ROW_GROUPS | {"parquet.page.size.row.check.min": "1"},
+    "patients": _ROW_GROUPS
+    | {
+        # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
+        "parquet.page.size.row.check.min": "1",
+        # The smallest and largest bag of each row group would stay in memory until the file ends, and tell nobody anything.
+        "parquet.column.statistics.enabled#embeddings_avg": "false",
+        "parquet.column.statistics.enabled#embeddings_max": "false",
+    },
 }
 
 

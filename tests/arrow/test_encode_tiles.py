@@ -191,7 +191,7 @@ def test_an_error_nobody_foresaw_is_a_row_without_secrets(
         raise RuntimeError(f"refused {options['key']}")
 
     monkeypatch.setattr("udfs.features.open_slide", broken)
-    secret = FeatureSpec(spec.encoder, None, 16, {"key": "topsecretkey"})
+    secret = FeatureSpec(spec.encoder, None, 16, storage_options={"key": "topsecretkey"})
     _, [row] = encode(secret, unit(small_slides / "a1.tif", np.array([[0, 0]])))
     assert row["error_code"] == "internal_error"
     assert "refused ***" in row["error_message"] and "topsecretkey" not in str(row)

@@ -30,6 +30,13 @@ def test_a_wave_writes_one_file_where_one_holds_it(finished: Finished, name: str
     assert files_added(Path(finished.config.output.root) / name) == [1, 1]  # two waves
 
 
+def test_no_statistics_are_kept_of_bags(finished: Finished) -> None:
+    for uri in DeltaTable(f"{finished.config.output.root}/patients").file_uris():
+        group = pq.ParquetFile(uri).metadata.row_group(0)
+        kept = {column.path_in_schema: column.is_stats_set for column in map(group.column, range(group.num_columns))}
+        assert kept["patient_id"] and not kept["embeddings_avg"] and not kept["embeddings_max"]
+
+
 @pytest.fixture
 def settings_of_somebody_else(spark: SparkSession) -> Iterator[None]:
     """What users' own Spark may have: many shuffle partitions, large row groups."""
