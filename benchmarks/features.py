@@ -6,6 +6,7 @@ measured alone on one core; `emit` is what remains of the pass there: rows in Ar
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from statistics import median
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,8 @@ from benchmarks import inputs, loop, stage
 from benchmarks.inputs import TILE_PX
 from benchmarks.measure import Line, median_seconds
 from benchmarks.processes import CORES, processes
-from benchmarks.work import Unit, feature_spec, n_tiles, planned_units
-from udfs.features import FeatureSpec, encode_tiles
+from benchmarks.work import feature_spec, n_tiles, planned_units
+from udfs.features import encode_tiles
 from udfs.schemas import UNITS
 from udfs.wsi import open_slide
 from udfs.wsi.encoder import Encoder
@@ -47,12 +48,24 @@ def run() -> Iterator[Line]:
         "loop_tiles_per_s": n_tiles(units) / taken["loop"],
         "of_loop": taken["loop"] / taken["spark"],
     }
-    yield _steps(spec, loop.cut(units[0], _TILES_OF_STEPS))
+    ms = measured_steps()
+    whole = sum(ms.values())
+    yield {
+        "encoder": "openvino_bf16",
+        "cores": 1,
+        "tiles": _TILES_OF_STEPS,
+        "tiles_per_s": 1000 / whole,
+        "ms_per_tile": whole,
+        **{f"{name}_ms": spent for name, spent in ms.items()},
+        **{f"{name}_share": spent / whole for name, spent in ms.items()},
+    }
 
 
-def _steps(spec: FeatureSpec, unit: Unit) -> Line:
-    """Milliseconds a tile of each step, and its share."""
+def measured_steps() -> dict[str, float]:
+    """Milliseconds a tile of each step on one core."""
     torch.set_num_threads(1)
+    spec = feature_spec("openvino", "bf16")
+    unit = loop.cut(planned_units([inputs.section()])[0], _TILES_OF_STEPS)
     xy_px = np.stack([unit["x_px"], unit["y_px"]], axis=1)
     waited: list[float] = []
 
@@ -81,16 +94,6 @@ def _steps(spec: FeatureSpec, unit: Unit) -> Line:
         name: 1000 * spent / len(tiles)
         for name, spent in median_seconds(steps | {"all": lambda: list(encode([rows]))}).items()
     }
-    ms["fetch"] = 1000 * sorted(waited)[len(waited) // 2] / len(tiles)
-    ms["decode"] = ms["read"] - ms["fetch"]
-    ms["emit"] = ms["all"] - sum(ms[name] for name in steps)
-    shown = ("fetch", "decode", "stain", "resize", "encode", "histogram", "emit")
-    return {
-        "encoder": "openvino_bf16",
-        "cores": 1,
-        "tiles": len(tiles),
-        "tiles_per_s": 1000 / ms["all"],
-        "ms_per_tile": ms["all"],
-        **{f"{name}_ms": ms[name] for name in shown},
-        **{f"{name}_share": ms[name] / ms["all"] for name in shown},
-    }
+    fetch = 1000 * median(waited) / len(tiles)
+    emit = ms.pop("all") - sum(ms.values())
+    return {"fetch": fetch, "decode": ms.pop("read") - fetch, **ms, "emit": emit}

@@ -106,7 +106,9 @@ def stainnet() -> Path:
     if not path.exists():
         torch.manual_seed(0)
         net = StainNet()
-        first, second, third = (net.get_parameter(f"rgb_trans.{i}.weight").data[:, :, 0, 0].mul_(0.1) for i in (0, 2, 4))
+        first, second, third = (
+            net.get_parameter(f"rgb_trans.{i}.weight").data[:, :, 0, 0].mul_(0.1) for i in (0, 2, 4)
+        )
         halves = torch.cat([torch.eye(3), -torch.eye(3)])  # x is relu(x) - relu(-x)
         first[:6] += halves
         second[:6, :6] += torch.eye(6)

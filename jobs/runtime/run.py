@@ -20,6 +20,7 @@ from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.progress import Progress
+from jobs.runtime.resources import features_resources
 from jobs.runtime.session import slots
 from jobs.runtime.survey import plan_waves, take_survey
 from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
@@ -164,6 +165,7 @@ def work_in_waves(
             run.tables.create(name)
         models = None
         if encodes:
+            features_resources(run.spark, config.resources)  # what no executor can give ends the run here
             run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
             models = (*run.models.fingerprint, *_numerics(*run.encoder_runs_by))
         survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
