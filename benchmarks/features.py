@@ -4,6 +4,7 @@ Both are warm and take the same work units of two slides, with StainNet, the fas
 measured alone on one core; `emit` is what remains of the pass there: rows in Arrow's form, and the loop itself.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
@@ -69,20 +70,19 @@ def measured_steps() -> dict[str, float]:
     xy_px = np.stack([unit["x_px"], unit["y_px"]], axis=1)
     waited: list[float] = []
 
-    def read() -> list[NDArray[np.uint8]]:
+    def read() -> Iterator[NDArray[np.uint8]]:
         with open_slide(unit["uri"]) as slide:
-            tiles = [tile for _, tile in slide.read_tiles(xy_px, TILE_PX)]
+            yield from (tile for _, tile in slide.read_tiles(xy_px, TILE_PX))
             waited.append(slide.traffic.waited_s)
-        return tiles
 
     encoder = Encoder(spec.encoder)
     size = encoder.batch_size
-    tiles = np.stack(read())
+    tiles = np.stack([tile.copy() for tile in read()])
     batches = [tiles[i : i + size] for i in range(0, len(tiles), size)]
     images = [resize(batch, spec.encoder.input_px, encoder.interpolation) for batch in batches]
     stain = StainNormaliser(load_stainnet(str(spec.stain_weights)), tiles_ahead=10**6)
     steps: dict[str, Callable[[], object]] = {
-        "read": read,
+        "read": lambda: deque(read(), 0),  # keeps none: their memory is used again, as in the pass
         "stain": lambda: [stain.normalise(batch) for batch in batches],
         "resize": lambda: [resize(batch, spec.encoder.input_px, encoder.interpolation) for batch in batches],
         "encode": lambda: [encoder.runtime(batch, size) for batch in images],

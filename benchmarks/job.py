@@ -1,9 +1,10 @@
 """job: slides to patients on two cores, beside a pipeline as people write it by hand, and beside plain processes of ours.
 
 Two slides of 31,000 x 33,000 px, one with lower levels and one without. A round is: the whole job as a command, at fp32 and at
-the fastest setting; the features of the same tiles by Spark that is warm and in two plain processes that are; the classic pipeline on a sample of the tiles (see
-`classic`), which is given the tiles, so that no mask counts on its side. `whole_seconds` is the first round's, which finds
-nothing cached: Java and Spark start, slides are looked at, the model is converted, StainNet's table is built, and so on.
+the fastest setting; its features pass alone, by Spark that is warm (`tiles_per_s`) and in two plain processes (`loop`); the
+classic pipeline on a sample of the tiles (see `classic`), which is given the tiles, so that no mask counts on its side.
+`whole_seconds` is the first round's, which finds nothing cached: Java and Spark start, slides are looked at, the model is
+converted, StainNet's table is built, and so on.
 """
 
 import os

@@ -4,6 +4,8 @@ Each has two fresh processes, of which the second one finds what the first one m
 StainNet's table (64 MB that are mapped, so the processes of a host share them), the batch size.
 """
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 from benchmarks.measure import Line, in_fresh_process
@@ -14,7 +16,12 @@ def run() -> Iterator[Line]:
     """A line for each."""
     for what in ("encode", "features"):
         for runtime, precision in WAYS:
-            first, later = (in_fresh_process("benchmarks.memory_process", what, runtime, precision) for _ in range(2))
+            with tempfile.TemporaryDirectory() as cache:
+                os.environ["SLIDELAKE_CACHE"] = cache
+                first, later = (
+                    in_fresh_process("benchmarks.memory_process", what, runtime, precision) for _ in range(2)
+                )
+                del os.environ["SLIDELAKE_CACHE"]
             yield {
                 "worker": what,
                 "runtime": runtime,

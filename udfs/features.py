@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import ENCODED, HISTOGRAM
-from udfs.task import gpu_address, slot_cpus
+from udfs.task import gpu_address, keep_what_is_loaded, slot_cpus
 from udfs.wsi import Slide, SlideError, open_slide
 from udfs.wsi.background import in_background
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
@@ -32,6 +32,7 @@ from udfs.wsi.tiff.index import SlideIndex
 
 VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
 
+_MOST_BATCH_BYTES = 256 << 20  # of pixels: five batches are alive at most, one filled, two waiting, two encoded
 _BATCHES_AHEAD = 2  # read and not yet encoded, beside the one that is
 
 Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
@@ -86,25 +87,31 @@ def encode_tiles(
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         readings = _one_ahead((unit for batch in batches for unit in batch.to_pylist()), spec.storage_options)
-        first = next(readings, None)  # its bytes are on their way while the models load
-        if first is None:
-            return
-        models = _models_of_this_worker(spec)
-        if models.stain:
-            models.stain.tiles_ahead = tiles_ahead
-        steps = _steps(chain([first], readings), readings, models.encoder)
-        if slot_cpus() > 1 or models.encoder.device.type != "cpu":  # else reading would only take turns with the rest
-            steps = in_background(steps, _BATCHES_AHEAD)
-        with closing(steps):
-            tiles = ((step, step.tiles) for step in steps)
-            for step, encoded in inference(models.encoder, models.stain, spec.bins)(tiles):
-                constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
-                constant["run_id"] = run_id
-                if encoded:
-                    yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded))
-                else:
-                    yield _batch(1, constant | step.end, {})
-                    done(len(step.unit["x_px"]))
+        with closing(readings):
+            first = next(readings, None)  # its bytes are on their way while the models load
+            if first is None:
+                return
+            models = _models_of_this_worker(spec)
+            if models.stain:
+                models.stain.tiles_ahead = tiles_ahead
+            encode = inference(models.encoder, models.stain, spec.bins)
+            models.encoder.batch_size  # noqa: B018  measured here, where a failure is no slide's
+            steps = _steps(chain([first], readings), models.encoder)
+            if (
+                slot_cpus() > 1 or models.encoder.device.type != "cpu"
+            ):  # else reading would only take turns with the rest
+                steps = in_background(steps, _BATCHES_AHEAD)
+            with closing(steps):
+                for step, encoded in encode((step, step.tiles) for step in steps):
+                    constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
+                    constant["run_id"] = run_id
+                    if encoded:
+                        yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded))
+                    else:
+                        yield _batch(1, constant | step.end, {})
+                        done(len(step.unit["x_px"]))
+        if models.encoder.device.type == "cuda":  # an idle worker keeps nothing from those that work
+            torch.cuda.empty_cache()
 
     return run
 
@@ -118,12 +125,13 @@ def _models_of_this_worker(spec: FeatureSpec) -> Models:
     device = device_of_this_task(spec.encoder)
     if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps what it once had: each task its part
         torch.cuda.set_per_process_memory_fraction(spec.gpu_share, device)
-    what = (spec.encoder, spec.stain_weights, spec.bins)
+    what = (spec.encoder, spec.stain_weights)
     if not any(key[:-1] == what for key in _loaded):
         _loaded.clear()
     key = (*what, str(device))
     if key not in _loaded:
         _loaded[key] = load_models(spec, device, slot_cpus())
+        keep_what_is_loaded()
     return _loaded[key]
 
 
@@ -135,7 +143,9 @@ def device_of_this_task(spec: EncoderSpec) -> torch.device:
     # a GPU's address is its number in the machine; PyTorch counts those that this process is allowed to see
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     numbers = visible.split(",") if visible else []
-    return torch.device("cuda", numbers.index(address) if address in numbers else int(address))
+    return torch.device(
+        "cuda", numbers.index(address) if address in numbers else int(address) if address.isdigit() else 0
+    )
 
 
 @dataclass
@@ -195,23 +205,20 @@ class _Step:
     end: dict[str, Any] = field(default_factory=dict)
 
 
-def _steps(
-    readings: Iterable[_Reading], opened: Generator[_Reading, None, None], encoder: Encoder
-) -> Generator[_Step, None, None]:
-    """Read unit after unit; closes `opened`, where they come from."""
-    with closing(opened):
-        for reading in readings:
-            end: dict[str, Any] = {"n_tiles": 0}
-            try:
-                for xy_px, tiles in _batches(reading, encoder):
-                    yield _Step(reading.unit, xy_px, tiles)
-                    end["n_tiles"] += len(tiles)
-            except Exception as error:
-                failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
-                end |= {"error_code": failed.code.value, "error_message": failed.message}
-            if reading.slide:
-                end |= {"size_bytes": reading.slide.file.size_bytes, "traffic": asdict(reading.slide.traffic)}
-            yield _Step(reading.unit, end=end)
+def _steps(readings: Iterable[_Reading], encoder: Encoder) -> Generator[_Step, None, None]:
+    """Read unit after unit."""
+    for reading in readings:
+        end: dict[str, Any] = {"n_tiles": 0}
+        try:
+            for xy_px, tiles in _batches(reading, encoder):
+                yield _Step(reading.unit, xy_px, tiles)
+                end["n_tiles"] += len(tiles)
+        except Exception as error:
+            failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
+            end |= {"error_code": failed.code.value, "error_message": failed.message}
+        if reading.slide:
+            end |= {"size_bytes": reading.slide.file.size_bytes, "traffic": asdict(reading.slide.traffic)}
+        yield _Step(reading.unit, end=end)
 
 
 def _batches(reading: _Reading, encoder: Encoder) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
@@ -222,7 +229,8 @@ def _batches(reading: _Reading, encoder: Encoder) -> Iterator[tuple[NDArray[np.i
     indices: list[int] = []
     for index, region in reading.tiles:
         if not indices:
-            tiles = np.empty((min(encoder.batch_size, left), edge, edge, 3), np.uint8)
+            fit = max(1, _MOST_BATCH_BYTES // (3 * edge * edge))
+            tiles = np.empty((min(encoder.batch_size, left, fit), edge, edge, 3), np.uint8)
         tiles[len(indices)] = resample(region, edge)
         indices.append(index)
         if len(indices) == len(tiles):

@@ -33,12 +33,7 @@ def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
     known = json.loads(run.tables.property("features", _PROPERTY) or "{}")
     if known.get("of") == key:
-        if known["runtime"] == "openvino" and not find_spec("openvino"):
-            raise ConfigError(
-                "these tables' embeddings were made with OpenVINO, which is not here: pip install 'slidelake[openvino]', or "
-                "set encoder.runtime to torch, which encodes all tiles again"
-            )
-        return known["runtime"], known["precision"]
+        return _kept(run, known["runtime"], known["precision"])
     print("encoder: measuring runtimes on tiles of the cohort ...", file=sys.stderr)
     measured = _measured(run, uris)
     if not measured:  # no slide that could be read: there is nothing to encode either
@@ -59,6 +54,18 @@ def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]
         "features", _PROPERTY, json.dumps({"of": key, "runtime": best.runtime, "precision": best.precision})
     )
     return best.runtime, best.precision
+
+
+def _kept(run: "Run", runtime: Runtime, precision: Precision) -> tuple[Runtime, Precision]:
+    """The recorded choice, if it can be had here; in fp32 PyTorch gives the same rows."""
+    if runtime == "torch" or (find_spec("openvino") and run.config.encoder.device != "cuda"):
+        return runtime, precision
+    if precision == "fp32":
+        return "torch", precision
+    raise ConfigError(
+        f"these tables' embeddings were made with OpenVINO in {precision}, on processors: pip install 'slidelake[openvino]' and "
+        "set encoder.device to auto or cpu; or set encoder.runtime to torch, which encodes all tiles again"
+    )
 
 
 def _measured(run: "Run", uris: Sequence[str]) -> list[Measured]:

@@ -47,6 +47,13 @@ class StageResources:
     cpus: int = 1
     gpus: float = 0
 
+    @property
+    def gpu_share(self) -> float:
+        """The part of a GPU that a task may take, where several run on one."""
+        if _is_local(self.session):  # all of them on the one that PyTorch finds
+            return 1 / slots(self.session)
+        return 1 / math.floor(1 / self.gpus) if 0 < self.gpus < 1 else 1.0
+
     def slots(self) -> int:
         """How many of its tasks run at once: on the executors of now, and no fewer than of others if Spark adds some."""
         if self.profile is None:

@@ -32,9 +32,17 @@ from udfs.wsi.encoder.spec import Precision, Runtime
 from udfs.wsi.store import Traffic, absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
-_RECORDED_PACKAGES = (
-    *("slidelake", "pyspark", "delta-spark", "pyarrow", "torch", "timm", "openvino", "tifffile", "simplejpeg"),
-)
+_RECORDED_PACKAGES = [
+    "slidelake",
+    "pyspark",
+    "delta-spark",
+    "pyarrow",
+    "torch",
+    "timm",
+    "openvino",
+    "tifffile",
+    "simplejpeg",
+]
 
 
 @dataclass
@@ -71,7 +79,7 @@ class Run:
             EncoderSpec(**encoder),
             absolute_uri(stain) if stain else None,
             self.config.histogram.bins,
-            min(1.0, self.config.resources.gpus_per_task or 1.0),
+            features_resources(self.spark, self.config.resources).gpu_share,
             self.config.slides.storage_options,
         )
 
@@ -167,7 +175,7 @@ def work_in_waves(
         if encodes:
             features_resources(run.spark, config.resources)  # what no executor can give ends the run here
             run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
-            models = (*run.models.fingerprint, *_numerics(*run.encoder_runs_by))
+            models = (*run.models.fingerprint, *_numerics(run))
         survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
         _tell_unreachable(run, survey)
         work = survey[stale(run, survey)]
@@ -186,9 +194,12 @@ def work_in_waves(
     return survey
 
 
-def _numerics(runtime: Runtime, precision: Precision) -> tuple[str, ...]:
-    """What of these tells rows apart: every runtime's fp32 is the same but for rounding."""
-    return () if precision == "fp32" else (runtime, precision)
+def _numerics(run: Run) -> tuple[str, ...]:
+    """What of how the encoder runs tells rows apart: every runtime's fp32 is the same but for rounding."""
+    encoder, (runtime, precision) = run.models.encoder, run.encoder_runs_by
+    aggregates = "of channels last" if not encoder.is_channels_first else ""
+    pooled = (encoder.pooling,) if encoder.pooling != "map" else (aggregates,) if aggregates else ()
+    return pooled + (() if precision == "fp32" else (runtime, precision))
 
 
 def _tell_unreachable(run: Run, survey: pd.DataFrame) -> None:

@@ -107,7 +107,6 @@ def _wanted(
     if models_fingerprint is not None:
         encoder = config.encoder
         how = [encoder.name, encoder.input_px, encoder.interpolation, config.histogram.bins]
-        how += [] if encoder.pooling == "auto" else [encoder.pooling]
         # mpp in the CSV moves tiles only where they are read at a target mpp
         where = (version, tiling.tile_px, tiling.mpp, image.mpp if tiling.mpp else None, image.patient_id)
         wanted["want_features_hash"] = settings_hash(features.VERSION, where, how, models_fingerprint)

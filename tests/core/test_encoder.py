@@ -150,7 +150,7 @@ def by_timm(name: str, weights: dict[str, torch.Tensor], tiles: Pixels) -> NDArr
     return vectors
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_mambaout"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_mambaout", "eva02_tiny_patch14_224"])
 def test_the_models_own_pooled_vector_stands_for_both(tmp_path: Path, tiles: Pixels, name: str) -> None:
     torch.manual_seed(2)
     model = timm.create_model(name, pretrained=False)
@@ -160,6 +160,10 @@ def test_the_models_own_pooled_vector_stands_for_both(tmp_path: Path, tiles: Pix
     spec = EncoderSpec(name, str(tmp_path / "weights.safetensors"), edge, batch_size=4, device="cpu", pooling="pooled")
     average, maximum = Encoder(spec).embed(crops)
     np.testing.assert_array_equal(average, maximum)
+    if name.startswith(
+        ("test_vit", "eva02")
+    ):  # with averages of its own, not a token: other weights where it does not pool
+        np.testing.assert_array_equal(Encoder(replace(spec, pooling="auto")).embed(crops)[0], average)
     assert cosines(average, by_timm(name, model.state_dict(), crops)).min() >= 0.99999
 
 
@@ -218,8 +222,12 @@ def test_junk_in_place_of_weights_is_told_as_such(small: EncoderSpec, tmp_path: 
 def test_a_hub_that_is_out_of_reach_is_told_with_the_remedy(
     small: EncoderSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise OSError("no route to the hub")
+    create = timm.create_model
+
+    def unreachable(*model: Any, pretrained: bool, **how: Any) -> Any:
+        if pretrained:
+            raise OSError("no route to the hub")
+        return create(*model, pretrained=False, **how)
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(CheckpointError, match=r"can't be had from the hub \(OSError\): set encoder\.weights"):

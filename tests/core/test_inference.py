@@ -132,6 +132,14 @@ def test_every_step_stays_on_the_gpu_that_the_task_has(spec: EncoderSpec, interp
         assert (average.shape, maximum.shape, counts.shape) == ((4, 256), (4, 256), (4, BINS**3))
 
 
+def test_embeddings_that_are_no_numbers_are_not_written(spec: EncoderSpec, tiles: Pixels) -> None:
+    encoder = Encoder(spec)
+    nothing = np.full((4, 256), np.nan, np.float32)
+    encoder.embed = lambda tiles: (nothing[: len(tiles)], nothing[: len(tiles)])  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"not all finite: set encoder\.precision to fp32"):
+        list(HostInference(encoder, None, BINS)(iter(batches(tiles))))
+
+
 def test_openvino_stays_on_the_processor(spec: EncoderSpec) -> None:
     encoder = Encoder(replace(spec, runtime="openvino"))
     assert isinstance(inference(encoder, None, BINS), HostInference)

@@ -154,8 +154,21 @@ def test_a_model_is_converted_once_a_host(
     np.testing.assert_array_equal(np.stack(Encoder(spec).embed(tiles[:4])), expected)
     monkeypatch.undo()
     monkeypatch.setenv("SLIDELAKE_CACHE", str(tmp_path))
-    model.write_bytes(model.read_bytes()[:1000])  # damaged: converted again, in memory
+    model.write_bytes(model.read_bytes()[:1000])  # damaged: converted again, and gone
     np.testing.assert_array_equal(np.stack(Encoder(spec).embed(tiles[:4])), expected)
+    assert not list(tmp_path.glob("openvino-*.zip"))
+
+
+def test_models_of_one_weight_and_two_names_are_two(tiles: Pixels, tmp_path: Path) -> None:
+    """efficientnet_lite0 has the tensors of tf_efficientnet_lite0, but other padding and normalisation."""
+    torch.manual_seed(4)
+    model = timm.create_model("efficientnet_lite0", pretrained=False)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    for name in ("efficientnet_lite0", LITE0):
+        spec = EncoderSpec(name, str(tmp_path / "weights.safetensors"), 224, batch_size=2, device="cpu")
+        expected = np.stack(Encoder(spec).embed(tiles[:2]))
+        found = np.stack(Encoder(replace(spec, runtime="openvino")).embed(tiles[:2]))
+        assert cosines(found, expected).min() >= 0.99999
 
 
 def test_a_cache_that_cannot_be_used_is_done_without(
@@ -188,6 +201,7 @@ def costs(seconds: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> Callabl
         ({4: 4.0, 8: 9.0, 16: 10.0}, 4),
         ({4: 4.0, 8: 4.1, 16: 4.2, 32: 4.3}, 32),
         ({4: 4.0, 8: 4.1}, 8),  # then memory is out
+        ({1: 1.0, 2: 1.1}, 2),  # as it is with the first size
     ],
 )
 def test_a_batch_grows_while_that_pays_and_fits(
@@ -213,7 +227,7 @@ def test_other_errors_than_want_of_memory_are_raised(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="device-side assert"):
         batch_size.measured_batch_size(broken, 4, 32, "key")
     with pytest.raises(RuntimeError, match="out of memory"):
-        batch_size.measured_batch_size(costs({}, monkeypatch), 4, 32, "key")  # not even the smallest fits
+        batch_size.measured_batch_size(costs({}, monkeypatch), 4, 32, "key")  # not even one tile fits
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
@@ -314,8 +328,10 @@ def test_every_kind_of_model_runs_in_bf16(tmp_path: Path, tiles: Pixels, name: s
 def test_what_cannot_run_is_refused(lite0: EncoderSpec) -> None:
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         Encoder(replace(lite0, precision="fp16"))
+    with pytest.raises(ValueError, match="no GPU that PyTorch can use: set it to auto or cpu"):
+        Encoder(replace(lite0, device="cuda"))
     with pytest.raises(ValueError, match="runs on processors"):
-        Encoder(replace(lite0, runtime="openvino", device="cuda"))
+        Encoder(replace(lite0, runtime="openvino"), device=torch.device("cuda", 1))
 
 
 def test_the_network_traces_on_any_device(lite0: EncoderSpec) -> None:

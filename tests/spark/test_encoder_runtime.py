@@ -13,6 +13,7 @@ from jobs.runtime.tables import Tables
 from tests.conftest import preprocess_in
 from tests.spark.conftest import TABLES, Again, Finished, rows_of, unchanged
 from udfs.wsi.encoder.choice import Measured
+from udfs.wsi.encoder.spec import Precision
 
 
 def embeddings(config: Any) -> NDArray[np.float32]:
@@ -56,14 +57,19 @@ def test_a_measured_runtime_is_told_and_kept_with_the_tables(
     assert later.counts["tiles_encoded"] == 0
 
 
-def test_a_choice_of_openvino_asks_for_it_where_it_is_not_installed(
-    spark: SparkSession, again: Again, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_choice_of_openvino_asks_for_it_where_it_is_not_installed_and_matters(
+    spark: SparkSession, again: Again, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     config = again(encoder={"runtime": "auto"})
-    measured = [Measured("torch", "fp32", 10.0, 1.0), Measured("openvino", "fp32", 20.0, 1.0)]
+    measured = [Measured("torch", "fp32", 10.0, 1.0), Measured("openvino", precision, 20.0, 1.0)]
     monkeypatch.setattr(encoders, "_measured", lambda *_: measured)
-    assert preprocess_in(spark, config).encoder_runs_by == ("openvino", "fp32")
+    assert preprocess_in(spark, config).encoder_runs_by == ("openvino", precision)
     monkeypatch.setattr(encoders, "find_spec", lambda _: None)
+    if precision == "fp32":  # PyTorch gives the same rows
+        with unchanged(config, *TABLES):
+            assert preprocess_in(spark, config).encoder_runs_by == ("torch", "fp32")
+        return
     with pytest.raises(ConfigError, match=r"made with OpenVINO.*slidelake\[openvino\]"):
         preprocess_in(spark, config)
 

@@ -53,7 +53,10 @@ def building(path: Path, *, wait: bool = True) -> Iterator[Path | None]:
             yield None
             return
         unfinished = path.with_name(f"{path.name}.unfinished")  # one name: what a killed process left is overwritten
-        yield unfinished
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        unfinished.replace(path)
+        try:
+            yield unfinished
+            with unfinished.open("rb") as written:
+                os.fsync(written.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)  # after an error: a full disk needs the room

@@ -26,6 +26,10 @@ class Encoded:
     maximum: NDArray[np.float32]  # [n, dim]
     histograms: NDArray[np.int32]  # [n, bins ** 3], pixels counted
 
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.average).all() and np.isfinite(self.maximum).all()):
+            raise ValueError("embeddings are not all finite: set encoder.precision to fp32, or look at encoder.weights")
+
 
 class HostInference:
     """On a processor."""

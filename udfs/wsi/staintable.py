@@ -38,6 +38,7 @@ class StainNormaliser:
         self._folder = folder
         self._name = f"stainnet-{net.fingerprint}-v{_VERSION}.table"
         self._table: Table | None = None
+        self._on: dict[str, torch.Tensor] = {}  # by device
         self._is_shared = True
 
     def normalise(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -52,10 +53,12 @@ class StainNormaliser:
 
     def table_on(self, device: torch.device | str) -> torch.Tensor:
         """The table for `lookup`, int32 [2**24] on a device; built where it is not there, in memory where it can't be kept."""
-        table = self._table if self._table is not None else self._shared(build=True, wait=True)
-        if table is None:
-            table = np.concatenate(list(_table_of(self.net)))
-        return torch.tensor(table.view(np.int32), device=device)
+        if (key := str(device)) not in self._on:
+            table = self._table if self._table is not None else self._shared(build=True, wait=True)
+            if table is None:
+                table = np.concatenate(list(_table_of(self.net)))
+            self._on[key] = torch.tensor(table.view(np.int32), device=device)
+        return self._on[key]
 
     def _shared(self, *, build: bool, wait: bool) -> Table | None:
         """The table that the host's processes share; None where there is none, or another process is building it."""
@@ -130,10 +133,6 @@ def _table_of(net: StainNet) -> Iterator[Table]:
 
 
 def _write(path: Path, net: StainNet) -> None:
-    try:
-        with path.open("wb") as file:
-            for strip in _table_of(net):
-                file.write(strip.tobytes())
-    except BaseException:
-        path.unlink(missing_ok=True)  # a full disk needs the room
-        raise
+    with path.open("wb") as file:
+        for strip in _table_of(net):
+            file.write(strip.tobytes())

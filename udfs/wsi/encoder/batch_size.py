@@ -8,6 +8,11 @@ from udfs.wsi.cache import building, cache_folder
 
 _WORTHWHILE = 1.05  # how many times as fast a larger batch must be: it takes more memory, and results wait for it
 _TRIALS = 3
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "alloc_failed",
+)  # of CUDA, of PyTorch on a processor, of cuBLAS and cuDNN
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -15,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
 def measured_batch_size(run: Callable[[int], object], smallest: int, most: int, key: str) -> int:
@@ -46,9 +51,12 @@ def _find(run: Callable[[int], object], smallest: int, most: int) -> int:
         try:
             found = size / _seconds(run, size)
         except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error) and size > smallest:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+            if rate:
                 break
-            raise
+            best = most = size = size // 2  # even the smallest is too large
+            continue
         if found < rate * _WORTHWHILE:
             break
         best, rate, size = size, found, 2 * size

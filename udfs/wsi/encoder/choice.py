@@ -57,7 +57,7 @@ def measure(
         try:
             way = replace(spec, runtime=runtime, precision=each)
             encoder = Encoder(way, storage_options, device=device, threads=threads)
-        except ValueError:  # not installed, or not a precision of this processor
+        except ValueError:  # not installed, not a precision of this processor, not a model that it takes
             continue
         found = encoder.embed(tiles)
         cosine = min(float(_cosines(a, b).mean()) for a, b in zip(found, expected, strict=True))

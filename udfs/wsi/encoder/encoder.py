@@ -56,6 +56,7 @@ class Encoder:
         network = load_network(spec, storage_options)
         self.fingerprint = fingerprint(network.model.state_dict())
         self.pooling = network.pooling
+        self.is_channels_first = network.is_channels_first
         self.interpolation = "area" if spec.interpolation == "area" else network.own_interpolation
         self.runtime: TorchRuntime | OpenVinoRuntime
         if spec.runtime == "openvino":
@@ -112,7 +113,7 @@ class Encoder:
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._most = size // 2
+        self._most = min(self._most, size // 2)  # a batch that was read before this may still come
         return None
 
     @cached_property
@@ -137,6 +138,8 @@ def device_of(spec: EncoderSpec) -> torch.device:
     """Where an encoder runs: `auto` takes a GPU where there is one, and the runtime is made for it."""
     if spec.device == "auto":
         return torch.device("cuda" if spec.runtime == "torch" and torch.cuda.is_available() else "cpu")
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("encoder.device = cuda, but there is no GPU that PyTorch can use: set it to auto or cpu")
     return torch.device(spec.device)
 
 

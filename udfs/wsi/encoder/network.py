@@ -19,13 +19,13 @@ class Network(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: nn.Module, pooling: Literal["map", "pooled"]) -> None:
+    def __init__(self, name: str, model: nn.Module, pooling: Literal["map", "pooled"]) -> None:
         """Use `load_network`."""
         super().__init__()
         data: dict[str, Any] = timm.data.resolve_model_data_config(model)
-        self.model, self.pooling = model, pooling
+        self.name, self.model, self.pooling = name, model, pooling
         self.own_interpolation = str(data["interpolation"])
-        self._positions = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+        self.is_channels_first = getattr(model, "output_fmt", "NCHW") != "NHWC"
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, -1, 1, 1), persistent=False)
 
@@ -37,7 +37,8 @@ class Network(nn.Module):
         features = self.model(x).float()
         if self.pooling == "pooled":
             return features, features
-        return features.mean(dim=self._positions), features.amax(dim=self._positions)
+        positions = (2, 3) if self.is_channels_first else (1, 2)
+        return features.mean(dim=positions), features.amax(dim=positions)
 
 
 def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = None) -> Network:
@@ -52,11 +53,12 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
         raise ValueError(f"encoder.name = {spec.name} is no timm model{f': did you mean {close}?' if close else ''}")
     tensors = load_state_dict(spec.weights, storage_options) if spec.weights else None
     if spec.pooling != "pooled":
-        # global_pool="" and no classifier: the forward pass then ends with the feature map
-        model = _load_model(spec, tensors, {"global_pool": ""})
-        shape = _output_shape(model, spec.input_px)
+        # global_pool="" and no classifier: the forward pass then ends with the feature map. First without weights, for models
+        # that pool in another way may have others in this form.
+        options = {"global_pool": ""}
+        shape = _output_shape(_new_model(spec, options), spec.input_px)
         if len(shape) == 4:
-            return Network(model, "map").eval().requires_grad_(False)
+            return Network(spec.name, _load_model(spec, tensors, options), "map").eval().requires_grad_(False)
         if spec.pooling == "map":
             raise ValueError(
                 f"encoder.name = {spec.name} yields {list(shape)}, not a feature map [n, dim, h, w]: set encoder.pooling to "
@@ -68,13 +70,22 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
         raise ValueError(
             f"encoder.name = {spec.name} yields {list(shape)}, not one vector a tile: choose another model"
         )
-    return Network(model, "pooled").eval().requires_grad_(False)
+    return Network(spec.name, model, "pooled").eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def _output_shape(model: nn.Module, edge: int) -> tuple[int, ...]:
     """For one image."""
     return tuple(model(torch.zeros(1, 3, edge, edge)).shape)
+
+
+def _new_model(spec: EncoderSpec, options: dict[str, Any]) -> nn.Module:
+    """With random weights."""
+    try:
+        model: nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
+    except RuntimeError as error:  # a name that timm knows with a variant that it does not
+        raise ValueError(f"encoder.name = {spec.name}: {error}") from None
+    return model.eval()
 
 
 def _load_model(spec: EncoderSpec, tensors: StateDict | None, options: dict[str, Any]) -> nn.Module:
@@ -87,10 +98,7 @@ def _load_model(spec: EncoderSpec, tensors: StateDict | None, options: dict[str,
                 "to the URI of a checkpoint"
             ) from None
         return model.eval()
-    try:
-        model = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
-    except RuntimeError as error:  # a name that timm knows with a variant that it does not
-        raise ValueError(f"encoder.name = {spec.name}: {error}") from None
+    model = _new_model(spec, options)
     classifier: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads or ("\0",))}

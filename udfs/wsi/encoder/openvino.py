@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 import warnings
 import zipfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from udfs.wsi.cache import building, cache_folder
 from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.spec import Precision
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
 _FILES = ("model.xml", "model.bin")
-_VERSION = 1  # of what is kept: raise it when the conversion changes
+_VERSION = 2  # of what is kept: raise it when the conversion changes
 
 
 class OpenVinoRuntime:
@@ -39,26 +40,26 @@ class OpenVinoRuntime:
         self._options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # else the tasks of a host sit on the same cores
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
         }
-        self._requests: dict[int, Any] = {}  # by batch size: a tenth of a second each
+        self._batch_size = 0  # compiled for one size at a time, which takes a tenth of a second
+        self._request: Any = None
 
     def __call__(self, images: NDArray[np.float32], batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Images of at most a batch through the network, see `Network.forward`.
 
         The model is compiled for whole batches, so a shorter one is filled up: so each result is the same in any of them.
         """
-        if batch_size not in self._requests:
+        if batch_size != self._batch_size:
             self._model.reshape([batch_size, self._edge, self._edge, 3])
-            self._requests[batch_size] = self._core.compile_model(
-                self._model, "CPU", self._options
-            ).create_infer_request()
+            self._request = self._core.compile_model(self._model, "CPU", self._options).create_infer_request()
+            self._batch_size = batch_size
         n = len(images)
         if n < batch_size:
             images = np.concatenate([images, np.zeros((batch_size - n, *images.shape[1:]), np.float32)])
-        request = self._requests[batch_size]
-        request.infer({0: images}, share_inputs=True)
-        average, maximum = (request.get_output_tensor(i).data[:n].copy() for i in (0, 1))
+        self._request.infer({0: images}, share_inputs=True)
+        average, maximum = (self._request.get_output_tensor(i).data[:n].copy() for i in (0, 1))
         return average, maximum
 
 
@@ -74,8 +75,10 @@ def _core() -> Any:
 
 def _model_of(core: Any, network: Network, fingerprint: str, input_px: int) -> Any:
     """The model in OpenVINO's own format, converted once a host; anew where the cache can't be used."""
-    what = (_VERSION, fingerprint, type(network.model).__name__, network.pooling, input_px)
+    normalisation = network.mean.flatten().tolist(), network.std.flatten().tolist()  # weights alike may differ in it
+    what = (_VERSION, fingerprint, network.name, normalisation, network.pooling, input_px)
     key = hashlib.sha256(repr((*what, version("openvino"), version("timm"))).encode()).hexdigest()[:32]
+    path: Path | None = None
     try:
         path = cache_folder() / f"openvino-{key}.zip"
         with building(path) as unfinished:
@@ -83,6 +86,9 @@ def _model_of(core: Any, network: Network, fingerprint: str, input_px: int) -> A
                 _convert(network, input_px, unfinished)
         return _load(core, path)
     except (OSError, RuntimeError, zipfile.BadZipFile, KeyError):  # no room, or half of it was cleaned away
+        with suppress(OSError):
+            if path:
+                path.unlink(missing_ok=True)  # the next process makes it anew
         with tempfile.TemporaryDirectory() as folder:
             _convert(network, input_px, Path(folder) / "model.zip")
             return _load(core, Path(folder) / "model.zip")
@@ -95,7 +101,13 @@ def _convert(network: Network, input_px: int, path: Path) -> None:
     with warnings.catch_warnings(), torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # of tracing, which does not mind the model's own checks of sizes
         example = torch.zeros(1, input_px, input_px, 3)
-        model = openvino.convert_model(network, example_input=example, input=[-1, input_px, input_px, 3])
+        try:
+            model = openvino.convert_model(network, example_input=example, input=[-1, input_px, input_px, 3])
+        except Exception as error:  # of many kinds, some of them its own
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"encoder.name = {network.name}: OpenVINO can't convert it ({reason}): set encoder.runtime to torch"
+            ) from None
         xml, weights = (Path(folder) / name for name in _FILES)
         openvino.save_model(model, xml, compress_to_fp16=False)
         xml.write_bytes(_with_precise_layers(xml.read_bytes(), input_px))

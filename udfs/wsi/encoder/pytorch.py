@@ -25,6 +25,8 @@ class TorchRuntime:
         if precision == "fp16" and device.type == "cpu":
             raise ValueError("encoder.precision = fp16 needs a GPU: set it to fp32 or bf16")
         self.device = device
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # on by default, and with its 10 bits no fp32
         if precision != "fp32":
             _lower(network.model, input_px, _TYPES[precision])
         self._network = network.to(device).to(memory_format=torch.channels_last)
