@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
@@ -96,6 +97,8 @@ class File:
             fs, self._path = url_to_fs(uri, **options_for(uri, storage_options))
         except Exception as error:
             raise self._translate(error) from None
+        with suppress(AttributeError):  # Azure's client waits 15 s before a second try; adlfs has no setting for it
+            fs._timeout_kwargs.setdefault("retry_total", 0)
         self.is_local = isinstance(fs, LocalFileSystem)
         # Only what was made for it may be asked for several things at once.
         self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
