@@ -59,6 +59,15 @@ def by_timm(spec: EncoderSpec, tiles: Pixels) -> NDArray[Any]:
     return both
 
 
+def random_model(folder: Path, name: str) -> EncoderSpec:
+    """A small model with seeded weights."""
+    torch.manual_seed(3)
+    model = timm.create_model(name, pretrained=False)
+    safetensors.torch.save_file(model.state_dict(), folder / "weights.safetensors")
+    edge = model.default_cfg["input_size"][-1]
+    return EncoderSpec(name, str(folder / "weights.safetensors"), edge, batch_size=4, device="cpu")
+
+
 def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     a, b = a.astype(np.float64), b.astype(np.float64)
     result: NDArray[Any] = (a * b).sum(axis=-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
@@ -112,12 +121,8 @@ def test_embeddings_are_timms(
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
 def test_openvino_runs_every_kind_of_model(tmp_path: Path, tiles: Pixels, name: str) -> None:
-    torch.manual_seed(3)
-    model = timm.create_model(name, pretrained=False)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    edge = model.default_cfg["input_size"][-1]
-    spec = EncoderSpec(name, str(tmp_path / "weights.safetensors"), edge, batch_size=4, device="cpu")
-    crops = np.ascontiguousarray(tiles[:6, :edge, :edge])
+    spec = random_model(tmp_path, name)
+    crops = np.ascontiguousarray(tiles[:6, : spec.input_px, : spec.input_px])
     expected = np.stack(Encoder(spec).embed(crops))
     found = np.stack(Encoder(replace(spec, runtime="openvino")).embed(crops))
     assert cosines(found, expected).min() >= 0.99999
@@ -313,12 +318,8 @@ def test_auto_measures_what_is_there(lite0: EncoderSpec, tiles: Pixels, monkeypa
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_mambaout"])
 def test_every_kind_of_model_runs_in_bf16(tmp_path: Path, tiles: Pixels, name: str) -> None:
-    torch.manual_seed(3)
-    model = timm.create_model(name, pretrained=False)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    edge = model.default_cfg["input_size"][-1]
-    spec = EncoderSpec(name, str(tmp_path / "weights.safetensors"), edge, batch_size=4, device="cpu")
-    crops = np.ascontiguousarray(tiles[:6, :edge, :edge])
+    spec = random_model(tmp_path, name)
+    crops = np.ascontiguousarray(tiles[:6, : spec.input_px, : spec.input_px])
     expected = np.stack(Encoder(spec).embed(crops))
     found = np.stack(Encoder(replace(spec, precision="bf16")).embed(crops))
     assert np.abs(found - expected).max() > 0
