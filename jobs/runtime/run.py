@@ -197,9 +197,14 @@ def work_in_waves(
 def _numerics(run: Run) -> tuple[str, ...]:
     """What of how the encoder runs tells rows apart: every runtime's fp32 is the same but for rounding."""
     encoder, (runtime, precision) = run.models.encoder, run.encoder_runs_by
-    aggregates = "of channels last" if not encoder.is_channels_first else ""
-    pooled = (encoder.pooling,) if encoder.pooling != "map" else (aggregates,) if aggregates else ()
-    return pooled + (() if precision == "fp32" else (runtime, precision))
+    parts: list[str] = []
+    if encoder.pooling != "map":
+        parts.append(encoder.pooling)
+    elif not encoder.is_channels_first:
+        parts.append("channels last")
+    if precision != "fp32":
+        parts += [runtime, precision]
+    return tuple(parts)
 
 
 def _tell_unreachable(run: Run, survey: pd.DataFrame) -> None:
