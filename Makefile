@@ -89,7 +89,7 @@ $(VENV)/.azurite: conf/locks/azurite/package-lock.json | $(VENV)/.uv
 lock:  ## resolve the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint conf/locks/constraints.txt \
-	  --extra demo --extra azure --extra s3 --extra openslide --extra openvino --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
+	  --extra train --extra mlflow --extra demo --extra azure --extra s3 --extra openslide --extra openvino --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
 	npm install --prefix conf/locks/azurite --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit \
 	  --no-fund --loglevel=error
 
