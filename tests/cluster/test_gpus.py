@@ -111,7 +111,7 @@ def command(small_slides: Path, encoder_weights: Path, tmp_path: Path) -> Callab
 def cohort_config(folder: Path, slides: Path, weights: Path, resources: dict[str, Any]) -> Config:
     """Two slides, a wave each, in many units and in batches of one size everywhere."""
     rows = [row for row in SMALL_COHORT if row[0] in ("a1", "b1")]
-    run, encoder = {"wave_slides": 1, "unit_tiles": 2}, {"batch_size": 2}
+    run, encoder = {"wave_slides": 1, "unit_tiles": 2}, {"batch_size": 2, "device": "auto"}
     tiling = {"max_background": 1.0}
     return config_in(folder, slides, weights, rows, tiling=tiling, run=run, encoder=encoder, resources=resources)
 
