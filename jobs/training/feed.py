@@ -12,7 +12,7 @@ from jobs.training.decoding import COLUMNS, EMBEDDINGS, Decoder
 from jobs.training.epochs import Patient, Turn, n_steps, plan_epoch
 from jobs.training.errors import FeedError
 from jobs.training.pinned import PinnedTable, chosen_rows, pin_table
-from jobs.training.reading import OPENERS, Gate, Reader, Wanted
+from jobs.training.reading import Gate, Reader, Wanted, reader_of
 
 Backend = Literal["auto", "petastorm", "pyarrow"]
 
@@ -76,7 +76,7 @@ def make_feed(
         seed,
         columns,
         classes,
-        *_reader(backend),
+        *reader_of(backend),
         threads=threads,
         shuffle=shuffle,
     )
@@ -252,11 +252,6 @@ def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
         [patient.label for patient in patients],
         [turn.repeated for turn in step],
     )
-
-
-def _reader(backend: Backend) -> tuple[str, Reader]:
-    name = "pyarrow" if backend == "auto" else backend
-    return name, OPENERS[name]()
 
 
 def _check(
