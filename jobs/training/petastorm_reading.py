@@ -11,7 +11,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from petastorm.arrow_reader_worker import ArrowReaderWorker
 from petastorm.reader import Reader as PetastormReader
 from petastorm.workers_pool import EmptyResultError, VentilatedItemProcessedMessage
@@ -19,7 +18,7 @@ from petastorm.workers_pool.thread_pool import ThreadPool, WorkerTerminationRequ
 from pyarrow.filesystem import LocalFileSystem
 
 from jobs.training.decoding import TILE_INDEX, Decoder
-from jobs.training.reading import Gate, Part, Wanted, decoded, received
+from jobs.training.reading import Closed, Gate, Part, Wanted, decoded, received
 
 _POLL_S = 0.05
 # petastorm 0.12 reads by what pyarrow 14 calls deprecated, and says of tile_index that it leaves it out
@@ -62,13 +61,13 @@ class _PlannedReader(PetastormReader):  # type: ignore[misc]
         done: "SimpleQueue[Part | BaseException]",
         threads: int,
     ) -> None:
-        self._position = {(str(group.path), group.index): i for i, group in enumerate(wanted)}
+        self._wanted = {(str(group.path), group.index): group for group in wanted}
         columns = ["patient_id", *(name for name in decoder.columns if name != TILE_INDEX)]
 
         class Worker(_Worker):
             """Knows what this epoch is about."""
 
-            epoch = (wanted, self._position, decoder, gate, done)
+            epoch = (self._wanted, decoder, gate, done)
 
         super().__init__(
             _Files(),
@@ -84,30 +83,31 @@ class _PlannedReader(PetastormReader):  # type: ignore[misc]
     def _filter_row_groups(self, dataset: Any, row_groups: Sequence[Any], *rest: Any) -> tuple[list[int], None]:
         """Which row groups are read, in which order."""
         number = {(piece.path, piece.row_group): i for i, piece in enumerate(row_groups)}
-        return [number[group] for group in self._position], None
+        return [number[group] for group in self._wanted], None
 
 
 class _Worker(ArrowReaderWorker):  # type: ignore[misc]
     """Decodes the rows that it read as they are in Arrow."""
 
-    epoch: tuple[Sequence[Wanted], dict[tuple[str, int], int], Decoder, Gate, "SimpleQueue[Part | BaseException]"]
+    epoch: tuple[dict[tuple[str, int], Wanted], Decoder, Gate, "SimpleQueue[Part | BaseException]"]
 
-    def _load_rows(self, pq_file: Any, piece: Any, shuffle_row_drop_range: Any) -> pa.Table:
-        wanted, position_of, decoder, gate, done = self.epoch
+    def _load_rows(self, pq_file: Any, piece: Any, shuffle_row_drop_range: Any) -> list[Any]:
+        wanted, decoder, gate, done = self.epoch
         table = super()._load_rows(pq_file, piece, shuffle_row_drop_range)
-        position = position_of[piece.path, piece.row_group]
+        group = wanted[piece.path, piece.row_group]
         if TILE_INDEX in decoder.columns:  # a list of structs: petastorm has no type for it
             index = pq_file.read_row_group(piece.row_group, columns=[TILE_INDEX], use_threads=False)
             table = table.append_column(TILE_INDEX, index[TILE_INDEX])
         try:
-            part = decoded(table, wanted[position], decoder)
+            part = decoded(table, group, decoder)
         except Exception as error:  # by our queue: petastorm would print it before it is raised
             done.put(error)
-            return table.slice(0, 0)
-        if not gate.wait(position):
+            return []
+        if not gate.wait(group.position):
+            done.put(Closed())
             raise WorkerTerminationRequested
         done.put(part)
-        return table.slice(0, 0)
+        return []  # to petastorm, a row group without a row
 
 
 class _Files(LocalFileSystem):  # type: ignore[misc]

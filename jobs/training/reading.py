@@ -31,6 +31,7 @@ _PETASTORM_FAILS_AT = 15  # pyarrow's major version
 class Wanted:
     """A row group, and those of its patients that are wanted."""
 
+    position: int  # among those of the epoch, in the order that they are read in
     path: Path  # a local file
     index: int  # of the row group in the file
     patients: list[Patient]
@@ -40,12 +41,16 @@ Part = dict[str, Bag]
 """The bags of one row group, by patient_id."""
 
 
+class Closed(Exception):
+    """Nothing is wanted any more."""
+
+
 class Gate:
     """Holds readers back where they are far enough ahead of the trainer."""
 
-    def __init__(self, wanted: Sequence[Wanted]) -> None:
-        """The row groups in the order that they are read in."""
-        self._ends = np.cumsum([sum(patient.n_bytes for patient in group.patients) for group in wanted])
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """Bytes that are fed of each row group, in the order that they are read in."""
+        self._ends = np.cumsum(sizes)
         self._needed = self._used = 0
         self._is_closed = False
         self._changed = threading.Condition()
@@ -87,14 +92,17 @@ class Reader(Protocol):
 def read_by_pyarrow(wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, threads: int) -> Generator[Part]:
     """Row groups by pyarrow alone."""
     done: SimpleQueue[Part | BaseException] = SimpleQueue()
-    turns = iter(enumerate(wanted))
+    turns = iter(wanted)
     turn = threading.Lock()
 
     def work() -> None:
         while True:
             with turn:
-                position, group = next(turns, (-1, None))
-            if group is None or not gate.wait(position):
+                group = next(turns, None)
+            if group is None:
+                return
+            if not gate.wait(group.position):
+                done.put(Closed())
                 return
             try:
                 done.put(_read(group, decoder))
