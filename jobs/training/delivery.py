@@ -109,7 +109,4 @@ def _wanted(
     table: PinnedTable, number: int, place: int, path_of: Mapping[int, Path], patients: Sequence[Patient]
 ) -> Wanted:
     group = table.groups[number]
-    path = path_of[group.file]
-    if not path.exists():
-        raise FileNotFoundError(2, "no such file", str(path))
-    return Wanted(place, path, group.index, list(patients))
+    return Wanted(place, path_of[group.file], group.index, list(patients))

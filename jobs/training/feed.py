@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from jobs.training.bags import Bag, Bags, pack
@@ -110,7 +110,7 @@ class Feed:
         self.n_patients = len(part_of(choice.patients, shard))
         """Of this shard."""
 
-    def epoch(self, number: int, first_step: int = 0) -> Iterator[Bags]:
+    def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
         """The steps of an epoch, from `first_step` on: the same patients, tiles and order each time it is asked for.
 
         Bags wait in memory for their turn: at most 512 MiB (`reading.AHEAD_BYTES`) or one row group if that has more,

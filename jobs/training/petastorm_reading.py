@@ -45,8 +45,10 @@ def read_by_petastorm(wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, th
     drainer.start()
     try:
         yield from received(done, len(wanted))
-    finally:
+    except BaseException:
         gate.close()
+        raise
+    finally:
         reader.stop()
         drainer.join()
         reader.join()

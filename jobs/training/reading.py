@@ -115,8 +115,10 @@ def read_by_pyarrow(wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, thre
         worker.start()
     try:
         yield from received(done, len(wanted))
-    finally:
+    except BaseException:
         gate.close()
+        raise
+    finally:
         for worker in workers:
             worker.join()
 

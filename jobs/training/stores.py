@@ -5,6 +5,7 @@ data files go through the bounded folder that remote slides are staged in, and s
 is room. Delta never changes a file under its name, so a copy is good for ever.
 """
 
+import errno
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,7 @@ class TableStore:
             FileNotFoundError: the file is gone.
         """
         if self.is_local:
-            yield file.uri
+            yield str(_existing(file))
             return
         try:
             remote = File(file.uri, self._options)
@@ -115,7 +116,7 @@ class TableStore:
             FileNotFoundError: one is gone.
         """
         if self.is_local:
-            yield [Path(file.uri) for file in files]
+            yield [_existing(file) for file in files]
             return
         with ExitStack() as held:
             paths = []
@@ -133,6 +134,13 @@ class TableStore:
             return FeedError(error.message)
         text = redact(f"{type(error).__name__}: {' '.join(str(error).split())}", secrets_of(self._uri, self._options))
         return FeedError(f"{where} can't be read ({text}): check the URI, the storage options and the network")
+
+
+def _existing(file: DataFile) -> Path:
+    path = Path(file.uri)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "no such file", file.uri)
+    return path
 
 
 def _needed(listed: Sequence[str], version: int | None) -> list[str]:

@@ -68,6 +68,7 @@ def test_bags_are_the_patients_as_they_are(table: Path, patients: list[Made], ba
 @pytest.mark.parametrize("bag_size", [None, 5])
 def test_both_readers_feed_the_same_in_the_same_order_whatever_the_threads(table: Path, bag_size: int | None) -> None:
     columns = ("embeddings_avg", "color_histogram", "tile_index")
+    readers: list[tuple[Any, int]] = [("petastorm", 1), ("petastorm", 10), ("pyarrow", 1), ("pyarrow", 10)]
     fed = [
         [
             _flat(bags)
@@ -76,7 +77,7 @@ def test_both_readers_feed_the_same_in_the_same_order_whatever_the_threads(table
                 str(table), batch_size=4, bag_size=bag_size, seed=3, columns=columns, backend=backend, threads=threads
             ).epoch(epoch)
         ]
-        for backend, threads in (("petastorm", 1), ("petastorm", 10), ("pyarrow", 1), ("pyarrow", 10))
+        for backend, threads in readers
     ]
     assert fed[0] == fed[1] == fed[2] == fed[3]
     assert fed[0][:13] != fed[0][13:]
@@ -95,9 +96,13 @@ def test_an_epoch_is_resumed_at_a_step(table: Path, backend: Any) -> None:
 
 def test_a_resumed_epoch_reads_only_what_is_left(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    monkeypatch.setattr(
-        reading, "_read", lambda group, decoder, real=reading._read: read.append(1) or real(group, decoder)
-    )
+    real = reading._read
+
+    def counted(group: reading.Wanted, *rest: Any) -> Any:
+        read.append(group.index)
+        return real(group, *rest)
+
+    monkeypatch.setattr(reading, "_read", counted)
     monkeypatch.setattr("jobs.training.epochs.MIX_BYTES", 0)
     feed = make_feed(str(table), backend="pyarrow")
     assert len(list(feed.epoch(0, first_step=45))) == 5
@@ -109,7 +114,7 @@ def test_tiles_are_sampled_anew_each_epoch_and_alike_in_any_company(
 ) -> None:
     def tiles(epoch: int, **how: Any) -> dict[str, list[int]]:
         feed = make_feed(str(table), bag_size=4, backend=backend, **how)
-        fed = {}
+        fed: dict[str, list[int]] = {}
         for bags in feed.epoch(epoch):
             numbers = bags.embeddings.view(len(bags), 4, feed.dim)[:, :, 1].int().tolist()
             fed.update(zip(bags.patient_id, numbers, strict=True))

@@ -25,10 +25,13 @@ from pathlib import Path
 from tests.feed.tables import cohort, write
 table, stop = Path(sys.argv[1]), Path(sys.argv[2])
 patients = cohort(60, dim=5)
-while not stop.exists():
+for turn in range(10**6):
     write(table, patients[50:])
     write(table, patients[:20], mode="overwrite")
-    print("wrote", flush=True)
+    if turn == 0:
+        print("wrote", flush=True)
+    if stop.exists():
+        break
 """
 
 
