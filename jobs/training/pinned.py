@@ -24,6 +24,7 @@ _SMALL = (  # columns that cost nothing beside the bags; those that a table has 
     pa.field("embedding_dim", pa.int32()),
     pa.field("embedding_dtype", pa.string()),
     pa.field("params_hash", pa.string()),
+    pa.field("run_id", pa.string()),
 )
 
 
