@@ -17,13 +17,12 @@ from jobs.runtime.cli import DONE
 from jobs.runtime.cli import main as run_main
 from jobs.runtime.cohort import Image, cohort_bytes, parse_cohort, rows_as_written
 from jobs.runtime.config import ConfigError, settings_hash
-from jobs.runtime.files import write_bytes
 from jobs.runtime.run import Run
 from jobs.runtime.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
 from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits
 from udfs import schemas
-from udfs.wsi.store import public_uri, read_bytes
+from udfs.wsi.store import public_uri, read_bytes, write_bytes
 
 _PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with
 _MAY_CHANGE = ("fold", "center_id", "label", "n_images", "params_hash", "run_id")

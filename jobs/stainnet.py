@@ -18,13 +18,12 @@ from jobs.runtime.cli import DONE
 from jobs.runtime.cli import main as run_main
 from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import ConfigError
-from jobs.runtime.files import write_bytes
 from jobs.runtime.run import Run
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet
 from udfs.wsi.stainfit import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
-from udfs.wsi.store import public_uri
+from udfs.wsi.store import public_uri, write_bytes
 
 _READERS = 4
 _PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18

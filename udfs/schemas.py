@@ -144,6 +144,20 @@ SPLITS = pa.schema(
     ]
 )
 
+TRAINING_METRICS = pa.schema(
+    [
+        _column("run_id", _STRING, "the training run, which is the model's model_id too", required=True),
+        _column("epoch", _INT, "pass over split train, from 0", required=True),
+        _column(
+            "split", _STRING, "train or validation in each epoch; test once, by the weights of this, the best, epoch"
+        ),
+        _column(
+            "name", _STRING, "what was measured: loss (as it is minimised), auroc, log_loss, weighted_log_loss, ..."
+        ),
+        _column("value", _DOUBLE, "its value; null where it has none, such as AUROC of one class"),
+    ]
+)
+
 READS = pa.list_(
     pa.struct(
         [

@@ -206,6 +206,56 @@ class Splits(_Section):
         return self
 
 
+class Training(_Section):
+    """Settings of the job train."""
+
+    model: Literal["attention", "mean", "logistic"] = Field(
+        "attention",
+        description="attention: gated attention over the tiles of a patient; mean: all tiles alike; logistic: logistic "
+        "regression on the mean tile",
+    )
+    columns: Literal["avg", "max", "both"] = Field("avg", description="embeddings of a tile that the model sees")
+    use_histogram: bool = Field(False, description="show it the patient's colour histogram too")
+    use_center: bool = Field(
+        False, description="show it the centre too: it then learns whom which centre treats, and has no say on others"
+    )
+    hidden: int = Field(256, ge=1, le=8192, description="width of a tile after the first layer")
+    attention_hidden: int = Field(128, ge=1, le=8192, description="width of the attention network")
+    dropout: float = Field(0.25, ge=0, lt=1, description="share of hidden values left out in each step")
+    learning_rate: float = Field(2e-4, gt=0, description="of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
+    epochs: int = Field(50, ge=1, le=100_000, description="at most so many passes over split train")
+    patience: int = Field(
+        10, ge=1, description="stop when the loss on split validation has not gone down for so many epochs"
+    )
+    batch_size: int = Field(8, ge=1, le=65_536, description="patients a step, of each process")
+    bag_size: int | None = Field(
+        None, ge=1, description="tiles drawn of each patient in each epoch; null takes all; predictions always take all"
+    )
+    class_weights: Literal["balanced", "none"] = Field(
+        "balanced", description="balanced: every class has the same say in the loss, however few its patients"
+    )
+    seed: int = Field(0, ge=0, description="of first weights, order, draws and dropout: same seed, same model")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    processes: int = Field(
+        1, ge=1, description="more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark"
+    )
+    output: str | None = Field(
+        None, description="folder or URI of the models, one folder a run; null is OUTPUT.ROOT/models"
+    )
+    mlflow: str | None = Field(
+        None, description="tracking URI of MLflow to send metrics to as well; needs slidelake[mlflow]"
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Training":
+        if self.mlflow and not find_spec("mlflow"):
+            raise ValueError("mlflow needs MLflow: pip install 'slidelake[mlflow]', or set it to null")
+        if self.model == "logistic" and self.processes > 1:
+            raise ValueError("model logistic trains in one process: set processes to 1")
+        return self
+
+
 class Run(_Section):
     """How a run goes."""
 
@@ -232,6 +282,7 @@ class Config(_Section):
     histogram: Histogram = Histogram()
     stainnet: Stainnet = Stainnet()
     splits: Splits = Splits()
+    training: Training = Training()
     run: Run = Run()
     on_failed_slides: Literal["report", "ignore"] = Field(
         "report", description="report: exit status 3 where slides failed; ignore: 0"
