@@ -176,6 +176,36 @@ class Stainnet(_Section):
     seed: int = Field(0, description="of the draw and the fit")
 
 
+class Splits(_Section):
+    """Settings of the job splits, which says who is trained on and who is held out."""
+
+    train: float = Field(0.8, gt=0, le=1, description="share of the images that models learn from")
+    validation: float = Field(0.1, ge=0, lt=1, description="share that says when to stop")
+    test: float = Field(0.1, ge=0, lt=1, description="share that is held out")
+    stratify: tuple[Literal["center_id", "label"], ...] = Field(
+        ("center_id", "label"), description="what the shares hold within, beside the cohort as a whole"
+    )
+    seed: int = Field(0, description="of the order in which patients are dealt")
+    folds: int | None = Field(
+        None, ge=2, le=100, description="deal train and validation to so many folds too; null to none"
+    )
+    csv: str | None = Field(
+        None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv"
+    )
+
+    @field_validator("stratify", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value or ()
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "Splits":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, validation and test sum to {total:.6g}: they must sum to 1")
+        return self
+
+
 class Training(_Section):
     """Settings of the job train."""
 
@@ -251,6 +281,7 @@ class Config(_Section):
     resources: Resources = Resources()
     histogram: Histogram = Histogram()
     stainnet: Stainnet = Stainnet()
+    splits: Splits = Splits()
     training: Training = Training()
     run: Run = Run()
     on_failed_slides: Literal["report", "ignore"] = Field(
