@@ -23,6 +23,7 @@ _Y = _column("y_px", _INT, "top edge of the tile, level-0 pixels from the slide'
 _PATIENT = _column("patient_id", _STRING, "the patient, from the patient CSV", required=True)
 _CENTER = _column("center_id", _STRING, "the centre that the patient was treated at, from the CSV")
 _LABEL = _column("label", _STRING, "the patient's diagnosis as the CSV has it, null where it has none")
+_SPLIT = _column("split", _STRING, "train, validation or test, as table splits has it; null until the job splits ran")
 
 SLIDES = pa.schema(
     [
@@ -102,6 +103,7 @@ PATIENTS = pa.schema(
         _PATIENT,
         _CENTER,
         _LABEL,
+        _SPLIT,
         _column("n_images", _INT, "slides of the patient in the CSV"),
         _column("n_images_failed", _INT, "those among them that failed, see table slides"),
         _column("n_tiles", _INT, "rows of the bag"),
@@ -126,6 +128,33 @@ PATIENTS = pa.schema(
             "mean over the tiles of the share of their pixels in each colour bin, sums to 1; bins numbered as in features",
         ),
         *_PROVENANCE,
+    ]
+)
+
+SPLITS = pa.schema(
+    [
+        _PATIENT,
+        _column("split", _STRING, "train, validation or test: a patient keeps it, whatever is added", required=True),
+        _column("fold", _INT, "fold of splits.folds, from 0; null in test, and where folds are not asked for"),
+        _CENTER,
+        _LABEL,
+        _column("n_images", _INT, "slides of the patient in the CSV, by which patients are weighed"),
+        _column("seed", _LONG, "splits.seed that the patient was dealt with"),
+        *_PROVENANCE,
+    ]
+)
+
+TRAINING_METRICS = pa.schema(
+    [
+        _column("run_id", _STRING, "the training run, which is the model's model_id too", required=True),
+        _column("epoch", _INT, "pass over split train, from 0", required=True),
+        _column(
+            "split", _STRING, "train or validation in each epoch; test once, by the weights of this, the best, epoch"
+        ),
+        _column(
+            "name", _STRING, "what was measured: loss (as it is minimised), auroc, log_loss, weighted_log_loss, ..."
+        ),
+        _column("value", _DOUBLE, "its value; null where it has none, such as AUROC of one class"),
     ]
 )
 

@@ -83,6 +83,40 @@ def main(
         return BAD_CONFIG
 
 
+def main_alone(
+    job: str,
+    description: str | None,
+    work: Callable[[Config, argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    options: Callable[[argparse.ArgumentParser], None],
+) -> int:
+    """As `main`, for a job that starts Spark only where it needs to, and leaves a record of its own.
+
+    Args:
+        job: its name.
+        description: for --help.
+        work: the job; returns the exit status.
+        argv: arguments.
+        options: adds the job's own.
+    """
+    part_stderr_from_stdout()
+    arguments = _parse(job, description, argv, retries=False, options=options)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
+            return DONE
+        return work(config, arguments)
+    except ConfigError as error:
+        print(f"slidelake {job}: {error}", file=sys.stderr)
+        return BAD_CONFIG
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, KeyboardInterrupt):
+            print(redact(traceback.format_exc(), secrets_of(None, config.slides.storage_options)), file=sys.stderr)
+        print(f"slidelake {job}: stopped by {type(error).__name__}", file=sys.stderr)
+        return FAILED
+
+
 def _run(
     job: str, config: Config, work: Callable[[Run, argparse.Namespace], int], arguments: argparse.Namespace
 ) -> int:
@@ -112,7 +146,14 @@ def _run(
         run.spark.stop()
 
 
-def _parse(job: str, description: str | None, argv: Sequence[str] | None, *, retries: bool) -> argparse.Namespace:
+def _parse(
+    job: str,
+    description: str | None,
+    argv: Sequence[str] | None,
+    *,
+    retries: bool,
+    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
+) -> argparse.Namespace:
     settings = "\n".join(
         textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
         for key, default, text in describe_settings()
@@ -132,4 +173,5 @@ def _parse(job: str, description: str | None, argv: Sequence[str] | None, *, ret
         parser.add_argument(
             "--retry-failed", action="store_true", help="work on failed slides again, though nothing changed"
         )
+    options(parser)
     return parser.parse_intermixed_args(argv)

@@ -19,6 +19,7 @@ SCHEMAS = {
     "indexes": schemas.INDEXES,
     "features": schemas.FEATURES,
     "patients": schemas.PATIENTS,
+    "splits": schemas.SPLITS,
     "runs": schemas.RUNS,
 }
 _PROPERTIES = {
@@ -135,7 +136,8 @@ class Tables:
         self._check_alone(name)
         changes: dict[str, str | Column] = {column: F.col(f"new.{column}") for column in columns}
         table = DeltaTable.forPath(self.spark, self.path(name)).alias("old")
-        table.merge(rows.alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
+        # Few and narrow beside the table's: sent to all, so that no row of the table, bags and all, is shuffled.
+        table.merge(F.broadcast(rows).alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
         self._known[name] = self.version(name)
 
     def compact(self, name: str) -> None:
