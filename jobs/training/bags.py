@@ -22,11 +22,6 @@ class Bag:
         """Of the embeddings."""
         return self.embeddings.numel() * self.embeddings.element_size()
 
-    def take(self, rows: NDArray[np.int64]) -> "Bag":
-        """A bag of these rows of it, in this order, a row perhaps several times."""
-        index = None if self.tile_index is None else self.tile_index[rows]
-        return Bag(self.embeddings[torch.from_numpy(rows)], self.color_histogram, index)
-
 
 @dataclass(frozen=True)
 class Bags:

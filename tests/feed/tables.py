@@ -69,6 +69,11 @@ def cohort(n: int, **same: Any) -> list[Made]:
     ]
 
 
+def schema() -> pa.Schema:
+    """Of the table."""
+    return PATIENTS
+
+
 def write(
     table: Path,
     patients: Sequence[Made],
@@ -79,7 +84,7 @@ def write(
 ) -> Path:
     """A commit a file."""
     for part in np.array_split(np.arange(len(patients)), files):
-        rows = pa.Table.from_pylist([patients[i].row() for i in part], PATIENTS)
+        rows = pa.Table.from_pylist([patients[i].row() for i in part], schema())
         properties = WriterProperties(max_row_group_size=rows_a_group, write_batch_size=rows_a_group)
         write_deltalake(str(table), rows, mode=mode, writer_properties=properties)
     return table
