@@ -21,6 +21,7 @@ NAMES = (  # each a module of this package with run()
     "job",
     "memory",
     "scale",
+    "learn",
 )
 
 
