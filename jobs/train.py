@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from deltalake.exceptions import TableNotFoundError
 
 from jobs.runtime.cli import DONE, FAILED, main_alone
 from jobs.runtime.config import Config, ConfigError
@@ -71,7 +70,7 @@ def _planned(config: Config) -> Task:
         prior=members.prior,
         table_uri=public_uri(members.table_uri),
         table_version=members.version,
-        feature_settings=feature_settings(members, _table(config, "runs")),
+        feature_settings=feature_settings(members, _table(config, "runs"), config.slides.storage_options),
         splits=members.cards(),
         seed=settings.seed,
         training=settings.model_dump(mode="json"),
@@ -128,6 +127,7 @@ def _members(
         fold=fold,
         splits_uri=_table(config, "splits"),
         splits_version=splits_version,
+        storage_options=config.slides.storage_options,
     )
 
 
@@ -146,8 +146,8 @@ def _task(config: Config, card: ModelCard, members: TrainingSet, *, resume: bool
 def _refuse_leaks(config: Config, members: TrainingSet) -> None:
     assignments = [(patient, split) for split in SPLITS for patient in members.ids(split)]
     try:
-        slides = slide_files(_table(config, "slides"))
-    except TableNotFoundError:
+        slides = slide_files(_table(config, "slides"), config.slides.storage_options)
+    except FileNotFoundError:
         slides = []
         _say(f"slidelake train: no table slides in {public_uri(config.output.root)}: slide files were not compared")
     refuse_leaks(assignments, slides, config.slides.storage_options)

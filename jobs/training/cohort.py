@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
-
+from jobs.training.columns import read_columns
 from jobs.training.model_files import SplitCard
 from jobs.training.pinned import pin_table
+from udfs.wsi.store import StorageOptions, public_uri
 
 SPLITS = ("train", "validation", "test")
 _FEATURE_SECTIONS = ("tiling", "stain", "encoder", "histogram")  # what shapes a patient's features
@@ -89,6 +87,7 @@ def read_training_set(
     fold: int | None = None,
     splits_uri: str = "",
     splits_version: int | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> TrainingSet:
     """The labelled patients of a version of table patients, by its column split.
 
@@ -98,13 +97,14 @@ def read_training_set(
         fold: validate on this fold of table splits, train on the others; None: by column split alone. Test stays as it is.
         splits_uri: of table splits, where a fold is given.
         splits_version: of it; None: the newest.
+        storage_options: for fsspec.
 
     Raises:
         FeedError: the table or the version is not there, or not whole.
         CohortError: its splits can't be trained on.
     """
-    table = pin_table(table_uri, version)
-    where = f"version {table.version} of {table.uri}"
+    table = pin_table(table_uri, version, storage_options)
+    where = table.name
     if "split" not in table.columns:
         raise CohortError(f"{where} has no column split: run the splits job first")
     splits: dict[str, list[Member]] = {name: [] for name in SPLITS}
@@ -122,13 +122,13 @@ def read_training_set(
             values = {name: row[name] or "" for name in ("center_id", "params_hash", "run_id")}
             splits[row["split"]].append(Member(row["patient_id"], label=row["label"], **values))
     if fold is not None:
-        splits_version = _by_fold(splits, fold, splits_uri, splits_version)
+        splits_version = _by_fold(splits, fold, splits_uri, splits_version, storage_options)
     for members in splits.values():
         members.sort(key=lambda member: member.patient_id)
     if len(dims) > 1:
         raise CohortError(f"{where} has embeddings of {sorted(dims)} columns: run the main job with one encoder")
     found = TrainingSet(
-        table.uri,
+        table_uri,
         table.version,
         splits,
         unlabelled,
@@ -155,16 +155,14 @@ def _check_labels(found: TrainingSet, where: str) -> None:
             )
 
 
-def _by_fold(splits: dict[str, list[Member]], fold: int, uri: str, version: int | None) -> int:
+def _by_fold(
+    splits: dict[str, list[Member]], fold: int, uri: str, version: int | None, storage_options: StorageOptions | None
+) -> int:
     """Deal train and validation anew by the folds of table splits; returns its version."""
     try:
-        table = DeltaTable(uri, version=version)
-        rows: pa.Table = table.to_pyarrow_table(columns=["patient_id", "fold"])
-    except TableNotFoundError:
-        raise CohortError(f"no table splits at {uri}: set splits.folds and run the splits job") from None
-    except DeltaError as error:
-        reason = " ".join(str(error).split())
-        raise CohortError(f"{uri} can't be read at version {version} ({reason}): the folds are gone") from None
+        found, rows = read_columns(uri, ("patient_id", "fold"), version, storage_options)
+    except FileNotFoundError:
+        raise CohortError(f"no table splits at {public_uri(uri)}: set splits.folds and run the splits job") from None
     fold_of = {row["patient_id"]: row["fold"] for row in rows.to_pylist()}
     members = splits["train"] + splits["validation"]
     without = [member.patient_id for member in members if fold_of.get(member.patient_id) is None]
@@ -176,14 +174,16 @@ def _by_fold(splits: dict[str, list[Member]], fold: int, uri: str, version: int 
         )
     splits["validation"] = [member for member in members if fold_of[member.patient_id] == fold]
     splits["train"] = [member for member in members if fold_of[member.patient_id] != fold]
-    return int(table.version())
+    return found
 
 
-def feature_settings(found: TrainingSet, runs_uri: str) -> tuple[dict[str, Any], ...]:
+def feature_settings(
+    found: TrainingSet, runs_uri: str, storage_options: StorageOptions | None = None
+) -> tuple[dict[str, Any], ...]:
     """The settings that the patients' features were made with, each once; none where table runs is not there."""
     try:
-        runs: pa.Table = DeltaTable(runs_uri).to_pyarrow_table(columns=["run_id", "config"])
-    except TableNotFoundError:
+        _, runs = read_columns(runs_uri, ("run_id", "config"), None, storage_options)
+    except FileNotFoundError:
         return ()
     ids = {member.run_id for members in found.splits.values() for member in members}
     configs = [json.loads(row["config"]) for row in runs.to_pylist() if row["run_id"] in ids and row["config"]]

@@ -107,7 +107,7 @@ def fit(
         epoch = state.epoch
         torch.manual_seed(_seed_of(settings.seed, epoch))
         loss = _train_epoch(network, optimizer, train, epoch, patients, weights, after_step)
-        figures = {"epoch": float(epoch), "train_loss": loss}
+        figures = {"epoch": float(epoch), "train_loss": loss, "train_patients": float(len(patients))}
         watched = loss
         if validation is not None:
             found = predict(model, validation)

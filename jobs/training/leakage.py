@@ -14,9 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import pyarrow as pa
-from deltalake import DeltaTable
-
+from jobs.training.columns import read_columns
 from udfs.wsi import SlideError
 from udfs.wsi.store import File, FileInfo, StorageOptions, public_uri
 
@@ -90,16 +88,13 @@ def refuse_leaks(
     return Compared(len(files), content.opened, content.unreadable)
 
 
-def slide_files(
-    table_uri: str, version: int | None = None, storage_options: dict[str, str] | None = None
-) -> list[SlideFile]:
-    """The files of table slides, at a version of it (None: the newest), read without Spark.
+def slide_files(table_uri: str, storage_options: StorageOptions | None = None) -> list[SlideFile]:
+    """The files of table slides as it is now, read without Spark.
 
     URIs are as the table has them, without secrets: what only a signed URL opens can't be compared by content.
     """
-    table = DeltaTable(table_uri, version=version, storage_options=storage_options)
     columns = ["image_id", "patient_id", "uri", "size_bytes", "file_version"]
-    rows: pa.Table = table.to_pyarrow_table(columns=columns)
+    _, rows = read_columns(table_uri, columns, storage_options=storage_options)
     return [SlideFile(**row) for row in rows.to_pylist() if row["size_bytes"] and row["uri"]]
 
 

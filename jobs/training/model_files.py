@@ -51,7 +51,8 @@ class ModelCard:
         seed: of everything random.
         training: the settings of the section training.
         device: cpu, or the kind of GPU.
-        threads: of torch on the CPU; another number adds up floats in another order.
+        processes: that trained it together.
+        threads: of torch on the CPU, in each; another number adds up floats in another order.
         versions: of packages.
         history: a mapping an epoch: epoch, train_loss, and what was measured on validation.
         best_epoch: whose weights these are.
@@ -68,6 +69,7 @@ class ModelCard:
     seed: int
     training: dict[str, Any]
     device: str = "cpu"
+    processes: int = 1
     threads: int = 1
     splits_version: int | None = None
     versions: dict[str, str] = field(default_factory=dict)

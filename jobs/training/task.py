@@ -217,7 +217,13 @@ class Recorder:
         self._write("predictions.csv", predictions_csv(predictions, classes))
         told = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
         self._write("report.json", json.dumps(told, indent=2).encode())
-        card = replace(task.card, history=tuple(state.history), best_epoch=best, versions=package_versions())
+        card = replace(
+            task.card,
+            processes=dist.get_world_size() if dist.is_initialized() else 1,
+            history=tuple(state.history),
+            best_epoch=best,
+            versions=package_versions(),
+        )
         save_model(task.folder, model, card, task.storage_options)
         fs, path = url_to_fs(task.folder, **options_for(task.folder, task.storage_options))
         if fs.exists(f"{path}/{CHECKPOINT}"):

@@ -102,7 +102,7 @@ def draw_cohort(
 
 def shuffled_labels(patients: Sequence[Drawn], seed: int = 0) -> list[Drawn]:
     """The same patients, their labels dealt anew: there is nothing to learn."""
-    labels = np.random.default_rng(seed).permutation([patient.label for patient in patients])
+    labels = np.random.default_rng(seed).permutation([str(patient.label) for patient in patients])
     return [replace(patient, label=str(label)) for patient, label in zip(patients, labels, strict=True)]
 
 

@@ -39,10 +39,10 @@ def test_figures_are_those_of_scikit_learn(classes: int, seed: int) -> None:
 
 def test_the_weighted_log_loss_is_the_challenges_on_an_example_worked_by_hand() -> None:
     labels = np.array([0, 0, 0, 1])
-    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.3, 0.7]])
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.3, 0.7]], np.float64)
     by_hand = (-(np.log(0.9) + np.log(0.8) + np.log(0.5)) / 3 - np.log(0.7)) / 2
     assert measure(labels, probabilities)["weighted_log_loss"] == pytest.approx(by_hand)
-    assert measure(labels, 7 * probabilities)["weighted_log_loss"] == pytest.approx(
+    assert measure(labels, np.asarray(7 * probabilities))["weighted_log_loss"] == pytest.approx(
         by_hand
     )  # rows are divided by their sum
     certain = np.array([[1.0, 0.0]])
@@ -89,9 +89,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 def evaluation(**changes: Any) -> Evaluation:
     labels, probabilities = sample(3)
     centers = [f"centre {i % 2}" for i in range(len(labels))]
-    return evaluate(
-        **({"labels": labels, "probabilities": probabilities, "classes": CLASSES[3], "centers": centers} | changes)
-    )
+    arguments: dict[str, Any] = {
+        "labels": labels,
+        "probabilities": probabilities,
+        "classes": CLASSES[3],
+        "centers": centers,
+    }
+    return evaluate(**(arguments | changes))
 
 
 def test_an_evaluation_counts_everybody_in_each_of_its_tables() -> None:

@@ -45,7 +45,7 @@ def test_a_patient_is_the_same_whoever_is_in_its_batch(kind: Kind) -> None:
     probabilities, attention = made.predict(together)
     assert probabilities.shape == (3, 2)
     assert torch.allclose(probabilities.sum(1), torch.ones(3))
-    parts = attention.split(list(SIZES))
+    parts = torch.split(attention, list(SIZES))
     assert torch.allclose(torch.stack([part.sum() for part in parts]), torch.ones(3))
     for i, tiles in enumerate(together.split()):
         assert together.color_histogram is not None
