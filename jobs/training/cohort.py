@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.training.columns import read_columns
+from jobs.training.errors import NoTableError
 from jobs.training.model_files import SplitCard
 from jobs.training.pinned import pin_table
 from udfs.wsi.store import StorageOptions, public_uri
@@ -161,7 +162,7 @@ def _by_fold(
     """Deal train and validation anew by the folds of table splits; returns its version."""
     try:
         found, rows = read_columns(uri, ("patient_id", "fold"), version, storage_options)
-    except FileNotFoundError:
+    except NoTableError:
         raise CohortError(f"no table splits at {public_uri(uri)}: set splits.folds and run the splits job") from None
     fold_of = {row["patient_id"]: row["fold"] for row in rows.to_pylist()}
     members = splits["train"] + splits["validation"]
@@ -183,7 +184,7 @@ def feature_settings(
     """The settings that the patients' features were made with, each once; none where table runs is not there."""
     try:
         _, runs = read_columns(runs_uri, ("run_id", "config"), None, storage_options)
-    except FileNotFoundError:
+    except NoTableError:
         return ()
     ids = {member.run_id for members in found.splits.values() for member in members}
     configs = [json.loads(row["config"]) for row in runs.to_pylist() if row["run_id"] in ids and row["config"]]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from jobs.training.errors import FeedError
+from jobs.training.errors import FeedError, NoTableError
 from jobs.training.stores import TableStore
 from udfs.wsi.store import StorageOptions
 
@@ -19,7 +19,7 @@ def read_columns(
     """All rows of a version, None: the newest; and which it is.
 
     Raises:
-        FileNotFoundError: there is no such table.
+        NoTableError: there is no such table.
         FeedError: the version can't be read any more, or the store can't.
     """
     store = TableStore(uri, storage_options)
@@ -27,7 +27,7 @@ def read_columns(
         try:
             table = DeltaTable(folder, version=version)
         except TableNotFoundError:
-            raise FileNotFoundError(store.uri) from None
+            raise NoTableError(f"no Delta table at {store.uri}") from None
         except DeltaError as error:
             raise FeedError(
                 f"version {version} of {store.uri} can't be opened ({' '.join(str(error).split())}): its history is gone"

@@ -14,6 +14,7 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from torch.utils.tensorboard import SummaryWriter
 
+from jobs.training.delta_options import delta_options
 from udfs.schemas import TRAINING_METRICS
 from udfs.wsi.store import StorageOptions, write_bytes
 
@@ -61,7 +62,7 @@ class Records:
         self._send_events()
         if self._mlflow:
             self._mlflow.log(named, epoch)
-        write_metrics(self._table, self._run_id, history)
+        write_metrics(self._table, self._run_id, history, self._options)
 
     def close(self) -> None:
         """No more."""
@@ -85,7 +86,9 @@ class Records:
     wait=wait_random_exponential(0.2, max=5),
     reraise=True,
 )
-def write_metrics(table_uri: str, run_id: str, history: Sequence[Figures]) -> None:
+def write_metrics(
+    table_uri: str, run_id: str, history: Sequence[Figures], storage_options: StorageOptions | None = None
+) -> None:
     """Make these the run's rows in table training_metrics, in place of those that it has.
 
     All rows of a run are written anew each time: so it has one small file, not one an epoch, and none twice.
@@ -100,10 +103,12 @@ def write_metrics(table_uri: str, run_id: str, history: Sequence[Figures]) -> No
         )
     ]
     data = pa.Table.from_pylist(rows, TRAINING_METRICS)
+    options = delta_options(table_uri, storage_options)
     with suppress(TableNotFoundError):
-        write_deltalake(DeltaTable(table_uri), data, mode="overwrite", predicate=f"run_id = '{run_id}'")
+        table = DeltaTable(table_uri, storage_options=options)
+        write_deltalake(table, data, mode="overwrite", predicate=f"run_id = '{run_id}'")
         return
-    write_deltalake(table_uri, data, mode="append", name="training_metrics")
+    write_deltalake(table_uri, data, mode="append", name="training_metrics", storage_options=options)
 
 
 class _MlflowRun:
