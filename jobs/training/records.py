@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,13 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from jobs.training.delta_options import delta_options
 from udfs.schemas import TRAINING_METRICS
-from udfs.wsi.store import StorageOptions, write_bytes
+from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
 
 Figures = Mapping[str, float]  # `SPLIT_NAME`: train_loss, validation_auroc, ...; and epoch
 
@@ -47,6 +49,7 @@ class Records:
             storage_options: for fsspec.
         """
         self._run_id, self._table, self._options = run_id, table_uri, storage_options
+        self._told = False
         self._events = f"{folder.rstrip('/')}/tensorboard"
         self._local = Path(self._events) if "://" not in folder else Path(tempfile.mkdtemp(prefix="slidelake-events-"))
         self._board = SummaryWriter(str(self._local), purge_step=first_epoch or None)
@@ -62,7 +65,17 @@ class Records:
         self._send_events()
         if self._mlflow:
             self._mlflow.log(named, epoch)
-        write_metrics(self._table, self._run_id, history, self._options)
+        try:
+            write_metrics(self._table, self._run_id, history, self._options)
+        except (
+            DeltaError,
+            OSError,
+        ) as error:  # it costs the table, not the training; the next epoch tries again with all rows
+            if not self._told:
+                text = redact(" ".join(str(error).split()), secrets_of(self._table, self._options))
+                where = public_uri(self._table)
+                tqdm.write(f"slidelake: {where} can't be written ({text}): figures are in model.json too", sys.stderr)
+            self._told = True
 
     def close(self) -> None:
         """No more."""
