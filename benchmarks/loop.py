@@ -17,6 +17,8 @@ from udfs.wsi.stain import load_stainnet
 from udfs.wsi.staintable import StainNormaliser
 from udfs.wsi.tiff.index import SlideIndex
 
+_TILES_A_CALL = 4  # or a batch of the encoder's, where that is larger
+
 _prepared: list[tuple[Encoder, StainNormaliser, int]] = []  # of this process
 
 
@@ -36,7 +38,7 @@ def encode(unit: Unit) -> int:
         batch: list[NDArray[np.uint8]] = []
         for _, tile in slide.read_tiles(xy_px, TILE_PX):
             batch.append(tile)
-            if len(batch) == min(encoder.batch_size, left):
+            if len(batch) == min(max(encoder.batch_size, _TILES_A_CALL), left):
                 normalised = stain.normalise(np.stack(batch))
                 encoder.embed(normalised)
                 color_histograms(normalised, bins)

@@ -13,7 +13,7 @@ from udfs.features import FeatureSpec, device_of_this_task
 from udfs.schemas import MEASURED_ENCODERS
 from udfs.task import slot_cpus
 from udfs.wsi import open_slide
-from udfs.wsi.encoder.choice import measure
+from udfs.wsi.choice import measure
 from udfs.wsi.encoder.spec import Precision
 from udfs.wsi.store import StorageOptions
 from udfs.wsi.tissue import background_fractions, background_mask, tile_grid

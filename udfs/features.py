@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import ENCODED, HISTOGRAM
-from udfs.task import gpu_address, keep_what_is_loaded, slot_cpus
+from udfs.task import gpu_address, keep_what_is_loaded, slot_cpus, task_number
 from udfs.wsi import Slide, SlideError, open_slide
 from udfs.wsi.background import in_background
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
 from udfs.wsi.foreign import ForeignSlide
-from udfs.wsi.inference import Encoded, inference
+from udfs.wsi.inference import Encoded, Inference, inference
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import load_stainnet
 from udfs.wsi.staintable import StainNormaliser
@@ -95,8 +95,8 @@ def encode_tiles(
             if models.stain:
                 models.stain.tiles_ahead = tiles_ahead
             encode = inference(models.encoder, models.stain, spec.bins)
-            models.encoder.batch_size  # noqa: B018  measured here, where a failure is no slide's
-            steps = _steps(chain([first], readings), models.encoder)
+            encode.batch_size  # noqa: B018  measured here, where a failure is no slide's
+            steps = _steps(chain([first], readings), encode)
             if (
                 slot_cpus() > 1 or models.encoder.device.type != "cpu"
             ):  # else reading would only take turns with the rest
@@ -136,10 +136,12 @@ def _models_of_this_worker(spec: FeatureSpec) -> Models:
 
 
 def device_of_this_task(spec: EncoderSpec) -> torch.device:
-    """The GPU that Spark gave this task, where it gives any; the first where it does not."""
+    """The GPU that Spark gave this task, where it gives any; where it does not, tasks take turns with those that are there."""
     device, address = device_of(spec), gpu_address()
-    if device.type != "cuda" or address is None:
+    if device.type != "cuda":
         return device
+    if address is None:
+        return torch.device("cuda", task_number() % torch.cuda.device_count())
     # a GPU's address is its number in the machine; PyTorch counts those that this process is allowed to see
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     numbers = visible.split(",") if visible else []
@@ -205,12 +207,12 @@ class _Step:
     end: dict[str, Any] = field(default_factory=dict)
 
 
-def _steps(readings: Iterable[_Reading], encoder: Encoder) -> Generator[_Step, None, None]:
+def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, None, None]:
     """Read unit after unit."""
     for reading in readings:
         end: dict[str, Any] = {"n_tiles": 0}
         try:
-            for xy_px, tiles in _batches(reading, encoder):
+            for xy_px, tiles in _batches(reading, encode):
                 yield _Step(reading.unit, xy_px, tiles)
                 end["n_tiles"] += len(tiles)
         except Exception as error:
@@ -221,7 +223,7 @@ def _steps(readings: Iterable[_Reading], encoder: Encoder) -> Generator[_Step, N
         yield _Step(reading.unit, end=end)
 
 
-def _batches(reading: _Reading, encoder: Encoder) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+def _batches(reading: _Reading, encode: Inference) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Batches of (xy int [n, 2] in level-0 pixels, pixels uint8 [n, tile_px, tile_px, 3]), all full but the last."""
     if reading.error:
         raise reading.error
@@ -230,7 +232,7 @@ def _batches(reading: _Reading, encoder: Encoder) -> Iterator[tuple[NDArray[np.i
     for index, region in reading.tiles:
         if not indices:
             fit = max(1, _MOST_BATCH_BYTES // (3 * edge * edge))
-            tiles = np.empty((min(encoder.batch_size, left, fit), edge, edge, 3), np.uint8)
+            tiles = np.empty((min(encode.batch_size, left, fit), edge, edge, 3), np.uint8)
         tiles[len(indices)] = resample(region, edge)
         indices.append(index)
         if len(indices) == len(tiles):

@@ -39,30 +39,29 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
 
     Args:
         bins: of the histogram, a channel.
-        dtype: of the bags, little-endian. float16 rounds to 11 significant bits, and below 6.1e-5 to multiples of 6e-8.
-
-    Raises:
-        ValueError: a number is beyond the range of `dtype`; raised by the function that is returned.
+        dtype: of the bags, little-endian. float16 rounds to 11 significant bits, and below 6.1e-5 to multiples of 6e-8; a
+            patient with a number beyond its range has float32, as column embedding_dtype says.
     """
 
     def run(features: pa.Table) -> pa.Table:
         order = [("image_id", "ascending"), ("y_px", "ascending"), ("x_px", "ascending")]
         features = features.sort_by(order).combine_chunks()
         average, maximum = (_matrix(features[name]) for name in ("embedding_avg", "embedding_max"))
-        patient = features["patient_id"][0].as_py()
+        fits = _fits(average, dtype) and _fits(maximum, dtype)
+        kept: Dtype = dtype if fits else "float32"
         place = list(TILE_INDEX.value_type)
         index = pa.StructArray.from_arrays([features[f.name].combine_chunks() for f in place], fields=place)
         row: dict[str, Any] = {
             "n_tiles": len(features),
             "embedding_dim": average.shape[1],
-            "embedding_dtype": dtype,
-            "embeddings_avg": _packed(average, dtype, patient),
-            "embeddings_max": _packed(maximum, dtype, patient),
+            "embedding_dtype": kept,
+            "embeddings_avg": average.astype(np.dtype(kept).newbyteorder("<"), copy=False).tobytes(),
+            "embeddings_max": maximum.astype(np.dtype(kept).newbyteorder("<"), copy=False).tobytes(),
             "color_histogram": _mean_histogram(features["color_histogram"], bins),
         }
         arrays = [pa.array([row[f.name]], f.type) for f in BAGS if f.name not in ("patient_id", "tile_index")]
         offsets = pa.array([0, len(features)], pa.int32())
-        arrays.insert(0, pa.array([patient], pa.string()))
+        arrays.insert(0, features["patient_id"].combine_chunks()[:1])
         arrays.insert(BAGS.get_field_index("tile_index"), pa.ListArray.from_arrays(offsets, index).cast(TILE_INDEX))
         return pa.Table.from_arrays(arrays, schema=BAGS)
 
@@ -76,16 +75,14 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     return matrix
 
 
-def _packed(matrix: np.ndarray[Any, np.dtype[np.float32]], dtype: Dtype, patient: str) -> bytes:
-    """The matrix as bytes, little-endian, C order."""
+def _fits(matrix: np.ndarray[Any, np.dtype[np.float32]], dtype: Dtype) -> bool:
+    """Whether no finite number becomes infinite."""
     try:
-        with np.errstate(over="raise"):  # where a finite number would become infinite
-            return matrix.astype(np.dtype(dtype).newbyteorder("<"), copy=False).tobytes()
+        with np.errstate(over="raise"):
+            matrix.astype(dtype, copy=False)
     except FloatingPointError:
-        raise ValueError(
-            f"patient {patient}: embeddings reach {np.abs(matrix[np.isfinite(matrix)]).max():g}, {dtype} ends at "
-            f"{np.finfo(dtype).max:g}: set output.embedding_dtype to float32"
-        ) from None
+        return False
+    return True
 
 
 def _mean_histogram(column: pa.ChunkedArray, bins: int) -> np.ndarray[Any, np.dtype[np.float32]]:

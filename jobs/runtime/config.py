@@ -73,7 +73,8 @@ class Output(_Section):
     root: str = Field(description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...")
     embedding_dtype: Literal["float32", "float16"] = Field(
         "float32",
-        description="of the bags in patients; float16 halves them and rounds to 3 digits; numbers up to 65504",
+        description="of the bags in patients; float16 halves them and rounds to 3 digits; a patient with numbers above "
+        "65504 has float32",
     )
 
 
@@ -147,17 +148,11 @@ class Resources(_Section):
     gpus_per_task: float | None = Field(
         None,
         ge=0,
-        description="GPUs a task: 1, or 2, ...; 0.5 lets two tasks share one; null asks for none. Without effect where "
-        "executors have no GPU and in local mode",
+        le=1,
+        description="GPUs a task, at most the one that it uses; 0.5 lets two tasks share one; null asks for none. Without "
+        "effect where executors have no GPU and in local mode",
     )
     cpus_per_task: int | None = Field(None, ge=1, description="processors a task; null is spark.task.cpus")
-
-    @field_validator("gpus_per_task")
-    @classmethod
-    def _whole_or_shared(cls, gpus: float | None) -> float | None:
-        if gpus and gpus > 1 and gpus % 1:
-            raise ValueError("must be whole, or at most 1")
-        return gpus
 
 
 class Histogram(_Section):
@@ -292,6 +287,15 @@ class Config(_Section):
     on_failed_slides: Literal["report", "ignore"] = Field(
         "report", description="report: exit status 3 where slides failed; ignore: 0"
     )
+
+    @field_validator("resources")
+    @classmethod
+    def _no_idle_gpus(cls, resources: Resources, info: ValidationInfo) -> Resources:
+        encoder: Encoder | None = info.data.get("encoder")
+        if encoder and resources.gpus_per_task and (encoder.device == "cpu" or encoder.runtime == "openvino"):
+            why = "encoder.device = cpu" if encoder.device == "cpu" else "encoder.runtime = openvino"
+            raise ValueError(f"gpus_per_task takes GPUs that {why} leaves idle: set it to null, or change that")
+        return resources
 
     def masked(self) -> dict[str, Any]:
         """The settings without secrets, fit for logs and tables."""

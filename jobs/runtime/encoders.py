@@ -12,14 +12,14 @@ from jobs.runtime.resources import features_resources
 from jobs.runtime.tables import spark_schema
 from udfs.encoders import measure_encoders
 from udfs.schemas import MEASURED_ENCODERS
-from udfs.wsi.encoder.choice import LEAST_COSINE, Measured, fastest
+from udfs.wsi.choice import LEAST_COSINE, Measured, fastest
 from udfs.wsi.encoder.spec import Precision, Runtime
 
 if TYPE_CHECKING:
     from jobs.runtime.run import Run
 
 _PROPERTY = "slidelake.encoder"  # of table features
-_SLIDES_LOOKED_AT = 16
+_SLIDES_LOOKED_AT = 64  # at most, from all over the cohort: tiles are taken of the first that has some
 
 
 def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]:
@@ -36,7 +36,11 @@ def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]
         return _kept(run, known["runtime"], known["precision"])
     print("encoder: measuring runtimes on tiles of the cohort ...", file=sys.stderr)
     measured = _measured(run, uris)
-    if not measured:  # no slide that could be read: there is nothing to encode either
+    if not measured:
+        print(
+            "encoder: no tile of tissue to measure with: torch is taken, and the next run measures again",
+            file=sys.stderr,
+        )
         return "torch", settings.precision or "fp32"
     best = fastest(measured)
     if best is None:
@@ -69,7 +73,8 @@ def _kept(run: "Run", runtime: Runtime, precision: Precision) -> tuple[Runtime, 
 
 
 def _measured(run: "Run", uris: Sequence[str]) -> list[Measured]:
-    rows = run.spark.createDataFrame([(uri,) for uri in uris[:_SLIDES_LOOKED_AT]], "uri string").coalesce(1)
+    some = uris[:: max(1, len(uris) // _SLIDES_LOOKED_AT)][:_SLIDES_LOOKED_AT]
+    rows = run.spark.createDataFrame([(uri,) for uri in some], "uri string").coalesce(1)
     function = measure_encoders(run.feature_spec, run.config.tiling.tile_px, run.config.encoder.precision)
     profile = features_resources(run.spark, run.config.resources).profile
     found = rows.mapInArrow(function, spark_schema(MEASURED_ENCODERS), profile=profile).collect()

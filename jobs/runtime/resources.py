@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from pyspark.resource import ExecutorResourceRequests, ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
@@ -34,8 +35,7 @@ class Executor:
         by_cores = self.cores // cpus
         if not gpus:
             return by_cores
-        by_gpus = self.gpus * math.floor(1 / gpus) if gpus <= 1 else self.gpus // int(gpus)
-        return min(by_cores, by_gpus)
+        return min(by_cores, self.gpus * math.floor(1 / gpus))
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class StageResources:
     @property
     def gpu_share(self) -> float:
         """The part of a GPU that a task may take, where several run on one."""
-        if _is_local(self.session):  # all of them on the one that PyTorch finds
-            return 1 / slots(self.session)
+        if _is_local(self.session):  # they take turns with those that PyTorch finds
+            return 1 / math.ceil(slots(self.session) / max(1, torch.cuda.device_count()))
         return 1 / math.floor(1 / self.gpus) if 0 < self.gpus < 1 else 1.0
 
     def slots(self) -> int:
@@ -87,11 +87,6 @@ def features_resources(session: SparkSession, settings: Resources) -> StageResou
     if gpus and not most_gpus:
         _say(f"executors have no GPU ({_GPU}.amount): the features stage runs without")
         gpus = 0
-    if gpus > most_gpus:
-        raise ConfigError(
-            f"resources.gpus_per_task is {gpus:g}, but an executor has {most_gpus}: set it to {most_gpus} or less, or "
-            f"{_GPU}.amount to {gpus:g} where nodes have as many"
-        )
     if cpus > most_cores:
         raise ConfigError(
             f"resources.cpus_per_task is {cpus}, but an executor has {most_cores} cores: set it to {most_cores} or less, or "

@@ -77,12 +77,10 @@ def test_bags_are_a_group_by_of_the_features_in_whatever_order_they_come(
 
 @pytest.mark.parametrize("column", ["embedding_avg", "embedding_max"])
 @pytest.mark.parametrize("value", [65520.0, -65520.0, 3e38])  # 65504 is the largest, and what rounds to it
-def test_what_float16_cannot_hold_is_said_and_never_written_as_infinite(column: str, value: float) -> None:
+def test_a_patient_with_what_float16_cannot_hold_has_float32(column: str, value: float) -> None:
     rows = feature_rows([("a", x, 0) for x in range(40)], 2)
     rows[17][column][3] = value
-    with pytest.raises(ValueError, match=r"patient 007: .* set output\.embedding_dtype to float32") as caught:
-        bag(rows, dtype="float16")
-    assert f"{abs(value):g}" in str(caught.value) and "65504" in str(caught.value)
+    assert bag(rows, dtype="float16") == bag(rows)
     check(bag(rows), rows)
 
 

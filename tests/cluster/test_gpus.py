@@ -70,10 +70,10 @@ def test_tasks_spread_over_the_two_gpus_of_a_node(tmp_path: Path) -> None:
     worker = "spark.worker.resource.gpu"
     conf = {f"{worker}.amount": 2, f"{worker}.discoveryScript": pretend_gpus(tmp_path, 2)}
     conf["spark.executor.resource.gpu.amount"] = 2
-    asked = [(None, None, 4), (1, None, 2), (0.5, None, 4), (0.5, 2, 2), (2, None, 1)]
+    asked = [(None, None, 4), (1, None, 2), (0.5, None, 4), (0.5, 2, 2)]
     found = assigned(tmp_path, "local-cluster[1,4,1024]", conf, 1, *asked)
-    assert [slots for slots, _ in found] == [everywhere(places) for _, places in found] == [4, 2, 4, 2, 1]
-    plain, one, half, threads, _both = (places for _, places in found)
+    assert [slots for slots, _ in found] == [everywhere(places) for _, places in found] == [4, 2, 4, 2]
+    plain, one, half, threads = (places for _, places in found)
     assert {address for _, address in plain} == {None}
     for places, on_a_gpu in ((one, 1), (half, 2), (threads, None)):
         assert {address for _, address in places} >= ({"0", "1"} if on_a_gpu else {"0"})
@@ -171,13 +171,13 @@ def test_the_main_job_on_shared_gpus_gives_the_tables_of_a_local_run(
     assert at_once(tasks[ours]) == 4
 
 
-def test_more_gpus_than_an_executor_has_are_refused_before_anything_is_read(
+def test_more_than_an_executor_has_is_refused_before_anything_is_read(
     two_nodes: str, command: Callable[..., tuple[Config, Any]]
 ) -> None:
-    config, said = command(two_nodes, A_GPU_EACH, {"gpus_per_task": 2})
+    config, said = command(two_nodes, A_GPU_EACH, {"gpus_per_task": 1, "cpus_per_task": 9})
     assert said.returncode == 2
     [line] = [line for line in said.stderr.splitlines() if line.startswith("slidelake preprocess: ")]
-    assert "resources.gpus_per_task is 2, but an executor has 1: set it to 1 or less" in line
+    assert "resources.cpus_per_task is 9, but an executor has 3 cores: set it to 3 or less" in line
     assert "Traceback" not in said.stderr
     assert pl.read_delta(f"{config.output.root}/slides").is_empty()
 

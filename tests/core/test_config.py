@@ -97,6 +97,14 @@ def test_a_wrong_value_is_told_with_its_key_and_what_would_be_right(
     assert all(word in line for word in told), line
 
 
+@pytest.mark.parametrize("idle", ["encoder.device=cpu", "encoder.runtime=openvino"])
+def test_gpus_that_would_idle_are_refused(tmp_path: Path, idle: str) -> None:
+    line = refusal(tmp_path, MINIMAL, idle, "resources.gpus_per_task=0.5")
+    assert line.startswith("resources: gpus_per_task takes GPUs that") and idle.replace("=", " = ") in line
+    load_config(written(tmp_path, MINIMAL), [idle, "resources.cpus_per_task=2"])
+    load_config(written(tmp_path, MINIMAL), ["encoder.runtime=auto", "resources.gpus_per_task=0.5"])
+
+
 def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
     line = refusal(tmp_path, {"output": {"root": "t"}, "tiling": {"tile_px": 1, "tile": 5}})
     assert all(word in line for word in ("patients is required", "tiling.tile_px", "unknown setting tiling.tile"))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tests.slides.demo import WEIGHTS_NAME
 from tests.slides.make import Pixels
 from udfs.wsi import cache
+from udfs.wsi.choice import Measured, fastest, measure
 from udfs.wsi.encoder import Encoder, EncoderSpec, batch_size, encoder, openvino
-from udfs.wsi.encoder.choice import Measured, fastest, measure
 from udfs.wsi.encoder.network import load_network
 from udfs.wsi.encoder.spec import Precision, Runtime
 
@@ -182,7 +182,7 @@ def test_a_cache_that_cannot_be_used_is_done_without(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SLIDELAKE_CACHE", str(tmp_path / "file"))
     found = Encoder(replace(lite0, runtime="openvino", batch_size=None))
-    assert found.batch_size >= 4
+    assert found.batch_size >= 1
     assert np.stack(found.embed(tiles[:2])).shape == (2, 2, 1280)
 
 
@@ -202,8 +202,9 @@ def costs(seconds: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> Callabl
 @pytest.mark.parametrize(
     ("seconds", "best"),
     [
-        ({4: 4.0, 8: 7.0, 16: 13.9, 32: 20.0}, 8),  # 16 is hardly faster than 8
-        ({4: 4.0, 8: 9.0, 16: 10.0}, 4),
+        ({4: 4.0, 8: 7.0, 16: 13.9, 32: 27.0}, 8),  # 16 is hardly faster than 8, and so is 32
+        ({4: 4.0, 8: 7.0, 16: 13.9, 32: 20.0}, 32),  # 16 is not, but 32 is
+        ({4: 4.0, 8: 9.0, 16: 18.0}, 4),
         ({4: 4.0, 8: 4.1, 16: 4.2, 32: 4.3}, 32),
         ({4: 4.0, 8: 4.1}, 8),  # then memory is out
         ({1: 1.0, 2: 1.1}, 2),  # as it is with the first size

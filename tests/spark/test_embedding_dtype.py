@@ -71,7 +71,7 @@ def test_rows_of_a_table_from_before_the_column_stay_and_mean_float32(spark: Spa
     assert {row["embedding_dtype"] for row in rows_of(config, "patients")} == {"float16"}
 
 
-def test_a_number_beyond_float16_stops_the_run_and_the_rows_stay(
+def test_a_patient_with_a_number_beyond_float16_keeps_float32_and_no_other_does(
     spark: SparkSession, finished: Finished, again: Again
 ) -> None:
     config = again(output=FLOAT16)
@@ -79,6 +79,9 @@ def test_a_number_beyond_float16_stops_the_run_and_the_rows_stay(
     spark.sql(
         f"UPDATE delta.`{features}` SET embedding_max = transform(embedding_max, v -> 7e4F) WHERE patient_id = '003'"
     )
-    with pytest.raises(Exception, match=r"patient 003: embeddings reach 70000, float16 ends at 65504: set output\."):
-        preprocess_in(spark, config)
-    assert rows_of(config, "patients") == rows_of(finished.config, "patients")
+    assert preprocess_in(spark, config).problems == []
+    after = by(rows_of(config, "patients"), "patient_id")
+    assert after.keys() == by(rows_of(finished.config, "patients"), "patient_id").keys()
+    dtypes = {patient: row["embedding_dtype"] for patient, row in after.items()}
+    assert dtypes == {patient: "float32" if patient == "003" else "float16" for patient in after}
+    assert set(np.frombuffer(after["003"]["embeddings_max"], "<f4")) == {7e4}

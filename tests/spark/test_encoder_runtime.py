@@ -12,7 +12,7 @@ from jobs.runtime.config import ConfigError
 from jobs.runtime.tables import Tables
 from tests.conftest import preprocess_in
 from tests.spark.conftest import TABLES, Again, Finished, rows_of, unchanged
-from udfs.wsi.encoder.choice import Measured
+from udfs.wsi.choice import Measured
 from udfs.wsi.encoder.spec import Precision
 
 

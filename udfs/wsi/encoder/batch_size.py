@@ -7,7 +7,8 @@ from collections.abc import Callable
 from udfs.wsi.cache import building, cache_folder
 
 _WORTHWHILE = 1.05  # how many times as fast a larger batch must be: it takes more memory, and results wait for it
-_TRIALS = 3
+_PATIENCE = 2  # doublings that bring nothing, after which none will
+_TRIALS, _TILES_TRIED = 3, 16  # at least so many batches, and tiles, for the shortest of their times to be a good one
 _SIGNS = (
     "out of memory",
     "can't allocate memory",
@@ -26,8 +27,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def measured_batch_size(run: Callable[[int], object], smallest: int, most: int, key: str) -> int:
     """The batch size to use.
 
-    It is doubled as long as that makes tiles at least 5 % faster and fits into memory. What was found is kept for the
-    processes and runs to come on this host, so that they all calculate alike to the last bit.
+    It is doubled as long as it fits into memory and two doublings make tiles at least 5 % faster. What was found is kept for
+    the processes and runs to come on this host, so that they all calculate alike to the last bit.
 
     Args:
         run: runs a batch of a size and returns when it is done.
@@ -46,8 +47,8 @@ def measured_batch_size(run: Callable[[int], object], smallest: int, most: int, 
 
 
 def _find(run: Callable[[int], object], smallest: int, most: int) -> int:
-    best, rate, size = smallest, 0.0, smallest
-    while size <= most:
+    best, rate, size, in_vain = smallest, 0.0, smallest, 0
+    while size <= most and in_vain < _PATIENCE:
         try:
             found = size / _seconds(run, size)
         except (RuntimeError, MemoryError) as error:
@@ -57,9 +58,10 @@ def _find(run: Callable[[int], object], smallest: int, most: int) -> int:
                 break
             best = most = size = size // 2  # even the smallest is too large
             continue
-        if found < rate * _WORTHWHILE:
-            break
-        best, rate, size = size, found, 2 * size
+        in_vain += 1
+        if found >= rate * _WORTHWHILE:
+            best, rate, in_vain = size, found, 0
+        size *= 2
     return best
 
 
@@ -67,7 +69,7 @@ def _seconds(run: Callable[[int], object], size: int) -> float:
     """The shortest of some trials, after one that does not count."""
     run(size)
     times = []
-    for _ in range(_TRIALS):
+    for _ in range(max(_TRIALS, _TILES_TRIED // size)):
         start = time.perf_counter()
         run(size)
         times.append(time.perf_counter() - start)

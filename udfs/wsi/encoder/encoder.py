@@ -20,8 +20,8 @@ from udfs.wsi.encoder.resize import resize
 from udfs.wsi.encoder.spec import EncoderSpec
 from udfs.wsi.store import StorageOptions
 
-# On a processor the caches of a core are full with few tiles; a GPU wants hundreds.
-_SIZES = {"cpu": (4, 32), "cuda": (32, 1024)}
+# On a processor the caches of a core are full with few tiles, for some with one; a GPU wants hundreds.
+_SIZES = {"cpu": (1, 32), "cuda": (32, 1024)}
 
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]
 Result = TypeVar("Result")
@@ -126,9 +126,10 @@ class Encoder:
 
         machine = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
         spec = self.spec
-        what = (spec.name, spec.input_px, spec.runtime, spec.precision, self.threads, machine, torch.__version__)
+        sizes = _SIZES[self.device.type]
+        what = (spec.name, spec.input_px, spec.runtime, spec.precision, self.threads, machine, torch.__version__, sizes)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:32]
-        return measured_batch_size(run, *_SIZES[self.device.type], key)
+        return measured_batch_size(run, *sizes, key)
 
     def _blank(self, n: int) -> NDArray[np.float32]:
         return np.zeros((n, self.spec.input_px, self.spec.input_px, 3), np.float32)
