@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -21,11 +20,6 @@ class Bag:
     def n_bytes(self) -> int:
         """Of the embeddings."""
         return self.embeddings.numel() * self.embeddings.element_size()
-
-    def take(self, rows: NDArray[np.int64]) -> "Bag":
-        """A bag of these rows of it, in this order, a row perhaps several times."""
-        index = None if self.tile_index is None else self.tile_index[rows]
-        return Bag(self.embeddings[torch.from_numpy(rows)], self.color_histogram, index)
 
 
 @dataclass(frozen=True)

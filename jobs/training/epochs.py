@@ -93,12 +93,12 @@ def _shuffled(patients: Sequence[Patient], random: np.random.RandomState) -> lis
 def _mixed(patients: Sequence[Patient], random: np.random.RandomState) -> list[Patient]:
     mixed: list[Patient] = []
     together: list[Patient] = []
-    size = 0
+    size, most = 0, MIX_BYTES // 8  # first fewer, so that the first step need not wait for all of them
     for group in _runs(patients, lambda patient: patient.group):
         n_bytes = sum(patient.n_bytes for patient in group)
-        if together and size + n_bytes > MIX_BYTES:
+        if together and size + n_bytes > most:
             mixed += _permuted(together, random)
-            together, size = [], 0
+            together, size, most = [], 0, min(2 * most, MIX_BYTES)
         together += group
         size += n_bytes
     return mixed + _permuted(together, random)

@@ -3,8 +3,10 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Literal
 
+from jobs.training.ahead import one_ahead
 from jobs.training.bags import Bag, Bags, pack
 from jobs.training.choosing import Choice, choose
 from jobs.training.decoding import COLUMNS, EMBEDDINGS, Decoder
@@ -114,7 +116,7 @@ class Feed:
         """The steps of an epoch, from `first_step` on: the same patients, tiles and order each time it is asked for.
 
         Bags wait in memory for their turn: at most 512 MiB (`reading.AHEAD_BYTES`) or one row group if that has more,
-        beside the row group that each thread is at.
+        beside the row group that each thread is at, and the step after the one that is in use.
 
         Raises:
             FeedError: a patient came not at all or twice, a row is not the one that was planned, a file is gone.
@@ -123,34 +125,41 @@ class Feed:
         if not 0 <= first_step <= len(plan):
             raise ValueError(f"first_step is {first_step}: an epoch has {len(plan)} steps")
         steps = plan[first_step:]
-        due = Counter(turn.patient.patient_id for step in steps for turn in step)
         groups = groups_of(steps)
-        place = {group: i for i, group in enumerate(groups)}
         gate = Gate([sum(patient.n_bytes for patient in patients) for patients in groups.values()])
         decoder = Decoder(self.columns, self.dtype, self._bag_size, self._seed, number)
         parts = delivered(self._table, groups, decoder, gate, self._reader, self._threads)
-        here: dict[str, Bag] = {}
-        came: set[str] = set()
+        place = {group: i for i, group in enumerate(groups)}
         try:
-            for step in steps:
-                bags = []
-                for turn in step:
-                    patient = turn.patient.patient_id
-                    while patient not in here:
-                        gate.need(place[turn.patient.group])
-                        _add(next(parts, {}), here, came, due)
-                    bags.append(here[patient])
-                    due[patient] -= 1
-                    if not due[patient]:
-                        gate.use(here.pop(patient).n_bytes)
-                yield _packed(bags, step)
-                del bags
-            _check_whole([turn for step in steps for turn in step], came, due, next(parts, None) is None)
+            yield from one_ahead(_batches(steps, parts, gate, place), gate.close)
         except FileNotFoundError as error:
-            raise gone(self._table.version, self._table.store.uri, error) from None
-        finally:
-            gate.close()
-            parts.close()
+            raise gone(self._table.version, self._table.uri, error) from None
+
+
+def _batches(
+    steps: Sequence[Sequence[Turn]], parts: Generator[Part], gate: Gate, place: Mapping[int, int]
+) -> Generator[Bags]:
+    """The steps, as their patients come. `place`: of row groups, in the order that they are read in."""
+    due = Counter(turn.patient.patient_id for step in steps for turn in step)
+    here: dict[str, Bag] = {}
+    came: set[str] = set()
+    with closing(parts):
+        for step in steps:
+            bags = []
+            for turn in step:
+                patient = turn.patient.patient_id
+                while patient not in here:
+                    gate.need(place[turn.patient.group])
+                    _add(next(parts, {}), here, came, due)
+                bags.append(here[patient])
+                due[patient] -= 1
+                if not due[patient]:
+                    gate.use(here.pop(patient).n_bytes)
+            batch = _packed(bags, step)
+            del bags
+            yield batch
+            del batch
+        _check_whole([turn for step in steps for turn in step], came, due, next(parts, None) is None)
 
 
 def _add(part: Part, here: dict[str, Bag], came: set[str], due: Mapping[str, int]) -> None:

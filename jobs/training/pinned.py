@@ -48,9 +48,14 @@ class PinnedTable:
     columns: frozenset[str]  # that all files have
 
     @property
+    def uri(self) -> str:
+        """Of the table, without secrets."""
+        return self.store.uri
+
+    @property
     def name(self) -> str:
         """For messages."""
-        return f"version {self.version} of {self.store.uri}"
+        return f"version {self.version} of {self.uri}"
 
 
 def pin_table(uri: str, version: int | None, storage_options: StorageOptions | None = None) -> PinnedTable:

@@ -70,10 +70,8 @@ def cohort(n: int, **same: Any) -> list[Made]:
 
 
 def schema() -> pa.Schema:
-    """Of the table, with the column split."""
-    if "split" in PATIENTS.names:
-        return PATIENTS
-    return PATIENTS.insert(3, pa.field("split", pa.string()))
+    """Of the table."""
+    return PATIENTS
 
 
 def write(

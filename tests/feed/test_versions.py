@@ -15,7 +15,8 @@ from pyspark.sql import SparkSession
 
 from jobs.training.errors import FeedError
 from jobs.training.feed import Feed, make_feed
-from tests.feed.tables import Made, cohort, schema, write
+from tests.feed.tables import Made, cohort, write
+from udfs.schemas import PATIENTS
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -95,7 +96,7 @@ def test_there_is_no_such_version_or_table(table: Path, tmp_path: Path) -> None:
 
 
 def test_partitions_are_refused(tmp_path: Path) -> None:
-    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], schema())
+    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], PATIENTS)
     write_deltalake(str(tmp_path / "table"), rows, partition_by=["split"])
     with pytest.raises(
         FeedError, match="is partitioned by split, which its files do not hold: write it without partitions"
@@ -104,7 +105,7 @@ def test_partitions_are_refused(tmp_path: Path) -> None:
 
 
 def test_column_mapping_is_refused(tmp_path: Path) -> None:
-    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], schema()).select(
+    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], PATIENTS).select(
         ["patient_id", "embeddings_avg"]
     )
     write_deltalake(str(tmp_path / "table"), rows)
@@ -141,13 +142,13 @@ def test_bags_of_two_encoders_are_refused(tmp_path: Path) -> None:
 
 def test_a_bag_that_is_not_as_long_as_its_row_says_is_an_error(tmp_path: Path, backend: Any) -> None:
     row = Made(0, 3).row() | {"n_tiles": 4}
-    write_deltalake(str(tmp_path / "table"), pa.Table.from_pylist([row], schema()))
+    write_deltalake(str(tmp_path / "table"), pa.Table.from_pylist([row], PATIENTS))
     with pytest.raises(FeedError, match="patient p0000: embeddings_avg has 48 bytes, 4 tiles of 4 float32 are 64"):
         _fed(make_feed(str(tmp_path / "table"), backend=backend))
 
 
 def test_a_table_without_splits_is_fed_whole_and_a_split_of_it_refused(tmp_path: Path, backend: Any) -> None:
-    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], schema()).drop(["split"])
+    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], PATIENTS).drop(["split"])
     write_deltalake(str(tmp_path / "table"), rows)
     assert len(_fed(make_feed(str(tmp_path / "table"), backend=backend))) == 4
     with pytest.raises(FeedError, match="has no patient of split train, its splits are none: run the splits job"):
@@ -157,7 +158,7 @@ def test_a_table_without_splits_is_fed_whole_and_a_split_of_it_refused(tmp_path:
 def test_deletion_vectors_are_refused_until_they_are_purged(spark: SparkSession, tmp_path: Path) -> None:
     """As Databricks may turn them on; the remedy is the one that the message names."""
     path, name = str(tmp_path / "patients"), f"delta.`{tmp_path / 'patients'}`"
-    rows = spark.createDataFrame(pa.Table.from_pylist([patient.row() for patient in cohort(10)], schema()))
+    rows = spark.createDataFrame(pa.Table.from_pylist([patient.row() for patient in cohort(10)], PATIENTS))
     rows.coalesce(1).write.format("delta").option("delta.enableDeletionVectors", "true").save(path)
     assert len(_fed(make_feed(path))) == 10
     spark.sql(f"DELETE FROM {name} WHERE patient_id = 'p0003'")
