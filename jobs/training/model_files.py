@@ -43,9 +43,8 @@ class ModelCard:
         prior: share of each class among the patients trained on, in the order of the classes.
         table_uri: of table patients, without secrets.
         table_version: the Delta version trained on.
-        feature_settings: the sections of the configuration (tiling, stain, encoder, histogram) that the features of those
-            patients were made with, from table runs: one, unless runs with different settings made them; none where
-            table runs tells nothing.
+        feature_settings: what the features of those patients were made with (settings, hashes of weights, code versions),
+            from table runs: one, unless runs with different settings made them; none where table runs tells nothing.
         splits: train and validation, and test where there is one.
         seed: of everything random.
         training: the settings of the section training.
