@@ -53,7 +53,7 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
 def _planned(config: Config) -> Task:
     """A new run, on the table as it is now."""
     settings = config.training
-    members = read_training_set(_table(config, "patients"), None)
+    members = _members(config, settings.fold)
     spec = ModelSpec(
         kind=settings.model,
         dim=members.dim * len(bag_columns(settings.columns)),
@@ -77,6 +77,7 @@ def _planned(config: Config) -> Task:
         training=settings.model_dump(mode="json"),
         device=_device(settings.device),
         threads=torch.get_num_threads() if settings.processes == 1 else 1,
+        splits_version=members.splits_version,
         versions=package_versions(),
     )
     return _task(config, card, members, resume=False)
@@ -106,7 +107,7 @@ def _same_members(config: Config, card: ModelCard) -> TrainingSet:
         raise ConfigError(
             f"run {card.model_id} trained on {card.device}, and there is no GPU here: run it where one is"
         )
-    members = read_training_set(_table(config, "patients"), card.table_version)
+    members = _members(config, card.training["fold"], card.table_version, card.splits_version)
     now = members.cards()
     for name in SPLITS:
         if now[name] != card.splits[name]:
@@ -116,6 +117,18 @@ def _same_members(config: Config, card: ModelCard) -> TrainingSet:
                 "made anew since; restore it, or train a new model"
             )
     return members
+
+
+def _members(
+    config: Config, fold: int | None, version: int | None = None, splits_version: int | None = None
+) -> TrainingSet:
+    return read_training_set(
+        _table(config, "patients"),
+        version,
+        fold=fold,
+        splits_uri=_table(config, "splits"),
+        splits_version=splits_version,
+    )
 
 
 def _task(config: Config, card: ModelCard, members: TrainingSet, *, resume: bool) -> Task:

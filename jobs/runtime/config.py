@@ -232,6 +232,11 @@ class Training(_Section):
     bag_size: int | None = Field(
         None, ge=1, description="tiles drawn of each patient in each epoch; null takes all; predictions always take all"
     )
+    fold: int | None = Field(
+        None,
+        ge=0,
+        description="validate on this fold of table splits, learn from the others; null goes by column split",
+    )
     class_weights: Literal["balanced", "none"] = Field(
         "balanced", description="balanced: every class has the same say in the loss, however few its patients"
     )

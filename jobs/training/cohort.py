@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from jobs.training.model_files import SplitCard
 from jobs.training.pinned import pin_table
@@ -42,6 +42,7 @@ class TrainingSet:
     unlabelled: int  # patients with a split and no label, who are left out
     unassigned: int  # patients without a split
     dim: int  # columns of one bag
+    splits_version: int | None = None  # of table splits, where a fold is validated on
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -80,8 +81,22 @@ class TrainingSet:
         }
 
 
-def read_training_set(table_uri: str, version: int | None) -> TrainingSet:
-    """The labelled patients of a version of table patients, by its column split; None: the newest version.
+def read_training_set(
+    table_uri: str,
+    version: int | None,
+    *,
+    fold: int | None = None,
+    splits_uri: str = "",
+    splits_version: int | None = None,
+) -> TrainingSet:
+    """The labelled patients of a version of table patients, by its column split.
+
+    Args:
+        table_uri: of table patients.
+        version: of it; None: the newest.
+        fold: validate on this fold of table splits, train on the others; None: by column split alone. Test stays as it is.
+        splits_uri: of table splits, where a fold is given.
+        splits_version: of it; None: the newest.
 
     Raises:
         FeedError: the table or the version is not there, or not whole.
@@ -105,11 +120,21 @@ def read_training_set(table_uri: str, version: int | None) -> TrainingSet:
             dims.add(row["embedding_dim"])
             values = {name: row[name] or "" for name in ("center_id", "params_hash", "run_id")}
             splits[row["split"]].append(Member(row["patient_id"], label=row["label"], **values))
+    if fold is not None:
+        splits_version = _by_fold(splits, fold, splits_uri, splits_version)
     for members in splits.values():
         members.sort(key=lambda member: member.patient_id)
     if len(dims) > 1:
         raise CohortError(f"{where} has embeddings of {sorted(dims)} columns: run the main job with one encoder")
-    found = TrainingSet(table.uri, table.version, splits, unlabelled, unassigned, dim=int(dims.pop()) if dims else 0)
+    found = TrainingSet(
+        table.uri,
+        table.version,
+        splits,
+        unlabelled,
+        unassigned,
+        dim=int(dims.pop()) if dims else 0,
+        splits_version=splits_version,
+    )
     _check_labels(found, where)
     return found
 
@@ -127,6 +152,30 @@ def _check_labels(found: TrainingSet, where: str) -> None:
                 f"split {name} of {where} has patients of {', '.join(unknown)}, and split train has none: take those labels "
                 "out of the CSV, or run the splits job stratified by label"
             )
+
+
+def _by_fold(splits: dict[str, list[Member]], fold: int, uri: str, version: int | None) -> int:
+    """Deal train and validation anew by the folds of table splits; returns its version."""
+    try:
+        table = DeltaTable(uri, version=version)
+        rows: pa.Table = table.to_pyarrow_table(columns=["patient_id", "fold"])
+    except TableNotFoundError:
+        raise CohortError(f"no table splits at {uri}: set splits.folds and run the splits job") from None
+    except DeltaError as error:
+        reason = " ".join(str(error).split())
+        raise CohortError(f"{uri} can't be read at version {version} ({reason}): the folds are gone") from None
+    fold_of = {row["patient_id"]: row["fold"] for row in rows.to_pylist()}
+    members = splits["train"] + splits["validation"]
+    without = [member.patient_id for member in members if fold_of.get(member.patient_id) is None]
+    if without or fold not in fold_of.values():
+        there = sorted({number for number in fold_of.values() if number is not None})
+        raise CohortError(
+            f"training.fold is {fold}, table splits has folds {there} and {len(without)} patients without one: set "
+            "splits.folds and run the splits job"
+        )
+    splits["validation"] = [member for member in members if fold_of[member.patient_id] == fold]
+    splits["train"] = [member for member in members if fold_of[member.patient_id] != fold]
+    return int(table.version())
 
 
 def feature_settings(found: TrainingSet, runs_uri: str) -> tuple[dict[str, Any], ...]:

@@ -45,7 +45,8 @@ class ModelCard:
         table_version: the Delta version trained on.
         feature_settings: what the features of those patients were made with (settings, hashes of weights, code versions),
             from table runs: one, unless runs with different settings made them; none where table runs tells nothing.
-        splits: train and validation, and test where there is one.
+        splits_version: of table splits, where a fold is validated on; else None.
+        splits: train, validation and test.
         seed: of everything random.
         training: the settings of the section training.
         device: cpu, or the kind of GPU.
@@ -67,6 +68,7 @@ class ModelCard:
     training: dict[str, Any]
     device: str = "cpu"
     threads: int = 1
+    splits_version: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     history: tuple[dict[str, float], ...] = ()
     best_epoch: int | None = None
