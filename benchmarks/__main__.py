@@ -16,6 +16,7 @@ NAMES = (  # each a module of this package with run()
     "mask_pyramid",
     "stain",
     "histogram",
+    "feed",
     "encode",
     "features",
     "job",

@@ -54,7 +54,7 @@ class Bags:
 
     def split(self) -> list[torch.Tensor]:
         """A tensor [n, dim] a patient; views, nothing is copied."""
-        return list(self.embeddings.split(self.offsets.diff().tolist()))
+        return list(torch.split(self.embeddings, self.offsets.diff().tolist()))
 
 
 def pack(

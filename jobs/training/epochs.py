@@ -48,6 +48,12 @@ def n_steps(n_patients: int, world: int, batch_size: int) -> int:
     return ceil(ceil(n_patients / world) / batch_size)
 
 
+def part_of(items: Sequence[Item], shard: tuple[int, int]) -> Sequence[Item]:
+    """A shard's part of the whole."""
+    first, last = (len(items) * i // shard[1] for i in (shard[0], shard[0] + 1))
+    return items[first:last]
+
+
 def plan_epoch(
     patients: Sequence[Patient], shard: tuple[int, int], batch_size: int, seed: int, epoch: int, shuffle: bool
 ) -> list[list[Turn]]:
@@ -68,16 +74,14 @@ def plan_epoch(
         epoch: number of the epoch, from 0.
         shuffle: whether to.
     """
-    rank, world = shard
     order = _shuffled(patients, np.random.RandomState([seed, epoch])) if shuffle else list(patients)
-    first, last = (len(order) * i // world for i in (rank, rank + 1))
-    part = order[first:last]
+    part = part_of(order, shard)
     if shuffle:
-        part = _mixed(part, np.random.RandomState([seed, epoch, rank]))
+        part = _mixed(part, np.random.RandomState([seed, epoch, shard[0]]))
     turns = [Turn(patient) for patient in part]
     steps = [turns[i : i + batch_size] for i in range(0, len(turns), batch_size)]
     spare = Turn(part[-1] if part else order[0], repeated=True)
-    return steps + [[spare]] * (n_steps(len(order), world, batch_size) - len(steps))
+    return steps + [[spare]] * (n_steps(len(order), shard[1], batch_size) - len(steps))
 
 
 def _shuffled(patients: Sequence[Patient], random: np.random.RandomState) -> list[Patient]:

@@ -1,18 +1,23 @@
 """The feed: bags of the patients of one version of a table, every patient exactly once an epoch."""
 
+import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Literal
 
-import numpy as np
-
+from jobs.training.ahead import one_ahead
 from jobs.training.bags import Bag, Bags, pack
+from jobs.training.choosing import Choice, choose
 from jobs.training.decoding import COLUMNS, EMBEDDINGS, Decoder
-from jobs.training.epochs import Patient, Turn, n_steps, plan_epoch
+from jobs.training.delivery import delivered, groups_of
+from jobs.training.epochs import Turn, n_steps, part_of, plan_epoch
 from jobs.training.errors import FeedError
-from jobs.training.pinned import PinnedTable, chosen_rows, pin_table
-from jobs.training.reading import OPENERS, Gate, Reader, Wanted
+from jobs.training.pinned import PinnedTable, gone, pin_table
+from jobs.training.reading import Gate, Part, Reader, reader_of
+
+_log = logging.getLogger(__name__)
+_FAULT = "this is a fault of the feed, please report it"
 
 Backend = Literal["auto", "petastorm", "pyarrow"]
 
@@ -59,26 +64,13 @@ def make_feed(
         ValueError: an argument that can't be.
     """
     _check(split, patients, shard, batch_size, bag_size, columns, threads)
-    table = pin_table(table_uri, version)
-    named = [split] if isinstance(split, str) else split
-    rows = chosen_rows(table, named, None if patients is None else list(patients))
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise FeedError(
-            f"version {table.version} of {table.uri} has no column {', '.join(missing)}: run the patients job"
-        )
+    name, reader = reader_of(backend)
+    ordered = tuple(name for name in COLUMNS if name in columns)
+    table = pin_table(table_uri, version, storage_options)
+    choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
+    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, name)
     return Feed(
-        table,
-        rows,
-        shard,
-        batch_size,
-        bag_size,
-        seed,
-        columns,
-        classes,
-        *_reader(backend),
-        threads=threads,
-        shuffle=shuffle,
+        table, choice, ordered, name, reader, shard, batch_size, bag_size, seed, threads=threads, shuffle=shuffle
     )
 
 
@@ -88,159 +80,110 @@ class Feed:
     def __init__(
         self,
         table: PinnedTable,
-        rows: Sequence[int],
+        choice: Choice,
+        columns: tuple[str, ...],
+        backend: str,
+        reader: Reader,
         shard: tuple[int, int],
         batch_size: int,
         bag_size: int | None,
         seed: int,
-        columns: Sequence[str],
-        classes: Sequence[str] | None,
-        backend: str,
-        reader: Reader,
         *,
         threads: int,
         shuffle: bool,
     ) -> None:
-        self._table, self._reader = table, reader
-        self._shard, self._batch_size, self._bag_size = shard, batch_size, bag_size
-        self._seed, self._threads, self._shuffle = seed, threads, shuffle
-        self.backend = backend
-        """What reads the rows: petastorm or pyarrow."""
+        self._table, self._reader, self._bag_size = table, reader, bag_size
+        self._shard, self._batch_size, self._seed = shard, batch_size, seed
+        self._threads, self._shuffle = threads, shuffle
         self.version = table.version
         """The Delta version that is fed, whatever is written meanwhile."""
-        self.columns = tuple(name for name in COLUMNS if name in columns)
-        chosen = table.rows.take(rows).to_pydict()
-        present = sorted({label for label in table.rows["label"].to_pylist() if label is not None})
-        self.classes: tuple[str, ...] = tuple(present if classes is None else classes)
+        self.backend = backend
+        """What reads the rows: petastorm or pyarrow."""
+        self.columns = columns
+        """Those asked for, in the order that they stand in side by side."""
+        self.classes = choice.classes
         """Labels; the index is what `Bags.label` holds."""
-        dtypes = {dtype or "float32" for dtype in chosen["embedding_dtype"]}
-        self.dtype = "float16" if dtypes == {"float16"} else "float32"
-        """Of the embeddings fed: float16 where all patients' are, else float32."""
-        dims = sorted(set(chosen["embedding_dim"]))
-        if len(dims) > 1:
-            raise FeedError(f"{table.uri} has embeddings of {dims} columns: run the patients job with one encoder")
-        n_bags = sum(name in EMBEDDINGS for name in self.columns)
-        self.dim = dims[0] * n_bags
-        """Columns of `Bags.embeddings`."""
-        self.patients: list[Patient] = self._patients(rows, chosen)
+        self.patients = choice.patients
         """Of all shards, in the order of the table."""
-        self.n_steps = n_steps(len(rows), shard[1], batch_size)
+        self.dtype, self.dim = choice.dtype, choice.dim
+        """Of `Bags.embeddings`: float16 where the bags of all patients are, else float32; columns."""
+        self.n_steps = n_steps(len(choice.patients), shard[1], batch_size)
         """Steps an epoch, equal on all shards."""
-        rank, world = shard
-        self.n_patients = len(rows) * (rank + 1) // world - len(rows) * rank // world
+        self.n_patients = len(part_of(choice.patients, shard))
         """Of this shard."""
 
-    def epoch(self, number: int, first_step: int = 0) -> Iterator[Bags]:
+    def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
         """The steps of an epoch, from `first_step` on: the same patients, tiles and order each time it is asked for.
 
         Bags wait in memory for their turn: at most 512 MiB (`reading.AHEAD_BYTES`) or one row group if that has more,
-        beside the row group that each thread is at.
+        beside the row group that each thread is at, and the step after the one that is in use.
 
         Raises:
             FeedError: a patient came not at all or twice, a row is not the one that was planned, a file is gone.
         """
-        steps = self._steps(number)[first_step:]
-        due = Counter(turn.patient.patient_id for step in steps for turn in step)
-        wanted, place = self._wanted(steps)
-        gate = Gate(wanted)
+        plan = plan_epoch(self.patients, self._shard, self._batch_size, self._seed, number, self._shuffle)
+        if not 0 <= first_step <= len(plan):
+            raise ValueError(f"first_step is {first_step}: an epoch has {len(plan)} steps")
+        steps = plan[first_step:]
+        groups = groups_of(steps)
+        gate = Gate([sum(patient.n_bytes for patient in patients) for patients in groups.values()])
         decoder = Decoder(self.columns, self.dtype, self._bag_size, self._seed, number)
-        parts = self._reader(wanted, decoder, gate, self._threads)
-        here: dict[str, Bag] = {}
-        came: set[str] = set()
+        parts = delivered(self._table, groups, decoder, gate, self._reader, self._threads)
+        place = {group: i for i, group in enumerate(groups)}
         try:
-            for step in steps:
-                bags = []
-                for turn in step:
-                    patient = turn.patient.patient_id
-                    while patient not in here:
-                        gate.need(place[turn.patient.group])
-                        self._add(next(parts, None), here, came, due)
-                    bags.append(here[patient])
-                    due[patient] -= 1
-                    if not due[patient]:
-                        gate.use(here.pop(patient).n_bytes)
-                yield _packed(bags, step)
-                del bags
-            if next(parts, None) is not None:
-                raise FeedError(
-                    f"epoch {number}: a row group came twice: this is a fault of the feed, please report it"
-                )
-        finally:
-            gate.close()
-            parts.close()
-        self._check_whole(number, steps, came, due)
+            yield from one_ahead(_batches(steps, parts, gate, place), gate.close)
+        except FileNotFoundError as error:
+            raise gone(self._table.version, self._table.uri, error) from None
 
-    def _steps(self, number: int) -> list[list[Turn]]:
-        return plan_epoch(self.patients, self._shard, self._batch_size, self._seed, number, self._shuffle)
 
-    def _add(self, part: dict[str, Bag] | None, here: dict[str, Bag], came: set[str], due: Mapping[str, int]) -> None:
-        if part is None:
-            short = sorted(set(due) - came)
-            raise FeedError(
-                f"{len(short)} patients did not come, {', '.join(short[:5])} among them: this is a fault of the feed, please "
-                "report it"
-            )
-        twice = came & part.keys()
-        if twice:
-            raise FeedError(
-                f"patients {', '.join(sorted(twice)[:5])} came twice: this is a fault of the feed, please report it"
-            )
-        came.update(part)
-        here.update(part)
-
-    def _check_whole(self, number: int, steps: Sequence[Sequence[Turn]], came: set[str], due: Counter[str]) -> None:
-        """Every patient of the shard once, by count and by name."""
-        planned = [turn.patient.patient_id for step in steps for turn in step if not turn.repeated]
-        missing = sorted(patient for patient, count in due.items() if count)
-        if missing or not came >= set(planned) or len(set(planned)) != len(planned):
-            raise FeedError(
-                f"epoch {number}: {len(planned)} patients planned, {len(came)} came, not fed: {missing[:5]}: this is a fault "
-                "of the feed, please report it"
-            )
-
-    def _wanted(self, steps: Sequence[Sequence[Turn]]) -> tuple[list[Wanted], dict[int, int]]:
-        """Row groups in the order that the steps need them, and each one's place in it."""
-        patients: dict[int, dict[str, Patient]] = {}
+def _batches(
+    steps: Sequence[Sequence[Turn]], parts: Generator[Part], gate: Gate, place: Mapping[int, int]
+) -> Generator[Bags]:
+    """The steps, as their patients come. `place`: of row groups, in the order that they are read in."""
+    due = Counter(turn.patient.patient_id for step in steps for turn in step)
+    here: dict[str, Bag] = {}
+    came: set[str] = set()
+    with closing(parts):
         for step in steps:
+            bags = []
             for turn in step:
-                patients.setdefault(turn.patient.group, {})[turn.patient.patient_id] = turn.patient
-        wanted = []
-        for number, those in patients.items():
-            group = self._table.groups[number]
-            wanted.append(Wanted(Path(self._table.files[group.file].uri), group.index, list(those.values())))
-        return wanted, {number: i for i, number in enumerate(patients)}
+                patient = turn.patient.patient_id
+                while patient not in here:
+                    gate.need(place[turn.patient.group])
+                    _add(next(parts, {}), here, came, due)
+                bags.append(here[patient])
+                due[patient] -= 1
+                if not due[patient]:
+                    gate.use(here.pop(patient).n_bytes)
+            batch = _packed(bags, step)
+            del bags
+            yield batch
+            del batch
+        _check_whole([turn for step in steps for turn in step], came, due, next(parts, None) is None)
 
-    def _patients(self, rows: Sequence[int], chosen: Mapping[str, list[Any]]) -> list[Patient]:
-        number = {label: i for i, label in enumerate(self.classes)}
-        unknown = sorted({label for label in chosen["label"] if label is not None and label not in number})
-        if unknown:
-            raise FeedError(
-                f"{self._table.uri} has patients of {', '.join(unknown)}, the classes are {', '.join(self.classes)}: correct "
-                "the labels, or train on all of them"
-            )
-        ends = np.cumsum([group.n_rows for group in self._table.groups])
-        n_bags = sum(name in EMBEDDINGS for name in self.columns)
-        patients = []
-        for i, row in enumerate(rows):
-            group = int(np.searchsorted(ends, row, side="right"))
-            n_tiles, dim = chosen["n_tiles"][i], chosen["embedding_dim"][i]
-            size = (self._bag_size or n_tiles) * dim * n_bags * np.dtype(self.dtype).itemsize
-            patients.append(
-                Patient(
-                    patient_id=chosen["patient_id"][i],
-                    center_id=chosen["center_id"][i] or "",
-                    label=-1 if chosen["label"][i] is None else number[chosen["label"][i]],
-                    n_tiles=n_tiles,
-                    dim=dim,
-                    dtype=chosen["embedding_dtype"][i] or "float32",
-                    params_hash=chosen["params_hash"][i] or "",
-                    file=self._table.groups[group].file,
-                    group=group,
-                    row=row - int(ends[group]) + self._table.groups[group].n_rows,
-                    n_bytes=size,
-                )
-            )
-        return patients
+
+def _add(part: Part, here: dict[str, Bag], came: set[str], due: Mapping[str, int]) -> None:
+    """Take what came, which must be somebody, and nobody who was here."""
+    twice = sorted(came & part.keys())
+    if twice:
+        raise FeedError(f"patients {', '.join(twice[:5])} came twice: {_FAULT}")
+    if not part:
+        short = sorted(due.keys() - came)
+        raise FeedError(
+            f"{len(short)} of {len(due)} patients did not come, {', '.join(short[:5])} among them: {_FAULT}"
+        )
+    came.update(part)
+    here.update(part)
+
+
+def _check_whole(turns: Sequence[Turn], came: set[str], due: Counter[str], is_end: bool) -> None:
+    """Every patient that was planned was fed once, by count and by name, and nobody else came."""
+    planned = Counter(turn.patient.patient_id for turn in turns if not turn.repeated)
+    wrong = sorted((came ^ due.keys()) | {patient for patient, count in (planned + due).items() if count > 1})
+    if wrong or due.total() or not is_end:
+        raise FeedError(
+            f"{planned.total()} patients planned, {len(came)} came, {', '.join(wrong[:5])} not once: {_FAULT}"
+        )
 
 
 def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
@@ -252,11 +195,6 @@ def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
         [patient.label for patient in patients],
         [turn.repeated for turn in step],
     )
-
-
-def _reader(backend: Backend) -> tuple[str, Reader]:
-    name = "pyarrow" if backend == "auto" else backend
-    return name, OPENERS[name]()
 
 
 def _check(

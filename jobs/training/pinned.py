@@ -1,10 +1,7 @@
-"""One version of a table patients: its files, and what of its rows is read before any bag is. deltalake, no JVM."""
+"""One version of a table patients: its files, and what of its rows is known before any bag is read. deltalake, no JVM."""
 
-from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -13,6 +10,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from jobs.training.errors import FeedError
+from jobs.training.stores import DataFile, TableStore
+from udfs.wsi.store import StorageOptions
 
 _AT_ONCE = 8  # files whose rows are looked at
 _SMALL = (  # columns that cost nothing beside the bags; those that a table has not are null
@@ -29,14 +28,6 @@ _SMALL = (  # columns that cost nothing beside the bags; those that a table has 
 
 
 @dataclass(frozen=True)
-class DataFile:
-    """A Parquet file of the table."""
-
-    uri: str
-    n_bytes: int
-
-
-@dataclass(frozen=True)
 class RowGroup:
     """A row group of a file."""
 
@@ -49,77 +40,100 @@ class RowGroup:
 class PinnedTable:
     """A version of a table, that does not change whatever is written to it."""
 
-    uri: str
+    store: TableStore
     version: int
     files: list[DataFile]  # by name
     groups: list[RowGroup]  # of the files, in order
     rows: pa.Table  # the small columns of all rows, in order of `groups`
     columns: frozenset[str]  # that all files have
 
+    @property
+    def uri(self) -> str:
+        """Of the table, without secrets."""
+        return self.store.uri
 
-def pin_table(uri: str, version: int | None) -> PinnedTable:
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"version {self.version} of {self.uri}"
+
+
+def pin_table(uri: str, version: int | None, storage_options: StorageOptions | None = None) -> PinnedTable:
     """A version of a Delta table of patients; the newest where None.
 
     Raises:
         FeedError: there is no such table or version, or it is of a kind that Parquet readers get wrong.
     """
-    table = _opened(uri, version)
-    pinned = table.version()
-    _check_kind(table, uri)
-    actions = pa.table(table.get_add_actions())
-    files = sorted(
-        (
-            DataFile(str(Path(uri) / unquote(path)), size)
-            for path, size in zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
-        ),
-        key=lambda file: file.uri,
-    )
+    store = TableStore(uri, storage_options)
+    with store.log(version) as folder:
+        table = _opened(folder, version, store.uri)
+        pinned = table.version()
+        _check_kind(table, store.uri)
+        actions = pa.table(table.get_add_actions())
+    names = (unquote(path) for path in actions["path"].to_pylist())
+    files = [store.file(name, size) for name, size in zip(names, actions["size_bytes"].to_pylist(), strict=True)]
+    files.sort(key=lambda file: file.uri)
     groups: list[RowGroup] = []
     parts: list[pa.Table] = []
     columns: set[str] | None = None
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        looked = pool.map(lambda file: _look(file, uri, pinned), files)
-        for number, (sizes, names, rows) in enumerate(looked):
-            groups += [RowGroup(number, index, n_rows) for index, n_rows in enumerate(sizes)]
-            parts.append(rows)
-            columns = names if columns is None else columns & names
+        try:
+            for number, (sizes, names_there, rows) in enumerate(pool.map(lambda file: _look(store, file), files)):
+                groups += [RowGroup(number, index, n_rows) for index, n_rows in enumerate(sizes)]
+                parts.append(rows)
+                columns = names_there if columns is None else columns & names_there
+        except FileNotFoundError as error:
+            raise gone(pinned, store.uri, error) from None
     rows = pa.concat_tables(parts) if parts else pa.schema(_SMALL).empty_table()
-    return PinnedTable(uri, pinned, files, groups, rows.combine_chunks(), frozenset(columns or ()))
+    return PinnedTable(store, pinned, files, groups, rows.combine_chunks(), frozenset(columns or ()))
 
 
-def _opened(uri: str, version: int | None) -> DeltaTable:
+def gone(version: int, uri: str, error: FileNotFoundError) -> FeedError:
+    """A file of the version is not there any more."""
+    return FeedError(
+        f"version {version} of {uri} is not whole any more, {error.filename or error} is gone: it was vacuumed; train on a "
+        "newer version, and keep those that you train on with delta.deletedFileRetentionDuration"
+    )
+
+
+def _opened(folder: str, version: int | None, uri: str) -> DeltaTable:
     try:
-        return DeltaTable(uri, version=version)
+        return DeltaTable(folder, version=version)
     except TableNotFoundError:
         raise FeedError(f"no Delta table at {uri}: run the patients job, or correct the URI") from None
     except DeltaError as error:
+        which = uri if version is None else f"version {version} of {uri}"
         raise FeedError(
-            f"{uri} has no version {version} ({' '.join(str(error).split())}): name one that its history still has"
+            f"{which} can't be opened ({' '.join(str(error).split())}): name a version that its history has"
         ) from None
 
 
 def _check_kind(table: DeltaTable, uri: str) -> None:
-    partitions = table.metadata().partition_columns
-    if partitions:
+    metadata, protocol = table.metadata(), table.protocol()
+    if metadata.partition_columns:
         raise FeedError(
-            f"{uri} is partitioned by {', '.join(partitions)}, whose values are not in its files: write it without partitions"
+            f"{uri} is partitioned by {', '.join(metadata.partition_columns)}, which its files do not hold: write it without "
+            "partitions"
         )
-    if pa.table(table.deletion_vectors()).num_rows:
+    if metadata.configuration.get("delta.columnMapping.mode", "none") != "none":
+        raise FeedError(f"{uri} has column mapping, its files name columns otherwise: write it anew without")
+    if "deletionVectors" in (protocol.reader_features or ()) and _has_deletions(table):
         raise FeedError(
-            f"{uri} has rows that only deletion vectors delete: run REORG TABLE delta.`{uri}` APPLY (PURGE), then train on "
-            "the version that it writes"
+            f"{uri} has deletion vectors, rows that are deleted and still in its files: run REORG TABLE delta.`{uri}` APPLY "
+            "(PURGE), then train on the version that it writes"
         )
 
 
-def _look(file: DataFile, uri: str, version: int) -> tuple[list[int], set[str], pa.Table]:
-    """Rows of each row group of a file, names of its columns, its small columns."""
+def _has_deletions(table: DeltaTable) -> bool:
     try:
-        parquet = pq.ParquetFile(file.uri)
-    except FileNotFoundError:
-        raise FeedError(
-            f"version {version} of {uri} is not whole any more, {file.uri} is gone: it was vacuumed; name a newer version"
-        ) from None
-    with parquet:
+        return bool(pa.table(table.deletion_vectors()).num_rows)
+    except (DeltaError, OSError):  # they lie in files of their own, which a copy of the log has not
+        return True
+
+
+def _look(store: TableStore, file: DataFile) -> tuple[list[int], set[str], pa.Table]:
+    """Rows of each row group of a file, names of its columns, its small columns."""
+    with store.looked_at(file) as source, pq.ParquetFile(source) as parquet:
         present = set(parquet.schema_arrow.names)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         rows = parquet.read([field.name for field in _SMALL if field.name in present])
@@ -128,39 +142,3 @@ def _look(file: DataFile, uri: str, version: int) -> tuple[list[int], set[str], 
         for field in _SMALL
     ]
     return sizes, present, pa.table(arrays, pa.schema(_SMALL))
-
-
-def chosen_rows(table: PinnedTable, split: Sequence[str] | None, patients: Sequence[str] | None) -> list[int]:
-    """Numbers of the rows of some splits, or of some patients, or all, ascending.
-
-    Raises:
-        FeedError: there are none, a patient is twice in the table, or one that is asked for is not in it.
-    """
-    ids = table.rows["patient_id"].to_pylist()
-    where = f"version {table.version} of {table.uri}"
-    if len(set(ids)) < len(ids):
-        twice = sorted(patient for patient, count in Counter(ids).items() if count > 1)
-        raise FeedError(f"{where} has several rows of patients {', '.join(twice[:5])}: a patient must be one row")
-    if patients is not None:
-        wanted = set(patients)
-        missing = sorted(wanted - set(ids))
-        if missing:
-            raise FeedError(
-                f"{where} has no patients {', '.join(missing[:5])} ({len(missing)} of {len(wanted)} asked for)"
-            )
-        rows = [i for i, patient in enumerate(ids) if patient in wanted]
-    elif split is not None:
-        if "split" not in table.columns:
-            raise FeedError(f"{where} has no column split: run the splits job first")
-        splits = table.rows["split"].to_pylist()
-        rows = [i for i, name in enumerate(splits) if name in split]
-        if not rows:
-            there = sorted({str(name) for name in splits})
-            raise FeedError(
-                f"{where} has no patient of split {', '.join(split)}, it has {', '.join(there)}: run the splits job"
-            )
-    else:
-        rows = list(range(len(ids)))
-    if not rows:
-        raise FeedError(f"{where} has no patients to feed")
-    return rows

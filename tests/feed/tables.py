@@ -69,13 +69,6 @@ def cohort(n: int, **same: Any) -> list[Made]:
     ]
 
 
-def schema() -> pa.Schema:
-    """Of the table, with the column split."""
-    if "split" in PATIENTS.names:
-        return PATIENTS
-    return PATIENTS.insert(3, pa.field("split", pa.string()))
-
-
 def write(
     table: Path,
     patients: Sequence[Made],
@@ -86,7 +79,7 @@ def write(
 ) -> Path:
     """A commit a file."""
     for part in np.array_split(np.arange(len(patients)), files):
-        rows = pa.Table.from_pylist([patients[i].row() for i in part], schema())
+        rows = pa.Table.from_pylist([patients[i].row() for i in part], PATIENTS)
         properties = WriterProperties(max_row_group_size=rows_a_group, write_batch_size=rows_a_group)
         write_deltalake(str(table), rows, mode=mode, writer_properties=properties)
     return table
