@@ -21,6 +21,7 @@ def read_columns(
     Raises:
         NoTableError: there is no such table.
         FeedError: the version can't be read any more, or the store can't.
+        KeyError: the version has no such column.
     """
     store = TableStore(uri, storage_options)
     with store.log(version) as folder:
@@ -40,8 +41,13 @@ def read_columns(
     for action in sorted(actions, key=lambda action: str(action["path"])):
         try:
             with store.looked_at(store.file(unquote(action["path"]), action["size_bytes"])) as file:
-                part = pq.read_table(file, columns=list(columns))
+                part = pq.read_table(file, columns=list(columns), partitioning=None)
         except FileNotFoundError:
             raise FeedError(f"version {found} of {store.uri} is not whole any more: it was vacuumed") from None
-        parts.append(part.select(columns).cast(fields))
+        # a file that was written before a column came has none of it
+        arrays = [
+            part[field.name].cast(field.type) if field.name in part.column_names else pa.nulls(len(part), field.type)
+            for field in fields
+        ]
+        parts.append(pa.table(arrays, fields))
     return found, pa.concat_tables(parts)
