@@ -41,7 +41,8 @@ def read_columns(
     for action in sorted(actions, key=lambda action: str(action["path"])):
         try:
             with store.looked_at(store.file(unquote(action["path"]), action["size_bytes"])) as file:
-                part = pq.read_table(file, columns=list(columns), partitioning=None)
+                parquet = pq.ParquetFile(file)
+                part = parquet.read([name for name in columns if name in parquet.schema_arrow.names])
         except FileNotFoundError:
             raise FeedError(f"version {found} of {store.uri} is not whole any more: it was vacuumed") from None
         # a file that was written before a column came has none of it
