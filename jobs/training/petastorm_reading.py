@@ -18,6 +18,7 @@ from petastorm.workers_pool.thread_pool import ThreadPool, WorkerTerminationRequ
 from pyarrow.filesystem import LocalFileSystem
 
 from jobs.training.decoding import TILE_INDEX, Decoder
+from jobs.training.errors import FeedError
 from jobs.training.reading import Closed, Gate, Part, Wanted, decoded, received
 
 _POLL_S = 0.05
@@ -34,10 +35,13 @@ def read_by_petastorm(wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, th
     reader = _PlannedReader(wanted, decoder, gate, done, threads)
 
     def drain() -> None:
-        """Take what workers say to petastorm, so that they go on."""
+        """Take what workers say to petastorm, so that they go on; all parts came before it has no more to say."""
         try:
             for _ in reader:
                 pass
+            done.put(
+                FeedError("petastorm ended before its last row group: this is a fault of the feed, please report it")
+            )
         except BaseException as error:
             done.put(error)
 

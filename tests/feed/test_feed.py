@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from petastorm.workers_pool import EmptyResultError
 
 from jobs.training import reading
 from jobs.training.bags import Bags
@@ -239,6 +240,17 @@ def test_an_epoch_that_is_not_everybody_once_is_an_error(
     monkeypatch.setattr(feed, "_reader", wrong)
     with pytest.raises(FeedError, match=told):
         list(feed.epoch(0))
+
+
+def test_a_petastorm_that_ends_too_early_is_an_error(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 0.13.1 does, silently."""
+
+    def end(pool: Any) -> None:
+        raise EmptyResultError
+
+    monkeypatch.setattr("jobs.training.petastorm_reading._Pool.get_results", end)
+    with pytest.raises(FeedError, match="petastorm ended before its last row group"):
+        list(make_feed(str(table), backend="petastorm").epoch(0))
 
 
 def test_the_choice_of_the_reader_is_told(table: Path, caplog: pytest.LogCaptureFixture) -> None:
