@@ -19,7 +19,7 @@ from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.session import start_session
 from jobs.training.checkpoints import load_checkpoint
 from jobs.training.cohort import SPLITS, CohortError, TrainingSet, feature_settings, read_training_set
-from jobs.training.errors import FeedError
+from jobs.training.errors import FeedError, NoTableError
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
 from jobs.training.mil import ModelSpec
 from jobs.training.model_files import ModelCard, ModelError, load_card, package_versions
@@ -147,7 +147,7 @@ def _refuse_leaks(config: Config, members: TrainingSet) -> None:
     assignments = [(patient, split) for split in SPLITS for patient in members.ids(split)]
     try:
         slides = slide_files(_table(config, "slides"), config.slides.storage_options)
-    except FileNotFoundError:
+    except NoTableError:
         slides = []
         _say(f"slidelake train: no table slides in {public_uri(config.output.root)}: slide files were not compared")
     refuse_leaks(assignments, slides, config.slides.storage_options)

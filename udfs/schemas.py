@@ -144,6 +144,38 @@ SPLITS = pa.schema(
     ]
 )
 
+_ATTENTION = pa.list_(
+    pa.struct(
+        [
+            pa.field("image_id", _STRING),
+            pa.field("x_px", _INT),
+            pa.field("y_px", _INT),
+            pa.field("attention", _FLOAT),
+        ]
+    )
+)
+
+PREDICTIONS = pa.schema(
+    [
+        _PATIENT,
+        _column("model_id", _STRING, "the model, by the run that trained it", required=True),
+        _column("probabilities", pa.map_(_STRING, _DOUBLE), "probability by class; they sum to 1"),
+        _column("predicted_class", _STRING, "the most probable class"),
+        _column(
+            "from_prior",
+            pa.bool_(),
+            "true where the patient has no tile: the probabilities are the classes' shares among the patients trained on",
+        ),
+        _column("n_tiles", _INT, "tiles that the model saw"),
+        _column(
+            "attention",
+            _ATTENTION,
+            "weight of each tile in the patient's vector, they sum to 1; x_px, y_px in level-0 pixels, order as in patients",
+        ),
+        *_PROVENANCE,
+    ]
+)
+
 TRAINING_METRICS = pa.schema(
     [
         _column("run_id", _STRING, "the training run, which is the model's model_id too", required=True),
@@ -183,6 +215,11 @@ RUNS = pa.schema(
             "versions",
             pa.map_(_STRING, _STRING),
             "versions of slidelake, Spark and what shapes results; encoder: the runtime and precision",
+        ),
+        _column(
+            "features",
+            pa.map_(_STRING, _STRING),
+            "what shapes features: settings, hashes of weights, code versions; empty where the job has no use for them",
         ),
         _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table when the run began"),
         _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),

@@ -256,6 +256,15 @@ class Training(_Section):
         return self
 
 
+class Predict(_Section):
+    """Settings of the job predict."""
+
+    model: str | None = Field(None, description="folder or URI of a trained model: ROOT/models/RUN_ID")
+    csv: str | None = Field(
+        None, description="path or URI of the CSV of probabilities; null is ROOT/predictions_csv/MODEL_ID.csv"
+    )
+
+
 class Run(_Section):
     """How a run goes."""
 
@@ -283,6 +292,7 @@ class Config(_Section):
     stainnet: Stainnet = Stainnet()
     splits: Splits = Splits()
     training: Training = Training()
+    predict: Predict = Predict()
     run: Run = Run()
     on_failed_slides: Literal["report", "ignore"] = Field(
         "report", description="report: exit status 3 where slides failed; ignore: 0"

@@ -3,17 +3,17 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.training.columns import read_columns
+from jobs.training.errors import NoTableError
 from jobs.training.model_files import SplitCard
 from jobs.training.pinned import pin_table
 from udfs.wsi.store import StorageOptions, public_uri
 
 SPLITS = ("train", "validation", "test")
-_FEATURE_SECTIONS = ("tiling", "stain", "encoder", "histogram")  # what shapes a patient's features
 
 
 class CohortError(Exception):
@@ -161,7 +161,7 @@ def _by_fold(
     """Deal train and validation anew by the folds of table splits; returns its version."""
     try:
         found, rows = read_columns(uri, ("patient_id", "fold"), version, storage_options)
-    except FileNotFoundError:
+    except NoTableError:
         raise CohortError(f"no table splits at {public_uri(uri)}: set splits.folds and run the splits job") from None
     fold_of = {row["patient_id"]: row["fold"] for row in rows.to_pylist()}
     members = splits["train"] + splits["validation"]
@@ -180,20 +180,22 @@ def _by_fold(
 def feature_settings(
     found: TrainingSet, runs_uri: str, storage_options: StorageOptions | None = None
 ) -> tuple[dict[str, Any], ...]:
-    """The settings that the patients' features were made with, each once; none where table runs is not there."""
+    """What the patients' features were made with, each recipe once; none where table runs is not there, or has none.
+
+    A run that was killed left no record. The next one that ended rebuilt what was not of its own recipe: where no row's run
+    has a record, the newest record is taken.
+    """
     try:
-        _, runs = read_columns(runs_uri, ("run_id", "config"), None, storage_options)
-    except FileNotFoundError:
+        _, rows = read_columns(runs_uri, ("run_id", "started_at", "features"), None, storage_options)
+    except (NoTableError, KeyError):  # a table of an older version has no such column
         return ()
+    runs = sorted((row for row in rows.to_pylist() if row["features"]), key=lambda row: row["started_at"])
     ids = {member.run_id for members in found.splits.values() for member in members}
-    configs = [json.loads(row["config"]) for row in runs.to_pylist() if row["run_id"] in ids and row["config"]]
-    settings = [_features_of(config) for config in configs]
-    unique = {json.dumps(each, sort_keys=True): each for each in settings}
+    recipes = [dict(row["features"]) for row in runs if row["run_id"] in ids] or [
+        dict(row["features"]) for row in runs[-1:]
+    ]
+    unique = {json.dumps(each, sort_keys=True): each for each in recipes}
     return tuple(unique[key] for key in sorted(unique))
-
-
-def _features_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in _FEATURE_SECTIONS if name in config}
 
 
 def _digest(rows: Iterable[tuple[str, ...]]) -> str:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from jobs.training.errors import FeedError
+from jobs.training.errors import FeedError, NoTableError
 from jobs.training.stores import TableStore
 from udfs.wsi.store import StorageOptions
 
@@ -19,15 +19,16 @@ def read_columns(
     """All rows of a version, None: the newest; and which it is.
 
     Raises:
-        FileNotFoundError: there is no such table.
+        NoTableError: there is no such table.
         FeedError: the version can't be read any more, or the store can't.
+        KeyError: the version has no such column.
     """
     store = TableStore(uri, storage_options)
     with store.log(version) as folder:
         try:
             table = DeltaTable(folder, version=version)
         except TableNotFoundError:
-            raise FileNotFoundError(store.uri) from None
+            raise NoTableError(f"no Delta table at {store.uri}") from None
         except DeltaError as error:
             raise FeedError(
                 f"version {version} of {store.uri} can't be opened ({' '.join(str(error).split())}): its history is gone"
@@ -40,8 +41,14 @@ def read_columns(
     for action in sorted(actions, key=lambda action: str(action["path"])):
         try:
             with store.looked_at(store.file(unquote(action["path"]), action["size_bytes"])) as file:
-                part = pq.read_table(file, columns=list(columns))
+                parquet = pq.ParquetFile(file)
+                part = parquet.read([name for name in columns if name in parquet.schema_arrow.names])
         except FileNotFoundError:
             raise FeedError(f"version {found} of {store.uri} is not whole any more: it was vacuumed") from None
-        parts.append(part.select(columns).cast(fields))
+        # a file that was written before a column came has none of it
+        arrays = [
+            part[field.name].cast(field.type) if field.name in part.column_names else pa.nulls(len(part), field.type)
+            for field in fields
+        ]
+        parts.append(pa.table(arrays, fields))
     return found, pa.concat_tables(parts)

@@ -25,8 +25,6 @@ from jobs.training.mil import BagModel
 class Feed(Protocol):
     """What is needed of `jobs.training.feed.Feed`."""
 
-    n_steps: int
-
     def epoch(self, number: int, first_step: int = 0) -> Any:
         """Batches of one epoch."""
 

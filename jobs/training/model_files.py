@@ -43,9 +43,8 @@ class ModelCard:
         prior: share of each class among the patients trained on, in the order of the classes.
         table_uri: of table patients, without secrets.
         table_version: the Delta version trained on.
-        feature_settings: the sections of the configuration (tiling, stain, encoder, histogram) that the features of those
-            patients were made with, from table runs: one, unless runs with different settings made them; none where
-            table runs tells nothing.
+        feature_settings: what the features of those patients were made with (settings, hashes of weights, code versions),
+            from table runs: one, unless runs with different settings made them; none where table runs tells nothing.
         splits_version: of table splits, where a fold is validated on; else None.
         splits: train, validation and test.
         seed: of everything random.

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from jobs.training.errors import FeedError
+from jobs.training.errors import FeedError, NoTableError
 from jobs.training.stores import DataFile, TableStore
 from udfs.wsi.store import StorageOptions
 
@@ -100,7 +100,7 @@ def _opened(folder: str, version: int | None, uri: str) -> DeltaTable:
     try:
         return DeltaTable(folder, version=version)
     except TableNotFoundError:
-        raise FeedError(f"no Delta table at {uri}: run the patients job, or correct the URI") from None
+        raise NoTableError(f"no Delta table at {uri}: run the patients job, or correct the URI") from None
     except DeltaError as error:
         which = uri if version is None else f"version {version} of {uri}"
         raise FeedError(

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,12 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
+from jobs.training.delta_options import delta_options
 from udfs.schemas import TRAINING_METRICS
-from udfs.wsi.store import StorageOptions, write_bytes
+from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
 
 Figures = Mapping[str, float]  # `SPLIT_NAME`: train_loss, validation_auroc, ...; and epoch
 
@@ -46,6 +49,7 @@ class Records:
             storage_options: for fsspec.
         """
         self._run_id, self._table, self._options = run_id, table_uri, storage_options
+        self._told = False
         self._events = f"{folder.rstrip('/')}/tensorboard"
         self._local = Path(self._events) if "://" not in folder else Path(tempfile.mkdtemp(prefix="slidelake-events-"))
         self._board = SummaryWriter(str(self._local), purge_step=first_epoch or None)
@@ -61,7 +65,17 @@ class Records:
         self._send_events()
         if self._mlflow:
             self._mlflow.log(named, epoch)
-        write_metrics(self._table, self._run_id, history)
+        try:
+            write_metrics(self._table, self._run_id, history, self._options)
+        except (
+            DeltaError,
+            OSError,
+        ) as error:  # it costs the table, not the training; the next epoch tries again with all rows
+            if not self._told:
+                text = redact(" ".join(str(error).split()), secrets_of(self._table, self._options))
+                where = public_uri(self._table)
+                tqdm.write(f"slidelake: {where} can't be written ({text}): figures are in model.json too", sys.stderr)
+            self._told = True
 
     def close(self) -> None:
         """No more."""
@@ -85,7 +99,9 @@ class Records:
     wait=wait_random_exponential(0.2, max=5),
     reraise=True,
 )
-def write_metrics(table_uri: str, run_id: str, history: Sequence[Figures]) -> None:
+def write_metrics(
+    table_uri: str, run_id: str, history: Sequence[Figures], storage_options: StorageOptions | None = None
+) -> None:
     """Make these the run's rows in table training_metrics, in place of those that it has.
 
     All rows of a run are written anew each time: so it has one small file, not one an epoch, and none twice.
@@ -100,10 +116,12 @@ def write_metrics(table_uri: str, run_id: str, history: Sequence[Figures]) -> No
         )
     ]
     data = pa.Table.from_pylist(rows, TRAINING_METRICS)
+    options = delta_options(table_uri, storage_options)
     with suppress(TableNotFoundError):
-        write_deltalake(DeltaTable(table_uri), data, mode="overwrite", predicate=f"run_id = '{run_id}'")
+        table = DeltaTable(table_uri, storage_options=options)
+        write_deltalake(table, data, mode="overwrite", predicate=f"run_id = '{run_id}'")
         return
-    write_deltalake(table_uri, data, mode="append", name="training_metrics")
+    write_deltalake(table_uri, data, mode="append", name="training_metrics", storage_options=options)
 
 
 class _MlflowRun:

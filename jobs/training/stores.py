@@ -18,7 +18,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.training.errors import FeedError
+from jobs.training.errors import FeedError, NoTableError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.staging import staged
 from udfs.wsi.store import File, StorageOptions, options_for, public_uri, redact, secrets_of
@@ -83,7 +83,7 @@ class TableStore:
                 with ThreadPoolExecutor(_AT_ONCE) as pool:
                     list(pool.map(copy, _needed(listed, version)))
             except FileNotFoundError:
-                raise FeedError(f"no Delta table at {self.uri}: run the patients job, or correct the URI") from None
+                raise NoTableError(f"no Delta table at {self.uri}: run the patients job, or correct the URI") from None
             except Exception as error:
                 raise self._translated(error, self.uri) from None
             yield folder

@@ -294,6 +294,22 @@ def test_a_slide_in_two_splits_under_two_names_stops_training(
     assert "two names" in line
 
 
+def test_mlflow_gets_the_same_figures(patients: list[Drawn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415 - slow to import
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = (tmp_path / "mlruns").as_uri()
+    write_patients(tmp_path, patients)
+    _, card = trained(tmp_path, epochs=2, mlflow=uri)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("slidelake")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status, run.data.params["epochs"]) == (card.model_id, "FINISHED", "2")
+    told = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [metric.value for metric in told] == [epoch["train_loss"] for epoch in card.history]
+
+
 def test_help_names_what_is_the_jobs_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         train.main(["--help"])
