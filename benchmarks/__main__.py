@@ -16,11 +16,13 @@ NAMES = (  # each a module of this package with run()
     "mask_pyramid",
     "stain",
     "histogram",
+    "feed",
     "encode",
     "features",
     "job",
     "memory",
     "scale",
+    "learn",
 )
 
 

@@ -9,7 +9,10 @@ JOBS = {
     "slides": "tables slides and tiles: headers, tissue, tile coordinates",
     "features": "table features: embeddings and colours of the tiles",
     "patients": "table patients: a row a patient, with its bags",
+    "splits": "table splits, column patients.split and CSVs: who is trained on and who is held out",
+    "predict": "table predictions and a CSV: probabilities of new patients by a trained model, from their slides on",
     "stainnet": "fit a StainNet checkpoint to your slides",
+    "train": "a model on table patients, and how good it is",
     "compact": "join the small files that many waves and runs leave",
 }
 

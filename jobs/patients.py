@@ -18,8 +18,8 @@ from udfs.patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
 
 _BYTES_A_FILE = 1 << 28  # a task writes a file: larger ones would leave executors idle, smaller ones litter the table
 _INFO = (
-    "patient_id string, center_id string, label string, n_images int, n_images_failed int, complete boolean, "
-    "wanted_tiles int, params_hash string, run_id string"
+    "patient_id string, center_id string, label string, split string, n_images int, n_images_failed int, "
+    "complete boolean, wanted_tiles int, params_hash string, run_id string"
 )
 
 
@@ -48,12 +48,15 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         images["feature_rows"] = images["feature_rows"].fillna(0).astype("int64")
         have = _hashes_now(run, ids)
         rows = [_info(run, str(patient), of_patient) for patient, of_patient in images.groupby("patient_id")]
+        splits = run.tables.read("splits").where(in_wave).select("patient_id", "split")
+        split_of = {row.patient_id: row.split for row in splits.collect()}
         wanted = {row["patient_id"]: row for row in rows if row is not None}
         build = [row for patient, row in wanted.items() if have.get(patient) != row["params_hash"]]
         drop = [patient for patient in have if patient not in wanted]
         if not build and not drop:
             return
         columns = [column.split()[0] for column in _INFO.split(", ")]
+        build = [row | {"split": split_of.get(row["patient_id"])} for row in build]
         info = run.spark.createDataFrame([tuple(row[name] for name in columns) for row in build], _INFO)
         built = [row["patient_id"] for row in build]
         ok = list(images.loc[images["status"] == "ok", "image_id"])

@@ -2,19 +2,15 @@
 
 import argparse
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
@@ -27,7 +23,7 @@ from udfs.wsi import SlideError, open_slide
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet
 from udfs.wsi.stainfit import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
-from udfs.wsi.store import StorageOptions, options_for, public_uri
+from udfs.wsi.store import public_uri, write_bytes
 
 _READERS = 4
 _PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18
@@ -56,8 +52,8 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
         net = fit_stainnet(seen, teacher, settings.steps, settings.seed)
         gaps = evaluate(net, held_out, teacher)
     picture = re.sub(r"\.(pth?|ckpt|bin)$", "", settings.checkpoint) + ".png"
-    _write(settings.checkpoint, _checkpoint(net), config.slides.storage_options)
-    _write(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
+    write_bytes(settings.checkpoint, _checkpoint(net), config.slides.storage_options)
+    write_bytes(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
     run.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
     print(_report(run, gaps, net, picture))
     return DONE
@@ -138,18 +134,6 @@ def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) 
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _write(uri: str, data: bytes, storage_options: StorageOptions) -> None:
-    fs, path = url_to_fs(uri, **options_for(uri, storage_options))
-    if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
-        return
-    whole = Path(path)
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    part = whole.with_name(f".{whole.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(whole)
 
 
 def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> str:

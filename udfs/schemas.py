@@ -23,6 +23,7 @@ _Y = _column("y_px", _INT, "top edge of the tile, level-0 pixels from the slide'
 _PATIENT = _column("patient_id", _STRING, "the patient, from the patient CSV", required=True)
 _CENTER = _column("center_id", _STRING, "the centre that the patient was treated at, from the CSV")
 _LABEL = _column("label", _STRING, "the patient's diagnosis as the CSV has it, null where it has none")
+_SPLIT = _column("split", _STRING, "train, validation or test, as table splits has it; null until the job splits ran")
 
 SLIDES = pa.schema(
     [
@@ -102,6 +103,7 @@ PATIENTS = pa.schema(
         _PATIENT,
         _CENTER,
         _LABEL,
+        _SPLIT,
         _column("n_images", _INT, "slides of the patient in the CSV"),
         _column("n_images_failed", _INT, "those among them that failed, see table slides"),
         _column("n_tiles", _INT, "rows of the bag"),
@@ -126,6 +128,65 @@ PATIENTS = pa.schema(
             "mean over the tiles of the share of their pixels in each colour bin, sums to 1; bins numbered as in features",
         ),
         *_PROVENANCE,
+    ]
+)
+
+SPLITS = pa.schema(
+    [
+        _PATIENT,
+        _column("split", _STRING, "train, validation or test: a patient keeps it, whatever is added", required=True),
+        _column("fold", _INT, "fold of splits.folds, from 0; null in test, and where folds are not asked for"),
+        _CENTER,
+        _LABEL,
+        _column("n_images", _INT, "slides of the patient in the CSV, by which patients are weighed"),
+        _column("seed", _LONG, "splits.seed that the patient was dealt with"),
+        *_PROVENANCE,
+    ]
+)
+
+_ATTENTION = pa.list_(
+    pa.struct(
+        [
+            pa.field("image_id", _STRING),
+            pa.field("x_px", _INT),
+            pa.field("y_px", _INT),
+            pa.field("attention", _FLOAT),
+        ]
+    )
+)
+
+PREDICTIONS = pa.schema(
+    [
+        _PATIENT,
+        _column("model_id", _STRING, "the model, by the run that trained it", required=True),
+        _column("probabilities", pa.map_(_STRING, _DOUBLE), "probability by class; they sum to 1"),
+        _column("predicted_class", _STRING, "the most probable class"),
+        _column(
+            "from_prior",
+            pa.bool_(),
+            "true where the patient has no tile: the probabilities are the classes' shares among the patients trained on",
+        ),
+        _column("n_tiles", _INT, "tiles that the model saw"),
+        _column(
+            "attention",
+            _ATTENTION,
+            "weight of each tile in the patient's vector, they sum to 1; x_px, y_px in level-0 pixels, order as in patients",
+        ),
+        *_PROVENANCE,
+    ]
+)
+
+TRAINING_METRICS = pa.schema(
+    [
+        _column("run_id", _STRING, "the training run, which is the model's model_id too", required=True),
+        _column("epoch", _INT, "pass over split train, from 0", required=True),
+        _column(
+            "split", _STRING, "train or validation in each epoch; test once, by the weights of this, the best, epoch"
+        ),
+        _column(
+            "name", _STRING, "what was measured: loss (as it is minimised), auroc, log_loss, weighted_log_loss, ..."
+        ),
+        _column("value", _DOUBLE, "its value; null where it has none, such as AUROC of one class"),
     ]
 )
 
@@ -154,6 +215,11 @@ RUNS = pa.schema(
             "versions",
             pa.map_(_STRING, _STRING),
             "versions of slidelake, Spark and what shapes results; encoder: the runtime and precision",
+        ),
+        _column(
+            "features",
+            pa.map_(_STRING, _STRING),
+            "what shapes features: settings, hashes of weights, code versions; empty where the job has no use for them",
         ),
         _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table when the run began"),
         _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),

@@ -51,14 +51,19 @@ def run_job(
     def work(run: Run, arguments: argparse.Namespace) -> int:
         run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
         survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retries and arguments.retry_failed)
-        failed = failed_slides(run, survey)
-        print(summarise(run, survey))
-        for line in (*failed, *run.problems):
-            print(f"slidelake: {line}", file=sys.stderr)
-        bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
-        return SLIDES_FAILED if bad else DONE
+        return conclude(run, survey)
 
     return main(job, description, work, argv, retries=retries)
+
+
+def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
+    """Print the summary of a run and further lines, name failed slides; returns the exit status."""
+    failed = failed_slides(run, survey)
+    print("\n".join([summarise(run, survey), *lines]))
+    for line in (*failed, *run.problems):
+        print(f"slidelake: {line}", file=sys.stderr)
+    bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
+    return SLIDES_FAILED if bad else DONE
 
 
 def main(
@@ -68,8 +73,12 @@ def main(
     argv: Sequence[str] | None,
     *,
     retries: bool = False,
+    check: Callable[[Config], None] = lambda _: None,
 ) -> int:
-    """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status."""
+    """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
+
+    `check` may refuse settings before Spark starts.
+    """
     part_stderr_from_stdout()
     arguments = _parse(job, description, argv, retries=retries)
     try:
@@ -77,16 +86,51 @@ def main(
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
+        read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+        check(config)
         return _run(job, config, work, arguments)
     except ConfigError as error:
         print(f"slidelake {job}: {error}", file=sys.stderr)
         return BAD_CONFIG
 
 
+def main_alone(
+    job: str,
+    description: str | None,
+    work: Callable[[Config, argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    options: Callable[[argparse.ArgumentParser], None],
+) -> int:
+    """As `main`, for a job that starts Spark only where it needs to, and leaves a record of its own.
+
+    Args:
+        job: its name.
+        description: for --help.
+        work: the job; returns the exit status.
+        argv: arguments.
+        options: adds the job's own.
+    """
+    part_stderr_from_stdout()
+    arguments = _parse(job, description, argv, retries=False, options=options)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
+            return DONE
+        return work(config, arguments)
+    except ConfigError as error:
+        print(f"slidelake {job}: {error}", file=sys.stderr)
+        return BAD_CONFIG
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, KeyboardInterrupt):
+            print(redact(traceback.format_exc(), secrets_of(None, config.slides.storage_options)), file=sys.stderr)
+        print(f"slidelake {job}: stopped by {type(error).__name__}", file=sys.stderr)
+        return FAILED
+
+
 def _run(
     job: str, config: Config, work: Callable[[Run, argparse.Namespace], int], arguments: argparse.Namespace
 ) -> int:
-    read_cohort(config)  # a bad CSV ends here: Spark takes long to start
     run = Run(config, start_session(f"slidelake {job}"), job)
     try:
         read = run.tables.versions()
@@ -112,7 +156,14 @@ def _run(
         run.spark.stop()
 
 
-def _parse(job: str, description: str | None, argv: Sequence[str] | None, *, retries: bool) -> argparse.Namespace:
+def _parse(
+    job: str,
+    description: str | None,
+    argv: Sequence[str] | None,
+    *,
+    retries: bool,
+    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
+) -> argparse.Namespace:
     settings = "\n".join(
         textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
         for key, default, text in describe_settings()
@@ -132,4 +183,5 @@ def _parse(job: str, description: str | None, argv: Sequence[str] | None, *, ret
         parser.add_argument(
             "--retry-failed", action="store_true", help="work on failed slides again, though nothing changed"
         )
+    options(parser)
     return parser.parse_intermixed_args(argv)

@@ -1,9 +1,10 @@
 """The patient CSV: what it must hold, what is wrong with it, and which file each of its rows means."""
 
+import codecs
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -51,18 +52,23 @@ def read_cohort(config: Config) -> list[Image]:
     Raises:
         ConfigError: one line that gives the rows at fault.
     """
+    data = cohort_bytes(config)
+    try:
+        return parse_cohort(data)
+    except ConfigError as error:
+        raise ConfigError(f"patients: {public_uri(config.patients)}: {error}") from None
+
+
+def cohort_bytes(config: Config) -> bytes:
+    """The CSV as it is; raises ConfigError where it can't be read."""
     name = public_uri(config.patients)
     try:
-        data = read_bytes(config.patients, config.slides.storage_options)
+        return read_bytes(config.patients, config.slides.storage_options)
     except FileNotFoundError:
         raise ConfigError(f"patients: no file at {name}") from None
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(config.patients, config.slides.storage_options))
         raise ConfigError(f"patients: {name} can't be read ({text})") from None
-    try:
-        return parse_cohort(data)
-    except ConfigError as error:
-        raise ConfigError(f"patients: {name}: {error}") from None
 
 
 def parse_cohort(data: bytes) -> list[Image]:
@@ -103,6 +109,33 @@ def parse_cohort(data: bytes) -> list[Image]:
     _check_agreement(images, "center_id", lambda image: image.center_id)
     _check_agreement(images, "label", lambda image: image.label)
     return [image for _, image in images]
+
+
+def rows_as_written(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """The text of a CSV that `parse_cohort` accepts, row by row.
+
+    Returns:
+        The header with the byte order mark, if there is one, and (patient_id, row) for each row that is not blank. Each ends
+        in its own line ending; the last has the header's where it had none.
+    """
+    taken: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for line in io.StringIO(data.decode("utf-8-sig"), newline=""):
+            taken.append(line)
+            yield line
+
+    records: list[tuple[list[str], str]] = []
+    for cells in csv.reader(lines(), strict=True):  # takes as many lines as a row has
+        if any(cell.strip() for cell in cells):
+            records.append((cells, "".join(taken)))
+        taken.clear()
+    (names, header), *rows = records
+    column = [name.strip() for name in names].index("patient_id")
+    ending = header[len(header.rstrip("\r\n")) :]
+    texts = [(cells[column].strip(), text if text.endswith(("\r", "\n")) else text + ending) for cells, text in rows]
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+    return mark + header.encode(), [(patient_id, text.encode()) for patient_id, text in texts]
 
 
 def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:

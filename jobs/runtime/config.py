@@ -171,6 +171,100 @@ class Stainnet(_Section):
     seed: int = Field(0, description="of the draw and the fit")
 
 
+class Splits(_Section):
+    """Settings of the job splits, which says who is trained on and who is held out."""
+
+    train: float = Field(0.8, gt=0, le=1, description="share of the images that models learn from")
+    validation: float = Field(0.1, ge=0, lt=1, description="share that says when to stop")
+    test: float = Field(0.1, ge=0, lt=1, description="share that is held out")
+    stratify: tuple[Literal["center_id", "label"], ...] = Field(
+        ("center_id", "label"), description="what the shares hold within, beside the cohort as a whole"
+    )
+    seed: int = Field(0, description="of the order in which patients are dealt")
+    folds: int | None = Field(
+        None, ge=2, le=100, description="deal train and validation to so many folds too; null to none"
+    )
+    csv: str | None = Field(
+        None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv"
+    )
+
+    @field_validator("stratify", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value or ()
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "Splits":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, validation and test sum to {total:.6g}: they must sum to 1")
+        return self
+
+
+class Training(_Section):
+    """Settings of the job train."""
+
+    model: Literal["attention", "mean", "logistic"] = Field(
+        "attention",
+        description="attention: gated attention over the tiles of a patient; mean: all tiles alike; logistic: logistic "
+        "regression on the mean tile",
+    )
+    columns: Literal["avg", "max", "both"] = Field("avg", description="embeddings of a tile that the model sees")
+    use_histogram: bool = Field(False, description="show it the patient's colour histogram too")
+    use_center: bool = Field(
+        False, description="show it the centre too: it then learns whom which centre treats, and has no say on others"
+    )
+    hidden: int = Field(256, ge=1, le=8192, description="width of a tile after the first layer")
+    attention_hidden: int = Field(128, ge=1, le=8192, description="width of the attention network")
+    dropout: float = Field(0.25, ge=0, lt=1, description="share of hidden values left out in each step")
+    learning_rate: float = Field(2e-4, gt=0, description="of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
+    epochs: int = Field(50, ge=1, le=100_000, description="at most so many passes over split train")
+    patience: int = Field(
+        10, ge=1, description="stop when the loss on split validation has not gone down for so many epochs"
+    )
+    batch_size: int = Field(8, ge=1, le=65_536, description="patients a step, of each process")
+    bag_size: int | None = Field(
+        None, ge=1, description="tiles drawn of each patient in each epoch; null takes all; predictions always take all"
+    )
+    fold: int | None = Field(
+        None,
+        ge=0,
+        description="validate on this fold of table splits, learn from the others; null goes by column split",
+    )
+    class_weights: Literal["balanced", "none"] = Field(
+        "balanced", description="balanced: every class has the same say in the loss, however few its patients"
+    )
+    seed: int = Field(0, ge=0, description="of first weights, order, draws and dropout: same seed, same model")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    processes: int = Field(
+        1, ge=1, description="more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark"
+    )
+    output: str | None = Field(
+        None, description="folder or URI of the models, one folder a run; null is OUTPUT.ROOT/models"
+    )
+    mlflow: str | None = Field(
+        None, description="tracking URI of MLflow to send metrics to as well; needs slidelake[mlflow]"
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Training":
+        if self.mlflow and not find_spec("mlflow"):
+            raise ValueError("mlflow needs MLflow: pip install 'slidelake[mlflow]', or set it to null")
+        if self.model == "logistic" and self.processes > 1:
+            raise ValueError("model logistic trains in one process: set processes to 1")
+        return self
+
+
+class Predict(_Section):
+    """Settings of the job predict."""
+
+    model: str | None = Field(None, description="folder or URI of a trained model: ROOT/models/RUN_ID")
+    csv: str | None = Field(
+        None, description="path or URI of the CSV of probabilities; null is ROOT/predictions_csv/MODEL_ID.csv"
+    )
+
+
 class Run(_Section):
     """How a run goes."""
 
@@ -196,6 +290,9 @@ class Config(_Section):
     resources: Resources = Resources()
     histogram: Histogram = Histogram()
     stainnet: Stainnet = Stainnet()
+    splits: Splits = Splits()
+    training: Training = Training()
+    predict: Predict = Predict()
     run: Run = Run()
     on_failed_slides: Literal["report", "ignore"] = Field(
         "report", description="report: exit status 3 where slides failed; ignore: 0"

@@ -20,6 +20,7 @@ from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.progress import Progress
+from jobs.runtime.recipe import Recipe, full_recipe
 from jobs.runtime.resources import features_resources
 from jobs.runtime.session import slots
 from jobs.runtime.survey import plan_waves, take_survey
@@ -59,6 +60,7 @@ class Run:
     problems: list[str] = field(default_factory=list)  # what is no slide's fault, a line each
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
+    recipe: Recipe = field(default_factory=dict)  # of the features; empty in jobs that have nothing to do with them
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
 
@@ -124,6 +126,7 @@ class Run:
             "finished_at": datetime.now(UTC),
             "config": json.dumps(self.config.masked()),
             "versions": _versions() | {"encoder": " ".join(self.encoder_runs_by)},
+            "features": self.recipe,
             "tables_read": read,
             "tables_written": {name: number for name, number in after.items() if read.get(name) != number},
             "counts": dict(self.counts),
@@ -152,6 +155,7 @@ def work_in_waves(
     *,
     encodes: bool,
     retry_failed: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Survey the cohort, then bring wave after wave of patients through the stages.
 
@@ -161,6 +165,7 @@ def work_in_waves(
         stale: which rows of the survey these stages have work on.
         encodes: whether the stages need to know what the features should be, and so the models.
         retry_failed: take failed slides for stale.
+        check: may refuse `run.recipe`, before anything is read.
 
     Returns:
         The survey as it was before.
@@ -176,6 +181,8 @@ def work_in_waves(
             features_resources(run.spark, config.resources)  # what no executor can give ends the run here
             run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
             models = (*run.models.fingerprint, *_numerics(run))
+            run.recipe = full_recipe(config, run.models, run.encoder_runs_by)
+            check()
         survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
         _tell_unreachable(run, survey)
         work = survey[stale(run, survey)]

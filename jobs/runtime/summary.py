@@ -21,7 +21,7 @@ def summarise(run: Run, survey: pd.DataFrame) -> str:
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
     lines = ["", f"slidelake {run.job}, run {run.run_id}", _slides_line(run, slides), _tiles_line(run, slides)]
     lines += _read_lines(run)
-    if run.job in ("patients", "preprocess"):
+    if run.job in ("patients", "preprocess", "predict"):
         lines += _patients_lines(run, survey)
     lines += [f"  seconds   {stages}", f"  tables    {public_uri(run.config.output.root)}/", *_next_steps(run)]
     return "\n".join(lines)
@@ -42,7 +42,7 @@ def _slides_line(run: Run, slides: pd.DataFrame) -> str:
 
 def _tiles_line(run: Run, slides: pd.DataFrame) -> str:
     line = f"  tiles     {int(slides['n_tiles'].sum()):,} with tissue"
-    if run.job not in ("features", "preprocess"):
+    if run.job not in ("features", "preprocess", "predict"):
         return line
     encoded, seconds = run.counts["tiles_encoded"], run.timings.get("features", 0.0)
     how = f" by {' '.join(run.encoder_runs_by)}" if encoded else ""

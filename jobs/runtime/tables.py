@@ -19,6 +19,8 @@ SCHEMAS = {
     "indexes": schemas.INDEXES,
     "features": schemas.FEATURES,
     "patients": schemas.PATIENTS,
+    "splits": schemas.SPLITS,
+    "predictions": schemas.PREDICTIONS,
     "runs": schemas.RUNS,
 }
 _PROPERTIES = {
@@ -112,7 +114,15 @@ class Tables:
         """The Delta version of each table that is there."""
         return {name: self.version(name) for name in SCHEMAS if DeltaTable.isDeltaTable(self.spark, self.path(name))}
 
-    def put(self, name: str, rows: DataFrame, key: str, written: Iterable[str], present: Iterable[str]) -> None:
+    def put(
+        self,
+        name: str,
+        rows: DataFrame,
+        key: str,
+        written: Iterable[str],
+        present: Iterable[str],
+        among: tuple[str, str] | None = None,
+    ) -> None:
         """Make `rows` the rows of some keys, in one commit.
 
         Args:
@@ -121,10 +131,14 @@ class Tables:
             key: column that tells whose rows they are.
             written: every value of it that `rows` may hold.
             present: those values that have rows now, which go; a value without new rows may be among them.
+            among: another column of the key and its value, which all of `rows` have: rows with other values stay.
         """
         gone = sorted(set(present))
         keys = sorted({*written, *gone})
-        self._write(name, rows, f"{key} IN ({', '.join(_literal(value) for value in keys)})" if gone else None)
+        where = f"{key} IN ({', '.join(_literal(value) for value in keys)})"
+        if among:
+            where += f" AND {among[0]} = {_literal(among[1])}"
+        self._write(name, rows, where if gone else None)
 
     def append(self, name: str, rows: DataFrame) -> None:
         """Add rows in one commit."""
@@ -135,7 +149,8 @@ class Tables:
         self._check_alone(name)
         changes: dict[str, str | Column] = {column: F.col(f"new.{column}") for column in columns}
         table = DeltaTable.forPath(self.spark, self.path(name)).alias("old")
-        table.merge(rows.alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
+        # Few and narrow beside the table's: sent to all, so that no row of the table, bags and all, is shuffled.
+        table.merge(F.broadcast(rows).alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
         self._known[name] = self.version(name)
 
     def compact(self, name: str) -> None:

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs.runtime.cohort import Image, Located, locate, parse_cohort, read_cohort
+from jobs.runtime.cohort import Image, Located, locate, parse_cohort, read_cohort, rows_as_written
 from jobs.runtime.config import Config, ConfigError
 from udfs.wsi import ErrorCode
 
@@ -106,6 +106,21 @@ def test_identifiers_stay_text() -> None:
 )
 def test_what_is_harmless_is_read(data: bytes) -> None:
     assert parse_cohort(data) == parse_cohort(GOOD.encode())
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_rows_keep_their_text_byte_for_byte(ending: str, mark: bytes) -> None:
+    header = f'label,"notes",image_id, patient_id ,image_num,center_id{ending}'
+    rows = [f'CE,"a,\n""b""",a, 001 ,0,n{ending}', f"CE , ,b,001,01,n{ending}", "LAA,Köln,c,2,0,s"]
+    blank = ending + " , ,," + ending
+    data = mark + (ending + header + rows[0] + blank + rows[1] + rows[2]).encode()
+    assert len(parse_cohort(data)) == 3
+    rows[2] += ending
+    assert rows_as_written(data) == (
+        mark + header.encode(),
+        [(patient, row.encode()) for patient, row in zip(("001", "001", "2"), rows, strict=True)],
+    )
 
 
 def test_quoted_commas_and_other_scripts_are_kept() -> None:

@@ -89,6 +89,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> S
         ("=3", "dotted.key=value"),
         ("patients.x=3", "patients"),
         ("tiling.mpp=[", "not YAML"),
+        ("splits.test=0.3", "splits: train, validation and test sum to 1.2: they must sum to 1"),
         ("patients=/nowhere/patients.csv", "/nowhere/patients.csv"),
     ],
 )

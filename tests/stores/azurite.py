@@ -29,11 +29,11 @@ class Azurite:
         return {"connection_string": self._connection_string(url or self.url, key)}
 
     def upload(self, folder: Path, container: str) -> None:
-        """All files of a folder, into a new container."""
+        """All files of a folder, and of those in it, into a new container."""
         with BlobServiceClient.from_connection_string(self._connection_string(self.url, _KEY)) as service:
             made = service.create_container(container)
-            for path in sorted(folder.iterdir()):
-                made.upload_blob(path.name, path.read_bytes(), overwrite=True)
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                made.upload_blob(str(path.relative_to(folder)), path.read_bytes(), overwrite=True)
 
     def replace(self, container: str, name: str, content: bytes) -> None:
         """Upload one blob again."""

@@ -27,13 +27,13 @@ class Moto:
         return {"key": "a-key-of-tests", "secret": "a-secret-of-tests", "client_kwargs": self._place(url or self.url)}
 
     def upload(self, folder: Path) -> None:
-        """All files of a folder."""
+        """All files of a folder, and of those in it."""
         client = boto3.client(
             "s3", aws_access_key_id="a-key-of-tests", aws_secret_access_key="a-secret-of-tests", **self._place(self.url)
         )
         client.create_bucket(Bucket=self.bucket)
-        for path in sorted(folder.iterdir()):
-            client.upload_file(str(path), self.bucket, path.name)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            client.upload_file(str(path), self.bucket, str(path.relative_to(folder)))
 
     def _place(self, url: str) -> dict[str, str]:
         return {"endpoint_url": url, "region_name": "us-east-1"}

@@ -10,6 +10,7 @@ from udfs.wsi.store.uris import (
     redact,
     secrets_of,
 )
+from udfs.wsi.store.write import write_bytes
 
 __all__ = [
     "File",
@@ -24,4 +25,5 @@ __all__ = [
     "read_bytes",
     "redact",
     "secrets_of",
+    "write_bytes",
 ]

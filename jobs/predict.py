@@ -1,0 +1,211 @@
+"""Table predictions and a CSV: probabilities of the patients of a CSV, by a trained model, from the slides on.
+
+Slides, features and patients are brought up to date as the main job does it, in the same tables; a model that learned from
+features made otherwise is refused. Patients without a tile get the shares of the classes that the model was trained on
+(its prior) and the flag from_prior: no patient is left out. Run again, only what changed is predicted again.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Container, Iterator, Mapping, Sequence
+
+import torch
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from tqdm import tqdm
+
+from jobs import preprocess
+from jobs.runtime.cli import conclude
+from jobs.runtime.cli import main as run_main
+from jobs.runtime.config import Config, ConfigError, settings_hash
+from jobs.runtime.recipe import Recipe, differences, settings_recipe
+from jobs.runtime.run import Run, work_in_waves
+from jobs.runtime.session import slots
+from jobs.runtime.streams import terminal
+from jobs.training.errors import FeedError
+from jobs.training.feed import make_feed
+from jobs.training.mil import BagModel
+from jobs.training.model_files import ModelCard, ModelError, load_card, load_model
+from jobs.training.predictions import VERSION, Prediction, as_table, predict_each, prior_prediction, submission_csv
+from udfs.wsi.store import absolute_uri, public_uri, write_bytes
+
+_TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most
+
+
+def check(config: Config) -> None:
+    """What can be refused before Spark starts."""
+    _refuse_other_features(_card(config), settings_recipe(config))
+
+
+def predict(run: Run, arguments: argparse.Namespace) -> int:
+    """Bring the patients' bags up to date, predict whoever has no prediction of them, write the CSV."""
+    config = run.config
+    try:
+        model, card = load_model(_model_uri(config), config.slides.storage_options)
+    except ModelError as error:
+        raise ConfigError(f"predict.model: {error}") from None
+    survey = work_in_waves(
+        run,
+        preprocess.STAGES,
+        preprocess.stale,
+        encodes=True,
+        retry_failed=arguments.retry_failed,
+        check=lambda: _refuse_other_features(card, run.recipe),
+    )
+    cohort = sorted(set(survey.loc[~survey["gone"].astype(bool), "patient_id"]))
+    with run.stage("predict"):
+        wanted = _wanted(run, cohort, card)
+        have = _rows_now(run, card)
+        todo = [name for name, (value, _) in wanted.items() if have.get(name) != value]
+        _predict_and_write(run, model, card, {name: wanted[name] for name in todo}, have.keys())
+        probabilities, from_prior = _probabilities(run, cohort, card)
+        csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
+        write_bytes(csv, submission_csv(probabilities, card.classes), config.slides.storage_options)
+    run.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
+    return conclude(run, survey, _lines(card, cohort, todo, from_prior, csv))
+
+
+def _card(config: Config) -> ModelCard:
+    try:
+        return load_card(_model_uri(config), config.slides.storage_options)
+    except ModelError as error:
+        raise ConfigError(f"predict.model: {error}") from None
+
+
+def _model_uri(config: Config) -> str:
+    if config.predict.model is None:
+        raise ConfigError("predict.model is required: the folder of a trained model, for example ROOT/models/RUN_ID")
+    return absolute_uri(config.predict.model)
+
+
+def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
+    if not card.feature_settings:
+        raise ConfigError(
+            f"predict.model: {card.model_id} does not tell what its features were made with: train it on tables whose runs "
+            "do (table runs, column features)"
+        )
+    differ = differences(recipe, card.feature_settings)
+    if differ:
+        raise ConfigError(
+            f"predict.model: {card.model_id} learned from features made with other settings: {'; '.join(differ)}: set what "
+            "the model has, or train one on features as these"
+        )
+
+
+def _wanted(run: Run, cohort: Sequence[str], card: ModelCard) -> dict[str, tuple[str, int]]:
+    """(params_hash of the prediction, tiles) of each patient of the cohort; 0 tiles where table patients has no row."""
+    rows = run.tables.read("patients").select("patient_id", "params_hash", "n_tiles").collect()
+    bags = {row.patient_id: (row.params_hash, row.n_tiles) for row in rows}
+    hashes = {name: bags.get(name, (None, 0)) for name in cohort}
+    return {
+        name: (settings_hash(VERSION, card.model_id, card.weights_hash, value), n_tiles)
+        for name, (value, n_tiles) in hashes.items()
+    }
+
+
+def _rows_now(run: Run, card: ModelCard) -> dict[str, str]:
+    """params_hash of this model's predictions by patient_id."""
+    rows = _of_model(run, card).select("patient_id", "params_hash")
+    return {row.patient_id: row.params_hash for row in rows.collect()}
+
+
+def _of_model(run: Run, card: ModelCard) -> DataFrame:
+    return run.tables.read("predictions").where(F.col("model_id") == card.model_id)
+
+
+def _predict_and_write(
+    run: Run,
+    model: BagModel,
+    card: ModelCard,
+    wanted: Mapping[str, tuple[str, int]],
+    present: Container[str],
+) -> None:
+    """A commit for so many tiles; patients without any first, then in the order of the table."""
+    with_bag = [name for name, (_, n_tiles) in wanted.items() if n_tiles]
+    found = [prior_prediction(name, card.prior) for name, (_, n_tiles) in wanted.items() if not n_tiles]
+    tiles = 0
+    for prediction in _predicted(run, model, card, with_bag):
+        found.append(prediction)
+        tiles += len(prediction.attention)
+        if tiles >= _TILES_A_COMMIT:
+            _put(run, card, found, wanted, present)
+            found, tiles = [], 0
+    if found:
+        _put(run, card, found, wanted, present)
+
+
+def _predicted(run: Run, model: BagModel, card: ModelCard, patients: Sequence[str]) -> Iterator[Prediction]:
+    if not patients:
+        return
+    extra = ["color_histogram"] if card.spec.histogram_bins else []
+    try:
+        feed = make_feed(
+            run.tables.path("patients"),
+            run.tables.version("patients"),
+            patients=patients,
+            columns=[*card.columns, *extra, "tile_index"],
+            classes=card.classes,
+            storage_options=run.config.slides.storage_options,
+            shuffle=False,
+        )
+    except FeedError as error:
+        raise ConfigError(str(error)) from None
+    if feed.dim != card.spec.dim:
+        raise ConfigError(
+            f"predict.model: {card.model_id} takes embeddings of {card.spec.dim} columns, table patients has {feed.dim}"
+        )
+    torch.set_num_threads(slots(run.spark))
+    screen = terminal()
+    each = predict_each(model, feed)
+    yield from tqdm(each, total=len(patients), file=screen, disable=screen is None, leave=False, unit="patient")
+
+
+def _put(
+    run: Run,
+    card: ModelCard,
+    found: Sequence[Prediction],
+    wanted: Mapping[str, tuple[str, int]],
+    present: Container[str],
+) -> None:
+    names = [prediction.patient_id for prediction in found]
+    hashes = [wanted[name][0] for name in names]
+    frame = run.spark.createDataFrame(as_table(found, card.classes, card.model_id, hashes, run.run_id)).coalesce(1)
+    known = [name for name in names if name in present]
+    run.tables.put("predictions", frame, "patient_id", names, known, among=("model_id", card.model_id))
+
+
+def _probabilities(run: Run, cohort: Sequence[str], card: ModelCard) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """By patient of the cohort, from the table; and who has the prior."""
+    rows = _of_model(run, card).select("patient_id", "probabilities", "from_prior")
+    found = {row.patient_id: row for row in rows.collect()}
+    missing = [name for name in cohort if name not in found or not _is_whole(found[name].probabilities, card)]
+    if missing:
+        raise RuntimeError(
+            f"no whole prediction of {missing[:5]} in table predictions: this is a fault, please report it"
+        )
+    return {name: found[name].probabilities for name in cohort}, [name for name in cohort if found[name].from_prior]
+
+
+def _is_whole(probabilities: Mapping[str, float], card: ModelCard) -> bool:
+    return probabilities.keys() == set(card.classes) and math.isclose(sum(probabilities.values()), 1, abs_tol=1e-9)
+
+
+def _lines(
+    card: ModelCard, cohort: Sequence[str], todo: Sequence[str], from_prior: Sequence[str], csv: str
+) -> list[str]:
+    prior = ", ".join(f"{name} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
+    lines = [f"  predicted {len(cohort)} patients by model {card.model_id}, {len(todo)} of them in this run"]
+    if from_prior:
+        more = f" and {len(from_prior) - 10} more" if len(from_prior) > 10 else ""
+        lines.append(f"            without a tile, so by the prior ({prior}): {', '.join(from_prior[:10])}{more}")
+    return [*lines, f"  csv       {public_uri(csv)}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_main("predict", __doc__, predict, argv, retries=True, check=check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Table splits, column split of patients, and a CSV a split: who is trained on, who says when to stop, who is held out.
+
+Patients are dealt to train, validation and test by their number of images, within centre and label, all images of a patient
+together; the order of the CSV's rows says nothing, splits.seed does. A patient who has a split keeps it: run it again when
+patients come, and only they are dealt. One slide under two names in two splits is refused. Small centres: the shares hold
+over the cohort, and in each centre and label as far as whole patients allow; no split is promised a patient of each.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jobs.runtime.cli import DONE
+from jobs.runtime.cli import main as run_main
+from jobs.runtime.cohort import Image, cohort_bytes, parse_cohort, rows_as_written
+from jobs.runtime.config import ConfigError, settings_hash
+from jobs.runtime.run import Run
+from jobs.runtime.tables import spark_schema
+from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
+from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits
+from udfs import schemas
+from udfs.wsi.store import public_uri, read_bytes, write_bytes
+
+_PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with
+_MAY_CHANGE = ("fold", "center_id", "label", "n_images", "params_hash", "run_id")
+Row = dict[str, Any]  # of table splits
+
+
+def split(run: Run, arguments: argparse.Namespace) -> int:
+    """Deal whoever has no split, then bring tables and files up to date."""
+    del arguments
+    data = cohort_bytes(run.config)
+    images = parse_cohort(data)
+    there = run.tables.versions()
+    with run.stage("splits"):
+        have = _rows_now(run) if "splits" in there else {}
+        _refuse_other_settings(run, have)
+        rows = _deal(run, images, have)
+        compared = _gate(run, images, rows, slides_there="slides" in there)
+        _write(run, rows, have)
+    with run.stage("patients"):
+        shown = _show_in_patients(run, rows) if "patients" in there else None
+    with run.stage("csv"):
+        files = _write_csvs(run, data, rows)
+    run.counts.update(patients=len(rows), patients_dealt=len(rows.keys() - have.keys()))
+    run.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
+    print(_report(run, rows, len(have), compared, shown, files))
+    return DONE
+
+
+def _rows_now(run: Run) -> dict[str, Row]:
+    rows: dict[str, Row] = {row.patient_id: row.asDict() for row in run.tables.read("splits").collect()}
+    return rows
+
+
+def _settings(run: Run) -> Row:
+    """Those that say which split a patient gets."""
+    settings = run.config.splits.model_dump(mode="json")
+    return {name: settings[name] for name in (*SPLITS, "stratify", "seed")}
+
+
+def _refuse_other_settings(run: Run, have: Mapping[str, Row]) -> None:
+    if not have:
+        return
+    was = json.loads(run.tables.property("splits", _PROPERTY) or "{}")
+    differ = [
+        f"splits.{name} is {now}, it was {was[name]}"
+        for name, now in _settings(run).items()
+        if was.get(name, now) != now
+    ]
+    if differ:
+        where = public_uri(run.tables.path("splits"))
+        raise ConfigError(
+            f"{'; '.join(differ)} when the {len(have)} patients of {where} were dealt, and a patient keeps its split, so that "
+            "none of test is ever trained on: set it back; or, to deal anew, delete that folder or take another output.root, and "
+            "never test a model of before on the new test split"
+        )
+
+
+def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows that table splits should have, those of patients that the CSV has no more among them, by patient_id."""
+    settings = run.config.splits
+    known = {row["patient_id"]: Patient(*(row[name] for name in _OF_PATIENT)) for row in have.values()}
+    n_images = Counter(image.patient_id for image in images)
+    today = {i.patient_id: Patient(i.patient_id, i.center_id, i.label, n_images[i.patient_id]) for i in images}
+    patients = list((known | today).values())
+    how: dict[str, Any] = {"stratify": settings.stratify, "seed": settings.seed}
+    fractions = {name: getattr(settings, name) for name in SPLITS}
+    split_of = assign_splits(patients, fractions, {name: row["split"] for name, row in have.items()}, **how)
+    params_hash = settings_hash(VERSION, _settings(run), settings.folds)
+    fold_of: dict[str, int] = {}
+    if settings.folds:
+        # Folds may be dealt anew: the test split stays out of all of them. They stay under the same settings.
+        fixed = {
+            name: row["fold"]
+            for name, row in have.items()
+            if row["params_hash"] == params_hash and row["fold"] is not None
+        }
+        learned_from = [patient for patient in patients if split_of[patient.patient_id] != "test"]
+        fold_of = assign_folds(learned_from, settings.folds, fixed, **how)
+    rows: dict[str, Row] = {}
+    for patient in sorted(patients, key=lambda patient: patient.patient_id):
+        name = patient.patient_id
+        row = {field: getattr(patient, field) for field in _OF_PATIENT}
+        row |= {"split": split_of[name], "fold": fold_of.get(name), "seed": settings.seed}
+        was = have.get(name, {})
+        kept = was and was["fold"] == row["fold"]
+        row["params_hash"] = was["params_hash"] if kept else params_hash
+        same = all(was.get(field) == value for field, value in row.items()) and was
+        rows[name] = row | {"run_id": was["run_id"] if same else run.run_id}
+    return rows
+
+
+_OF_PATIENT = ("patient_id", "center_id", "label", "n_images")
+
+
+def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row], *, slides_there: bool) -> Compared | None:
+    """Refuse leaks across splits, and across folds; None where there is no table slides to tell."""
+    slides: list[SlideFile] = []
+    if slides_there:
+        opens = {
+            image.image_id: image.uri for image in images if image.uri
+        }  # may hold a signature that the table has not
+        columns = ["image_id", "patient_id", "uri", "size_bytes", "file_version"]
+        found = run.tables.read("slides").select(columns).dropna().collect()
+        slides = [SlideFile(**row.asDict() | {"uri": opens.get(row.image_id, row.uri)}) for row in found]
+    try:
+        compared = refuse_leaks(_pairs(rows, "split"), slides, run.config.slides.storage_options)
+        if run.config.splits.folds:
+            refuse_leaks(_pairs(rows, "fold"), slides, run.config.slides.storage_options)
+    except LeakageError as error:
+        raise ConfigError(str(error)) from None
+    return compared if slides_there else None
+
+
+def _pairs(rows: Mapping[str, Row], part: str) -> list[tuple[str, str]]:
+    return [(name, str(row["split"] if row[part] is None else row[part])) for name, row in rows.items()]
+
+
+def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row]) -> None:
+    """New rows in one commit, changed ones in another; none where there are none."""
+    for name in ("splits", "runs"):
+        run.tables.create(name)
+    told = json.dumps(_settings(run))
+    if run.tables.property("splits", _PROPERTY) != told:
+        run.tables.set_property("splits", _PROPERTY, told)
+    schema = spark_schema(schemas.SPLITS)
+    new = [tuple(row[name] for name in schema.names) for name, row in rows.items() if name not in have]
+    changed = [
+        tuple(row[name] for name in schema.names) for name, row in rows.items() if name in have and row != have[name]
+    ]
+    if changed:
+        run.tables.upsert("splits", run.spark.createDataFrame(changed, schema), "patient_id", _MAY_CHANGE)
+    if new:
+        run.tables.append("splits", run.spark.createDataFrame(new, schema).coalesce(1))
+
+
+def _show_in_patients(run: Run, rows: Mapping[str, Row]) -> int:
+    """Bring column split of patients up to date; how many rows changed."""
+    run.tables.create("patients")  # one of an older version lacks the column
+    now = run.tables.read("patients").select("patient_id", "split").collect()
+    wrong = [(p.patient_id, rows[p.patient_id]["split"]) for p in now if p.patient_id in rows]
+    shown = {p.patient_id: p.split for p in now}
+    wrong = [(name, part) for name, part in wrong if shown[name] != part]
+    if wrong:
+        run.tables.upsert(
+            "patients", run.spark.createDataFrame(wrong, "patient_id string, split string"), "patient_id", ["split"]
+        )
+    return len(wrong)
+
+
+def _write_csvs(run: Run, data: bytes, rows: Mapping[str, Row]) -> list[str]:
+    """A file a split, and two a fold: the CSV's own header and rows, byte for byte. Returns their URIs."""
+    settings = run.config.splits
+    folder = (settings.csv or f"{run.config.output.root.rstrip('/')}/splits_csv").rstrip("/")
+    header, lines = rows_as_written(data)
+    files = {f"{name}.csv": [line for patient, line in lines if rows[patient]["split"] == name] for name in SPLITS}
+    for fold in range(settings.folds or 0):
+        learned_from = [
+            (rows[patient]["fold"] == fold, line) for patient, line in lines if rows[patient]["fold"] is not None
+        ]
+        files[f"fold_{fold}_train.csv"] = [line for held_out, line in learned_from if not held_out]
+        files[f"fold_{fold}_validation.csv"] = [line for held_out, line in learned_from if held_out]
+    for name, of_file in files.items():
+        _bring_up_to_date(f"{folder}/{name}", b"".join([header, *of_file]), run)
+    return [f"{folder}/{name}" for name in files]
+
+
+def _bring_up_to_date(uri: str, data: bytes, run: Run) -> None:
+    options = run.config.slides.storage_options
+    try:
+        there = read_bytes(uri, options)
+    except FileNotFoundError:
+        there = None
+    if there != data:
+        write_bytes(uri, data, options)
+
+
+def _report(
+    run: Run, rows: Mapping[str, Row], known: int, compared: Compared | None, shown: int | None, files: Sequence[str]
+) -> str:
+    lines = ["", f"slidelake splits, run {run.run_id}", *counts_table(rows.values())]
+    wanted = " / ".join(f"{getattr(run.config.splits, name):.1%}" for name in SPLITS)
+    lines.append(
+        f"  asked for {wanted}, seed {run.config.splits.seed}; {len(rows) - known} patients dealt, {known} kept their split"
+    )
+    if compared is None:
+        lines.append("  leakage   table slides is not there: no file was compared; run the slides job, then this again")
+    else:
+        unread = f", {compared.unreadable} more could not be opened" if compared.unreadable else ""
+        lines.append(
+            f"  leakage   none among {compared.images:,} slides by URI, size and etag, and by content where sizes are equal "
+            f"({compared.opened} opened{unread})"
+        )
+    if shown is None:
+        lines.append("  patients  not there yet: the patients job fills its column split")
+    else:
+        lines.append(f"  patients  column split, {shown} rows changed")
+    seconds = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
+    lines += [f"  seconds   {seconds}", f"  tables    {public_uri(run.config.output.root)}/"]
+    lines.append(f"  csv       {', '.join(public_uri(uri) for uri in files)}")
+    return "\n".join(lines)
+
+
+def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Patients and images by centre, label and split, lines of text; rows are those of table splits."""
+    patients: Counter[tuple[str, str, str]] = Counter()
+    images: Counter[tuple[str, str, str]] = Counter()
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        center, label = row["center_id"], row["label"] or "-"
+        labels.setdefault(center, set()).add(label)
+        labels.setdefault("", set()).add(label)
+        for key in ((center, label), (center, ""), ("", label), ("", "")):
+            patients[*key, row["split"]] += 1
+            images[*key, row["split"]] += row["n_images"]
+    widths = [max(len(name) for name in (*labels, "centre")), max(len(name) for name in (*labels[""], "label"))]
+
+    def line(center: str, label: str, cells: Iterable[str]) -> str:
+        return f"  {center or 'all':<{widths[0]}}  {label or 'all':<{widths[1]}}  " + "  ".join(
+            f"{cell:>10}" for cell in cells
+        )
+
+    lines = [
+        line(" ", " ", ["patients", "", "", "images", "", "", "of images", "", ""]),
+        line("centre", "label", SPLITS * 3),
+    ]
+    for center in [*sorted(labels.keys() - {""}), ""]:
+        of_center = sorted(labels[center])
+        for label in of_center if len(of_center) == 1 and center else [*of_center, ""]:
+            counts = [images[center, label, name] for name in SPLITS]
+            shares = [f"{count / max(1, sum(counts)):.1%}" for count in counts]
+            lines.append(
+                line(
+                    center,
+                    label,
+                    [*(str(patients[center, label, name]) for name in SPLITS), *map(str, counts), *shares],
+                )
+            )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return run_main("splits", __doc__, split, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""A model on table patients: learns from split train, stops by split validation, is told how good it is on split test.
+
+One process needs no Spark, and starts none; training.processes of 2 and more run on Spark's executors. The model, its
+report and its probabilities go to a folder of their own, figures of each epoch to table training_metrics.
+"""
+
+import argparse
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from jobs.runtime.cli import DONE, FAILED, main_alone
+from jobs.runtime.config import Config, ConfigError
+from jobs.runtime.session import start_session
+from jobs.training.checkpoints import load_checkpoint
+from jobs.training.cohort import SPLITS, CohortError, TrainingSet, feature_settings, read_training_set
+from jobs.training.errors import FeedError, NoTableError
+from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
+from jobs.training.mil import ModelSpec
+from jobs.training.model_files import ModelCard, ModelError, load_card, package_versions
+from jobs.training.task import Task, bag_columns, run_task
+from udfs.wsi.store import absolute_uri, public_uri
+
+
+def train(config: Config, arguments: argparse.Namespace) -> int:
+    """Check, train, report; or go on with a run, or do one again and compare."""
+    try:
+        if arguments.resume:
+            task = _resumed(config, arguments.resume)
+        elif arguments.reproduce:
+            task = _repeated(config, arguments.reproduce)
+        else:
+            task = _planned(config)
+        _refuse_leaks(config, task.members)
+    except (FeedError, CohortError, LeakageError, ModelError) as error:
+        raise ConfigError(str(error)) from None
+    _say(_plan_text(task))
+    report = run_task(task) if task.settings["processes"] == 1 else _on_executors(task)
+    print(
+        "\n".join(["", f"slidelake train, run {task.card.model_id}", report, f"  files     {public_uri(task.folder)}/"])
+    )
+    if arguments.reproduce:
+        return _compare(_folder(config, arguments.reproduce), task)
+    return DONE
+
+
+def _planned(config: Config) -> Task:
+    """A new run, on the table as it is now."""
+    settings = config.training
+    members = _members(config, settings.fold)
+    spec = ModelSpec(
+        kind=settings.model,
+        dim=members.dim * len(bag_columns(settings.columns)),
+        classes=members.classes,
+        hidden=settings.hidden,
+        attention=settings.attention_hidden,
+        dropout=settings.dropout,
+        histogram_bins=config.histogram.bins**3 if settings.use_histogram else 0,
+        centers=members.centers if settings.use_center else (),
+    )
+    card = ModelCard(
+        model_id=_new_id(),
+        spec=spec,
+        columns=bag_columns(settings.columns),
+        prior=members.prior,
+        table_uri=public_uri(members.table_uri),
+        table_version=members.version,
+        feature_settings=feature_settings(members, _table(config, "runs"), config.slides.storage_options),
+        splits=members.cards(),
+        seed=settings.seed,
+        training=settings.model_dump(mode="json"),
+        device=_device(settings.device),
+        threads=torch.get_num_threads() if settings.processes == 1 else 1,
+        splits_version=members.splits_version,
+        versions=package_versions(),
+    )
+    return _task(config, card, members, resume=False)
+
+
+def _resumed(config: Config, run_id: str) -> Task:
+    """A run that was stopped, with its own settings."""
+    card = ModelCard.from_json(load_checkpoint(_folder(config, run_id), config.slides.storage_options).card)
+    return _task(config, card, _same_members(config, card), resume=True)
+
+
+def _repeated(config: Config, run_id: str) -> Task:
+    """A finished run done again: its settings, its version of the table, a name of its own."""
+    card = load_card(_folder(config, run_id), config.slides.storage_options)
+    fresh = replace(card, model_id=_new_id(), history=(), best_epoch=None, weights_hash="")
+    return _task(config, fresh, _same_members(config, card), resume=False)
+
+
+def _same_members(config: Config, card: ModelCard) -> TrainingSet:
+    """The patients that a run was trained on, by the table's time travel.
+
+    Raises:
+        ConfigError: the table gives others now.
+        FeedError: the version is gone.
+    """
+    if card.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"run {card.model_id} trained on {card.device}, and there is no GPU here: run it where one is"
+        )
+    members = _members(config, card.training["fold"], card.table_version, card.splits_version)
+    now = members.cards()
+    for name in SPLITS:
+        if now[name] != card.splits[name]:
+            raise ConfigError(
+                f"split {name} of version {card.table_version} of {card.table_uri} is not the one that run {card.model_id} "
+                f"was trained on ({card.splits[name].n} patients then, {now[name].n} now, or others): the table was "
+                "made anew since; restore it, or train a new model"
+            )
+    return members
+
+
+def _members(
+    config: Config, fold: int | None, version: int | None = None, splits_version: int | None = None
+) -> TrainingSet:
+    return read_training_set(
+        _table(config, "patients"),
+        version,
+        fold=fold,
+        splits_uri=_table(config, "splits"),
+        splits_version=splits_version,
+        storage_options=config.slides.storage_options,
+    )
+
+
+def _task(config: Config, card: ModelCard, members: TrainingSet, *, resume: bool) -> Task:
+    return Task(
+        card=card,
+        members=members,
+        folder=_folder(config, card.model_id),
+        metrics_table=_table(config, "training_metrics"),
+        resume=resume,
+        storage_options=config.slides.storage_options,
+        device="cuda" if card.device.startswith("cuda") else "cpu",
+    )
+
+
+def _refuse_leaks(config: Config, members: TrainingSet) -> None:
+    assignments = [(patient, split) for split in SPLITS for patient in members.ids(split)]
+    try:
+        slides = slide_files(_table(config, "slides"), config.slides.storage_options)
+    except NoTableError:
+        slides = []
+        _say(f"slidelake train: no table slides in {public_uri(config.output.root)}: slide files were not compared")
+    refuse_leaks(assignments, slides, config.slides.storage_options)
+
+
+def _on_executors(task: Task) -> str:
+    """As many processes as asked for, by Spark; the first one's report."""
+    from pyspark.ml.torch.distributor import TorchDistributor  # noqa: PLC0415 - imports much that one process does not need
+
+    spark = start_session("slidelake train")
+    try:
+        master = spark.sparkContext.master or ""
+        local = master == "local" or master.startswith("local[")
+        on_gpu = task.device == "cuda"
+        distributor = TorchDistributor(task.settings["processes"], local_mode=local, use_gpu=on_gpu)
+        return str(distributor.run(run_task, task))
+    finally:
+        spark.stop()
+
+
+def _compare(folder: str, task: Task) -> int:
+    """Hold a run against the one that it repeats; 1 where they differ."""
+    before = load_card(folder, task.storage_options)
+    after = load_card(task.folder, task.storage_options)
+    pairs = zip(before.history, after.history, strict=False)
+    differ = [then["epoch"] for then, now in pairs if _differ(then, now)]
+    if not differ and len(before.history) == len(after.history) and before.weights_hash == after.weights_hash:
+        print(f"  identical to run {before.model_id}: {len(after.history)} epochs, every figure, and the weights")
+        return DONE
+    first = int(differ[0]) if differ else min(len(before.history), len(after.history))
+    changed = [
+        f"{name} {version} then, {after.versions.get(name)} now"
+        for name, version in before.versions.items()
+        if after.versions.get(name) != version
+    ]
+    _say(
+        f"slidelake train: not identical to run {before.model_id} from epoch {first} on, though the patients are the same: "
+        f"{'; '.join(changed) or 'another processor or GPU adds up floats in another order'}"
+    )
+    return FAILED
+
+
+def _differ(then: dict[str, float], now: dict[str, float]) -> bool:
+    return repr(sorted(then.items())) != repr(sorted(now.items()))  # by text, for NaN is not equal to itself
+
+
+def _plan_text(task: Task) -> str:
+    members, card = task.members, task.card
+    splits = ", ".join(f"{split} {len(members.splits[split])}" for split in SPLITS)
+    left_out = f"; left out: {members.unlabelled} without label, {members.unassigned} without split"
+    many = ""
+    if len(card.feature_settings) > 1:
+        many = f"\nslidelake train: the features of these patients were made with {len(card.feature_settings)} different settings"
+    elif not members.splits["validation"]:
+        many = (
+            "\nslidelake train: no patient in split validation: training goes on for all epochs, and the last is taken"
+        )
+    return (
+        f"slidelake train: run {card.model_id} on version {card.table_version} of {card.table_uri}: patients {splits}"
+        f"{left_out}{many}"
+    )
+
+
+def _new_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def _device(setting: str) -> str:
+    there = torch.cuda.is_available()
+    if setting == "cuda" and not there:
+        raise ConfigError("training.device is cuda, and there is no GPU here: set it to auto or cpu")
+    return f"cuda {torch.cuda.get_device_name()}" if there and setting != "cpu" else "cpu"
+
+
+def _folder(config: Config, run_id: str) -> str:
+    output = config.training.output or f"{config.output.root.rstrip('/')}/models"
+    return f"{absolute_uri(output).rstrip('/')}/{run_id}"
+
+
+def _table(config: Config, name: str) -> str:
+    return f"{absolute_uri(config.output.root).rstrip('/')}/{name}"
+
+
+def _say(text: Any) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--resume",
+        metavar="RUN_ID",
+        help="go on with a run that was stopped, from its last epoch, with its own settings",
+    )
+    which.add_argument(
+        "--reproduce",
+        metavar="RUN_ID",
+        help="train a finished run's model again, on the same version of the table and with its own settings, and compare: "
+        "exit status 1 where a figure of any epoch differs",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return main_alone("train", __doc__, train, argv, _options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

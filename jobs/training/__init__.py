@@ -1,0 +1,1 @@
+"""What splits, train, predict and users' own loops share: the feed, the model, metrics. No Spark, no JVM."""

@@ -1,0 +1,69 @@
+"""The state of a training run between two epochs, in one file that is whole or not there.
+
+No state of a random number generator is in it: everything random is a function of seed, epoch and rank (see
+`jobs.training.fit`), so what follows a checkpoint is the same whether the process went on or was killed and begun again.
+"""
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from jobs.training.model_files import ModelError
+from udfs.wsi.checkpoint import StateDict
+from udfs.wsi.store import StorageOptions, public_uri, read_bytes, write_bytes
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class TrainingState:
+    """Where a run is.
+
+    Attributes:
+        card: the model card as plain values, without results.
+        model: weights now.
+        optimizer: of the optimizer, {} before the first epoch.
+        epoch: the next one.
+        best_epoch: with the lowest loss on validation so far, None before the first.
+        best_loss: that loss.
+        best_model: the weights then.
+        history: figures of the epochs that are done.
+    """
+
+    card: dict[str, Any]
+    model: StateDict
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    best_epoch: int | None = None
+    best_loss: float = float("inf")
+    best_model: StateDict = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_checkpoint(folder: str, state: TrainingState, storage_options: StorageOptions | None = None) -> None:
+    """Write the state in place of the one before."""
+    buffer = io.BytesIO()
+    torch.save(vars(state), buffer)
+    write_bytes(f"{folder.rstrip('/')}/{CHECKPOINT}", buffer.getvalue(), storage_options)
+
+
+def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> TrainingState:
+    """The state that was last written, on the CPU.
+
+    Raises:
+        ModelError: there is none, or it can't be read.
+    """
+    uri = f"{folder.rstrip('/')}/{CHECKPOINT}"
+    try:
+        data = read_bytes(uri, storage_options)
+    except FileNotFoundError:
+        raise ModelError(
+            f"no {CHECKPOINT} in {public_uri(folder)}: the run is finished, or was never begun there"
+        ) from None
+    try:
+        return TrainingState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{public_uri(uri)} is no checkpoint of this version of slidelake ({reason})") from None

@@ -1,0 +1,109 @@
+"""Which patients of a table are fed, and as what: by split or by name, their labels as numbers, one type and width."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.training.decoding import EMBEDDINGS
+from jobs.training.epochs import Patient
+from jobs.training.errors import FeedError
+from jobs.training.pinned import PinnedTable
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Patients as they are fed."""
+
+    patients: list[Patient]  # in the order of the table
+    classes: tuple[str, ...]
+    dtype: str  # float16 where all patients' bags are, else float32
+    dim: int  # columns of what is fed
+
+
+def choose(
+    table: PinnedTable,
+    split: Collection[str] | None,
+    patients: Collection[str] | None,
+    columns: Sequence[str],
+    classes: Sequence[str] | None,
+    bag_size: int | None,
+) -> Choice:
+    """The patients of some splits, or some by name, or all.
+
+    Raises:
+        FeedError: there are none, one that is asked for is not there or is there twice, its label is no class, or bags
+            differ in width.
+    """
+    missing = [name for name in columns if name not in table.columns]
+    if missing and table.columns:
+        raise FeedError(f"{table.name} has no column {', '.join(missing)}: run the patients job")
+    rows = _rows(table, split, patients)
+    chosen = table.rows.take(rows).to_pydict()
+    if classes is None:
+        classes = sorted({label for label in table.rows["label"].to_pylist() if label is not None})
+    number = {label: i for i, label in enumerate(classes)}
+    unknown = sorted({label for label in chosen["label"] if label is not None and label not in number})
+    if unknown:
+        raise FeedError(
+            f"{table.name} has patients of {', '.join(unknown)}, the classes are {', '.join(classes)}: correct the labels, or "
+            "take all classes"
+        )
+    dims = sorted(set(chosen["embedding_dim"]))
+    if len(dims) > 1:
+        raise FeedError(f"{table.name} has bags of {dims} columns: run the patients job with one encoder for all")
+    n_bags = sum(name in EMBEDDINGS for name in columns)
+    dtypes = [dtype or "float32" for dtype in chosen["embedding_dtype"]]
+    fed = "float16" if set(dtypes) == {"float16"} else "float32"
+    ends = np.cumsum([group.n_rows for group in table.groups])
+    listed = []
+    for i, row in enumerate(rows):
+        group = int(np.searchsorted(ends, row, side="right"))
+        n_tiles = chosen["n_tiles"][i]
+        listed.append(
+            Patient(
+                patient_id=chosen["patient_id"][i],
+                center_id=chosen["center_id"][i] or "",
+                label=number.get(chosen["label"][i], -1),
+                n_tiles=n_tiles,
+                dim=dims[0],
+                dtype=dtypes[i],
+                params_hash=chosen["params_hash"][i] or "",
+                file=table.groups[group].file,
+                group=group,
+                row=row - int(ends[group]) + table.groups[group].n_rows,
+                n_bytes=(bag_size or n_tiles) * dims[0] * n_bags * np.dtype(fed).itemsize,
+            )
+        )
+    return Choice(listed, tuple(classes), fed, dims[0] * n_bags)
+
+
+def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collection[str] | None) -> list[int]:
+    """Numbers of the rows that are chosen, ascending."""
+    ids = table.rows["patient_id"].to_pylist()
+    twice = sorted(patient for patient, count in Counter(ids).items() if count > 1)
+    if twice:
+        raise FeedError(f"{table.name} has several rows of patients {_some(twice)}: a patient must be one row")
+    rows = list(range(len(ids)))
+    if patients is not None:
+        wanted = set(patients)
+        missing = sorted(wanted - set(ids))
+        if missing:
+            raise FeedError(f"{table.name} has no patients {_some(missing)}, {len(missing)} of {len(wanted)} asked for")
+        rows = [i for i in rows if ids[i] in wanted]
+    elif split is not None:
+        splits = table.rows["split"].to_pylist()
+        rows = [i for i in rows if splits[i] in split]
+        if not rows:
+            there = ", ".join(sorted({name for name in splits if name})) or "none"
+            raise FeedError(
+                f"{table.name} has no patient of split {', '.join(split)}, its splits are {there}: run the splits job"
+            )
+    if not rows:
+        raise FeedError(f"{table.name} has no patients to feed")
+    return rows
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

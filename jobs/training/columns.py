@@ -1,0 +1,54 @@
+"""Some columns of a small table (slides, splits, runs) at one of its versions, wherever the table lies; no JVM."""
+
+from collections.abc import Sequence
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from jobs.training.errors import FeedError, NoTableError
+from jobs.training.stores import TableStore
+from udfs.wsi.store import StorageOptions
+
+
+def read_columns(
+    uri: str, columns: Sequence[str], version: int | None = None, storage_options: StorageOptions | None = None
+) -> tuple[int, pa.Table]:
+    """All rows of a version, None: the newest; and which it is.
+
+    Raises:
+        NoTableError: there is no such table.
+        FeedError: the version can't be read any more, or the store can't.
+        KeyError: the version has no such column.
+    """
+    store = TableStore(uri, storage_options)
+    with store.log(version) as folder:
+        try:
+            table = DeltaTable(folder, version=version)
+        except TableNotFoundError:
+            raise NoTableError(f"no Delta table at {store.uri}") from None
+        except DeltaError as error:
+            raise FeedError(
+                f"version {version} of {store.uri} can't be opened ({' '.join(str(error).split())}): its history is gone"
+            ) from None
+        found = table.version()
+        actions = pa.table(table.get_add_actions()).select(["path", "size_bytes"]).to_pylist()
+        schema = pa.schema(table.schema().to_arrow())
+    fields = pa.schema([schema.field(name) for name in columns])
+    parts = [fields.empty_table()]
+    for action in sorted(actions, key=lambda action: str(action["path"])):
+        try:
+            with store.looked_at(store.file(unquote(action["path"]), action["size_bytes"])) as file:
+                parquet = pq.ParquetFile(file)
+                part = parquet.read([name for name in columns if name in parquet.schema_arrow.names])
+        except FileNotFoundError:
+            raise FeedError(f"version {found} of {store.uri} is not whole any more: it was vacuumed") from None
+        # a file that was written before a column came has none of it
+        arrays = [
+            part[field.name].cast(field.type) if field.name in part.column_names else pa.nulls(len(part), field.type)
+            for field in fields
+        ]
+        parts.append(pa.table(arrays, fields))
+    return found, pa.concat_tables(parts)

@@ -1,0 +1,218 @@
+"""The feed: bags of the patients of one version of a table, every patient exactly once an epoch."""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Literal
+
+from jobs.training.ahead import one_ahead
+from jobs.training.bags import Bag, Bags, pack
+from jobs.training.choosing import Choice, choose
+from jobs.training.decoding import COLUMNS, EMBEDDINGS, Decoder
+from jobs.training.delivery import delivered, groups_of
+from jobs.training.epochs import Turn, n_steps, part_of, plan_epoch
+from jobs.training.errors import FeedError
+from jobs.training.pinned import PinnedTable, gone, pin_table
+from jobs.training.reading import Gate, Part, Reader, reader_of
+
+_log = logging.getLogger(__name__)
+_FAULT = "this is a fault of the feed, please report it"
+
+Backend = Literal["auto", "petastorm", "pyarrow"]
+
+
+def make_feed(
+    table_uri: str,
+    version: int | None = None,
+    *,
+    split: str | Sequence[str] | None = None,
+    patients: Collection[str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int = 1,
+    bag_size: int | None = None,
+    seed: int = 0,
+    columns: Sequence[str] = ("embeddings_avg",),
+    classes: Sequence[str] | None = None,
+    backend: Backend = "auto",
+    storage_options: Mapping[str, Any] | None = None,
+    threads: int = 2,
+    shuffle: bool = True,
+) -> "Feed":
+    """Open one version of a table patients to train on.
+
+    Args:
+        table_uri: of the Delta table: a path or an fsspec URI.
+        version: of the table; None: the newest, which `Feed.version` then tells.
+        split: only patients whose column `split` is this, or one of these.
+        patients: only these patient_ids; not together with `split`.
+        shard: (rank, number of shards). Each patient is fed by one shard. All shards have equally many steps; one that runs
+            out of patients gets a step with a patient that it had, marked in `Bags.repeated`.
+        batch_size: patients a step.
+        bag_size: tiles sampled of each patient, anew each epoch: without replacement; where a patient has fewer, all of
+            them and random ones again. None: all tiles as they are.
+        seed: of the order and of the samples.
+        columns: of embeddings_avg, embeddings_max (at least one of the two), color_histogram, tile_index.
+        classes: labels in the order of their numbers; None: all labels of this version, sorted.
+        backend: what reads the rows. auto: petastorm where it can be imported, else pyarrow alone; both feed the same.
+        storage_options: for fsspec.
+        threads: that read and decode. The order does not depend on them.
+        shuffle: another order each epoch; else the table's.
+
+    Raises:
+        FeedError: the table, the version or the patients can't be fed; says why and the remedy.
+        ValueError: an argument that can't be.
+    """
+    _check(split, patients, shard, batch_size, bag_size, columns, threads)
+    name, reader = reader_of(backend)
+    ordered = tuple(name for name in COLUMNS if name in columns)
+    table = pin_table(table_uri, version, storage_options)
+    choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
+    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, name)
+    return Feed(
+        table, choice, ordered, name, reader, shard, batch_size, bag_size, seed, threads=threads, shuffle=shuffle
+    )
+
+
+class Feed:
+    """One version of a table, some of its patients, one shard of them. Made by `make_feed`."""
+
+    def __init__(
+        self,
+        table: PinnedTable,
+        choice: Choice,
+        columns: tuple[str, ...],
+        backend: str,
+        reader: Reader,
+        shard: tuple[int, int],
+        batch_size: int,
+        bag_size: int | None,
+        seed: int,
+        *,
+        threads: int,
+        shuffle: bool,
+    ) -> None:
+        self._table, self._reader, self._bag_size = table, reader, bag_size
+        self._shard, self._batch_size, self._seed = shard, batch_size, seed
+        self._threads, self._shuffle = threads, shuffle
+        self.version = table.version
+        """The Delta version that is fed, whatever is written meanwhile."""
+        self.backend = backend
+        """What reads the rows: petastorm or pyarrow."""
+        self.columns = columns
+        """Those asked for, in the order that they stand in side by side."""
+        self.classes = choice.classes
+        """Labels; the index is what `Bags.label` holds."""
+        self.patients = choice.patients
+        """Of all shards, in the order of the table."""
+        self.dtype, self.dim = choice.dtype, choice.dim
+        """Of `Bags.embeddings`: float16 where the bags of all patients are, else float32; columns."""
+        self.n_steps = n_steps(len(choice.patients), shard[1], batch_size)
+        """Steps an epoch, equal on all shards."""
+        self.n_patients = len(part_of(choice.patients, shard))
+        """Of this shard."""
+
+    def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
+        """The steps of an epoch, from `first_step` on: the same patients, tiles and order each time it is asked for.
+
+        Bags wait in memory for their turn: at most 512 MiB (`reading.AHEAD_BYTES`) or one row group if that has more,
+        beside the row group that each thread is at, and the step after the one that is in use.
+
+        Raises:
+            FeedError: a patient came not at all or twice, a row is not the one that was planned, a file is gone.
+        """
+        plan = plan_epoch(self.patients, self._shard, self._batch_size, self._seed, number, self._shuffle)
+        if not 0 <= first_step <= len(plan):
+            raise ValueError(f"first_step is {first_step}: an epoch has {len(plan)} steps")
+        steps = plan[first_step:]
+        groups = groups_of(steps)
+        gate = Gate([sum(patient.n_bytes for patient in patients) for patients in groups.values()])
+        decoder = Decoder(self.columns, self.dtype, self._bag_size, self._seed, number)
+        parts = delivered(self._table, groups, decoder, gate, self._reader, self._threads)
+        place = {group: i for i, group in enumerate(groups)}
+        try:
+            yield from one_ahead(_batches(steps, parts, gate, place), gate.close)
+        except FileNotFoundError as error:
+            raise gone(self._table.version, self._table.uri, error) from None
+
+
+def _batches(
+    steps: Sequence[Sequence[Turn]], parts: Generator[Part], gate: Gate, place: Mapping[int, int]
+) -> Generator[Bags]:
+    """The steps, as their patients come. `place`: of row groups, in the order that they are read in."""
+    due = Counter(turn.patient.patient_id for step in steps for turn in step)
+    here: dict[str, Bag] = {}
+    came: set[str] = set()
+    with closing(parts):
+        for step in steps:
+            bags = []
+            for turn in step:
+                patient = turn.patient.patient_id
+                while patient not in here:
+                    gate.need(place[turn.patient.group])
+                    _add(next(parts, {}), here, came, due)
+                bags.append(here[patient])
+                due[patient] -= 1
+                if not due[patient]:
+                    gate.use(here.pop(patient).n_bytes)
+            batch = _packed(bags, step)
+            del bags
+            yield batch
+            del batch
+        _check_whole([turn for step in steps for turn in step], came, due, next(parts, None) is None)
+
+
+def _add(part: Part, here: dict[str, Bag], came: set[str], due: Mapping[str, int]) -> None:
+    """Take what came, which must be somebody, and nobody who was here."""
+    twice = sorted(came & part.keys())
+    if twice:
+        raise FeedError(f"patients {', '.join(twice[:5])} came twice: {_FAULT}")
+    if not part:
+        short = sorted(due.keys() - came)
+        raise FeedError(
+            f"{len(short)} of {len(due)} patients did not come, {', '.join(short[:5])} among them: {_FAULT}"
+        )
+    came.update(part)
+    here.update(part)
+
+
+def _check_whole(turns: Sequence[Turn], came: set[str], due: Counter[str], is_end: bool) -> None:
+    """Every patient that was planned was fed once, by count and by name, and nobody else came."""
+    planned = Counter(turn.patient.patient_id for turn in turns if not turn.repeated)
+    wrong = sorted((came ^ due.keys()) | {patient for patient, count in (planned + due).items() if count > 1})
+    if wrong or due.total() or not is_end:
+        raise FeedError(
+            f"{planned.total()} patients planned, {len(came)} came, {', '.join(wrong[:5])} not once: {_FAULT}"
+        )
+
+
+def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
+    patients = [turn.patient for turn in step]
+    return pack(
+        bags,
+        [patient.patient_id for patient in patients],
+        [patient.center_id for patient in patients],
+        [patient.label for patient in patients],
+        [turn.repeated for turn in step],
+    )
+
+
+def _check(
+    split: str | Sequence[str] | None,
+    patients: Collection[str] | None,
+    shard: tuple[int, int],
+    batch_size: int,
+    bag_size: int | None,
+    columns: Sequence[str],
+    threads: int,
+) -> None:
+    if split is not None and patients is not None:
+        raise ValueError("both split and patients say who is fed: give one")
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard {shard}: the rank must be from 0 to {shard[1] - 1}")
+    for name, value in (("batch_size", batch_size), ("bag_size", bag_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: it must be 1 or more")
+    unknown = [name for name in columns if name not in COLUMNS]
+    if unknown or not set(columns) & set(EMBEDDINGS):
+        raise ValueError(f"columns {', '.join(columns)}: choose of {', '.join(COLUMNS)}, at least one of the first two")

@@ -1,0 +1,211 @@
+"""Fitting a bag model by gradient descent, one process or several, the same to the last bit each time under a seed.
+
+Everything random is drawn anew each epoch from seed, epoch and rank: the order of patients and the tiles sampled (by the
+feed), dropout (here). So an epoch depends on the weights before it and on nothing else, and a run that was killed goes on
+from its last checkpoint as if nothing had been.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from jobs.training.checkpoints import TrainingState
+from jobs.training.metrics import measure
+from jobs.training.mil import BagModel
+
+
+class Feed(Protocol):
+    """What is needed of `jobs.training.feed.Feed`."""
+
+    def epoch(self, number: int, first_step: int = 0) -> Any:
+        """Batches of one epoch."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to fit; each is a setting of the section training."""
+
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    patience: int
+    class_weights: Literal["balanced", "none"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities of patients, ordered by patient_id."""
+
+    patient_id: list[str]
+    center_id: list[str]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]  # [n, c]
+
+
+class CountError(Exception):
+    """An epoch did not hold every patient exactly once."""
+
+
+def class_weights(counts: Sequence[int], how: Literal["balanced", "none"]) -> torch.Tensor:
+    """float32 [c]: balanced gives every class the same say, n / (c * n_k); a class without patients counts for nothing."""
+    if how == "none":
+        return torch.ones(len(counts))
+    sizes = torch.tensor(counts, dtype=torch.float32)
+    return torch.where(sizes > 0, sizes.sum() / (len(counts) * sizes.clamp(min=1)), torch.zeros(()))
+
+
+def fit(
+    model: BagModel,
+    state: TrainingState,
+    train: Feed,
+    validation: Feed | None,
+    patients: Sequence[str],
+    weights: torch.Tensor,
+    settings: FitSettings,
+    *,
+    after_epoch: Callable[[TrainingState], None],
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train until the loss on validation has not gone down for `patience` epochs, or for all of them.
+
+    The loss watched is the log loss, or where classes are weighted the one that weighs them the same. With several
+    processes each calls this with its own shard of the feeds.
+
+    Args:
+        model: with the weights of `state`; ends with those of the best epoch.
+        state: where to begin; ends as where training stopped.
+        train: feed of this process.
+        validation: likewise; None trains all epochs and takes the last.
+        patients: all that an epoch must hold, over all processes.
+        weights: of classes, see `class_weights`.
+        settings: how.
+        after_epoch: called after each epoch with the state, to write it down.
+        after_step: called after each step, to show progress.
+
+    Raises:
+        CountError: an epoch lacked a patient or held one twice.
+        FloatingPointError: the loss is no number any more.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    model.load_state_dict(state.model)
+    if state.optimizer:
+        optimizer.load_state_dict(state.optimizer)
+    network: nn.Module = DistributedDataParallel(model) if dist.is_initialized() else model
+    weights = weights.to(model.device)
+    while state.epoch < settings.epochs and not _is_enough(state, settings, validation is not None):
+        epoch = state.epoch
+        torch.manual_seed(_seed_of(settings.seed, epoch))
+        loss = _train_epoch(network, optimizer, train, epoch, patients, weights, after_step)
+        figures = {"epoch": float(epoch), "train_loss": loss, "train_patients": float(len(patients))}
+        watched = loss
+        if validation is not None:
+            found = predict(model, validation)
+            measured = measure(found.labels, found.probabilities)
+            figures |= {f"validation_{name}": value for name, value in measured.items()}
+            watched = measured["log_loss" if settings.class_weights == "none" else "weighted_log_loss"]
+        state.model = _copied(model.state_dict())
+        state.optimizer = optimizer.state_dict()
+        state.history.append(figures)
+        state.epoch = epoch + 1
+        if validation is None or watched < state.best_loss:
+            state.best_epoch, state.best_loss, state.best_model = epoch, watched, state.model
+        after_epoch(state)
+    model.load_state_dict(state.best_model)
+
+
+def _is_enough(state: TrainingState, settings: FitSettings, watched: bool) -> bool:
+    return watched and state.best_epoch is not None and state.epoch - state.best_epoch > settings.patience
+
+
+def _train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    feed: Feed,
+    epoch: int,
+    patients: Sequence[str],
+    weights: torch.Tensor,
+    after_step: Callable[[], None],
+) -> float:
+    """One pass; returns the mean loss of a patient."""
+    network.train()
+    total = torch.zeros(2, dtype=torch.float64, device=weights.device)  # loss, patients
+    seen: list[str] = []
+    for bags in feed.epoch(epoch):
+        with torch.autocast(weights.device.type, torch.bfloat16, enabled=weights.device.type == "cuda"):
+            logits, _ = network(bags)
+        label = bags.label.to(weights.device)
+        losses = cross_entropy(logits.float(), label, reduction="none")
+        # Divided by the number of patients, not by the sum of their weights, which would take the weight out again of a
+        # batch of one, and most of it of a small one.
+        counted = ~bags.repeated.to(weights.device)
+        loss = (losses * weights[label] * counted).mean()
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        total += torch.stack([loss.detach().double() * len(label), counted.sum().double()])
+        seen += [name for name, again in zip(bags.patient_id, bags.repeated.tolist(), strict=True) if not again]
+        after_step()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    _check_count([name for part in _gathered(seen) for name in part], patients, epoch)
+    value = float(total[0] / total[1])
+    if not np.isfinite(value):
+        raise FloatingPointError(
+            f"the loss is {value} in epoch {epoch}: lower training.learning_rate, or look for numbers in the bags that are "
+            "not finite"
+        )
+    return value
+
+
+def _check_count(seen: Sequence[str], patients: Sequence[str], epoch: int) -> None:
+    if sorted(seen) != sorted(patients):
+        missing, doubled = set(patients) - set(seen), {name for name in seen if seen.count(name) > 1}
+        raise CountError(
+            f"epoch {epoch} held {len(seen)} patients of {len(patients)}: {len(missing)} missing "
+            f"({', '.join(sorted(missing)[:3])}), {len(doubled)} more than once ({', '.join(sorted(doubled)[:3])})"
+        )
+
+
+def predict(model: BagModel, feed: Feed) -> Predictions:
+    """Probabilities of every patient of a feed; with several processes, of all their shards, in each of them."""
+    found: dict[str, tuple[str, int, list[float]]] = {}
+    for bags in feed.epoch(0):
+        probabilities, _ = model.predict(bags)
+        rows = zip(bags.patient_id, bags.center_id, bags.label.tolist(), probabilities.tolist(), strict=True)
+        found.update({patient: (center, label, row) for patient, center, label, row in rows})
+    for part in _gathered(found):
+        found.update(part)
+    names = sorted(found)
+    return Predictions(
+        names,
+        [found[name][0] for name in names],
+        np.array([found[name][1] for name in names], np.int64),
+        np.array([found[name][2] for name in names], np.float64),
+    )
+
+
+def _gathered(value: Any) -> list[Any]:
+    """What every process holds, in all of them."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _seed_of(seed: int, epoch: int) -> int:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return int(np.random.SeedSequence((seed % 2**63, epoch, rank)).generate_state(1, np.uint64)[0] % 2**63)
+
+
+def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

@@ -1,0 +1,144 @@
+"""One version of a table patients: its files, and what of its rows is known before any bag is read. deltalake, no JVM."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from jobs.training.errors import FeedError, NoTableError
+from jobs.training.stores import DataFile, TableStore
+from udfs.wsi.store import StorageOptions
+
+_AT_ONCE = 8  # files whose rows are looked at
+_SMALL = (  # columns that cost nothing beside the bags; those that a table has not are null
+    pa.field("patient_id", pa.string()),
+    pa.field("center_id", pa.string()),
+    pa.field("label", pa.string()),
+    pa.field("split", pa.string()),
+    pa.field("n_tiles", pa.int32()),
+    pa.field("embedding_dim", pa.int32()),
+    pa.field("embedding_dtype", pa.string()),
+    pa.field("params_hash", pa.string()),
+    pa.field("run_id", pa.string()),
+)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file."""
+
+    file: int  # index into PinnedTable.files
+    index: int  # in the file
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class PinnedTable:
+    """A version of a table, that does not change whatever is written to it."""
+
+    store: TableStore
+    version: int
+    files: list[DataFile]  # by name
+    groups: list[RowGroup]  # of the files, in order
+    rows: pa.Table  # the small columns of all rows, in order of `groups`
+    columns: frozenset[str]  # that all files have
+
+    @property
+    def uri(self) -> str:
+        """Of the table, without secrets."""
+        return self.store.uri
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"version {self.version} of {self.uri}"
+
+
+def pin_table(uri: str, version: int | None, storage_options: StorageOptions | None = None) -> PinnedTable:
+    """A version of a Delta table of patients; the newest where None.
+
+    Raises:
+        FeedError: there is no such table or version, or it is of a kind that Parquet readers get wrong.
+    """
+    store = TableStore(uri, storage_options)
+    with store.log(version) as folder:
+        table = _opened(folder, version, store.uri)
+        pinned = table.version()
+        _check_kind(table, store.uri)
+        actions = pa.table(table.get_add_actions())
+    names = (unquote(path) for path in actions["path"].to_pylist())
+    files = [store.file(name, size) for name, size in zip(names, actions["size_bytes"].to_pylist(), strict=True)]
+    files.sort(key=lambda file: file.uri)
+    groups: list[RowGroup] = []
+    parts: list[pa.Table] = []
+    columns: set[str] | None = None
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            for number, (sizes, names_there, rows) in enumerate(pool.map(lambda file: _look(store, file), files)):
+                groups += [RowGroup(number, index, n_rows) for index, n_rows in enumerate(sizes)]
+                parts.append(rows)
+                columns = names_there if columns is None else columns & names_there
+        except FileNotFoundError as error:
+            raise gone(pinned, store.uri, error) from None
+    rows = pa.concat_tables(parts) if parts else pa.schema(_SMALL).empty_table()
+    return PinnedTable(store, pinned, files, groups, rows.combine_chunks(), frozenset(columns or ()))
+
+
+def gone(version: int, uri: str, error: FileNotFoundError) -> FeedError:
+    """A file of the version is not there any more."""
+    return FeedError(
+        f"version {version} of {uri} is not whole any more, {error.filename or error} is gone: it was vacuumed; train on a "
+        "newer version, and keep those that you train on with delta.deletedFileRetentionDuration"
+    )
+
+
+def _opened(folder: str, version: int | None, uri: str) -> DeltaTable:
+    try:
+        return DeltaTable(folder, version=version)
+    except TableNotFoundError:
+        raise NoTableError(f"no Delta table at {uri}: run the patients job, or correct the URI") from None
+    except DeltaError as error:
+        which = uri if version is None else f"version {version} of {uri}"
+        raise FeedError(
+            f"{which} can't be opened ({' '.join(str(error).split())}): name a version that its history has"
+        ) from None
+
+
+def _check_kind(table: DeltaTable, uri: str) -> None:
+    metadata, protocol = table.metadata(), table.protocol()
+    if metadata.partition_columns:
+        raise FeedError(
+            f"{uri} is partitioned by {', '.join(metadata.partition_columns)}, which its files do not hold: write it without "
+            "partitions"
+        )
+    if metadata.configuration.get("delta.columnMapping.mode", "none") != "none":
+        raise FeedError(f"{uri} has column mapping, its files name columns otherwise: write it anew without")
+    if "deletionVectors" in (protocol.reader_features or ()) and _has_deletions(table):
+        raise FeedError(
+            f"{uri} has deletion vectors, rows that are deleted and still in its files: run REORG TABLE delta.`{uri}` APPLY "
+            "(PURGE), then train on the version that it writes"
+        )
+
+
+def _has_deletions(table: DeltaTable) -> bool:
+    try:
+        return bool(pa.table(table.deletion_vectors()).num_rows)
+    except (DeltaError, OSError):  # they lie in files of their own, which a copy of the log has not
+        return True
+
+
+def _look(store: TableStore, file: DataFile) -> tuple[list[int], set[str], pa.Table]:
+    """Rows of each row group of a file, names of its columns, its small columns."""
+    with store.looked_at(file) as source, pq.ParquetFile(source) as parquet:
+        present = set(parquet.schema_arrow.names)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        rows = parquet.read([field.name for field in _SMALL if field.name in present])
+    arrays = [
+        rows[field.name].cast(field.type) if field.name in present else pa.nulls(len(rows), field.type)
+        for field in _SMALL
+    ]
+    return sizes, present, pa.table(arrays, pa.schema(_SMALL))

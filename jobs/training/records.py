@@ -1,0 +1,148 @@
+"""Where the figures of each epoch go: Delta table training_metrics, TensorBoard's event files, MLflow where asked for."""
+
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from jobs.training.delta_options import delta_options
+from udfs.schemas import TRAINING_METRICS
+from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
+
+Figures = Mapping[str, float]  # `SPLIT_NAME`: train_loss, validation_auroc, ...; and epoch
+
+
+class Records:
+    """The figures of one run. A run that is resumed writes each epoch once all the same."""
+
+    def __init__(
+        self,
+        run_id: str,
+        folder: str,
+        table_uri: str,
+        settings: Mapping[str, Any],
+        *,
+        first_epoch: int = 0,
+        mlflow_uri: str | None = None,
+        storage_options: StorageOptions | None = None,
+    ) -> None:
+        """Begin, or go on at an epoch.
+
+        Args:
+            run_id: of the run.
+            folder: of the model; event files go to its folder tensorboard.
+            table_uri: of table training_metrics, which is made where it is not there.
+            settings: of the run, for MLflow.
+            first_epoch: what was written of this and later ones, by a process that was killed, counts no more.
+            mlflow_uri: tracking URI; None: no MLflow.
+            storage_options: for fsspec.
+        """
+        self._run_id, self._table, self._options = run_id, table_uri, storage_options
+        self._told = False
+        self._events = f"{folder.rstrip('/')}/tensorboard"
+        self._local = Path(self._events) if "://" not in folder else Path(tempfile.mkdtemp(prefix="slidelake-events-"))
+        self._board = SummaryWriter(str(self._local), purge_step=first_epoch or None)
+        self._mlflow = _MlflowRun(mlflow_uri, run_id, settings) if mlflow_uri else None
+
+    def write(self, history: Sequence[Figures], news: Figures) -> None:
+        """Put down the run so far; of it, `news` are not told yet."""
+        epoch = int(news["epoch"])
+        named = {name: value for name, value in news.items() if name != "epoch" and math.isfinite(value)}
+        for name, value in named.items():
+            self._board.add_scalar(name.replace("_", "/", 1), value, epoch)
+        self._board.flush()
+        self._send_events()
+        if self._mlflow:
+            self._mlflow.log(named, epoch)
+        try:
+            write_metrics(self._table, self._run_id, history, self._options)
+        except (
+            DeltaError,
+            OSError,
+        ) as error:  # it costs the table, not the training; the next epoch tries again with all rows
+            if not self._told:
+                text = redact(" ".join(str(error).split()), secrets_of(self._table, self._options))
+                where = public_uri(self._table)
+                tqdm.write(f"slidelake: {where} can't be written ({text}): figures are in model.json too", sys.stderr)
+            self._told = True
+
+    def close(self) -> None:
+        """No more."""
+        self._board.close()
+        self._send_events()
+        if self._mlflow:
+            self._mlflow.end()
+        if "://" in self._events:
+            shutil.rmtree(self._local, ignore_errors=True)
+
+    def _send_events(self) -> None:
+        if "://" in self._events:
+            for file in self._local.iterdir():
+                write_bytes(f"{self._events}/{file.name}", file.read_bytes(), self._options)
+
+
+# Another run may commit between reading the table and writing it.
+@retry(
+    retry=retry_if_exception_type(CommitFailedError),
+    stop=stop_after_attempt(8),
+    wait=wait_random_exponential(0.2, max=5),
+    reraise=True,
+)
+def write_metrics(
+    table_uri: str, run_id: str, history: Sequence[Figures], storage_options: StorageOptions | None = None
+) -> None:
+    """Make these the run's rows in table training_metrics, in place of those that it has.
+
+    All rows of a run are written anew each time: so it has one small file, not one an epoch, and none twice.
+    """
+    rows = [
+        {"run_id": run_id, "epoch": int(figures["epoch"]), "split": split, "name": metric, "value": value}
+        for figures in history
+        for split, metric, value in (
+            (*name.split("_", 1), value if math.isfinite(value) else None)
+            for name, value in figures.items()
+            if name != "epoch"
+        )
+    ]
+    data = pa.Table.from_pylist(rows, TRAINING_METRICS)
+    options = delta_options(table_uri, storage_options)
+    with suppress(TableNotFoundError):
+        table = DeltaTable(table_uri, storage_options=options)
+        write_deltalake(table, data, mode="overwrite", predicate=f"run_id = '{run_id}'")
+        return
+    write_deltalake(table_uri, data, mode="append", name="training_metrics", storage_options=options)
+
+
+class _MlflowRun:
+    """A run of MLflow, named by our run_id; gone on with where there is one of that name."""
+
+    def __init__(self, uri: str, run_id: str, settings: Mapping[str, Any]) -> None:
+        from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra
+
+        self._client = MlflowClient(uri)
+        found = self._client.get_experiment_by_name("slidelake")
+        experiment = found.experiment_id if found else self._client.create_experiment("slidelake")
+        runs = self._client.search_runs([experiment], f"tags.`mlflow.runName` = '{run_id}'", max_results=1)
+        run = runs[0] if runs else self._client.create_run(experiment, run_name=run_id)
+        self._id = run.info.run_id
+        if not runs:
+            for name, value in settings.items():
+                self._client.log_param(self._id, name, value)
+
+    def log(self, figures: Figures, epoch: int) -> None:
+        for name, value in figures.items():
+            self._client.log_metric(self._id, name, value, step=epoch)
+
+    def end(self) -> None:
+        self._client.set_terminated(self._id)

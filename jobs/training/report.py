@@ -1,0 +1,107 @@
+"""What held-out patients say of a model: text for people, JSON for programs, a picture, and their probabilities as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from jobs.training.fit import Predictions
+from jobs.training.metrics import Evaluation
+
+_FEW = 100  # patients: below, intervals are so wide that figures mean little
+_BLUE, _GREY = "#2a6f97", "#8d99ae"
+
+
+def report_text(name: str, evaluation: Evaluation) -> str:
+    """Some lines: every figure with its interval, overall and by centre, and the confusion."""
+    by_class = ", ".join(f"{count} {label}" for label, count in evaluation.n_by_class.items())
+    lines = [f"  {name}: {evaluation.n} patients ({by_class}); in brackets, 95 of 100 bootstrap resamples"]
+    lines += [f"    {metric:<18} {interval}" for metric, interval in evaluation.metrics.items()]
+    width = max(len(label) for label in evaluation.classes) + 2
+    head = "".join(f"{label:>{max(width, 7)}}" for label in evaluation.classes)
+    lines.append(f"    {'true / predicted':<18}{head}")
+    for label, row in zip(evaluation.classes, evaluation.confusion, strict=True):
+        lines.append(f"    {label:<18}" + "".join(f"{count:>{max(width, 7)}}" for count in row))
+    lines.append(f"    {'centre':<14}{'patients':>9}  {'auroc':<22}{'log_loss':<22}")
+    for center, metrics in evaluation.by_center.items():
+        figures = "".join(f"{metrics[metric]!s:<22}" for metric in ("auroc", "log_loss"))
+        lines.append(f"    {center:<14}{evaluation.n_by_center[center]:>9}  {figures.rstrip()}")
+    if evaluation.n < _FEW:
+        lines.append(f"    {evaluation.n} patients are too few to tell models apart: look at the intervals")
+    return "\n".join(lines)
+
+
+def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) -> bytes:
+    """patient_id, split, center_id, label, and a probability a class."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["patient_id", "split", "center_id", "label", *classes])
+    for split, found in predictions.items():
+        rows = zip(found.patient_id, found.center_id, found.labels, found.probabilities, strict=True)
+        for patient, center, label, row in rows:
+            writer.writerow([patient, split, center, classes[label], *(repr(float(value)) for value in row)])
+    return text.getvalue().encode()
+
+
+def draw_report(title: str, predictions: Predictions, evaluation: Evaluation) -> bytes:
+    """A PNG of three panels: ROC, reliability, confusion."""
+    figure = Figure(figsize=(13.5, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    roc, reliability, confusion = figure.subplots(1, 3)
+    _draw_roc(roc, predictions, evaluation)
+    _draw_reliability(reliability, evaluation)
+    _draw_confusion(confusion, evaluation)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _draw_roc(axes: Axes, predictions: Predictions, evaluation: Evaluation) -> None:
+    classes = evaluation.classes
+    drawn = [1] if len(classes) == 2 else range(len(classes))
+    for k in drawn:
+        positive = predictions.labels == k
+        if positive.any() and not positive.all():
+            false, true, _ = roc_curve(positive, predictions.probabilities[:, k])
+            label = f"{classes[k]} against {'the rest' if len(classes) > 2 else classes[0]}"
+            axes.plot(false, true, label=label, color=_BLUE if len(classes) == 2 else None)
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_title(f"ROC, AUROC {evaluation.metrics['auroc']}", fontsize=10)
+    axes.set_aspect("equal")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", fontsize=9, frameon=False)
+
+
+def _draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
+    bins = evaluation.reliability
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
+    x, y = [each.confidence for each in bins], [each.accuracy for each in bins]
+    axes.plot(x, y, "o-", color=_BLUE)
+    for each in bins:
+        axes.annotate(f"{each.n}", (each.confidence, each.accuracy), (5, -11), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="confidence (probability of the most probable class)", ylabel="share that is right")
+    axes.set(xlim=(1 / len(evaluation.classes) - 0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.set_title(f"Reliability, error {evaluation.metrics['calibration_error']}; patients a bin", fontsize=10)
+
+
+def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    places = range(len(evaluation.classes))
+    axes.set_xticks(places, evaluation.classes)
+    axes.set_yticks(places, evaluation.classes)
+    for i in places:
+        for j in places:
+            axes.text(
+                j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black"
+            )
+    axes.set(xlabel="most probable", ylabel="true")
+    axes.set_title(f"Confusion, balanced accuracy {evaluation.metrics['balanced_accuracy']}", fontsize=10)

@@ -1,0 +1,149 @@
+"""Who is in train, validation and test: patients dealt to splits or folds, stratified, by their number of images. Plain Python.
+
+The method is minimisation (Pocock and Simon 1975, doi:10.2307/2529712), with unequal shares and images for units. Margins
+are the cohort as a whole, each centre, each label, and each label of each centre. Each margin has a deficit in each
+split: share x images of the margin, less those dealt already. Patients come in an order that a hash of seed and patient_id
+gives, and each goes where the sum of its margins' deficits is largest; its own number of images has no say in that, so
+splits differ by chance alone in how many images their patients have. Then single patients are dealt again while that
+brings the margins nearer to their shares.
+
+Small margins: a centre of three patients can't be dealt 80/10/10. Its images stay in the split with the largest share, as
+rounding would have it, unless the sums of its label and of the cohort ask for one of them elsewhere: so the fractions hold
+over the cohort and are as near as whole patients allow in each margin, and what a small centre gives to validation and test
+changes with the seed. No split is promised a patient of every centre.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, TypeVar
+
+VERSION = 1  # raise it when the same settings begin to deal otherwise
+SPLITS = ("train", "validation", "test")
+Stratum = Literal["center_id", "label"]
+Part = TypeVar("Part", str, int)  # a split or a fold
+_EPSILON = 1e-6  # images: less is the rounding of floats
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What of a patient counts when it is dealt."""
+
+    patient_id: str
+    center_id: str
+    label: str | None
+    n_images: int
+
+
+def assign_splits(
+    patients: Iterable[Patient],
+    fractions: Mapping[str, float],
+    assigned: Mapping[str, str],
+    *,
+    stratify: Sequence[Stratum] = ("center_id", "label"),
+    seed: int = 0,
+) -> dict[str, str]:
+    """The split of each patient by patient_id.
+
+    Args:
+        patients: all patients, in any order, those that have a split among them.
+        fractions: the share of the images that each split is to have; the shares sum to 1.
+        assigned: the split of those that have one, which they keep.
+        stratify: what makes margins, beside the cohort as a whole.
+        seed: of the order in which patients are dealt.
+
+    Returns:
+        Every split's images differ from its share of all by at most the images of the largest patient, where nobody had a
+        split before, or those who had one came by it in the same way and had as many images.
+    """
+    return _deal(patients, fractions, assigned, stratify, f"splits {seed}")
+
+
+def assign_folds(
+    patients: Iterable[Patient],
+    folds: int,
+    assigned: Mapping[str, int],
+    *,
+    stratify: Sequence[Stratum] = ("center_id", "label"),
+    seed: int = 0,
+) -> dict[str, int]:
+    """The fold, 0 to folds - 1, of each patient of train and validation; as `assign_splits`, with equal shares."""
+    return _deal(patients, dict.fromkeys(range(folds), 1 / folds), assigned, stratify, f"folds {seed}")
+
+
+def _deal(
+    patients: Iterable[Patient],
+    shares: Mapping[Part, float],
+    assigned: Mapping[str, Part],
+    stratify: Sequence[Stratum],
+    salt: str,
+) -> dict[str, Part]:
+    by_chance = sorted(patients, key=lambda patient: (_draw(salt, patient.patient_id), patient.patient_id))
+    margins = {patient.patient_id: _margins(patient, stratify) for patient in by_chance}
+    parts = [part for part, share in shares.items() if share > 0]
+    deficits: dict[tuple[object, ...], dict[Part, float]] = defaultdict(lambda: dict.fromkeys(shares, 0.0))
+    for patient in by_chance:
+        for margin in margins[patient.patient_id]:
+            for part, share in shares.items():
+                deficits[margin][part] += share * patient.n_images
+
+    def put(patient: Patient, part: Part, sign: int = 1) -> None:
+        for margin in margins[patient.patient_id]:
+            deficits[margin][part] -= sign * patient.n_images
+
+    def pull(patient: Patient, part: Part) -> float:
+        return sum(deficits[margin][part] for margin in margins[patient.patient_id])
+
+    dealt = {
+        patient.patient_id: assigned[patient.patient_id] for patient in by_chance if patient.patient_id in assigned
+    }
+    for patient in by_chance:
+        if patient.patient_id in dealt:
+            put(patient, dealt[patient.patient_id])
+    new = [patient for patient in by_chance if patient.patient_id not in dealt]
+    for patient in new:
+        dealt[patient.patient_id] = max(parts, key=lambda part: pull(patient, part))
+        put(patient, dealt[patient.patient_id])
+
+    def move(patient: Patient, part: Part) -> None:
+        put(patient, dealt[patient.patient_id], -1)
+        dealt[patient.patient_id] = part
+        put(patient, part)
+
+    def improve() -> bool:
+        """Deal again whoever lessens the sum of all squared deficits by it; each move lessens it, so this ends."""
+        moved = False
+        for patient in new:
+            here = dealt[patient.patient_id]
+            there = max(parts, key=lambda part: pull(patient, part))
+            gain = pull(patient, there) - pull(patient, here) - patient.n_images * len(margins[patient.patient_id])
+            if gain > _EPSILON:
+                move(patient, there)
+                moved = True
+        return moved
+
+    while improve():
+        pass
+    # The sum over all margins may leave the cohort itself further off than a patient: its own shares come first.
+    whole = deficits[()]
+    largest = max((patient.n_images for patient in by_chance), default=0)
+    while new:
+        there = max(parts, key=lambda part: whole[part])
+        far = [patient for patient in new if whole[there] - whole[dealt[patient.patient_id]] > largest + _EPSILON]
+        if not far:
+            break
+        move(max(far, key=lambda patient: pull(patient, there) - pull(patient, dealt[patient.patient_id])), there)
+    return dealt
+
+
+def _margins(patient: Patient, stratify: Sequence[Stratum]) -> list[tuple[object, ...]]:
+    """The keys of all sums that a patient's images are part of; () is the cohort as a whole."""
+    values = [(name, getattr(patient, name)) for name in stratify]
+    return [chosen for size in range(len(values) + 1) for chosen in combinations(values, size)]
+
+
+def _draw(salt: str, patient_id: str) -> bytes:
+    """A patient's place in the order; the same in every process and on every machine."""
+    return hashlib.sha256(f"{salt} {patient_id}".encode()).digest()

@@ -1,0 +1,73 @@
+"""Predictions a bag at a time against the model's own on a batch, their table and their CSV; recipes compared."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.runtime.config import Config
+from jobs.runtime.recipe import differences, settings_recipe
+from jobs.training.feed import make_feed
+from jobs.training.mil import ModelSpec, build_model
+from jobs.training.predictions import as_table, predict_each, prior_prediction, submission_csv
+from tests.training.cohorts import Signal, draw_cohort, write_patients
+
+CLASSES = ("CE", "LAA", "other, rare")
+
+
+def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_tiles(tmp_path: Path) -> None:
+    patients = draw_cohort(7, Signal(dim=8, bag=(3, 30)))
+    table = write_patients(tmp_path, patients)
+    torch.manual_seed(1)
+    model = build_model(ModelSpec("attention", 16, CLASSES, hidden=8, attention=4))
+    how = {"columns": ("embeddings_avg", "embeddings_max", "tile_index"), "classes": CLASSES, "shuffle": False}
+    found = list(predict_each(model, make_feed(str(table), **how)))  # type: ignore[arg-type]
+    [together] = make_feed(str(table), batch_size=7, **how).epoch(0)  # type: ignore[arg-type]
+    probabilities, attention = model.predict(together)
+    assert [each.patient_id for each in found] == together.patient_id  # the table's order
+    drawn = {patient.patient_id: patient for patient in patients}
+    assert sorted(together.patient_id) == sorted(drawn)
+    np.testing.assert_allclose(np.stack([each.probabilities for each in found]), probabilities, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([each.attention for each in found]), attention, atol=1e-6)
+    assert all(abs(each.probabilities.sum() - 1) < 1e-12 for each in found)
+    for each in found:
+        tiles = drawn[each.patient_id].row()["tile_index"]
+        assert [tuple(tile) for tile in each.tiles] == [tuple(tile.values()) for tile in tiles]
+
+    rows = as_table([*found, prior_prediction("none", (0.5, 0.3, 0.2))], CLASSES, "model", ["h"] * 8, "run").to_pylist()
+    assert [row["from_prior"] for row in rows] == [False] * 7 + [True]
+    assert rows[-1]["attention"] == [] and rows[-1]["n_tiles"] == 0 and rows[-1]["predicted_class"] == "CE"
+    first = rows[0]
+    assert dict(first["probabilities"]) == dict(zip(CLASSES, found[0].probabilities, strict=True))
+    assert [tile["x_px"] for tile in first["attention"]] == [448 * i for i in range(first["n_tiles"])]
+    assert [tile["attention"] for tile in first["attention"]] == pytest.approx(found[0].attention.tolist())
+
+
+def test_the_submission_has_a_sorted_row_a_patient_and_each_sums_to_one() -> None:
+    rng = np.random.default_rng(0)
+    drawn = {f"p{i}": dict(zip(CLASSES, rng.dirichlet(np.ones(3)), strict=True)) for i in (2, 10, 1)}
+    header, *rows = list(csv.reader(submission_csv(drawn, CLASSES).decode().splitlines()))
+    assert header == ["patient_id", *CLASSES]
+    assert [row[0] for row in rows] == ["p1", "p10", "p2"]
+    for patient_id, *cells in rows:
+        assert [float(cell) for cell in cells] == list(drawn[patient_id].values())
+        assert abs(sum(map(float, cells)) - 1) < 1e-12
+
+
+def test_the_settings_that_differ_are_named_and_only_those_that_shape_features() -> None:
+    def recipe(**sections: object) -> dict[str, str]:
+        return settings_recipe(Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, **sections}))
+
+    known = recipe(tiling={"mpp": 0.5}) | {"encoder.weights": "abc"}
+    assert (
+        differences(recipe(tiling={"mpp": 0.5, "seed": 3}, encoder={"batch_size": 7}, run={"unit_tiles": 3}), [known])
+        == []
+    )
+    assert differences(recipe(), [known]) == ["tiling.mpp is null, not 0.5"]
+    assert differences(recipe(), [known, recipe()]) == []
+    assert differences(known | {"encoder.weights": "xyz"}, [known, recipe()]) == ["encoder.weights is xyz, not abc"]
+    assert differences(
+        recipe(tiling={"max_tiles_per_patient": 9}), [recipe(tiling={"max_tiles_per_patient": 9, "seed": 1})]
+    ) == ["tiling.seed is 0, not 1"]
