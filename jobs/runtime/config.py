@@ -217,11 +217,11 @@ class Training(_Section):
     hidden: int = Field(256, ge=1, le=8192, description="width of a tile after the first layer")
     attention_hidden: int = Field(128, ge=1, le=8192, description="width of the attention network")
     dropout: float = Field(0.25, ge=0, lt=1, description="share of hidden values left out in each step")
-    learning_rate: float = Field(2e-4, gt=0, description="of AdamW")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
     epochs: int = Field(50, ge=1, le=100_000, description="at most so many passes over split train")
     patience: int = Field(
-        10, ge=1, description="stop when the loss on split validation has not gone down for so many epochs"
+        15, ge=1, description="stop when the loss on split validation has not gone down for so many epochs"
     )
     batch_size: int = Field(8, ge=1, le=65_536, description="patients a step, of each process")
     bag_size: int | None = Field(
