@@ -15,6 +15,7 @@ from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.run import Run
 from tests.spark.conftest import Finished
 from udfs.wsi.stain import load_stainnet
+from udfs.wsi.store import write_bytes
 
 
 def config_of(finished: Finished, checkpoint: Path | str, reference: str = "a2") -> Config:
@@ -63,7 +64,7 @@ def test_few_tiles_are_of_few_slides_and_the_reference_is_one_of_them(
 
 
 def test_a_checkpoint_goes_to_a_store_by_its_uri() -> None:
-    stainnet._write("memory://models/deep/net.pth", b"weights", {"account_key": "of another store"})
+    write_bytes("memory://models/deep/net.pth", b"weights", {"account_key": "of another store"})
     assert fsspec.filesystem("memory").cat("/models/deep/net.pth") == b"weights"
 
 
