@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.run import Run
 from tests.spark.conftest import Finished
 from udfs.wsi.stain import load_stainnet
+from udfs.wsi.store import write_bytes
 
 
 def config_of(finished: Finished, checkpoint: Path | str, reference: str = "a2") -> Config:
@@ -59,6 +61,11 @@ def test_few_tiles_are_of_few_slides_and_the_reference_is_one_of_them(
         drawn = stainnet._draw(Run(config.model_copy(update={"stainnet": settings}), spark, "stainnet"))
         assert drawn["image_id"].value_counts().to_list() == [2, 2]
         assert "a2" in set(drawn["image_id"])
+
+
+def test_a_checkpoint_goes_to_a_store_by_its_uri() -> None:
+    write_bytes("memory://models/deep/net.pth", b"weights", {"account_key": "of another store"})
+    assert fsspec.filesystem("memory").cat("/models/deep/net.pth") == b"weights"
 
 
 def test_a_reference_without_tiles_is_a_setting_to_mend(
