@@ -1,0 +1,1 @@
+"""What train, predict and users' own loops share: no Spark and no JVM."""
