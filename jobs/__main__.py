@@ -10,6 +10,7 @@ JOBS = {
     "features": "table features: embeddings and colours of the tiles",
     "patients": "table patients: a row a patient, with its bags",
     "stainnet": "fit a StainNet checkpoint to your slides",
+    "patches": "read patches of pixels ahead of a trainer",
     "compact": "join the small files that many waves and runs leave",
 }
 

@@ -18,6 +18,7 @@ from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.spec import PatchSpec, SlideSource
 from jobs.training.patches.tables import patches_of_tables
+from jobs.training.patches.window_feed import WindowFeed
 
 __all__ = [
     "MeterReading",
@@ -25,5 +26,6 @@ __all__ = [
     "PatchLoader",
     "PatchSpec",
     "SlideSource",
+    "WindowFeed",
     "patches_of_tables",
 ]

@@ -37,9 +37,13 @@ class Batcher:
         codes = {label: code for code, label in enumerate(classes)}
         unknown = sorted({slide.label for slide in spec.slides if slide.label is not None} - codes.keys())
         if unknown:
-            raise ValueError(f"label {unknown[0]} is none of the classes {', '.join(classes)}: add it, or leave its slides out")
+            raise ValueError(
+                f"label {unknown[0]} is none of the classes {', '.join(classes)}: add it, or leave its slides out"
+            )
         self._spec = spec
-        self._codes = np.array([codes[slide.label] if slide.label is not None else -1 for slide in spec.slides], np.int64)
+        self._codes = np.array(
+            [codes[slide.label] if slide.label is not None else -1 for slide in spec.slides], np.int64
+        )
 
     def __call__(self, patches: NDArray[np.int64], pixels: NDArray[np.uint8]) -> PatchBatch:
         """`patches`: int64 [b], their numbers; `pixels`: uint8 [b, patch_px, patch_px, 3]."""

@@ -18,6 +18,8 @@ from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.units import OnBadSlide, Unit, plan_units, tell_skipped
 from udfs.wsi.store import StorageOptions
 
+_BUFFER_BYTES = 512 << 20
+
 
 class PatchLoader:
     """Batches of patches, read where the slides are.
@@ -35,7 +37,7 @@ class PatchLoader:
         *,
         n_parallel: int = 2,
         unit_patches: int = 16,
-        buffer_patches: int = 4096,
+        buffer_patches: int | None = None,
         seed: int = 0,
         classes: Sequence[str] | None = None,
         on_bad_slide: OnBadSlide = "raise",
@@ -50,7 +52,8 @@ class PatchLoader:
             batch_size: patches a batch; the last of an epoch has what is left.
             n_parallel: workers that read.
             unit_patches: neighbouring patches that are read together: more of them read faster, fewer mix better.
-            buffer_patches: patches among which each next one is drawn; as many as there are of them shuffle perfectly.
+            buffer_patches: patches among which each next one is drawn; None: what 512 MiB hold. As many as there are shuffle
+                perfectly.
             seed: of the order of all epochs.
             classes: the labels in the order of the model's outputs; None: `spec.classes`.
             on_bad_slide: "raise" ends an epoch at a slide that can't be read, with its name; "skip" goes on without the unit,
@@ -63,6 +66,8 @@ class PatchLoader:
             ValueError: a number below 1, or a label that is none of `classes`.
             SlideError: a slide that can't be opened, with on_bad_slide="raise".
         """
+        if buffer_patches is None:
+            buffer_patches = max(1, _BUFFER_BYTES // spec.patch_bytes)
         numbers = {"batch_size": batch_size, "n_parallel": n_parallel, "unit_patches": unit_patches}
         for name, number in (numbers | {"buffer_patches": buffer_patches}).items():
             if number < 1:

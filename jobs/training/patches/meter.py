@@ -23,7 +23,7 @@ class MeterReading:
     first_batch_s: float  # until the first batch was there: the shuffle buffer fills
     seconds: float  # of the epoch
     mixing_slides: float  # distinct slides in a batch, of those in a perfect shuffle's
-    mixing_units: float  # the same for units of neighbouring patches
+    mixing_units: float | None  # the same for units of neighbouring patches; None where they are not known
 
     @property
     def t_batch(self) -> float:
@@ -44,12 +44,13 @@ class MeterReading:
         sign, verdict = (">", "holds") if self.holds else ("<=", "does not hold")
         share = self.waited_s / self.seconds if self.seconds else 0.0
         enough = f"n_parallel {self.enough_parallel} would be enough"
+        by_unit = "" if self.mixing_units is None else f", {self.mixing_units:.2f} by unit"
         skipped = f", {self.n_skipped:,} SKIPPED" if self.n_skipped else ""
         return (
             f"epoch {self.epoch}: t_step {_ms(self.t_step)} {sign} n_batch {self.n_batch} * t_load {_ms(self.t_load)} / "
             f"n_parallel {self.n_parallel} = {_ms(self.t_batch)}: {verdict}; {enough}; the trainer waited {self.waited_s:.1f} s "
             f"({100 * share:.0f} %) and {self.first_batch_s:.1f} s for the first batch; {self.n_patches:,} patches{skipped}; "
-            f"mixing {self.mixing_slides:.2f} by slide, {self.mixing_units:.2f} by unit"
+            f"mixing {self.mixing_slides:.2f} by slide{by_unit}"
         )
 
     def to_json(self) -> str:
@@ -93,7 +94,9 @@ class Meter:
         self._step_s += now - self._since
         self._since = now
 
-    def read(self, epoch: int, n_batch: int, n_parallel: int, mixing_slides: float, mixing_units: float) -> MeterReading:
+    def read(
+        self, epoch: int, n_batch: int, n_parallel: int, mixing_slides: float, mixing_units: float | None
+    ) -> MeterReading:
         """The epoch is over."""
         return MeterReading(
             epoch=epoch,

@@ -17,7 +17,9 @@ from udfs.wsi.tiff.index import SlideIndex
 class UnitPixels:
     """What came of a unit: its pixels, or the error."""
 
-    pixels: NDArray[np.uint8] = field(repr=False)  # uint8 [m, patch_px, patch_px, 3], in the order of the unit's patches
+    pixels: NDArray[np.uint8] = field(
+        repr=False
+    )  # uint8 [m, patch_px, patch_px, 3], in the order of the unit's patches
     seconds: float  # that the worker took
     error: SlideError | None = None
 

@@ -61,9 +61,13 @@ class PatchSpec:
                 "level not below it"
             )
         if self.mpp is not None and self.level:
-            raise ValueError(f"mpp = {self.mpp} and level = {self.level} are both given: mpp chooses the level, leave one out")
+            raise ValueError(
+                f"mpp = {self.mpp} and level = {self.level} are both given: mpp chooses the level, leave one out"
+            )
         if n and not 0 <= self.slide.min() <= self.slide.max() < len(self.slides):
-            raise ValueError(f"slide numbers from {self.slide.min()} to {self.slide.max()}: there are {len(self.slides)} slides")
+            raise ValueError(
+                f"slide numbers from {self.slide.min()} to {self.slide.max()}: there are {len(self.slides)} slides"
+            )
         names = [slide.image_id for slide in self.slides]
         if doubled := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
             raise ValueError(f"image_id {doubled[0]} stands for two slides: give each its own")
@@ -122,7 +126,9 @@ class PatchSpec:
         """
         told = json.loads((table.schema.metadata or {}).get(b"patches", b"{}"))
         if "patch_px" not in told:
-            raise ValueError('the table has no metadata {"patches": \'{"patch_px": ...}\'}: write it with PatchSpec.to_table')
+            raise ValueError(
+                'the table has no metadata {"patches": \'{"patch_px": ...}\'}: write it with PatchSpec.to_table'
+            )
         columns = [name for name in ("image_id", "uri", "label", "mpp") if name in table.column_names]
         slides: dict[str, SlideSource] = {}
         for row in table.select(columns).group_by(columns, use_threads=False).aggregate([]).to_pylist():

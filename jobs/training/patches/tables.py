@@ -65,7 +65,12 @@ def patches_of_tables(
     good.sort(key=lambda row: str(row["image_id"]))
     ids = [row["image_id"] for row in good]
     tiles = _read(
-        root, "tiles", ("image_id", "x_px", "y_px", "tile_px", "downsample"), versions, storage_options, ("image_id", ids)
+        root,
+        "tiles",
+        ("image_id", "x_px", "y_px", "tile_px", "downsample"),
+        versions,
+        storage_options,
+        ("image_id", ids),
     )
     indexes = {
         (row["image_id"], row["file_version"]): row["index"]
@@ -74,7 +79,8 @@ def patches_of_tables(
         ).to_pylist()
     }
     of_image = _by_image(tiles)
-    sources, numbers, corners = [], [], []
+    sources: list[SlideSource] = []
+    numbers, corners = [], []
     for row in good:
         if row["image_id"] not in of_image:
             continue
@@ -120,15 +126,14 @@ def grid_on_tissue(
         int32 [m, 2] of (x, y), level-0 pixels, row by row.
     """
     columns, rows = int(width_px / span_px), int(height_px / span_px)  # those that fit whole
-    kept = set(map(tuple, np.rint(tiles / tile_span_px).astype(np.int64).tolist()))
-    if not columns or not rows or not kept:
+    kept = np.rint(tiles / tile_span_px).astype(np.int64)
+    if not columns or not rows or not len(kept):
         return np.zeros((0, 2), np.int32)
-    # a mask of the tiles, looked up at the centres: outer products, no patch by patch loop
+    # a mask of the tiles, looked up at the patches' centres
     at_x = ((np.arange(columns) + 0.5) * span_px / tile_span_px).astype(np.int64)
     at_y = ((np.arange(rows) + 0.5) * span_px / tile_span_px).astype(np.int64)
-    mask = np.zeros((max(at_y[-1], max(y for _, y in kept)) + 1, max(at_x[-1], max(x for x, _ in kept)) + 1), bool)
-    xs, ys = zip(*kept, strict=True)
-    mask[np.array(ys), np.array(xs)] = True
+    mask = np.zeros((max(at_y[-1], kept[:, 1].max()) + 1, max(at_x[-1], kept[:, 0].max()) + 1), bool)
+    mask[kept[:, 1], kept[:, 0]] = True
     row, column = np.nonzero(mask[np.ix_(at_y, at_x)])
     corners: NDArray[np.int32] = np.rint(np.stack([column, row], axis=1) * span_px).astype(np.int32)
     return corners
@@ -182,10 +187,14 @@ def _read(
     uri = f"{root.rstrip('/')}/{name}"
     try:
         table = DeltaTable(
-            uri, version=(versions or {}).get(name), storage_options={k: str(v) for k, v in (storage_options or {}).items()}
+            uri,
+            version=(versions or {}).get(name),
+            storage_options={k: str(v) for k, v in (storage_options or {}).items()},
         )
     except TableNotFoundError:
-        raise ValueError(f"no table {name} in {public_uri(root)}: run the slides job, or give the folder of its tables") from None
+        raise ValueError(
+            f"no table {name} in {public_uri(root)}: run the slides job, or give the folder of its tables"
+        ) from None
     column, values = only
     if column not in table.to_pyarrow_dataset().schema.names:
         raise ValueError(f"table {name} in {public_uri(root)} has no column {column}: run the splits job first")

@@ -114,7 +114,7 @@ def _units_of(
 ) -> list[Unit]:
     index = SlideIndex.from_bytes(source.index) if source.index else None
     downsamples, mpp = source.level_downsamples, source.mpp
-    if index is None and downsamples is None or (spec.mpp is not None and mpp is None):
+    if (index is None and downsamples is None) or (spec.mpp is not None and mpp is None):
         with open_slide(source.uri, storage_options) as slide:
             index = slide.index
             downsamples = tuple(level.downsample for level in slide.levels)
@@ -142,8 +142,6 @@ def _units_of(
             part = None
             if index and blocks:
                 part = index.only(level, needed_blocks(blocks, corners[rows], region_px)).to_bytes()
-            yield Unit(
-                source.image_id, source.uri, members[rows], corners[rows], spec.patch_px, level, region_px, part
-            )
+            yield Unit(source.image_id, source.uri, members[rows], corners[rows], spec.patch_px, level, region_px, part)
 
     return list(cut())
