@@ -6,6 +6,7 @@ Needs no Spark and no JVM: the job `patches` runs elsewhere, on the same folder.
 import json
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from jobs.training.patches.order import mixing
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.units import tell_skipped
 from jobs.training.patches.windows import Manifest, WindowFolder, WindowPlan
+
+# petastorm asks for the old ways of pyarrow, which there still are in the version that it needs
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.")
 
 _POLL_S = 0.05
 _ROW_GROUPS_AHEAD = 2  # that petastorm reads while the trainer is at its step
@@ -97,14 +101,15 @@ class WindowFeed:
         seen: list[Numbers] = []
         waiting: deque[_Rows] = deque()  # rows that came and are in no batch yet
         for rows in self._rows(number, todo, counted, meter):
+            # The trainer asked for more than came, so it is done with the windows that no row is left of.
+            self._finish(number, todo, waiting[0].window if waiting else rows.window)
             waiting.append(rows)
             while sum(len(part.patches) for part in waiting) >= self.batch_size:
                 patches, pixels = _take(waiting, self.batch_size)
                 seen.append(patches)
                 meter.batch_is_there(len(patches))
                 yield self._batch(patches, pixels)
-                meter.next_is_wanted()  # and so the trainer is done with the windows that no row is left of
-                self._finish(number, todo, waiting[0].window if waiting else rows.window)
+                meter.next_is_wanted()
         if waiting:
             patches, pixels = _take(waiting, self.batch_size)
             seen.append(patches)
