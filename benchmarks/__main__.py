@@ -19,6 +19,7 @@ NAMES = (  # each a module of this package with run()
     "encode",
     "features",
     "job",
+    "patches",
     "memory",
     "scale",
 )

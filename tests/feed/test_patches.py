@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 from openslide import OpenSlide
 
-from jobs.training.patches import MeterReading, PatchBatch, PatchLoader, PatchSpec, SlideSource
+from jobs.training.patches.batch import PatchBatch
+from jobs.training.patches.loader import PatchLoader
+from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import epoch_order, mixing
+from jobs.training.patches.spec import PatchSpec, SlideSource
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 from udfs.wsi import SlideError
 from udfs.wsi.spacing import resample

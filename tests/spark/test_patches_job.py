@@ -14,8 +14,12 @@ from pyspark.sql import SparkSession
 
 from jobs.patches import Producer, read_ahead
 from jobs.runtime.config import ConfigError
-from jobs.training.patches import PatchLoader, PatchSpec, WindowFeed, patches_of_tables
+from jobs.training.patches.loader import PatchLoader
+from jobs.training.patches.spec import PatchSpec
+from jobs.training.patches.tables import patches_of_tables
+from jobs.training.patches.window_feed import WindowFeed
 from jobs.training.patches.windows import WindowFolder
+from tests.faults.commands import wait_until
 from tests.spark.conftest import Finished
 from udfs.wsi import SlideError, open_slide
 
@@ -66,7 +70,7 @@ def test_patches_of_another_spacing_need_no_other_table_and_those_of_tables_read
         corners = [(int(batch.x_px[i]), int(batch.y_px[i])) for i in mine]
         for k, pixels in slide.read_tiles(corners, 100):
             np.testing.assert_array_equal(batch.pixels[mine[k]], pixels)
-    with pytest.raises(ValueError, match="no table tiles in /nowhere"):
+    with pytest.raises(ValueError, match="no table slides in /nowhere"):
         patches_of_tables("/nowhere", 128)
     with pytest.raises(ValueError, match="no patch of 8000 px has its centre on tissue"):
         patches_of_tables(root, 8000)
@@ -87,14 +91,18 @@ def test_executors_read_ahead_of_the_trainer_but_never_beyond_the_bound(
             most[:] = max(most[0], folder.unread(range(2))), max(most[1], files)
             time.sleep(0.002)
 
-    with Background(watch, ended), Background(lambda: read_ahead(spark, spec, str(tmp_path), small(epochs=2))):
+    with (
+        Background(watch, ended),
+        Background(lambda: read_ahead(spark, spec, str(tmp_path), small(epochs=2, window_patches=24))),
+    ):
         feed = WindowFeed(tmp_path, 16, patience_s=60, say=lambda _: None)
         came: list[list[int]] = []
         for epoch in range(2):
             came.append([])
             for batch in feed.epoch(epoch):
-                if epoch == 0 and len(came[0]) < 64:
-                    time.sleep(0.3)  # a trainer that is slow: executors have to wait
+                if epoch == 0 and not came[0]:
+                    wait_until(lambda: most[0] == MOST_UNREAD, 60, "executors are as far ahead as they may")
+                    time.sleep(0.5)  # in which they would go further, if they could
                 came[epoch] += batch.patch.tolist()
     assert [sorted(patches) for patches in came] == [list(range(len(spec)))] * 2
     assert came[0] != came[1]

@@ -4,28 +4,15 @@ Words: a *patch* is a square that the trainer sees, `patch_px` a side; a *unit* 
 are read together, so that a block of the file is decoded once for all of them; a *window* is a file of patches that Spark's
 executors read ahead of the trainer.
 
+    from jobs.training.patches.loader import PatchLoader
+    from jobs.training.patches.tables import patches_of_tables
+
     spec = patches_of_tables("data/tables", patch_px=256, mpp=0.5)
     loader = PatchLoader(spec, batch_size=32, n_parallel=4)
     for epoch in range(10):
         for batch in loader.epoch(epoch):
             step(batch.pixels, batch.label)  # uint8 [b, 256, 256, 3], int64 [b]
 
-No table is made again for another `patch_px` or `mpp`: both are settings of the trainer.
+No table is made again for another `patch_px` or `mpp`: both are settings of the trainer. Nothing is imported here, for executors
+read windows without petastorm, deltalake and torch.
 """
-
-from jobs.training.patches.batch import PatchBatch
-from jobs.training.patches.loader import PatchLoader
-from jobs.training.patches.meter import MeterReading
-from jobs.training.patches.spec import PatchSpec, SlideSource
-from jobs.training.patches.tables import patches_of_tables
-from jobs.training.patches.window_feed import WindowFeed
-
-__all__ = [
-    "MeterReading",
-    "PatchBatch",
-    "PatchLoader",
-    "PatchSpec",
-    "SlideSource",
-    "WindowFeed",
-    "patches_of_tables",
-]
