@@ -2,6 +2,7 @@
 
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import psutil
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.patches import Producer, read_ahead
-from jobs.runtime.config import ConfigError
+from jobs.patches import Producer, read_ahead, read_cohort_ahead
+from jobs.runtime.config import ConfigError, Patches
+from jobs.runtime.run import Run
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.tables import patches_of_tables
@@ -152,6 +154,18 @@ def test_a_bad_slide_ends_the_job_by_name_and_the_trainer_is_told_or_it_is_skipp
     with pytest.raises(ConfigError, match=r"holds windows of another run \(seed 0, now 1\)"):
         read_ahead(spark, spec, str(skips), small(on_bad_slide="skip", seed=1))
     assert read_ahead(spark, spec, str(skips), small(on_bad_slide="skip")).read == 0  # all were read, and are done
+
+
+def test_the_job_reads_the_patients_of_the_csv(spark: SparkSession, finished: Finished, tmp_path: Path) -> None:
+    settings = {"folder": str(tmp_path / "windows"), "patch_px": 448, "window_patches": 16, "epochs": 2}
+    config = finished.config.model_copy(update={"patches": Patches.model_validate(settings)})
+    run = Run(config, spark, "patches")
+    assert read_cohort_ahead(run, Namespace()) == 0
+    feed = WindowFeed(tmp_path / "windows", 8, patience_s=10, say=lambda _: None)
+    for epoch in range(2):
+        assert sum(len(batch) for batch in feed.epoch(epoch)) == feed.plan.n_patches == run.counts["patches_read"] / 2
+    with pytest.raises(ConfigError, match=r"patches\.folder is required"):
+        read_cohort_ahead(Run(finished.config, spark, "patches"), Namespace())
 
 
 class Background:

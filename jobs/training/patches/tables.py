@@ -162,6 +162,8 @@ def _mpp(row: Mapping[str, Any]) -> float | None:
 
 def _by_image(tiles: pa.Table) -> dict[str, tuple[NDArray[np.int64], float]]:
     """By image_id: corners of the tiles, int64 [n, 2], and the edge of one in level-0 pixels."""
+    if not len(tiles):
+        return {}
     ids = tiles["image_id"].combine_chunks().dictionary_encode()
     codes = ids.indices.to_numpy()
     xy_px = np.stack([tiles["x_px"].to_numpy(), tiles["y_px"].to_numpy()], axis=1).astype(np.int64)
@@ -198,4 +200,4 @@ def _read(
     column, values = only
     if column not in table.to_pyarrow_dataset().schema.names:
         raise ValueError(f"table {name} in {public_uri(root)} has no column {column}: run the splits job first")
-    return table.to_pyarrow_table(columns=list(columns), filters=pc.field(column).isin(values))
+    return table.to_pyarrow_table(columns=list(columns), filters=pc.field(column).isin(pa.array(values, pa.string())))
