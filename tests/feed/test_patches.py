@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from openslide import OpenSlide
 
+from jobs.training.patches import loader as loader_module
 from jobs.training.patches.batch import PatchBatch
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
-from jobs.training.patches.order import epoch_order, mixing
+from jobs.training.patches.order import EpochOrder, epoch_order, mixing
+from jobs.training.patches.reading import UnitPixels
 from jobs.training.patches.spec import PatchSpec, SlideSource
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 from udfs.wsi import SlideError
@@ -111,6 +114,35 @@ def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
     without = PatchLoader(spec_of(folder), on_bad_slide="skip", unit_patches=5, say=said)
     assert sorted(numbers(without.epoch(0))) == list(range(50))
     assert {image_id: patches for image_id, (patches, _) in without.skipped.items()} == {"s2": 25, "s3": 25}
+
+
+def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = loader_module.read_in_order
+
+    def broken(change: Callable[[list[UnitPixels]], list[UnitPixels]]) -> None:
+        def read(*arguments: Any) -> Generator[UnitPixels, None, None]:
+            yield from change(list(honest(*arguments)))
+
+        monkeypatch.setattr(loader_module, "read_in_order", read)
+        list(PatchLoader(spec, 10, unit_patches=5, say=said).epoch(0))
+
+    broken(list)
+    with pytest.raises(RuntimeError, match="4 patches came instead of 5"):
+        broken(lambda units: [*units[:3], UnitPixels(units[3].pixels[:4], 0.1), *units[4:]])
+    with pytest.raises(RuntimeError, match="all units came"):
+        broken(lambda units: units[:-1])
+    monkeypatch.undo()
+    order = loader_module.epoch_order
+
+    def doubled(*arguments: Any) -> EpochOrder:
+        planned = order(*arguments)
+        patches = planned.patches.copy()
+        patches[-1] = patches[0]
+        return EpochOrder(planned.units, patches)
+
+    monkeypatch.setattr(loader_module, "epoch_order", doubled)
+    with pytest.raises(RuntimeError, match=r"all units came, and patch \d+ with none of them"):
+        list(PatchLoader(spec, 10, unit_patches=5, say=said).epoch(0))
 
 
 def test_an_epoch_that_is_left_early_stops_its_workers(spec: PatchSpec) -> None:

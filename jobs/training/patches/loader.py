@@ -136,24 +136,32 @@ class PatchLoader:
         edge = self.spec.patch_px
         with closing(read_in_order(units, self.n_parallel, self._ahead, self._options)) as read:
             buffer = PixelBuffer(max(self.buffer_patches, self._largest), edge)
-            turn = zip(units, read, strict=True)
+            turn = zip(units, read, strict=False)  # short ones are told below
             for start in range(0, len(wanted), self.batch_size):
                 patches = wanted[start : start + self.batch_size]
                 pixels = np.empty((len(patches), edge, edge, 3), np.uint8)
                 there: list[int] = []
                 for patch in patches.tolist():
                     while patch not in buffer:
-                        unit, result = next(turn)
-                        self._take(unit, result, buffer, meter)
+                        unit_and_result = next(turn, None)
+                        if unit_and_result is None:
+                            raise RuntimeError(
+                                f"epoch {number}: all units came, and patch {patch} with none of them: report it"
+                            )
+                        self._take(*unit_and_result, buffer, meter)
                     if buffer.move_to(patch, pixels[len(there)]):
                         there.append(patch)
-                came[patches] += 1
+                np.add.at(came, patches, 1)
                 if there:
+                    batch = self._batch(np.array(there, np.int64), pixels[: len(there)])
                     meter.batch_is_there(len(there))
-                    yield self._batch(np.array(there, np.int64), pixels[: len(there)])
+                    yield batch
                     meter.next_is_wanted()
-        if wrong := int((came != is_wanted).sum()):
-            raise RuntimeError(f"epoch {number}: {wrong} patches did not come just once: report it")
+        due = max(self.n_patches - first_step * self.batch_size, 0)
+        if came.max(initial=0) > 1 or came.sum() != due:
+            raise RuntimeError(
+                f"epoch {number}: {int(came.sum()):,} patches came of {due:,}, {int((came > 1).sum())} of them again: report it"
+            )
         reading = meter.read(number, self.batch_size, self.n_parallel, *self._mixing(wanted))
         self.readings.append(reading)
         if self._meter_file:
