@@ -33,6 +33,7 @@ from udfs.wsi.plan import work_units
 
 _BATCH, _UNIT = 32, 16
 _LOCAL_UNITS, _REMOTE_UNITS, _METER_UNITS = 96, 16, 96
+_BUFFER = 512  # patches, so that an epoch here is several of them, as epochs are
 _CORES, _WORKERS, _ROUNDS = 2, (1, 2), 3
 _CACHE = {"cache_type": "blockcache", "block_size": 4 << 20}
 _METER_WORKERS = (1, 2, 4, 8)
@@ -58,8 +59,8 @@ def _spec(path: Path, uri: str, patch_px: int, units: int) -> PatchSpec:
     with open_slide(str(path)) as slide:
         grid = grid_on_tissue(tiles, TILE_PX, slide.width_px, slide.height_px, patch_px)
         of_units = work_units(slide.levels[0], 1.0, grid, patch_px, _UNIT)
-        source = SlideSource(path.stem, uri, mpp=0.5, level_downsamples=(1.0,))
-    whole = [unit for unit in of_units if len(unit) == _UNIT]
+        source = SlideSource(path.stem, uri)  # its index is read once, before the first epoch
+    whole = [unit for unit in of_units if len(unit) >= _UNIT // 2]
     drawn = np.random.default_rng(0).choice(len(whole), units, replace=False)
     xy_px = grid[np.concatenate([whole[number] for number in drawn])]
     return PatchSpec((source,), np.zeros(len(xy_px), np.int32), xy_px[:, 0], xy_px[:, 1], patch_px)
@@ -68,7 +69,9 @@ def _spec(path: Path, uri: str, patch_px: int, units: int) -> PatchSpec:
 def _compared(uri: str, cache: dict[str, Any], spec: PatchSpec) -> Line:
     ways: dict[str, Callable[[], object]] = {}
     for workers in _WORKERS:
-        loader = PatchLoader(spec, _BATCH, n_parallel=workers, unit_patches=_UNIT, say=lambda _: None)
+        loader = PatchLoader(
+            spec, _BATCH, n_parallel=workers, unit_patches=_UNIT, buffer_patches=_BUFFER, say=lambda _: None
+        )
         ways[f"ours_{workers}"] = partial(_drain, loader)
         theirs = _dataloader(uri, cache, spec, workers)
         ways[f"dataloader_{workers}"] = partial(_consume, theirs, len(spec))
@@ -108,7 +111,9 @@ def _meter(spec: PatchSpec) -> Iterator[Line]:
 
 
 def _measured(spec: PatchSpec, workers: int, step_s: float) -> MeterReading:
-    loader = PatchLoader(spec, _BATCH, n_parallel=workers, unit_patches=_UNIT, buffer_patches=256, say=lambda _: None)
+    loader = PatchLoader(
+        spec, _BATCH, n_parallel=workers, unit_patches=_UNIT, buffer_patches=_BUFFER, say=lambda _: None
+    )
     for _ in loader.epoch(0):
         time.sleep(step_s)
     return loader.readings[0]

@@ -17,11 +17,14 @@ from jobs.training.patches.batch import PatchBatch
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
-from jobs.training.patches.reading import UnitPixels
+from jobs.training.patches.reading import UnitRead
 from jobs.training.patches.spec import PatchSpec, SlideSource
+from jobs.training.patches.units import Unit
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 from udfs.wsi import SlideError
 from udfs.wsi.spacing import resample
+
+Came = tuple[Unit, NDArray[np.int64], UnitRead]
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +122,8 @@ def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
 def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = loader_module.read_in_order
 
-    def broken(change: Callable[[list[UnitPixels]], list[UnitPixels]]) -> None:
-        def read(*arguments: Any) -> Generator[UnitPixels, None, None]:
+    def broken(change: Callable[[list[Came]], list[Came]]) -> None:
+        def read(*arguments: Any) -> Generator[Came, None, None]:
             yield from change(list(honest(*arguments)))
 
         monkeypatch.setattr(loader_module, "read_in_order", read)
@@ -128,7 +131,9 @@ def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monk
 
     broken(list)
     with pytest.raises(RuntimeError, match="4 patches came instead of 5"):
-        broken(lambda units: [*units[:3], UnitPixels(units[3].pixels[:4], 0.1), *units[4:]])
+        broken(lambda units: [*units[:3], (*units[3][:2], UnitRead(4, 0.1)), *units[4:]])
+    with pytest.raises(RuntimeError, match=r"patch \d+ came twice"):
+        broken(lambda units: [*units[:3], units[2], *units[4:]])
     with pytest.raises(RuntimeError, match="all units came"):
         broken(lambda units: units[:-1])
     monkeypatch.undo()
@@ -208,7 +213,7 @@ def test_the_meter_flips_as_steps_grow_longer_and_is_stored_each_epoch(spec: Pat
 
 def test_memory_is_bounded_by_the_buffer_and_units_on_their_way(spec: PatchSpec) -> None:
     loader = PatchLoader(spec, 10, unit_patches=5, buffer_patches=20, n_parallel=2, say=said)
-    assert loader.most_bytes == (20 + (2 * 2 + 2 * 2 + 1) * 5) * 3 * PATCH_PX**2
+    assert loader.most_bytes == (20 + (2 * 2 + 2 * 2) * 5) * 3 * PATCH_PX**2
     assert len(numbers(loader.epoch(0))) == 100
 
 
@@ -234,3 +239,8 @@ def test_a_spec_survives_as_a_table_without_secrets(spec: PatchSpec) -> None:
     back = PatchSpec.from_table(spec.to_table())
     assert back.fingerprint == spec.fingerprint
     assert back.slides[3].label == "LAA"
+    unused = PatchSpec((SlideSource("z", "z.tif"), *spec.slides), spec.slide + 1, spec.x_px, spec.y_px, spec.patch_px)
+    assert unused.fingerprint == spec.fingerprint != spec_of(Path(), 32).fingerprint
+    two = spec.to_table().set_column(1, "uri", [[f"{i}.tif" for i in range(100)]])
+    with pytest.raises(ValueError, match="column uri has several values for one image_id"):
+        PatchSpec.from_table(two)

@@ -13,7 +13,7 @@ from jobs.training.patches.buffer import PixelBuffer
 from jobs.training.patches.meter import Meter, MeterReading, store_reading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
 from jobs.training.patches.pool import read_in_order
-from jobs.training.patches.reading import UnitPixels
+from jobs.training.patches.reading import UnitRead
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.units import OnBadSlide, Unit, plan_units, tell_skipped
 from udfs.wsi.store import StorageOptions
@@ -90,6 +90,8 @@ class PatchLoader:
             self._unit_of[unit.patches] = number
         # enough for two batches while the trainer is at its step, and for workers that are not in step with each other
         self._ahead = 2 * n_parallel + 2 * -(-batch_size // self._largest)
+        self._room = max(self.buffer_patches, self._largest) + self._ahead * self._largest  # in patches
+        self._spare: PixelBuffer | None = None  # of the last epoch: new memory costs more than what is read into it
 
     @property
     def n_steps(self) -> int:
@@ -99,7 +101,7 @@ class PatchLoader:
     @property
     def most_bytes(self) -> int:
         """Of pixels that the loader holds at most."""
-        return (max(self.buffer_patches, self._largest) + (self._ahead + 1) * self._largest) * self.spec.patch_bytes
+        return self._room * self.spec.patch_bytes
 
     def order(self, epoch: int) -> EpochOrder:
         """In which order the patches of an epoch come."""
@@ -134,21 +136,23 @@ class PatchLoader:
         meter.skipped(sum(patches for patches, _ in self._unopened.values()))
         came = np.zeros(len(self.spec), np.int64)
         edge = self.spec.patch_px
-        with closing(read_in_order(units, self.n_parallel, self._ahead, self._options)) as read:
-            buffer = PixelBuffer(max(self.buffer_patches, self._largest), edge)
-            turn = zip(units, read, strict=False)  # short ones are told below
+        buffer, self._spare = (
+            self._spare or PixelBuffer(self._room, edge),
+            None,
+        )  # one that is in use is no other epoch's
+        with closing(read_in_order(units, self.n_parallel, self._ahead, self._options, buffer)) as read:
             for start in range(0, len(wanted), self.batch_size):
                 patches = wanted[start : start + self.batch_size]
                 pixels = np.empty((len(patches), edge, edge, 3), np.uint8)
                 there: list[int] = []
                 for patch in patches.tolist():
                     while patch not in buffer:
-                        unit_and_result = next(turn, None)
-                        if unit_and_result is None:
+                        came_next = next(read, None)
+                        if came_next is None:
                             raise RuntimeError(
                                 f"epoch {number}: all units came, and patch {patch} with none of them: report it"
                             )
-                        self._take(*unit_and_result, buffer, meter)
+                        self._take(*came_next, buffer, meter)
                     if buffer.move_to(patch, pixels[len(there)]):
                         there.append(patch)
                 np.add.at(came, patches, 1)
@@ -157,6 +161,8 @@ class PatchLoader:
                     meter.batch_is_there(len(there))
                     yield batch
                     meter.next_is_wanted()
+        buffer.empty()
+        self._spare = buffer
         due = max(self.n_patches - first_step * self.batch_size, 0)
         if came.max(initial=0) > 1 or came.sum() != due:
             raise RuntimeError(
@@ -168,16 +174,17 @@ class PatchLoader:
             store_reading(self._meter_file, reading)
         self._say(str(reading))
 
-    def _take(self, unit: Unit, result: UnitPixels, buffer: PixelBuffer, meter: Meter) -> None:
-        if not result.error:
-            meter.loaded(len(result.pixels), result.seconds)
-            buffer.put(unit.patches, result.pixels)
+    def _take(self, unit: Unit, places: NDArray[np.int64], read: UnitRead, buffer: PixelBuffer, meter: Meter) -> None:
+        if read.error and self._on_bad_slide == "raise":
+            raise read.error
+        buffer.put(unit.patches, places, written=not read.error)
+        if not read.error:
+            if read.n_patches != len(unit.patches):
+                raise RuntimeError(f"{read.n_patches} patches came instead of {len(unit.patches)}: report it")
+            meter.loaded(read.n_patches, read.seconds)
             return
-        if self._on_bad_slide == "raise":
-            raise result.error
-        buffer.put(unit.patches, None)
         meter.skipped(len(unit.patches))
         before = self.skipped.get(unit.image_id, (0, ""))[0]
-        self.skipped[unit.image_id] = before + len(unit.patches), str(result.error)
+        self.skipped[unit.image_id] = before + len(unit.patches), str(read.error)
         if not before:
-            tell_skipped(unit.image_id, len(unit.patches), str(result.error))
+            tell_skipped(unit.image_id, len(unit.patches), str(read.error))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -98,8 +99,13 @@ class PatchSpec:
     @cached_property
     def fingerprint(self) -> str:
         """Of what the patches are: two specs of one fingerprint number the same patches alike."""
-        head = [self.patch_px, self.mpp, self.level, [(slide.image_id, slide.label) for slide in self.slides]]
-        parts = [json.dumps(head).encode(), *(array.tobytes() for array in (self.slide, self.x_px, self.y_px))]
+        # slides as they first appear: those without a patch, and how they are numbered, make no difference
+        used, first, numbers = np.unique(self.slide, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        slides = [self.slides[number] for number in used[order]]
+        head = [self.patch_px, self.mpp, self.level, [(slide.image_id, slide.label) for slide in slides]]
+        arrays = (np.argsort(order).astype(np.int32)[numbers], self.x_px, self.y_px)
+        parts = [json.dumps(head).encode(), *(array.tobytes() for array in arrays)]
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     def to_table(self) -> pa.Table:
@@ -129,15 +135,18 @@ class PatchSpec:
             raise ValueError(
                 'the table has no metadata {"patches": \'{"patch_px": ...}\'}: write it with PatchSpec.to_table'
             )
-        columns = [name for name in ("image_id", "uri", "label", "mpp") if name in table.column_names]
-        slides: dict[str, SlideSource] = {}
-        for row in table.select(columns).group_by(columns, use_threads=False).aggregate([]).to_pylist():
-            slide = SlideSource(**row)
-            if slide.image_id in slides:
-                raise ValueError(f"{slide.image_id} has two URIs, labels or spacings: give each slide one")
-            slides[slide.image_id] = slide
-        numbers = {image_id: number for number, image_id in enumerate(slides)}
-        ids = table["image_id"].combine_chunks().dictionary_encode()
-        of_dictionary = np.array([numbers[image_id] for image_id in ids.dictionary.to_pylist()], np.int32)
-        which = of_dictionary[ids.indices.to_numpy()] if len(table) else np.zeros(0, np.int32)
-        return cls(tuple(slides.values()), which, table["x_px"].to_numpy(), table["y_px"].to_numpy(), **told)
+        ids = table["image_id"].combine_chunks().dictionary_encode()  # numbered as they first appear
+        which = ids.indices.to_numpy()
+        first = pa.array(np.unique(which, return_index=True)[1])
+        columns: dict[str, list[Any]] = {"image_id": ids.dictionary.to_pylist()}
+        for name in ("uri", "label", "mpp"):
+            if name in table.column_names:
+                values = table[name].combine_chunks()
+                of_first = values.take(first)
+                if not values.equals(of_first.take(ids.indices)):
+                    raise ValueError(f"column {name} has several values for one image_id: give each slide one")
+                columns[name] = of_first.to_pylist()
+        slides = tuple(
+            SlideSource(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
+        )
+        return cls(slides, which, table["x_px"].to_numpy(), table["y_px"].to_numpy(), **told)

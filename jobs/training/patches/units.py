@@ -114,7 +114,7 @@ def _units_of(
 ) -> list[Unit]:
     index = SlideIndex.from_bytes(source.index) if source.index else None
     downsamples, mpp = source.level_downsamples, source.mpp
-    if (index is None and downsamples is None) or (spec.mpp is not None and mpp is None):
+    if index is None or downsamples is None or (spec.mpp is not None and mpp is None):
         with open_slide(source.uri, storage_options) as slide:
             index = slide.index
             downsamples = tuple(level.downsample for level in slide.levels)

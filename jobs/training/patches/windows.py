@@ -180,11 +180,11 @@ def write_window(
     skipped: dict[str, tuple[int, str]] = {}
     seconds, at = 0.0, 0
     for unit in units:
-        result = read_unit(unit, storage_options)
         here = places[at : at + len(unit.patches)]
         at += len(unit.patches)
+        result = read_unit(unit, storage_options, pixels, here)
         if not result.error:
-            pixels[here], numbers[here] = result.pixels, unit.patches
+            numbers[here] = unit.patches
             seconds += result.seconds
         elif on_bad_slide == "raise":
             raise result.error
