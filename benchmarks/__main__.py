@@ -20,6 +20,7 @@ NAMES = (  # each a module of this package with run()
     "encode",
     "features",
     "job",
+    "patches",
     "memory",
     "scale",
     "learn",

@@ -13,6 +13,7 @@ JOBS = {
     "predict": "table predictions and a CSV: probabilities of new patients by a trained model, from their slides on",
     "stainnet": "fit a StainNet checkpoint to your slides",
     "train": "a model on table patients, and how good it is",
+    "patches": "read patches of pixels ahead of a trainer",
     "compact": "join the small files that many waves and runs leave",
 }
 

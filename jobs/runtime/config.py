@@ -265,6 +265,44 @@ class Predict(_Section):
     )
 
 
+class Patches(_Section):
+    """Settings of the job patches, which reads patches of pixels ahead of a trainer."""
+
+    folder: str | None = Field(
+        None, description="where the windows go: a path on a disk that executors and trainer share"
+    )
+    patch_px: int = Field(
+        256, ge=1, le=8192, description="edge of a finished patch, pixels; no table is made again for it"
+    )
+    mpp: float | None = Field(None, gt=0, description="micrometres a pixel of a patch; null reads `level` as it is")
+    level: int = Field(0, ge=0, description="of the slide, 0 the finest; where mpp is null")
+    split: str | None = Field(None, description="only patients of this value of patients.split; null takes all")
+    epochs: int = Field(1, ge=1, description="epochs to read ahead, each in an order of its own")
+    window_patches: int = Field(
+        2048, ge=1, description="patches a window, which are mixed with each other; a task holds them in memory"
+    )
+    unit_patches: int = Field(
+        8, ge=1, description="neighbouring patches read together: more read faster, fewer mix better"
+    )
+    most_unread: int = Field(
+        8, ge=1, description="windows on disk or being read, at most; executors then wait for the trainer"
+    )
+    patience_s: float = Field(
+        3600.0, gt=0, description="seconds that the trainer may take for a window; then the job ends"
+    )
+    on_bad_slide: Literal["raise", "skip"] = Field(
+        "raise",
+        description="raise: a slide that can't be read ends the job; skip: its patches are left out and counted",
+    )
+    seed: int = Field(0, ge=0, description="of the order")
+
+    @model_validator(mode="after")
+    def _one_spacing(self) -> "Patches":
+        if self.mpp is not None and self.level:
+            raise ValueError("mpp and level are both set, and mpp chooses the level: leave one out")
+        return self
+
+
 class Run(_Section):
     """How a run goes."""
 
@@ -293,6 +331,7 @@ class Config(_Section):
     splits: Splits = Splits()
     training: Training = Training()
     predict: Predict = Predict()
+    patches: Patches = Patches()
     run: Run = Run()
     on_failed_slides: Literal["report", "ignore"] = Field(
         "report", description="report: exit status 3 where slides failed; ignore: 0"

@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
@@ -75,6 +77,12 @@ class Pending(Protocol):
         """They are not wanted any more."""
 
 
+@lru_cache(maxsize=16)
+def _asynchronous(fs: AbstractFileSystem, _process: int) -> AsyncFileSystemWrapper:
+    """Made once a filesystem and process, whose loop it runs on: its constructor takes longer than reading a tile."""
+    return AsyncFileSystemWrapper(fs, asynchronous=False)
+
+
 class File:
     """One file, opened by URI."""
 
@@ -103,7 +111,7 @@ class File:
         # Only what was made for it may be asked for several things at once.
         self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
         # On fsspec's loop also where the caller runs one of its own, as notebooks do.
-        self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else AsyncFileSystemWrapper(fs, asynchronous=False)
+        self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
         self.info = info or self._ask()
 
     @property

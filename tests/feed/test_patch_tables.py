@@ -1,0 +1,92 @@
+"""Patches from tables written without Spark: splits, pinned versions, and patches larger than a tile."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from jobs.training.patches.spec import PatchSpec
+from jobs.training.patches.tables import grid_on_tissue, patches_of_tables
+from udfs.schemas import INDEXES, SLIDES, TILES
+
+TILE_PX, SLIDE_PX = 100, 400
+TISSUE = [(x, y) for x in (100, 200) for y in (100, 200)]  # the middle of each slide
+
+
+def rows(schema: pa.Schema, *values: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([dict.fromkeys(schema.names) | row for row in values], schema)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    slides, tiles = [], []
+    for number, (patient, label) in enumerate((("p1", "CE"), ("p2", "LAA"), ("p3", None))):
+        image = f"i{number}"
+        size = {
+            "width_px": SLIDE_PX,
+            "height_px": SLIDE_PX,
+            "mpp_x": 0.5,
+            "mpp_y": 0.5,
+            "level_downsamples": [1.0, 4.0],
+        }
+        who = {"image_id": image, "patient_id": patient, "status": "ok"}
+        slides.append(who | size | {"label": label, "uri": f"{image}.tif", "file_version": "1"})
+        tile = {"image_id": image, "patient_id": patient, "tile_px": TILE_PX, "downsample": 1.0}
+        tiles += [tile | {"x_px": x, "y_px": y} for x, y in TISSUE]
+    slides.append(slides[0] | {"image_id": "bad", "status": "failed", "level_downsamples": None})
+    write_deltalake(str(tmp_path / "slides"), rows(SLIDES, *slides))
+    write_deltalake(str(tmp_path / "tiles"), rows(TILES, *tiles))
+    write_deltalake(
+        str(tmp_path / "indexes"), rows(INDEXES, {"image_id": "i0", "file_version": "1", "index": b"of i0"})
+    )
+    return str(tmp_path)
+
+
+def images(spec: PatchSpec) -> list[str]:
+    return [slide.image_id for slide in spec.slides]
+
+
+def test_splits_choose_patients_and_versions_are_pinned(root: str) -> None:
+    assert images(patches_of_tables(root, 50)) == ["i0", "i1", "i2"]
+    assert patches_of_tables(root, 50).slides[0].index == b"of i0"
+    with pytest.raises(ValueError, match=r"no table patients in .*: run the slides job"):
+        patches_of_tables(root, 50, split="train")
+    write_deltalake(f"{root}/patients", pa.table({"patient_id": ["p1", "p2"]}))
+    with pytest.raises(ValueError, match="has no column split: run the splits job first"):
+        patches_of_tables(root, 50, split="train")
+    split = pa.table({"patient_id": ["p1", "p2", "p3"], "split": ["train", "test", "train"]})
+    write_deltalake(f"{root}/patients", split, mode="overwrite", schema_mode="overwrite")
+    spec = patches_of_tables(root, 50, split="train")
+    assert (images(spec), spec.classes, len(spec)) == (["i0", "i2"], ("CE",), 2 * 16)
+    assert images(patches_of_tables(root, 50, split=["train", "test"], patients=["p2", "p3"])) == ["i1", "i2"]
+    with pytest.raises(ValueError, match="tissue of split validation"):
+        patches_of_tables(root, 50, split="validation")
+
+    write_deltalake(f"{root}/tiles", rows(TILES), mode="overwrite")  # no tile is left in the newest version
+    with pytest.raises(ValueError, match="no patch of 50 px"):
+        patches_of_tables(root, 50)
+    pinned = patches_of_tables(root, 50, split="train", versions={"tiles": 0})
+    assert pinned.fingerprint == spec.fingerprint
+
+
+def test_patches_of_another_size_or_spacing_are_centred_on_tissue(root: str) -> None:
+    spec = patches_of_tables(root, 50, mpp=2.0, patients=["p1"])  # 200 level-0 pixels: centres at 100 and 300
+    corners = list(zip(spec.x_px.tolist(), spec.y_px.tolist(), strict=True))
+    assert corners == [(0, 0)], "of the four only the centre at 100, 100 is in a tile"
+    at_level = patches_of_tables(root, 25, level=1, patients=["p1"])  # the tiles' own size
+    assert sorted(zip(at_level.x_px.tolist(), at_level.y_px.tolist(), strict=True)) == TISSUE
+    with pytest.raises(ValueError, match="i0 has no level 2, its last is 1: take mpp"):
+        patches_of_tables(root, 25, level=2)
+    with pytest.raises(ValueError, match=r"i0: mpp_too_coarse: scanned at 0\.5"):
+        patches_of_tables(root, 25, mpp=0.25)
+
+
+def test_a_grid_holds_no_patch_that_leaves_the_slide_and_none_off_the_tissue() -> None:
+    tiles = np.array([(0, 0), (300, 300)])
+    corners = grid_on_tissue(tiles, 100, 390, 390, 60)
+    assert corners.tolist() == [[0, 0], [60, 0], [0, 60], [60, 60], [300, 300]]
+    assert (corners + 60 <= 390).all()
+    assert grid_on_tissue(tiles, 100, 390, 390, 400).shape == (0, 2)

@@ -1,0 +1,131 @@
+"""Windows: what executors wrote comes to the trainer once, in order, whatever dead attempts left; and is deleted as it goes."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.training.patches.spec import PatchSpec
+from jobs.training.patches.units import plan_units
+from jobs.training.patches.window_feed import WindowFeed
+from jobs.training.patches.windows import WindowFolder, WindowPlan, put_json, windows_of_epoch, write_spec, write_window
+from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
+
+WINDOW_PATCHES, UNIT_PATCHES, SEED = 30, 5, 1
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> PatchSpec:
+    return spec_of(write_slides(tmp_path_factory.mktemp("windows")))
+
+
+def plan_in(folder: WindowFolder, spec: PatchSpec, most_unread: int = 8) -> None:
+    """What the job writes first."""
+    units = plan_units(spec, UNIT_PATCHES, None, "raise").units
+    n_windows = tuple(len(windows_of_epoch(units, WINDOW_PATCHES, SEED, epoch)) for epoch in range(2))
+    sizes = {"window_patches": WINDOW_PATCHES, "unit_patches": UNIT_PATCHES}
+    put_json(
+        folder.plan,
+        WindowPlan(spec.fingerprint, 100, n_windows, **sizes, most_unread=most_unread, n_parallel=2, seed=SEED),
+    )
+    write_spec(folder, spec)
+
+
+def produce(folder: WindowFolder, spec: PatchSpec, epoch: int, only: range | None = None) -> None:
+    """What the tasks of the job and its driver do."""
+    units = plan_units(spec, UNIT_PATCHES, None, "raise").units
+    folder.epoch(epoch).mkdir(exist_ok=True)
+    for window, of_window in enumerate(windows_of_epoch(units, WINDOW_PATCHES, SEED, epoch)):
+        if only is None or window in only:
+            manifest = write_window(folder, epoch, window, of_window, SEED, None, "raise")
+            put_json(folder.manifest(epoch, window), manifest)
+
+
+def test_patches_come_once_in_the_same_batches_each_time_and_windows_are_deleted(
+    spec: PatchSpec, tmp_path: Path
+) -> None:
+    orders = []
+    for run in ("a", "b"):
+        folder = WindowFolder(tmp_path / run)
+        folder.root.mkdir()
+        plan_in(folder, spec)
+        produce(folder, spec, 0)
+        write_window(
+            folder, 0, 1, plan_units(spec, 5, None, "raise").units[:2], SEED, None, "raise"
+        )  # a doubled attempt
+        (folder.epoch(0) / "window-00002-dead.unfinished").write_bytes(b"half a fi")
+        feed = WindowFeed(folder.root, 16, patience_s=10, say=lambda _: None)
+        batches = list(feed.epoch(0))
+        assert [len(batch) for batch in batches] == [16] * 6 + [4]
+        for batch in batches:
+            for i, image_id in enumerate(batch.image_id):
+                x, y, whole = int(batch.x_px[i]), int(batch.y_px[i]), pixels_of(IDS.index(image_id))
+                np.testing.assert_array_equal(batch.pixels[i], whole[y : y + PATCH_PX, x : x + PATCH_PX])
+        orders.append([int(patch) for batch in batches for patch in batch.patch])
+        assert not list(folder.epoch(0).glob("window-*.json"))
+        left = {path.name for path in folder.epoch(0).iterdir() if path.suffix != ".done"}
+        folder.sweep()
+        assert len(left) == 2  # what nobody's manifest named: the job sweeps it
+        assert {path.suffix for path in folder.epoch(0).iterdir()} == {".done"}
+        reading = feed.readings[0]
+        assert (reading.n_patches, reading.n_parallel, reading.n_batch) == (100, 2, 16)
+        assert reading.t_load > 0
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == list(range(100))
+
+
+def test_a_trainer_waits_for_windows_and_a_second_one_goes_on_where_the_first_was_killed(
+    spec: PatchSpec, tmp_path: Path
+) -> None:
+    folder = WindowFolder(f"file://{tmp_path}")
+    plan_in(folder, spec)
+    produce(folder, spec, 0, range(2))
+    feed = WindowFeed(tmp_path, 10, patience_s=30, say=lambda _: None)
+    epoch = feed.epoch(0)
+    first = [next(epoch) for _ in range(4)]
+    epoch.close()  # type: ignore[attr-defined]
+    assert folder.done(0, 0).exists() and folder.manifest(0, 1).exists()  # done with window 0, in the midst of window 1
+
+    late = threading.Timer(0.5, produce, (folder, spec, 0, range(2, 9)))
+    late.start()
+    begun = time.monotonic()
+    second = list(WindowFeed(tmp_path, 10, patience_s=30, say=lambda _: None).epoch(0))
+    late.join()
+    assert time.monotonic() - begun > 0.5
+    came = [int(patch) for batch in (*first[:3], *second) for patch in batch.patch]  # the fourth was of window 1
+    assert sorted(came) == list(range(100))
+
+
+def test_windows_smaller_than_a_batch_do_not_end_in_two_who_wait_for_each_other(
+    spec: PatchSpec, tmp_path: Path
+) -> None:
+    folder = WindowFolder(tmp_path)
+    plan_in(folder, spec, most_unread=2)
+
+    def within_the_bound() -> None:
+        for window in range(4):
+            while folder.unread([0]) >= 2:
+                time.sleep(0.01)
+            produce(folder, spec, 0, range(window, window + 1))
+
+    producer = threading.Thread(target=within_the_bound, daemon=True)
+    producer.start()
+    batches = list(WindowFeed(tmp_path, 80, patience_s=10, say=lambda _: None).epoch(0))
+    producer.join()
+    assert [len(batch) for batch in batches] == [80, 20]
+
+
+def test_a_trainer_is_told_why_nothing_comes(spec: PatchSpec, tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError, match=r"windows\.json did not come in 0\.1 s: is the job patches running"):
+        WindowFeed(tmp_path, patience_s=0.1)
+    folder = WindowFolder(tmp_path)
+    plan_in(folder, spec)
+    put_json(folder.failed, {"why": "SlideError: file_missing: s1: nothing at s1.tif"})
+    with pytest.raises(RuntimeError, match="gave up: SlideError: file_missing: s1"):
+        next(iter(WindowFeed(tmp_path, patience_s=5).epoch(0)))
+    with pytest.raises(ValueError, match="reads 2 epochs ahead"):
+        next(iter(WindowFeed(tmp_path).epoch(2)))
+    with pytest.raises(ValueError, match="windows go through a disk"):
+        WindowFeed("s3://bucket/windows")

@@ -1,0 +1,246 @@
+"""Patches on the fly on one machine: right pixels, each once, in an order that a seed gives, and bad slides by name."""
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from openslide import OpenSlide
+
+from jobs.training.patches import loader as loader_module
+from jobs.training.patches.batch import PatchBatch
+from jobs.training.patches.loader import PatchLoader
+from jobs.training.patches.meter import MeterReading
+from jobs.training.patches.order import EpochOrder, epoch_order, mixing
+from jobs.training.patches.reading import UnitRead
+from jobs.training.patches.spec import PatchSpec, SlideSource
+from jobs.training.patches.units import Unit
+from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
+from udfs.wsi import SlideError
+from udfs.wsi.spacing import resample
+
+Came = tuple[Unit, NDArray[np.int64], UnitRead]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slides(tmp_path_factory.mktemp("patches"))
+
+
+@pytest.fixture(scope="module")
+def spec(slides: Path) -> PatchSpec:
+    return spec_of(slides)
+
+
+def said(_: str) -> None:
+    """Nobody listens."""
+
+
+def numbers(batches: Iterable[PatchBatch]) -> list[int]:
+    return [int(patch) for batch in batches for patch in batch.patch]
+
+
+@pytest.mark.parametrize("n_parallel", [1, 2])
+def test_every_patch_comes_once_with_its_own_pixels_key_and_label(spec: PatchSpec, n_parallel: int) -> None:
+    loader = PatchLoader(spec, 16, n_parallel=n_parallel, unit_patches=5, buffer_patches=30, say=said)
+    whole = [pixels_of(number) for number in range(len(IDS))]
+    came = []
+    for batch in loader.epoch(0):
+        assert batch.pixels.dtype == torch.uint8
+        assert batch.pixels.shape == (len(batch), PATCH_PX, PATCH_PX, 3)
+        for i, image_id in enumerate(batch.image_id):
+            number, x, y = IDS.index(image_id), int(batch.x_px[i]), int(batch.y_px[i])
+            np.testing.assert_array_equal(batch.pixels[i], whole[number][y : y + PATCH_PX, x : x + PATCH_PX])
+            assert loader.classes[batch.label[i]] == ("LAA" if number % 2 else "CE")
+            came.append((image_id, x, y))
+    assert len(came) == len(set(came)) == 100
+    assert [len(batch) for batch in loader.epoch(1)] == [16] * 6 + [4]
+    assert loader.n_steps == 7
+
+
+def test_the_order_is_the_seeds_and_the_epochs_whatever_the_workers_and_wherever_it_resumes(spec: PatchSpec) -> None:
+    def epoch(number: int, first_step: int = 0, n_parallel: int = 1, seed: int = 3) -> list[int]:
+        loader = PatchLoader(spec, 8, n_parallel=n_parallel, unit_patches=4, buffer_patches=24, seed=seed, say=said)
+        return numbers(loader.epoch(number, first_step))
+
+    first = epoch(0)
+    assert first == epoch(0, n_parallel=3)
+    assert first[5 * 8 :] == epoch(0, first_step=5, n_parallel=2)
+    assert epoch(0, first_step=13) == []
+    assert first != epoch(1) != epoch(1, seed=4)
+    assert sorted(epoch(1)) == sorted(first) == list(range(100))
+
+
+def test_patches_at_a_spacing_and_at_a_level_are_the_slides_own(slides: Path, pixels: NDArray[np.uint8]) -> None:
+    at_level = PatchLoader(spec_of(slides, 16, level=1), 100, say=said)  # 16 px of the level at 1/4: the same grid
+    [batch] = at_level.epoch(0)
+    with OpenSlide(slides / "s1.tif") as theirs:
+        for i, image_id in enumerate(batch.image_id):
+            if image_id == "s1":
+                corner = int(batch.x_px[i]), int(batch.y_px[i])
+                expected = np.asarray(theirs.read_region(corner, 1, (16, 16)).convert("RGB"))
+                np.testing.assert_array_equal(batch.pixels[i], expected)
+    at_mpp = PatchLoader(spec_of(slides, 32, mpp=1.0), 100, say=said)  # 0.5 um/px halved
+    [batch] = at_mpp.epoch(0)
+    for i, image_id in enumerate(batch.image_id):
+        x, y = int(batch.x_px[i]), int(batch.y_px[i])
+        region = pixels_of(IDS.index(image_id))[y : y + 64, x : x + 64]
+        np.testing.assert_array_equal(batch.pixels[i], resample(region, 32))
+
+
+def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
+    spec: PatchSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_slides(tmp_path)
+    loaders = {
+        choice: PatchLoader(spec_of(folder), 10, unit_patches=5, on_bad_slide=choice, say=said)  # type: ignore[arg-type]
+        for choice in ("raise", "skip")
+    }
+    slide = folder / "s2.tif"
+    slide.write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])  # after its header was read
+    with pytest.raises(SlideError, match=r"s2: .*s2\.tif"):
+        list(loaders["raise"].epoch(0))
+    loader = loaders["skip"]
+    came = numbers(loader.epoch(0))
+    assert loader.skipped["s2"][0] == 25 == loader.readings[0].n_skipped
+    assert set(range(100)) - set(came) == set(range(50, 75))
+    assert "s2: 5 patches skipped: file_changed" in capsys.readouterr().err
+
+    (folder / "s3.tif").unlink()
+    with pytest.raises(SlideError, match=r"file_truncated: s2: .*s2\.tif has"):
+        PatchLoader(spec_of(folder), say=said)
+    without = PatchLoader(spec_of(folder), on_bad_slide="skip", unit_patches=5, say=said)
+    assert sorted(numbers(without.epoch(0))) == list(range(50))
+    assert {image_id: patches for image_id, (patches, _) in without.skipped.items()} == {"s2": 25, "s3": 25}
+
+
+def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = loader_module.read_in_order
+
+    def broken(change: Callable[[list[Came]], list[Came]]) -> None:
+        def read(*arguments: Any) -> Generator[Came, None, None]:
+            yield from change(list(honest(*arguments)))
+
+        monkeypatch.setattr(loader_module, "read_in_order", read)
+        list(PatchLoader(spec, 10, unit_patches=5, say=said).epoch(0))
+
+    broken(list)
+    with pytest.raises(RuntimeError, match="4 patches came instead of 5"):
+        broken(lambda units: [*units[:3], (*units[3][:2], UnitRead(4, 0.1)), *units[4:]])
+    with pytest.raises(RuntimeError, match=r"patch \d+ came twice"):
+        broken(lambda units: [*units[:3], units[2], *units[4:]])
+    with pytest.raises(RuntimeError, match="all units came"):
+        broken(lambda units: units[:-1])
+    monkeypatch.undo()
+    order = loader_module.epoch_order
+
+    def doubled(*arguments: Any) -> EpochOrder:
+        planned = order(*arguments)
+        patches = planned.patches.copy()
+        patches[-1] = patches[0]
+        return EpochOrder(planned.units, patches)
+
+    monkeypatch.setattr(loader_module, "epoch_order", doubled)
+    with pytest.raises(RuntimeError, match=r"all units came, and patch \d+ with none of them"):
+        list(PatchLoader(spec, 10, unit_patches=5, say=said).epoch(0))
+
+
+def test_an_epoch_that_is_left_early_stops_its_workers(spec: PatchSpec) -> None:
+    loader = PatchLoader(spec, 4, unit_patches=2, say=said)
+    epoch = loader.epoch(0)
+    next(epoch)
+    epoch.close()  # type: ignore[attr-defined]
+    assert numbers(loader.epoch(0))[:4] == numbers(PatchLoader(spec, 4, unit_patches=2, say=said).epoch(0))[:4]
+    assert len(loader.readings) == 1
+
+
+def test_mixing_is_one_for_a_perfect_shuffle_and_grows_with_the_buffer() -> None:
+    units = [np.arange(start, start + 10) for start in range(0, 4000, 10)]
+    slide_of = np.arange(4000) // 40
+
+    def mixed(buffer: int) -> float:
+        order = epoch_order(units, buffer, seed=1, epoch=0).patches
+        assert sorted(order) == list(range(4000))
+        return mixing(slide_of[order], 32)
+
+    random = np.random.default_rng(0)
+    perfect = np.mean([mixing(random.permutation(slide_of), 32) for _ in range(5)])
+    assert perfect == pytest.approx(1, abs=0.01)
+    assert mixing(slide_of, 32) < 0.1
+    assert mixed(10) < 0.3 < mixed(100) < mixed(1000)
+    assert mixed(4000) == pytest.approx(1, abs=0.02)
+    # a batch of 32 out of 100 units: 100 * (1 - 0.99 ** 32) = 27.5 of them, of 27.6 slides of 100 and 31 of 400 units
+    assert mixing(np.concatenate([[0] * 16, [1] * 16]), 32) == 1
+
+
+READING = MeterReading(
+    epoch=0, n_batch=32, n_parallel=2, n_steps=10, n_patches=320, n_skipped=0, t_step=0.1, t_load=0.01, waited_s=0.3,
+    first_batch_s=0.2, seconds=2.0, mixing_slides=0.95, mixing_units=0.9,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n_parallel", "t_step", "holds", "enough"),
+    [(2, 0.1, False, 4), (3, 0.1, False, 4), (4, 0.1, True, 4), (1, 1.0, True, 1)],
+)
+def test_the_meter_says_whether_loading_keeps_up(n_parallel: int, t_step: float, holds: bool, enough: int) -> None:
+    reading = MeterReading(**(vars(READING) | {"n_parallel": n_parallel, "t_step": t_step}))
+    assert (reading.holds, reading.enough_parallel) == (holds, enough)
+    assert reading.t_batch == pytest.approx(0.32 / n_parallel)
+    assert ("does not hold" in str(reading)) != holds
+
+
+def test_the_meter_flips_as_steps_grow_longer_and_is_stored_each_epoch(spec: PatchSpec, tmp_path: Path) -> None:
+    lines: list[str] = []
+    file = tmp_path / "meter.jsonl"
+    loader = PatchLoader(spec, 10, unit_patches=5, meter_file=file, say=lines.append)
+    list(loader.epoch(0))
+    for _ in loader.epoch(1):
+        time.sleep(0.05)
+    fast, slow = (json.loads(line) for line in file.read_text().splitlines())
+    assert (fast["epoch"], slow["epoch"], fast["n_batch"], fast["n_parallel"]) == (0, 1, 10, 2)
+    assert not fast["holds"] and slow["holds"]
+    assert slow["t_step"] >= 0.05 > slow["t_batch"] == pytest.approx(10 * slow["t_load"] / 2)
+    assert slow["enough_parallel"] == 1 < fast["enough_parallel"]
+    assert slow["n_patches"] == 100 and slow["n_steps"] == 10
+    assert "does not hold" in lines[0] and "holds" in lines[1]
+
+
+def test_memory_is_bounded_by_the_buffer_and_units_on_their_way(spec: PatchSpec) -> None:
+    loader = PatchLoader(spec, 10, unit_patches=5, buffer_patches=20, n_parallel=2, say=said)
+    assert loader.most_bytes == (20 + (2 * 2 + 2 * 2) * 5) * 3 * PATCH_PX**2
+    assert len(numbers(loader.epoch(0))) == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_px": [0, 0], "y_px": [0, 0]}, "a has the patch at x 0, y 0 twice"),
+        ({"x_px": [0]}, r"x_px has shape \(1,\): must be \(2,\)"),
+        ({"mpp": 0.5, "level": 1}, "leave one out"),
+        ({"slide": [0, 1]}, "there are 1 slides"),
+    ],
+)
+def test_specs_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:
+    good = {"slides": (SlideSource("a", "a.tif"),), "slide": [0, 0], "x_px": [0, 8], "y_px": [0, 0], "patch_px": 8}
+    with pytest.raises(ValueError, match=message):
+        PatchSpec(**(good | change))  # type: ignore[arg-type]
+
+
+def test_a_spec_survives_as_a_table_without_secrets(spec: PatchSpec) -> None:
+    signed = SlideSource("a", "https://u:SECRETSECRET@host/a.tif?sig=SECRETSECRET", "CE")
+    one = PatchSpec((signed,), np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), 8)
+    assert "SECRET" not in repr(one) + str(one.to_table().to_pylist())
+    back = PatchSpec.from_table(spec.to_table())
+    assert back.fingerprint == spec.fingerprint
+    assert back.slides[3].label == "LAA"
+    unused = PatchSpec((SlideSource("z", "z.tif"), *spec.slides), spec.slide + 1, spec.x_px, spec.y_px, spec.patch_px)
+    assert unused.fingerprint == spec.fingerprint != spec_of(Path(), 32).fingerprint
+    two = spec.to_table().set_column(1, "uri", [[f"{i}.tif" for i in range(100)]])
+    with pytest.raises(ValueError, match="column uri has several values for one image_id"):
+        PatchSpec.from_table(two)
