@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import show
-from jobs.training.feed import Backend, Feed, make_feed
+from jobs.training.feed.feed import Backend, Feed, make_feed
 from tests.feed.tables import Made, cohort, write
 
 ROWS_A_GROUP = 4

@@ -13,9 +13,9 @@ import pyarrow.dataset
 import torch
 
 from benchmarks.measure import Line, median_seconds, peak_bytes
-from jobs.training.feed import Backend, Feed, make_feed
-from jobs.training.mil import AttentionMIL, ModelSpec
-from jobs.training.reading import AHEAD_BYTES
+from jobs.training.feed.feed import Backend, Feed, make_feed
+from jobs.training.feed.reading import AHEAD_BYTES
+from jobs.training.model.mil import AttentionMIL, ModelSpec
 
 _BATCH, _EPOCHS = 8, 2
 _READERS: tuple[Backend, ...] = ("petastorm", "pyarrow")

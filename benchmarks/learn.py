@@ -19,7 +19,7 @@ import torch
 from benchmarks.measure import Line
 from jobs import train
 from jobs.training.feed import make_feed
-from jobs.training.model_files import load_model
+from jobs.training.model.files import load_model
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
 
 PATIENTS = 400

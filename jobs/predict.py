@@ -25,9 +25,16 @@ from jobs.runtime.session import slots
 from jobs.runtime.streams import terminal
 from jobs.training.errors import FeedError
 from jobs.training.feed import make_feed
-from jobs.training.mil import BagModel
-from jobs.training.model_files import ModelCard, ModelError, load_card, load_model
-from jobs.training.predictions import VERSION, Prediction, as_table, predict_each, prior_prediction, submission_csv
+from jobs.training.model.files import ModelCard, ModelError, load_card, load_model
+from jobs.training.model.mil import BagModel
+from jobs.training.model.predictions import (
+    VERSION,
+    Prediction,
+    as_table,
+    predict_each,
+    prior_prediction,
+    submission_csv,
+)
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most

@@ -17,12 +17,12 @@ import torch
 from jobs.runtime.cli import DONE, FAILED, main_alone
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.session import start_session
-from jobs.training.checkpoints import load_checkpoint
 from jobs.training.cohort import SPLITS, CohortError, TrainingSet, feature_settings, read_training_set
 from jobs.training.errors import FeedError, NoTableError
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
-from jobs.training.mil import ModelSpec
-from jobs.training.model_files import ModelCard, ModelError, load_card, package_versions
+from jobs.training.model.checkpoints import load_checkpoint
+from jobs.training.model.files import ModelCard, ModelError, load_card, package_versions
+from jobs.training.model.mil import ModelSpec
 from jobs.training.task import Task, bag_columns, run_task
 from udfs.wsi.store import absolute_uri, public_uri
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.training.columns import read_columns
 from jobs.training.errors import NoTableError
-from jobs.training.model_files import SplitCard
-from jobs.training.pinned import pin_table
+from jobs.training.model.files import SplitCard
+from jobs.training.tables.columns import read_columns
+from jobs.training.tables.pinned import pin_table
 from udfs.wsi.store import StorageOptions, public_uri
 
 SPLITS = ("train", "validation", "test")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from jobs.training.columns import read_columns
+from jobs.training.tables.columns import read_columns
 from udfs.wsi import SlideError
 from udfs.wsi.store import File, FileInfo, StorageOptions, public_uri
 

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from jobs.training.fit import Predictions
-from jobs.training.metrics import Evaluation
+from jobs.training.model.fit import Predictions
+from jobs.training.model.metrics import Evaluation
 
 _FEW = 100  # patients: below, intervals are so wide that figures mean little
 _BLUE, _GREY = "#2a6f97", "#8d99ae"

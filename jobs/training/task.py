@@ -16,14 +16,14 @@ import torch.distributed as dist
 from fsspec.core import url_to_fs
 from tqdm import tqdm
 
-from jobs.training.checkpoints import CHECKPOINT, TrainingState, load_checkpoint, save_checkpoint
 from jobs.training.cohort import TrainingSet
 from jobs.training.feed import Feed, make_feed
-from jobs.training.fit import FitSettings, Predictions, class_weights, fit, predict
-from jobs.training.logistic import collect, fit_logistic
-from jobs.training.metrics import Evaluation, evaluate, measure
-from jobs.training.mil import BagModel, LogisticModel, build_model
-from jobs.training.model_files import ModelCard, package_versions, save_model
+from jobs.training.model.checkpoints import CHECKPOINT, TrainingState, load_checkpoint, save_checkpoint
+from jobs.training.model.files import ModelCard, package_versions, save_model
+from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit, predict
+from jobs.training.model.logistic import collect, fit_logistic
+from jobs.training.model.metrics import Evaluation, evaluate, measure
+from jobs.training.model.mil import BagModel, LogisticModel, build_model
 from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
 from udfs.wsi.store import options_for, write_bytes

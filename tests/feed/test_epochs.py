@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.training import epochs
-from jobs.training.epochs import Patient, n_steps, plan_epoch
+from jobs.training.feed import epochs
+from jobs.training.feed.epochs import Patient, n_steps, plan_epoch
 
 
 def _patients(groups_a_file: list[list[int]]) -> list[Patient]:

@@ -12,10 +12,9 @@ import pytest
 import torch
 from petastorm.workers_pool import EmptyResultError
 
-from jobs.training import reading
-from jobs.training.bags import Bags
 from jobs.training.errors import FeedError
-from jobs.training.feed import make_feed
+from jobs.training.feed import make_feed, reading
+from jobs.training.feed.bags import Bags
 from tests.feed.tables import Made, cohort, write
 
 # pytest sets aside the filters that the feed has for what petastorm says of pyarrow and of tile_index
@@ -104,7 +103,7 @@ def test_a_resumed_epoch_reads_only_what_is_left(table: Path, monkeypatch: pytes
         return real(group, *rest)
 
     monkeypatch.setattr(reading, "_read", counted)
-    monkeypatch.setattr("jobs.training.epochs.MIX_BYTES", 0)
+    monkeypatch.setattr("jobs.training.feed.epochs.MIX_BYTES", 0)
     feed = make_feed(str(table), backend="pyarrow")
     assert len(list(feed.epoch(0, first_step=45))) == 5
     assert len(read) <= 3  # of 14 row groups
@@ -203,7 +202,7 @@ def test_readers_wait_where_they_are_far_enough_ahead(
 ) -> None:
     """The bags that wait, at most: those of the row group that is needed, since no two fit."""
     monkeypatch.setattr(reading, "AHEAD_BYTES", 100)
-    monkeypatch.setattr("jobs.training.epochs.MIX_BYTES", 0)
+    monkeypatch.setattr("jobs.training.feed.epochs.MIX_BYTES", 0)
     bags = []
     real = reading.decoded
 
@@ -213,7 +212,7 @@ def test_readers_wait_where_they_are_far_enough_ahead(
         return part
 
     monkeypatch.setattr(reading, "decoded", counted)
-    monkeypatch.setattr("jobs.training.petastorm_reading.decoded", counted)
+    monkeypatch.setattr("jobs.training.feed.petastorm_reading.decoded", counted)
     feed = make_feed(str(table), backend=backend, threads=2)
     for step, _ in enumerate(feed.epoch(0)):
         assert sum(bags[:-3]) <= step + 2  # three: one is fed from, and each thread has one more in hand; a step ahead
@@ -248,7 +247,7 @@ def test_a_petastorm_that_ends_too_early_is_an_error(table: Path, monkeypatch: p
     def end(pool: Any) -> None:
         raise EmptyResultError
 
-    monkeypatch.setattr("jobs.training.petastorm_reading._Pool.get_results", end)
+    monkeypatch.setattr("jobs.training.feed.petastorm_reading._Pool.get_results", end)
     with pytest.raises(FeedError, match="petastorm ended before its last row group"):
         list(make_feed(str(table), backend="petastorm").epoch(0))
 

@@ -10,9 +10,8 @@ import fsspec
 import pytest
 from deltalake import DeltaTable
 
-from jobs.training import delivery
 from jobs.training.errors import FeedError
-from jobs.training.feed import make_feed
+from jobs.training.feed import delivery, make_feed
 from tests.feed.tables import Made, cohort, write
 from tests.stores.azurite import azurite
 from tests.stores.moto import moto

@@ -22,8 +22,8 @@ from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.run import Run
 from jobs.training.cohort import feature_settings, read_training_set
 from jobs.training.feed import make_feed
-from jobs.training.mil import ModelSpec, build_model
-from jobs.training.model_files import ModelCard, load_model, save_model
+from jobs.training.model.files import ModelCard, load_model, save_model
+from jobs.training.model.mil import ModelSpec, build_model
 from tests.spark.conftest import COHORT, Again, Finished, by, rows_of, unchanged
 from tests.spark.test_splits_job import split_in
 

@@ -9,8 +9,8 @@ import pytest
 from deltalake import write_deltalake
 
 from jobs.training.cohort import feature_settings, read_training_set
-from jobs.training.columns import read_columns
 from jobs.training.errors import FeedError, NoTableError
+from jobs.training.tables.columns import read_columns
 from tests.training.cohorts import Signal, draw_cohort, write_patients
 from udfs.schemas import RUNS
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from jobs.training.bags import Bag, Bags, pack
-from jobs.training.checkpoints import TrainingState
-from jobs.training.fit import CountError, FitSettings, class_weights, fit
-from jobs.training.mil import ModelSpec, build_model
+from jobs.training.feed.bags import Bag, Bags, pack
+from jobs.training.model.checkpoints import TrainingState
+from jobs.training.model.fit import CountError, FitSettings, class_weights, fit
+from jobs.training.model.mil import ModelSpec, build_model
 
 SETTINGS = FitSettings(learning_rate=1e-2, weight_decay=0.0, epochs=6, patience=2, class_weights="none", seed=0)
 LABELS = [0, 0, 0, 1]

@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics as reference
 from numpy.typing import NDArray
 
-from jobs.training.metrics import BINS, METRICS, Evaluation, evaluate, measure
+from jobs.training.model.metrics import BINS, METRICS, Evaluation, evaluate, measure
 
 CLASSES = {2: ("CE", "LAA"), 3: ("CE", "LAA", "other")}
 

@@ -9,10 +9,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from jobs.training.bags import Bag, Bags, pack
-from jobs.training.logistic import collect, fit_logistic
-from jobs.training.mil import KINDS, AttentionMIL, BagModel, Kind, LogisticModel, ModelSpec, build_model
-from jobs.training.model_files import ModelCard, ModelError, SplitCard, load_model, save_model
+from jobs.training.feed.bags import Bag, Bags, pack
+from jobs.training.model.files import ModelCard, ModelError, SplitCard, load_model, save_model
+from jobs.training.model.logistic import collect, fit_logistic
+from jobs.training.model.mil import KINDS, AttentionMIL, BagModel, Kind, LogisticModel, ModelSpec, build_model
 
 DIM, SIZES = 6, (3, 1, 5)
 

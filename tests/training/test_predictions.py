@@ -10,8 +10,8 @@ import torch
 from jobs.runtime.config import Config
 from jobs.runtime.recipe import differences, settings_recipe
 from jobs.training.feed import make_feed
-from jobs.training.mil import ModelSpec, build_model
-from jobs.training.predictions import as_table, predict_each, prior_prediction, submission_csv
+from jobs.training.model.mil import ModelSpec, build_model
+from jobs.training.model.predictions import as_table, predict_each, prior_prediction, submission_csv
 from tests.training.cohorts import Signal, draw_cohort, write_patients
 
 CLASSES = ("CE", "LAA", "other, rare")

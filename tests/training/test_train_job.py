@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jobs import train
 from jobs.training.feed import make_feed
-from jobs.training.metrics import measure
-from jobs.training.model_files import ModelCard, load_card, load_model
+from jobs.training.model.files import ModelCard, load_card, load_model
+from jobs.training.model.metrics import measure
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
 from udfs.schemas import SLIDES
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.training.decoding import EMBEDDINGS
-from jobs.training.epochs import Patient
 from jobs.training.errors import FeedError
-from jobs.training.pinned import PinnedTable
+from jobs.training.feed.decoding import EMBEDDINGS
+from jobs.training.feed.epochs import Patient
+from jobs.training.tables.pinned import PinnedTable
 
 
 @dataclass(frozen=True)

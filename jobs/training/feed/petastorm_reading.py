@@ -17,9 +17,9 @@ from petastorm.workers_pool import EmptyResultError, VentilatedItemProcessedMess
 from petastorm.workers_pool.thread_pool import ThreadPool, WorkerTerminationRequested
 from pyarrow.filesystem import LocalFileSystem
 
-from jobs.training.decoding import TILE_INDEX, Decoder
 from jobs.training.errors import FeedError
-from jobs.training.reading import Closed, Gate, Part, Wanted, decoded, received
+from jobs.training.feed.decoding import TILE_INDEX, Decoder
+from jobs.training.feed.reading import Closed, Gate, Part, Wanted, decoded, received
 
 _POLL_S = 0.05
 # petastorm 0.12 reads by what pyarrow 14 calls deprecated, and says of tile_index that it leaves it out

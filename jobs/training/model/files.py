@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 
-from jobs.training.mil import BagModel, ModelSpec, build_model
+from jobs.training.model.mil import BagModel, ModelSpec, build_model
 from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
 from udfs.wsi.store import StorageOptions, public_uri, read_bytes, redact, secrets_of, write_bytes
 

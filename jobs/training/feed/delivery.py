@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
-from jobs.training.decoding import Decoder
-from jobs.training.epochs import Patient, Turn
-from jobs.training.pinned import PinnedTable
-from jobs.training.reading import Gate, Part, Reader, Wanted, received
+from jobs.training.feed.decoding import Decoder
+from jobs.training.feed.epochs import Patient, Turn
+from jobs.training.feed.reading import Gate, Part, Reader, Wanted, received
+from jobs.training.tables.pinned import PinnedTable
 
 # Of remote files that are read together; as many come meanwhile.
 _TOGETHER_BYTES = 2**30

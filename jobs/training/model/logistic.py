@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from jobs.training.bags import Bags
-from jobs.training.metrics import log_loss, weighted_log_loss
-from jobs.training.mil import LogisticModel
+from jobs.training.feed.bags import Bags
+from jobs.training.model.metrics import log_loss, weighted_log_loss
+from jobs.training.model.mil import LogisticModel
 
 STRENGTHS = (
     1e-4,

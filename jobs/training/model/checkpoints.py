@@ -1,7 +1,7 @@
 """The state of a training run between two epochs, in one file that is whole or not there.
 
 No state of a random number generator is in it: everything random is a function of seed, epoch and rank (see
-`jobs.training.fit`), so what follows a checkpoint is the same whether the process went on or was killed and begun again.
+`jobs.training.model.fit`), so what follows a checkpoint is the same whether the process went on or was killed and begun again.
 """
 
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from jobs.training.model_files import ModelError
+from jobs.training.model.files import ModelError
 from udfs.wsi.checkpoint import StateDict
 from udfs.wsi.store import StorageOptions, public_uri, read_bytes, write_bytes
 

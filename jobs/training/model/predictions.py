@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.training.decoding import tile_index
 from jobs.training.feed import Feed
-from jobs.training.mil import BagModel
+from jobs.training.feed.decoding import tile_index
+from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 
 _NO_CORNERS = np.zeros(0, np.int32), np.zeros(0, np.int32)

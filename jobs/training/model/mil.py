@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from jobs.training.bags import Bags
+from jobs.training.feed.bags import Bags
 
 Kind = Literal["attention", "mean", "logistic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -141,7 +141,7 @@ class AttentionMIL(BagModel):
 class LogisticModel(BagModel):
     """Logistic regression on patient vectors: the mean tile, the histogram, the centre, each column standardised.
 
-    Its numbers come from scikit-learn (`jobs.training.logistic`); here they only predict, as any other model does.
+    Its numbers come from scikit-learn (`jobs.training.model.logistic`); here they only predict, as any other model does.
     """
 
     mean: torch.Tensor

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.training.bags import Bag
-from jobs.training.decoding import HISTOGRAM, TILE_INDEX, Decoder, tile_index
-from jobs.training.epochs import Patient
 from jobs.training.errors import FeedError
+from jobs.training.feed.bags import Bag
+from jobs.training.feed.decoding import HISTOGRAM, TILE_INDEX, Decoder, tile_index
+from jobs.training.feed.epochs import Patient
 
 # Bags that wait for their turn, at most, unless one row group alone has more.
 AHEAD_BYTES = 512 * 2**20
@@ -176,6 +176,6 @@ def reader_of(backend: str) -> tuple[str, Reader]:
         raise FeedError(f"{missing}, or take backend pyarrow")
     if missing:
         return "pyarrow", read_by_pyarrow
-    from jobs.training.petastorm_reading import read_by_petastorm  # noqa: PLC0415
+    from jobs.training.feed.petastorm_reading import read_by_petastorm  # noqa: PLC0415
 
     return "petastorm", read_by_petastorm

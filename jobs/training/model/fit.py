@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.training.checkpoints import TrainingState
-from jobs.training.metrics import measure
-from jobs.training.mil import BagModel
+from jobs.training.model.checkpoints import TrainingState
+from jobs.training.model.metrics import measure
+from jobs.training.model.mil import BagModel
 
 
 class Feed(Protocol):
-    """What is needed of `jobs.training.feed.Feed`."""
+    """What is needed of `jobs.training.feed.feed.Feed`."""
 
     def epoch(self, number: int, first_step: int = 0) -> Any:
         """Batches of one epoch."""

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from jobs.training.errors import FeedError, NoTableError
-from jobs.training.stores import DataFile, TableStore
+from jobs.training.tables.stores import DataFile, TableStore
 from udfs.wsi.store import StorageOptions
 
 _AT_ONCE = 8  # files whose rows are looked at

@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from jobs.training.errors import FeedError, NoTableError
-from jobs.training.stores import TableStore
+from jobs.training.tables.stores import TableStore
 from udfs.wsi.store import StorageOptions
 
 

@@ -1,0 +1,1 @@
+"""Delta tables and the stores that they lie in, as training reads and writes them: no Spark, no JVM."""
