@@ -20,8 +20,8 @@ from udfs.wsi.encoder.resize import resize
 from udfs.wsi.encoder.spec import EncoderSpec
 from udfs.wsi.store import StorageOptions
 
-# On a processor the caches of a core are full with few tiles, for some with one; a GPU wants hundreds.
-_SIZES = {"cpu": (1, 32), "cuda": (32, 1024)}
+# On a processor the caches of a core are full with few tiles, and of one alone a call costs too much; a GPU wants hundreds.
+_SIZES = {"cpu": (2, 32), "cuda": (32, 1024)}
 
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]
 Result = TypeVar("Result")
