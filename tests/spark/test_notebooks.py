@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pyarrow as pa
 import pytest
 import torch
 import yaml
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 
@@ -85,15 +86,19 @@ def test_the_tour_of_the_tables_draws_them(
 
 def test_a_model_is_trained_judged_and_its_attention_drawn(again: Again, execute: Execute) -> None:
     config = again(training={"epochs": 4, "batch_size": 2})
-    table = DeltaTable(f"{config.output.root}/patients")
     dealt = {  # as the job splits might; 007 and 009 came without a label
         "train": {"001": "CE", "002": "LAA"},
         "validation": {"007": "CE", "009": "LAA"},
         "test": {"003": "CE", "004": "LAA"},
     }
-    for split, labels in dealt.items():
-        for patient, label in labels.items():
-            table.update(new_values={"split": split, "label": label}, predicate=f"patient_id = '{patient}'")
+    table = DeltaTable(f"{config.output.root}/patients")
+    rows = table.to_pyarrow_table()
+    of_patient = {patient: (split, label) for split, labels in dealt.items() for patient, label in labels.items()}
+    told = zip(*(of_patient[patient] for patient in rows["patient_id"].to_pylist()), strict=True)
+    for name, values in zip(("split", "label"), told, strict=True):
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.schema.field(name), pa.array(values, pa.string()))
+    write_deltalake(table, rows, mode="overwrite")
 
     notebook = execute("training.ipynb", config)
 
