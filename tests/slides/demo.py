@@ -117,8 +117,8 @@ NEW = {"101": "006_0.tif", "102": "004_2.tif"}
 def build_demo(folder: Path) -> Path:
     """Write what is not there yet of the demo cohort into `folder`, and return it.
 
-    folder/slides/*, folder/patients.csv, folder/new.csv, folder/weights/tf_efficientnet_lite0.safetensors. Each file appears whole or
-    not at all. Raises SampleError where the sample cannot be fetched.
+    folder/slides/*, folder/patients.csv, folder/new.csv, folder/weights/tf_efficientnet_lite0.safetensors. Each file
+    appears whole or not at all. Raises SampleError where the sample cannot be fetched.
     """
     slides = [slide for slide in COHORT if not (folder / "slides" / slide.name).exists()]
     weights = folder / "weights" / WEIGHTS_NAME
