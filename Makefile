@@ -95,13 +95,21 @@ lock:  ## resolve the newest versions that pyproject.toml allows
 
 # --- what people run ---------------------------------------------------------------------------------------------------
 
-demo: setup  ## the main job on a real slide and a small cohort made from it
+demo: setup  ## from a real slide and a small cohort made from it to predictions: every job once
 	python -m tests.slides.demo data/demo
 	if [ ! -f data/demo/stainnet.pth ]; then
 	  spark-submit jobs/slides.py --config conf/demo.yaml output.root=data/demo/fit on_failed_slides=ignore
 	  spark-submit jobs/stainnet.py --config conf/demo.yaml output.root=data/demo/fit
 	fi
 	spark-submit jobs/preprocess.py --config conf/demo.yaml
+	spark-submit jobs/splits.py --config conf/demo.yaml
+	slidelake train --config conf/demo.yaml
+	models=(data/demo/tables/models/*)
+	spark-submit jobs/predict.py --config conf/demo.yaml patients=data/demo/new.csv predict.model="$${models[-1]}"
+	csv="data/demo/tables/predictions_csv/$$(basename "$${models[-1]}").csv"
+	printf '\n%s:\n' "$$csv"
+	cat "$$csv"
+	printf '\n%s\n' "Seven patients are too few to mean anything: the figures of train and predict show that it works, not how well."
 
 test: setup $(VENV)/.azurite  ## the whole test suite
 	python -m pytest

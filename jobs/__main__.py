@@ -10,10 +10,10 @@ JOBS = {
     "features": "table features: embeddings and colours of the tiles",
     "patients": "table patients: a row a patient, with its bags",
     "splits": "table splits, column patients.split and CSVs: who is trained on and who is held out",
+    "train": "a model on table patients, and how good it is on those held out",
     "predict": "table predictions and a CSV: probabilities of new patients by a trained model, from their slides on",
-    "stainnet": "fit a StainNet checkpoint to your slides",
-    "train": "a model on table patients, and how good it is",
     "patches": "read patches of pixels ahead of a trainer",
+    "stainnet": "fit a StainNet checkpoint to your slides",
     "compact": "join the small files that many waves and runs leave",
 }
 

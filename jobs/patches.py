@@ -1,6 +1,6 @@
 """Patches of pixels read by Spark's executors ahead of a trainer, into a bounded number of files that it consumes.
 
-The trainer takes them with jobs.training.patches.WindowFeed(FOLDER), on any machine that shares the folder.
+The trainer takes them with jobs.training.patches.window_feed.WindowFeed(FOLDER), on any machine that shares the folder.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A model on table patients: learns from split train, stops by split validation, is told how good it is on split test.
 
 One process needs no Spark, and starts none; training.processes of 2 and more run on Spark's executors. The model, its
-report and its probabilities go to a folder of their own, figures of each epoch to table training_metrics.
+report and its probabilities go to ROOT/models/RUN_ID, figures of each epoch to table training_metrics.
 """
 
 import argparse

@@ -12,7 +12,8 @@ import torch
 from pyspark.resource import ExecutorResourceRequests, ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import ConfigError, Resources
+from jobs.runtime.config import ConfigError
+from jobs.runtime.sections import Resources
 from jobs.runtime.session import slots
 
 _GPU = "spark.executor.resource.gpu"

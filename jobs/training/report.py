@@ -14,6 +14,7 @@ from jobs.training.model.fit import Predictions
 from jobs.training.model.metrics import Evaluation
 
 _FEW = 100  # patients: below, intervals are so wide that figures mean little
+_VERY_FEW = 10  # patients of a class: below, a bootstrap draws the same ones again and again
 _BLUE, _GREY = "#2a6f97", "#8d99ae"
 
 
@@ -27,11 +28,15 @@ def report_text(name: str, evaluation: Evaluation) -> str:
     lines.append(f"    {'true / predicted':<18}{head}")
     for label, row in zip(evaluation.classes, evaluation.confusion, strict=True):
         lines.append(f"    {label:<18}" + "".join(f"{count:>{max(width, 7)}}" for count in row))
-    lines.append(f"    {'centre':<14}{'patients':>9}  {'auroc':<22}{'log_loss':<22}")
+    lines.append(f"    {'centre':<14}{'patients':>9}  {'auroc':<22}log_loss")
     for center, metrics in evaluation.by_center.items():
         figures = "".join(f"{metrics[metric]!s:<22}" for metric in ("auroc", "log_loss"))
         lines.append(f"    {center:<14}{evaluation.n_by_center[center]:>9}  {figures.rstrip()}")
-    if evaluation.n < _FEW:
+    if min(evaluation.n_by_class.values()) < _VERY_FEW:
+        lines.append(
+            f"    {evaluation.n} patients are too few to tell models apart, and the intervals of so few are too narrow"
+        )
+    elif evaluation.n < _FEW:
         lines.append(f"    {evaluation.n} patients are too few to tell models apart: look at the intervals")
     return "\n".join(lines)
 

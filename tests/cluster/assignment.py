@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 from pyspark import TaskContext
 
-from jobs.runtime.config import Resources
 from jobs.runtime.resources import features_resources
+from jobs.runtime.sections import Resources
 from jobs.runtime.session import start_session
 from udfs.task import gpu_address, slot_cpus
 

@@ -1,6 +1,8 @@
 """What the documentation says is what the code does."""
 
 import re
+from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import yaml
 from jobs.__main__ import JOBS
 from jobs.runtime.config import Config, describe_settings, load_config
 from jobs.runtime.tables import SCHEMAS
+from jobs.training.splitting import SPLITS, Patient, assign_splits
+from tests.slides.demo import COHORT
 from udfs.wsi import ErrorCode
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +43,15 @@ def test_the_annotated_configuration_has_every_setting_at_its_default() -> None:
 
 def test_the_demo_configuration_is_valid() -> None:
     assert load_config(str(ROOT / "conf/demo.yaml")).encoder.name == "tf_efficientnet_lite0"
+
+
+def test_every_split_of_the_demo_has_a_patient_of_each_label() -> None:
+    settings = load_config(str(ROOT / "conf/demo.yaml")).splits
+    n_images = Counter(slide.patient_id for slide in COHORT)
+    cohort = {s.patient_id: Patient(s.patient_id, s.center_id, s.label, n_images[s.patient_id]) for s in COHORT}
+    fractions = {name: getattr(settings, name) for name in SPLITS}
+    dealt = assign_splits(cohort.values(), fractions, {}, stratify=settings.stratify, seed=settings.seed)
+    assert {(dealt[name], cohort[name].label) for name in cohort} == set(product(SPLITS, ("CE", "LAA")))
 
 
 def test_the_readme_explains_every_error_code_and_no_other() -> None:

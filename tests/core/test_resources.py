@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.runtime import resources
-from jobs.runtime.config import ConfigError, Resources
+from jobs.runtime.config import ConfigError
 from jobs.runtime.resources import Executor, features_resources
+from jobs.runtime.sections import Resources
 from udfs.features import device_of_this_task
 from udfs.wsi.encoder import EncoderSpec
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.slides.damage import BAD_SLIDES, damaged_blocks
-from tests.slides.demo import COHORT, WEIGHTS_NAME, build_demo
+from tests.slides.demo import COHORT, NEW, WEIGHTS_NAME, build_demo
 from tests.slides.make import Pixels, mosaic_window, position_pixels, stain_shift, write_mosaic, write_slide
 from tests.slides.oracle import area_average, kept_tiles, on_white
 from tests.slides.sample import SAMPLE_FOLDER, SampleError, fetch_sample, real_pixels
@@ -265,7 +265,15 @@ def test_second_demo_leaves_everything_alone(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
     build_demo(demo)
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
-    assert len([path for path in before if path.is_file()]) == len(COHORT) + 2
+    assert len([path for path in before if path.is_file()]) == len(COHORT) + 3
+
+
+def test_the_demos_new_patients_have_slides_and_neither_labels_nor_the_ids_of_others(demo: Path) -> None:
+    with (demo / "new.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(Path(row["uri"]).exists() and "label" not in row for row in rows)
+    assert {row["patient_id"] for row in rows} == NEW.keys()
+    assert NEW.keys().isdisjoint(slide.patient_id for slide in COHORT)
 
 
 def test_demo_weights_know_a_cat(demo: Path) -> None:

@@ -1,14 +1,15 @@
-"""The demo cohort: `python -m tests.slides.demo DEST` writes slides, patients.csv and encoder weights into DEST.
+"""The demo cohort: `python -m tests.slides.demo DEST` writes slides, patients.csv, new.csv and encoder weights into DEST.
 
 Seven patients of two centres, every pixel from the public sample slide. One slide has no tissue and one is cut
-half-way, as in every real cohort. What is there already is left alone.
+half-way, as in every real cohort. new.csv has two patients without labels to predict: slides of the seven under other
+names, one of them the slide without tissue. What is there already is left alone.
 """
 
 import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.slides.sample import SAMPLE_FOLDER, SAMPLE_MPP, SampleError, fetch_sa
 
 WEIGHTS_NAME = "tf_efficientnet_lite0.safetensors"
 _COLUMNS = ("image_id", "center_id", "patient_id", "image_num", "label", "mpp")
+_NEW_COLUMNS = ("image_id", "center_id", "patient_id", "image_num", "uri")
 
 Maker = Callable[[Path, Pixels], object]
 """(path to write, pixels of the sample uint8 [2967, 2220, 3]) -> nothing of interest."""
@@ -108,12 +110,15 @@ COHORT = (
     DemoSlide("007_0.tif", "007", "north", "LAA", 0, _jpeg2000),
 )
 
+NEW = {"101": "006_0.tif", "102": "004_2.tif"}
+"""The slide of each patient of new.csv. Their ids are new, so that no label of the seven is emptied."""
+
 
 def build_demo(folder: Path) -> Path:
     """Write what is not there yet of the demo cohort into `folder`, and return it.
 
-    folder/slides/*, folder/patients.csv, folder/weights/tf_efficientnet_lite0.safetensors. Each file appears whole or
-    not at all. Raises SampleError where the sample cannot be fetched.
+    folder/slides/*, folder/patients.csv, folder/new.csv, folder/weights/tf_efficientnet_lite0.safetensors. Each file
+    appears whole or not at all. Raises SampleError where the sample cannot be fetched.
     """
     slides = [slide for slide in COHORT if not (folder / "slides" / slide.name).exists()]
     weights = folder / "weights" / WEIGHTS_NAME
@@ -128,7 +133,7 @@ def build_demo(folder: Path) -> Path:
         for name, step in bar:
             bar.set_postfix_str(name)
             step()
-    _write_csv(folder / "patients.csv")
+    _write_csvs(folder)
     return folder
 
 
@@ -160,12 +165,16 @@ def _make(slide: DemoSlide, folder: Path, pixels: Pixels) -> None:
         slide.make(temporary, pixels)
 
 
-def _write_csv(path: Path) -> None:
+def _write_csvs(folder: Path) -> None:
+    rows = [(Path(s.name).stem, s.center_id, s.patient_id, s.image_num, s.label, s.mpp or "") for s in COHORT]
+    _write_csv(folder / "patients.csv", _COLUMNS, rows)
+    new = [(f"{patient}_0", "north", patient, 0, folder / "slides" / slide) for patient, slide in NEW.items()]
+    _write_csv(folder / "new.csv", _NEW_COLUMNS, new)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(_COLUMNS)
-    for s in COHORT:
-        rows.writerow([Path(s.name).stem, s.center_id, s.patient_id, s.image_num, s.label, s.mpp or ""])
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     if not path.exists() or path.read_text() != text.getvalue():
         with whole_file(path) as temporary:
             temporary.write_text(text.getvalue())

@@ -14,8 +14,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.patches import Producer, read_ahead, read_cohort_ahead
-from jobs.runtime.config import ConfigError, Patches
+from jobs.runtime.config import ConfigError
 from jobs.runtime.run import Run
+from jobs.runtime.sections import Patches
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.tables import patches_of_tables

@@ -1,5 +1,6 @@
 """The commands of the README, executed."""
 
+import argparse
 import os
 import re
 import shutil
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from jobs import splits
 from jobs.runtime.config import Config
+from jobs.runtime.run import Run
 from tests.conftest import preprocess_in, write_csv
 from tests.slides.damage import BAD_SLIDES
 
@@ -35,10 +38,13 @@ def test_the_python_blocks_run(
     shutil.copy(sample, demo / "slides")
     BAD_SLIDES["zero_bytes"](small_slides / "a1.tif", demo / "slides", "bad")
     rows = [(sample.stem, "north", "001", 0, "CE"), ("bad", "north", "002", 0, "LAA")]
-    preprocess_in(spark, small_config(rows, root=demo / "slides", output={"root": str(demo / "tables")}))
+    everybody = {"train": 1.0, "validation": 0.0, "test": 0.0}
+    config = small_config(rows, root=demo / "slides", output={"root": str(demo / "tables")}, splits=everybody)
+    preprocess_in(spark, config)
+    assert splits.split(Run(config, spark, "splits"), argparse.Namespace()) == 0
     monkeypatch.chdir(tmp_path)
     blocks = _blocks("python")
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
 
