@@ -2,9 +2,11 @@
 
 Both give the same patches of a large slide: some units of neighbours, drawn at random, as the start of an epoch over many
 slides would. The DataLoader is what people write: shuffled, a patch an item, the slide kept open in each worker, which is
-warm; over the network it has the better of fsspec's caches. Patches of 256 px lie on the file's blocks, one each, where there is
-nothing to gain by reading a block once; others do not. The last lines are those of the meter beside a trainer whose step is a
-sleep: whether t_step > n_batch * t_load / n_parallel, and how long it waited.
+warm; over the network with fsspec's blockcache of 4 MiB. Patches of 256 px lie on blocks of 256 px, one each, where there is
+nothing to gain by reading a block once; on blocks of 240 px, Aperio's, they lie on four of them. The DataLoader shuffles
+perfectly; how well ours mixes is `mixing_units`, 1 as a perfect shuffle, which depends on the buffer beside the epoch and is
+no more than a reminder here. The last lines are those of the meter beside a trainer whose step is a sleep: whether
+t_step > n_batch * t_load / n_parallel, and how long it waited.
 
 `python -m benchmarks.patches local` (or remote, meter) runs one part.
 """
@@ -38,7 +40,15 @@ from udfs.wsi.plan import work_units
 from udfs.wsi.spacing import plan_reading
 
 _BATCH, _UNIT = 32, 16
-_SIZES: tuple[tuple[int, float | None], ...] = ((256, None), (224, None), (448, None), (256, 0.7))  # patch_px, mpp
+_LOCAL: tuple[tuple[Callable[[], Path], int, float | None, int], ...] = (  # slide, patch_px, mpp, unit_patches
+    (inputs.huge, 256, None, _UNIT),
+    (inputs.huge, 224, None, _UNIT),
+    (inputs.huge, 224, None, 4 * _UNIT),
+    (inputs.huge, 448, None, _UNIT),
+    (inputs.huge, 256, 0.7, _UNIT),
+    (inputs.pyramid_240, 256, None, _UNIT),
+    (inputs.pyramid_240, 224, None, _UNIT),
+)
 _LOCAL_UNITS, _REMOTE_UNITS, _METER_UNITS = 48, 12, 64
 _BUFFER = 192  # patches, so that an epoch here is several of them, as epochs are
 _CORES, _WORKERS, _ROUNDS = 2, 2, 3
@@ -51,12 +61,13 @@ _PARTS = ("local", "remote", "meter")
 def run(parts: Collection[str] = _PARTS) -> Iterator[Line]:
     """A line for each size of patches on a local disk, one over a slow network; then the meter's."""
     torch.set_num_threads(1)
-    path = inputs.huge()
-    tiles = inputs.kept_tiles(path)
+    kept = {make: (make(), inputs.kept_tiles(make())) for make in (inputs.huge, inputs.pyramid_240)}
+    path, tiles = kept[inputs.huge]
     with on_cores(_CORES):
-        for patch_px, mpp in _SIZES if "local" in parts else ():
-            spec = _spec(path, str(path), tiles, patch_px, mpp, _LOCAL_UNITS)
-            yield {"place": "local", **_compared(str(path), {}, spec)}
+        for make, patch_px, mpp, unit in _LOCAL if "local" in parts else ():
+            slide, of_slide = kept[make]
+            spec = _spec(slide, str(slide), of_slide, patch_px, mpp, _LOCAL_UNITS * _UNIT // unit, unit)
+            yield {"place": "local", "slide": slide.stem, **_compared(str(slide), {}, spec, unit)}
         with served(inputs.FOLDER) as server, on_cores(_CORES):  # `served` leaves it on one
             url = f"{server.url}/{path.name}"
             place = f"latency_{1000 * LATENCY_S:.0f}ms"
@@ -67,42 +78,52 @@ def run(parts: Collection[str] = _PARTS) -> Iterator[Line]:
                 yield from ({"place": place, **line} for line in _meter(spec))
 
 
-def _spec(path: Path, uri: str, tiles: NDArray[np.int64], patch_px: int, mpp: float | None, units: int) -> PatchSpec:
+def _spec(
+    path: Path,
+    uri: str,
+    tiles: NDArray[np.int64],
+    patch_px: int,
+    mpp: float | None,
+    units: int,
+    unit_patches: int = _UNIT,
+) -> PatchSpec:
     """Patches of so many units, drawn from all over the tissue."""
     with open_slide(str(path)) as slide:
         assert slide.index
         level, width_px, height_px = slide.index.levels[0], slide.width_px, slide.height_px
     region_px = plan_reading((1.0,), patch_px, _MPP, mpp).region_px if mpp else patch_px
     grid = grid_on_tissue(tiles, TILE_PX, width_px, height_px, region_px)
-    whole = [unit for unit in work_units(level, 1.0, grid, region_px, _UNIT) if len(unit) >= _UNIT // 2]
+    whole = [unit for unit in work_units(level, 1.0, grid, region_px, unit_patches) if len(unit) >= unit_patches // 2]
     drawn = np.random.default_rng(0).choice(len(whole), units, replace=False)
     xy_px = grid[np.concatenate([whole[number] for number in drawn])]
     source = SlideSource(path.stem, uri, mpp=_MPP)  # its index is read once, before the first epoch
     return PatchSpec((source,), np.zeros(len(xy_px), np.int32), xy_px[:, 0], xy_px[:, 1], patch_px, mpp)
 
 
-def _compared(uri: str, cache: dict[str, Any], spec: PatchSpec) -> Line:
+def _compared(uri: str, cache: dict[str, Any], spec: PatchSpec, unit: int = _UNIT) -> Line:
     region_px = plan_reading((1.0,), spec.patch_px, _MPP, spec.mpp).region_px if spec.mpp else spec.patch_px
     theirs = _dataloader(uri, cache, spec, region_px)
-    ways: dict[str, Callable[[], object]] = {f"ours_{n}": partial(_drain, _loader(spec, n)) for n in (1, _WORKERS)}
+    ways: dict[str, Callable[[], object]] = {
+        f"ours_{n}": partial(_drain, _loader(spec, n, unit)) for n in (1, _WORKERS)
+    }
     taken = median_seconds(ways | {"dataloader": partial(_consume, theirs)}, _ROUNDS)
     rates = {way: len(spec) / spent for way, spent in taken.items()}
-    ours = _loader(spec, _WORKERS)
     return {
         "patch_px": spec.patch_px,
         "region_px": region_px,
+        "unit_patches": unit,
         "patches": len(spec),
         "workers": _WORKERS,
         "patches_per_s": rates[f"ours_{_WORKERS}"],
         "dataloader_patches_per_s": rates["dataloader"],
         "vs_dataloader": rates[f"ours_{_WORKERS}"] / rates["dataloader"],
         "scaling_1_to_2": rates[f"ours_{_WORKERS}"] / rates["ours_1"],
-        "mixing_units": ours.mixing(0)[1],
+        "mixing_units": _loader(spec, _WORKERS, unit).mixing(0)[1],
     }
 
 
-def _loader(spec: PatchSpec, workers: int) -> PatchLoader:
-    return PatchLoader(spec, _BATCH, n_parallel=workers, unit_patches=_UNIT, buffer_patches=_BUFFER, say=lambda _: None)
+def _loader(spec: PatchSpec, workers: int, unit: int = _UNIT) -> PatchLoader:
+    return PatchLoader(spec, _BATCH, n_parallel=workers, unit_patches=unit, buffer_patches=_BUFFER, say=lambda _: None)
 
 
 def _meter(spec: PatchSpec) -> Iterator[Line]:
@@ -189,7 +210,7 @@ class _TiffSlidePatches(Dataset[NDArray[np.uint8]]):
         region = self._slide.read_region((x, y), 0, (self._region_px, self._region_px), as_array=True)
         if self._region_px == self._patch_px:
             return np.asarray(region)
-        return np.asarray(Image.fromarray(region).resize((self._patch_px, self._patch_px), Image.Resampling.BILINEAR))
+        return np.array(Image.fromarray(region).resize((self._patch_px, self._patch_px), Image.Resampling.BILINEAR))
 
 
 if __name__ == "__main__":
