@@ -1,7 +1,8 @@
 """patches: a shuffled epoch of patches on the fly, beside PyTorch's DataLoader over tiffslide with as many workers, on two cores.
 
-Both give the same patches of a large slide: some units of neighbours, drawn at random, as the start of an epoch over many
-slides would. The DataLoader is what people write: shuffled, a patch an item, the slide kept open in each worker, which is
+Both read the start of an epoch over the tissue of a large slide, each in its own order: ours in units of neighbours drawn at
+random, the DataLoader patches drawn at random, other ones each round, so that no cache makes a second round of the first.
+The DataLoader is what people write: shuffled, a patch an item, the slide kept open in each worker, which is
 warm; over the network with fsspec's blockcache of 4 MiB. Patches of 256 px lie on blocks of 256 px, one each, where there is
 nothing to gain by reading a block once; on blocks of 240 px, Aperio's, they lie on four of them. The DataLoader shuffles
 perfectly; how well ours mixes is `mixing_units`, 1 as a perfect shuffle, which depends on the buffer beside the epoch and is
@@ -66,15 +67,15 @@ def run(parts: Collection[str] = _PARTS) -> Iterator[Line]:
     with on_cores(_CORES):
         for make, patch_px, mpp, unit in _LOCAL if "local" in parts else ():
             slide, of_slide = kept[make]
-            spec = _spec(slide, str(slide), of_slide, patch_px, mpp, _LOCAL_UNITS * _UNIT // unit, unit)
-            yield {"place": "local", "slide": slide.stem, **_compared(str(slide), {}, spec, unit)}
+            drawn = _spec(slide, str(slide), of_slide, patch_px, mpp, _LOCAL_UNITS * _UNIT // unit, unit)
+            yield {"place": "local", "slide": slide.stem, **_compared(str(slide), {}, *drawn, unit)}
         with served(inputs.FOLDER) as server, on_cores(_CORES):  # `served` leaves it on one
             url = f"{server.url}/{path.name}"
             place = f"latency_{1000 * LATENCY_S:.0f}ms"
             if "remote" in parts:
-                yield {"place": place, **_compared(url, _CACHE, _spec(path, url, tiles, 224, None, _REMOTE_UNITS))}
+                yield {"place": place, **_compared(url, _CACHE, *_spec(path, url, tiles, 224, None, _REMOTE_UNITS))}
             if "meter" in parts:
-                spec = _spec(path, url, tiles, 224, None, _METER_UNITS)
+                spec, _ = _spec(path, url, tiles, 224, None, _METER_UNITS)
                 yield from ({"place": place, **line} for line in _meter(spec))
 
 
@@ -86,8 +87,8 @@ def _spec(
     mpp: float | None,
     units: int,
     unit_patches: int = _UNIT,
-) -> PatchSpec:
-    """Patches of so many units, drawn from all over the tissue."""
+) -> tuple[PatchSpec, NDArray[np.int32]]:
+    """Patches of so many units, drawn from all over the tissue; and the corners of all patches on it, int32 [n, 2]."""
     with open_slide(str(path)) as slide:
         assert slide.index
         level, width_px, height_px = slide.index.levels[0], slide.width_px, slide.height_px
@@ -97,12 +98,13 @@ def _spec(
     drawn = np.random.default_rng(0).choice(len(whole), units, replace=False)
     xy_px = grid[np.concatenate([whole[number] for number in drawn])]
     source = SlideSource(path.stem, uri, mpp=_MPP)  # its index is read once, before the first epoch
-    return PatchSpec((source,), np.zeros(len(xy_px), np.int32), xy_px[:, 0], xy_px[:, 1], patch_px, mpp)
+    spec = PatchSpec((source,), np.zeros(len(xy_px), np.int32), xy_px[:, 0], xy_px[:, 1], patch_px, mpp)
+    return spec, grid
 
 
-def _compared(uri: str, cache: dict[str, Any], spec: PatchSpec, unit: int = _UNIT) -> Line:
+def _compared(uri: str, cache: dict[str, Any], spec: PatchSpec, corners: NDArray[np.int32], unit: int = _UNIT) -> Line:
     region_px = plan_reading((1.0,), spec.patch_px, _MPP, spec.mpp).region_px if spec.mpp else spec.patch_px
-    theirs = _dataloader(uri, cache, spec, region_px)
+    theirs = _dataloader(uri, cache, corners, len(spec), region_px, spec.patch_px)
     ways: dict[str, Callable[[], object]] = {
         f"ours_{n}": partial(_drain, _loader(spec, n, unit)) for n in (1, _WORKERS)
     }
@@ -164,12 +166,13 @@ def _consume(batches: "DataLoader[Any]") -> None:
         raise AssertionError(f"{came} patches instead of {wanted}")
 
 
-def _dataloader(uri: str, cache: dict[str, Any], spec: PatchSpec, region_px: int) -> "DataLoader[Any]":
-    corners = np.stack([spec.x_px, spec.y_px], axis=1)
+def _dataloader(
+    uri: str, cache: dict[str, Any], corners: NDArray[np.int32], patches: int, region_px: int, patch_px: int
+) -> "DataLoader[Any]":
     return DataLoader(
-        _TiffSlidePatches(uri, cache, corners, region_px, spec.patch_px),
+        _TiffSlidePatches(uri, cache, corners, region_px, patch_px),
         _BATCH,
-        sampler=_Shuffled(len(spec), _WORKERS * _BATCH),
+        sampler=_Shuffled(len(corners), _WORKERS * _BATCH, patches),
         num_workers=_WORKERS,
         persistent_workers=True,
         multiprocessing_context="spawn",  # where threads of fsspec and of ours are about, a fork would hang
@@ -177,17 +180,17 @@ def _dataloader(uri: str, cache: dict[str, Any], spec: PatchSpec, region_px: int
 
 
 class _Shuffled(Sampler[int]):
-    """As shuffle=True, and a first epoch that is short: workers start and open the slide, which does not count."""
+    """The start of an epoch of shuffle=True; a shorter one first, which does not count: workers start and open the slide."""
 
-    def __init__(self, patches: int, first: int) -> None:
-        self._patches, self._size = patches, first
+    def __init__(self, of: int, first: int, then: int) -> None:
+        self._of, self._size, self._then = of, first, then
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[int]:
-        yield from torch.randperm(self._patches)[: self._size].tolist()
-        self._size = self._patches
+        yield from torch.randperm(self._of)[: self._size].tolist()
+        self._size = self._then
 
 
 class _TiffSlidePatches(Dataset[NDArray[np.uint8]]):
