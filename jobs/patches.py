@@ -22,6 +22,7 @@ from jobs.runtime.config import ConfigError
 from jobs.runtime.run import Run
 from jobs.runtime.session import slots
 from jobs.runtime.streams import terminal
+from jobs.training.errors import FeedError
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.tables import patches_of_tables
 from jobs.training.patches.units import OnBadSlide, Unit, plan_units
@@ -224,8 +225,9 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
                 patients={image.patient_id for image in images},
                 split=settings.split,
                 uris={image_id: place.uri for image_id, place in located.items() if place.uri},
+                storage_options=config.slides.storage_options,
             )
-        except ValueError as error:
+        except (ValueError, FeedError) as error:
             raise ConfigError(str(error)) from None
     producer = Producer(
         settings.epochs,

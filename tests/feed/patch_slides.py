@@ -20,7 +20,7 @@ def write_slides(folder: Path) -> Path:
     """Slides of several kinds, all without loss."""
     for number, image_id in enumerate(IDS):
         kind = {"compression": "deflate"} if number % 2 else {"compression": "lzw", "tile_px": 64}
-        write_slide(folder / f"{image_id}.tif", pixels_of(number), pyramid=True, levels=(4,), mpp=0.5, **kind)  # type: ignore[arg-type]
+        write_slide(folder / f"{image_id}.tif", pixels_of(number), pyramid=True, levels=(4,), mpp=0.5, **kind)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Patches from tables written without Spark: splits, pinned versions, and patches larger than a tile."""
+"""Patches from tables written without Spark: splits, pinned versions, stores, and patches larger than a tile."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
+from jobs.training.errors import FeedError
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.tables import grid_on_tissue, patches_of_tables
+from tests.stores.moto import moto
 from udfs.schemas import INDEXES, SLIDES, TILES
 
 TILE_PX, SLIDE_PX = 100, 400
@@ -90,3 +92,18 @@ def test_a_grid_holds_no_patch_that_leaves_the_slide_and_none_off_the_tissue() -
     assert corners.tolist() == [[0, 0], [60, 0], [0, 60], [60, 60], [300, 300]]
     assert (corners + 60 <= 390).all()
     assert grid_on_tissue(tiles, 100, 390, 390, 400).shape == (0, 2)
+
+
+def test_tables_in_a_store_are_read_as_those_on_a_disk(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with moto() as s3:
+        s3.upload(Path(root))
+        remote = patches_of_tables(f"s3://{s3.bucket}", 50, storage_options=s3.storage_options())
+        local = patches_of_tables(root, 50)
+        assert remote.fingerprint == local.fingerprint
+        assert remote.slides == local.slides, "indexes and URIs are the same, too"
+        with pytest.raises(ValueError, match=r"no table patients in s3://"):
+            patches_of_tables(f"s3://{s3.bucket}", 50, split="train", storage_options=s3.storage_options())
+        with pytest.raises(FeedError, match="version 7 of s3://"):
+            patches_of_tables(f"s3://{s3.bucket}", 50, versions={"tiles": 7}, storage_options=s3.storage_options())

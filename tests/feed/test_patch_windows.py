@@ -25,10 +25,18 @@ def plan_in(folder: WindowFolder, spec: PatchSpec, most_unread: int = 8) -> None
     """What the job writes first."""
     units = plan_units(spec, UNIT_PATCHES, None, "raise").units
     n_windows = tuple(len(windows_of_epoch(units, WINDOW_PATCHES, SEED, epoch)) for epoch in range(2))
-    sizes = {"window_patches": WINDOW_PATCHES, "unit_patches": UNIT_PATCHES}
     put_json(
         folder.plan,
-        WindowPlan(spec.fingerprint, 100, n_windows, **sizes, most_unread=most_unread, n_parallel=2, seed=SEED),
+        WindowPlan(
+            fingerprint=spec.fingerprint,
+            n_patches=100,
+            n_windows=n_windows,
+            window_patches=WINDOW_PATCHES,
+            unit_patches=UNIT_PATCHES,
+            most_unread=most_unread,
+            n_parallel=2,
+            seed=SEED,
+        ),
     )
     write_spec(folder, spec)
 

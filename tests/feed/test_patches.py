@@ -17,6 +17,7 @@ from jobs.training.patches.batch import PatchBatch
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
+from jobs.training.patches.pool import read_in_order
 from jobs.training.patches.reading import UnitRead
 from jobs.training.patches.spec import PatchSpec, SlideSource
 from jobs.training.patches.units import Unit
@@ -98,7 +99,7 @@ def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
 ) -> None:
     folder = write_slides(tmp_path)
     loaders = {
-        choice: PatchLoader(spec_of(folder), 10, unit_patches=5, on_bad_slide=choice, say=said)  # type: ignore[arg-type]
+        choice: PatchLoader(spec_of(folder), 10, unit_patches=5, on_bad_slide=choice, say=said)
         for choice in ("raise", "skip")
     }
     slide = folder / "s2.tif"
@@ -120,7 +121,7 @@ def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
 
 
 def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = loader_module.read_in_order
+    honest = read_in_order
 
     def broken(change: Callable[[list[Came]], list[Came]]) -> None:
         def read(*arguments: Any) -> Generator[Came, None, None]:
@@ -137,10 +138,9 @@ def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monk
     with pytest.raises(RuntimeError, match="all units came"):
         broken(lambda units: units[:-1])
     monkeypatch.undo()
-    order = loader_module.epoch_order
 
     def doubled(*arguments: Any) -> EpochOrder:
-        planned = order(*arguments)
+        planned = epoch_order(*arguments)
         patches = planned.patches.copy()
         patches[-1] = patches[0]
         return EpochOrder(planned.units, patches)

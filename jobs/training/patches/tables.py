@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 from numpy.typing import NDArray
 
+from jobs.training.errors import NoTableError
 from jobs.training.patches.spec import PatchSpec, SlideSource
+from jobs.training.tables.columns import read_columns
 from udfs.wsi import SlideError
 from udfs.wsi.spacing import plan_reading
 from udfs.wsi.store import StorageOptions, public_uri
@@ -49,9 +48,10 @@ def patches_of_tables(
         split: only patients of this value (or one of these) of column `split` of table patients; None takes all.
         versions: Delta version of each table, by its name; the newest of those that are not named.
         uris: where a slide is now, by image_id, where the table's URI does not serve (it is without secrets).
-        storage_options: of the tables, for deltalake.
+        storage_options: of the tables, for fsspec.
 
     Raises:
+        FeedError: a table or version that can't be read.
         ValueError: no such table, no patch, or a slide that can't be read at `mpp`: named, with the remedy.
     """
     slides = _read(root, "slides", _SLIDES, versions, storage_options, ("status", ["ok"]))
@@ -183,21 +183,17 @@ def _read(
     columns: tuple[str, ...],
     versions: Mapping[str, int] | None,
     storage_options: StorageOptions | None,
-    only: tuple[str, list[Any]],
+    only: tuple[str, list[str]],
 ) -> pa.Table:
     """Columns of the rows of one version of a table that have one of some values in a column."""
-    uri = f"{root.rstrip('/')}/{name}"
     try:
-        table = DeltaTable(
-            uri,
-            version=(versions or {}).get(name),
-            storage_options={k: str(v) for k, v in (storage_options or {}).items()},
-        )
-    except TableNotFoundError:
+        _, rows = read_columns(f"{root.rstrip('/')}/{name}", columns, (versions or {}).get(name), storage_options, only)
+    except NoTableError:
         raise ValueError(
             f"no table {name} in {public_uri(root)}: run the slides job, or give the folder of its tables"
         ) from None
-    column, values = only
-    if column not in table.to_pyarrow_dataset().schema.names:
-        raise ValueError(f"table {name} in {public_uri(root)} has no column {column}: run the splits job first")
-    return table.to_pyarrow_table(columns=list(columns), filters=pc.field(column).isin(pa.array(values, pa.string())))
+    except KeyError:
+        raise ValueError(
+            f"table {name} in {public_uri(root)} has no column {only[0]}: run the splits job first"
+        ) from None
+    return rows

@@ -68,7 +68,7 @@ def pin_table(uri: str, version: int | None, storage_options: StorageOptions | N
     with store.log(version) as folder:
         table = _opened(folder, version, store.uri)
         pinned = table.version()
-        _check_kind(table, store.uri)
+        check_kind(table, store.uri)
         actions = pa.table(table.get_add_actions())
     names = (unquote(path) for path in actions["path"].to_pylist())
     files = [store.file(name, size) for name, size in zip(names, actions["size_bytes"].to_pylist(), strict=True)]
@@ -108,7 +108,8 @@ def _opened(folder: str, version: int | None, uri: str) -> DeltaTable:
         ) from None
 
 
-def _check_kind(table: DeltaTable, uri: str) -> None:
+def check_kind(table: DeltaTable, uri: str) -> None:
+    """Raises FeedError for a table whose files do not hold just its rows, by its columns' names."""
     metadata, protocol = table.metadata(), table.protocol()
     if metadata.partition_columns:
         raise FeedError(
