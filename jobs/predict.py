@@ -7,6 +7,7 @@ features made otherwise is refused. Patients without a tile get the shares of th
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from jobs import preprocess
 from jobs.runtime.cli import conclude
 from jobs.runtime.cli import main as run_main
+from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError, settings_hash
 from jobs.runtime.recipe import Recipe, differences, settings_recipe
 from jobs.runtime.run import Run, work_in_waves
@@ -37,6 +39,7 @@ from jobs.training.model.predictions import (
 )
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
+_NAMED = 5  # in one message
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most
 
 
@@ -58,7 +61,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         preprocess.stale,
         encodes=True,
         retry_failed=arguments.retry_failed,
-        check=lambda: _refuse_other_features(card, run.recipe),
+        check=lambda: _refuse(run, card),
     )
     cohort = sorted(set(survey.loc[~survey["gone"].astype(bool), "patient_id"]))
     with run.stage("predict"):
@@ -84,6 +87,24 @@ def _model_uri(config: Config) -> str:
     if config.predict.model is None:
         raise ConfigError("predict.model is required: the folder of a trained model, for example ROOT/models/RUN_ID")
     return absolute_uri(config.predict.model)
+
+
+def _refuse(run: Run, card: ModelCard) -> None:
+    """What can be refused only now, and before a slide is read.
+
+    Raises:
+        ConfigError: the features would not be those that the model learned from, or labels would be lost.
+    """
+    _refuse_other_features(card, run.recipe)
+    unlabelled = [image.image_id for image in read_cohort(run.config) if image.label is None]
+    known = run.tables.read("slides").where(F.col("label").isNotNull() & F.col("image_id").isin(unlabelled))
+    patients = sorted({row.patient_id for row in known.select("patient_id").collect()})
+    if patients:
+        raise ConfigError(
+            f"patients: {len(patients)} patients of the CSV have no label there, but one in table slides "
+            f"({', '.join(patients[:_NAMED])}{', ...' if len(patients) > _NAMED else ''}), which this would empty: give "
+            "column label, or another output.root"
+        )
 
 
 def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
@@ -152,7 +173,7 @@ def _predicted(run: Run, model: BagModel, card: ModelCard, patients: Sequence[st
             run.tables.version("patients"),
             patients=patients,
             columns=[*card.columns, *extra, "tile_index"],
-            classes=card.classes,
+            classes=(),  # a label that the model does not know is no matter here
             storage_options=run.config.slides.storage_options,
             shuffle=False,
         )
@@ -162,7 +183,9 @@ def _predicted(run: Run, model: BagModel, card: ModelCard, patients: Sequence[st
         raise ConfigError(
             f"predict.model: {card.model_id} takes embeddings of {card.spec.dim} columns, table patients has {feed.dim}"
         )
-    torch.set_num_threads(slots(run.spark))
+    torch.set_num_threads(
+        min(slots(run.spark), os.cpu_count() or 1)
+    )  # of the driver, which the executors' cores are not
     screen = terminal()
     each = predict_each(model, feed)
     yield from tqdm(each, total=len(patients), file=screen, disable=screen is None, leave=False, unit="patient")
@@ -205,7 +228,7 @@ def _lines(
     lines = [f"  predicted {len(cohort)} patients by model {card.model_id}, {len(todo)} of them in this run"]
     if from_prior:
         more = f" and {len(from_prior) - 10} more" if len(from_prior) > 10 else ""
-        lines.append(f"            without a tile, so by the prior ({prior}): {', '.join(from_prior[:10])}{more}")
+        lines.append(f"            without a bag, so by the prior ({prior}): {', '.join(from_prior[:10])}{more}")
     return [*lines, f"  csv       {public_uri(csv)}"]
 
 

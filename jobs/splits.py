@@ -107,7 +107,7 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row]) -> dict[st
         row = {field: getattr(patient, field) for field in _OF_PATIENT}
         row |= {"split": split_of[name], "fold": fold_of.get(name), "seed": settings.seed}
         was = have.get(name, {})
-        kept = was and was["fold"] == row["fold"]
+        kept = was and was["fold"] is None and row["fold"] is None  # a fold is of the settings of today
         row["params_hash"] = was["params_hash"] if kept else params_hash
         same = all(was.get(field) == value for field, value in row.items()) and was
         rows[name] = row | {"run_id": was["run_id"] if same else run.run_id}

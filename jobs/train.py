@@ -17,12 +17,13 @@ import torch
 from jobs.runtime.cli import DONE, FAILED, main_alone
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.session import start_session
-from jobs.training.cohort import SPLITS, CohortError, TrainingSet, feature_settings, read_training_set
+from jobs.training.cohort import CohortError, TrainingSet, feature_settings, read_training_set
 from jobs.training.errors import FeedError, NoTableError
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
 from jobs.training.model.checkpoints import load_checkpoint
 from jobs.training.model.files import ModelCard, ModelError, load_card, package_versions
 from jobs.training.model.mil import ModelSpec
+from jobs.training.splitting import SPLITS
 from jobs.training.task import Task, bag_columns, run_task
 from udfs.wsi.store import absolute_uri, public_uri
 
@@ -73,7 +74,7 @@ def _planned(config: Config) -> Task:
         feature_settings=feature_settings(members, _table(config, "runs"), config.slides.storage_options),
         splits=members.cards(),
         seed=settings.seed,
-        training=settings.model_dump(mode="json"),
+        training=config.masked()["training"],  # this is kept with the model
         device=_device(settings.device),
         threads=torch.get_num_threads() if settings.processes == 1 else 1,
         splits_version=members.splits_version,
@@ -140,6 +141,7 @@ def _task(config: Config, card: ModelCard, members: TrainingSet, *, resume: bool
         resume=resume,
         storage_options=config.slides.storage_options,
         device="cuda" if card.device.startswith("cuda") else "cpu",
+        mlflow_uri=config.training.mlflow,
     )
 
 
@@ -150,7 +152,12 @@ def _refuse_leaks(config: Config, members: TrainingSet) -> None:
     except NoTableError:
         slides = []
         _say(f"slidelake train: no table slides in {public_uri(config.output.root)}: slide files were not compared")
-    refuse_leaks(assignments, slides, config.slides.storage_options)
+    compared = refuse_leaks(assignments, slides, config.slides.storage_options)
+    if compared.unreadable:
+        _say(
+            f"slidelake train: {compared.unreadable} slides of equal size in several splits could not be opened: their content "
+            "was not compared"
+        )
 
 
 def _on_executors(task: Task) -> str:
@@ -201,8 +208,8 @@ def _plan_text(task: Task) -> str:
     many = ""
     if len(card.feature_settings) > 1:
         many = f"\nslidelake train: the features of these patients were made with {len(card.feature_settings)} different settings"
-    elif not members.splits["validation"]:
-        many = (
+    if not members.splits["validation"]:
+        many += (
             "\nslidelake train: no patient in split validation: training goes on for all epochs, and the last is taken"
         )
     return (

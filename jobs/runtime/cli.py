@@ -123,7 +123,11 @@ def main_alone(
         return BAD_CONFIG
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            print(redact(traceback.format_exc(), secrets_of(None, config.slides.storage_options)), file=sys.stderr)
+            secrets = (
+                *secrets_of(config.training.mlflow, config.slides.storage_options),
+                *secrets_of(config.training.output, None),
+            )
+            print(redact(traceback.format_exc(), secrets), file=sys.stderr)
         print(f"slidelake {job}: stopped by {type(error).__name__}", file=sys.stderr)
         return FAILED
 

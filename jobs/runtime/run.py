@@ -117,6 +117,7 @@ class Run:
 
     def record(self, status: str, read: dict[str, int]) -> None:
         """Append the run to table runs."""
+        self.tables.create("runs")  # one of an older version gets its new columns
         after = self.tables.versions()
         row: dict[str, Any] = {
             "run_id": self.run_id,

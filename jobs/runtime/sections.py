@@ -214,7 +214,9 @@ class Training(Section):
     class_weights: Literal["balanced", "none"] = Field(
         "balanced", description="balanced: every class has the same say in the loss, however few its patients"
     )
-    seed: int = Field(0, ge=0, description="of first weights, order, draws and dropout: same seed, same model")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="of first weights, order, draws and dropout: same seed, same model"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     processes: int = Field(
         1, ge=1, description="more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark"
@@ -264,7 +266,7 @@ class Patches(Section):
         8, ge=1, description="neighbouring patches read together: more read faster, fewer mix better"
     )
     most_unread: int = Field(
-        8, ge=1, description="windows on disk or being read, at most; executors then wait for the trainer"
+        8, ge=2, description="windows on disk or being read, at most; executors then wait for the trainer"
     )
     patience_s: float = Field(
         3600.0, gt=0, description="seconds that the trainer may take for a window; then the job ends"

@@ -9,11 +9,10 @@ from typing import Any
 
 from jobs.training.errors import NoTableError
 from jobs.training.model.files import SplitCard
+from jobs.training.splitting import SPLITS
 from jobs.training.tables.columns import read_columns
 from jobs.training.tables.pinned import pin_table
 from udfs.wsi.store import StorageOptions, public_uri
-
-SPLITS = ("train", "validation", "test")
 
 
 class CohortError(Exception):

@@ -117,7 +117,8 @@ def _same_files(
         told.update(file.image_id for file in group)
         return unknown
 
-    for group in groups(files, lambda file: file.uri):
+    # Size and version beside it: of URIs that differ in their query alone, the table has one and the same.
+    for group in groups(files, lambda file: (file.uri, file.size_bytes, file.file_version)):
         if new(group):
             yield group, f"its URI {public_uri(group[0].uri)}"
     for of_size in groups(files, lambda file: file.size_bytes):

@@ -43,6 +43,7 @@ class Task:
     resume: bool
     storage_options: Mapping[str, Any]
     device: str  # cpu or cuda
+    mlflow_uri: str | None = None  # may hold a secret: not part of the card
     quiet: bool = False
 
     @property
@@ -80,7 +81,9 @@ def _run(task: Task, device: torch.device) -> str:
     model = build_model(task.card.spec).to(device)
     record = Recorder(task, state.epoch) if is_first else None
     try:
-        if isinstance(model, LogisticModel):
+        if isinstance(model, LogisticModel) and state.epoch:  # it was fitted before the run was stopped
+            model.load_state_dict(state.model)
+        elif isinstance(model, LogisticModel):
             _fit_logistic(task, model, state)
             if record:
                 record.after_epoch(state)
@@ -167,7 +170,7 @@ class Recorder:
             task.metrics_table,
             task.settings,
             first_epoch=first_epoch,
-            mlflow_uri=task.settings["mlflow"],
+            mlflow_uri=task.mlflow_uri,
             storage_options=task.storage_options,
         )
         self._bar: tqdm[Any] | None = None
@@ -228,7 +231,8 @@ class Recorder:
         fs, path = url_to_fs(task.folder, **options_for(task.folder, task.storage_options))
         if fs.exists(f"{path}/{CHECKPOINT}"):
             fs.rm(f"{path}/{CHECKPOINT}")
-        lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, the best on validation"]
+        why = "the best on validation" if task.members.splits["validation"] else "the last"
+        lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, {why}"]
         return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])
 
     def close(self) -> None:
@@ -247,4 +251,6 @@ def _device(kind: str) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for the line below
     torch.use_deterministic_algorithms(True)
     local = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-    return torch.device("cuda", local)
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)  # where NCCL gathers objects
+    return device

@@ -63,6 +63,12 @@ def test_one_uri_under_two_names_is_named(tmp_path: Path) -> None:
         refuse_leaks(SPLITS, slides)
 
 
+def test_files_that_a_query_tells_apart_are_two_though_the_table_has_no_query() -> None:
+    same = "https://store/api/file"
+    slides = [SlideFile("a", "p1", same, 700, "700-x1"), SlideFile("b", "p2", same, 900, "900-x2")]
+    refuse_leaks(SPLITS, slides)
+
+
 @pytest.mark.parametrize("where", [0, MB, MB + 100_000, 2 * MB - 1, 3 * MB - 1])
 def test_a_single_byte_tells_slides_apart_wherever_it_is(tmp_path: Path, where: int) -> None:
     """Also between the blocks that are looked at first, as in uncompressed slides that are white for the most part."""

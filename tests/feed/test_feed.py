@@ -195,6 +195,8 @@ def test_labels_are_numbers_of_the_classes_that_are_given(tmp_path: Path, backen
     assert feed.classes == ("CE", "LAA")  # of the whole version: the same for all splits of it
     with pytest.raises(FeedError, match="has patients of CE, the classes are LAA: correct the labels"):
         make_feed(table, classes=["LAA"], backend=backend)
+    [bags] = make_feed(table, batch_size=3, classes=(), backend=backend).epoch(0)  # nobody asks for labels
+    assert bags.label.tolist() == [-1, -1, -1]
 
 
 def test_readers_wait_where_they_are_far_enough_ahead(
@@ -279,6 +281,7 @@ def test_without_petastorm_it_is_pyarrow_and_who_asks_for_it_is_told(
         ({"batch_size": 0}, "batch_size is 0"),
         ({"bag_size": 0}, "bag_size is 0"),
         ({"threads": 0}, "threads is 0"),
+        ({"seed": 2**32}, "seed is 4294967296: it must be from 0 to"),
         ({"columns": ["color_histogram"]}, "at least one of the first two"),
         ({"columns": ["embedding_avg"]}, "choose of embeddings_avg"),
     ],

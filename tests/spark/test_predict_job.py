@@ -30,7 +30,7 @@ from tests.spark.test_splits_job import split_in
 PRIOR = (0.7, 0.3)
 NEW: list[tuple[Any, ...]] = [
     ("k1", "south", "009", 0, None),  # known, without a label
-    ("n1", "south", "102", 0, None),
+    ("n1", "south", "102", 0, "Other"),  # a label that the model does not know is no matter
     ("n2", "north", "101", 0, None),
     ("n3", "north", "101", 1, None),
     ("e1", "south", "005", 0, None),  # no such file: no tile
@@ -106,7 +106,7 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
     run = predict_in(spark, config)
     said = capsys.readouterr().out
     assert "predicted 4 patients by model first, 4 of them in this run" in said
-    assert "without a tile, so by the prior (CE 0.700, LAA 0.300): 005" in said
+    assert "without a bag, so by the prior (CE 0.700, LAA 0.300): 005" in said
     table = by(pl.read_delta(f"{config.output.root}/predictions").to_dicts(), "patient_id")
     assert table.keys() == {"005", "009", "101", "102"}
     none = table["005"]
@@ -167,6 +167,16 @@ def test_features_made_otherwise_are_refused_by_name(
     with (
         unchanged(config, "slides", "tiles", "features", "patients"),
         pytest.raises(ConfigError, match=r"encoder\.weights is \w+, not \w+"),
+    ):
+        predict_in(spark, config)
+
+
+def test_a_csv_that_would_empty_labels_is_refused(spark: SparkSession, again: Again, model: Model) -> None:
+    rows: list[tuple[Any, ...]] = [("a1", "north", "001", 0, None), ("k1", "south", "009", 0, None)]
+    config = again(rows, predict={"model": str(model("first"))})
+    with (
+        unchanged(config, "slides", "tiles", "features", "patients"),
+        pytest.raises(ConfigError, match=r"1 patients of the CSV have no label there, but one in table slides \(001\)"),
     ):
         predict_in(spark, config)
 

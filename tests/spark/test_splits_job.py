@@ -171,6 +171,15 @@ def test_754_patients_in_11_centres(
     assert [int(cell) for cell in last.split()[5:8]] == [len(of_split) for of_split in images.values()]
 
 
+def test_folds_that_are_dealt_anew_stay(spark: SparkSession, large: Callable[..., Config]) -> None:
+    for folds in (5, 10):
+        split_in(spark, large(splits={"folds": folds}))
+    config = large(splits={"folds": 10})
+    version = DeltaTable(f"{config.output.root}/splits").version()
+    split_in(spark, config)
+    assert DeltaTable(f"{config.output.root}/splits").version() == version
+
+
 def test_the_main_job_reads_a_csv_back_and_finds_nothing_to_do(spark: SparkSession, again: Again) -> None:
     config = again(splits=HALVES)
     split_in(spark, config).record("done", {})

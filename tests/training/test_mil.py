@@ -1,6 +1,7 @@
 """Models of bags: what the paper's equations say, bag by bag; and their files."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def card(made: BagModel) -> ModelCard:
         splits={"train": SplitCard(4, {"CE": 3, "LAA": 1}, "abc")},
         seed=5,
         training={"epochs": 3},
-        history=({"epoch": 0.0, "train_loss": 0.1 + 0.2},),
+        history=({"epoch": 0.0, "train_loss": 0.1 + 0.2, "validation_auroc": math.nan},),
         best_epoch=0,
     )
 
@@ -139,6 +140,8 @@ def test_a_model_comes_back_from_its_folder_to_the_last_bit(kind: Kind, tmp_path
     written = save_model(str(tmp_path / "model"), made, card(made))
     loaded, read = load_model(str(tmp_path / "model"))
     assert read == written
+    text = (tmp_path / "model/model.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["history"][0]["validation_auroc"] is None
     assert read.classes == ("CE", "LAA")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
     for one, other in zip(made.predict(bags()), loaded.predict(bags()), strict=True):

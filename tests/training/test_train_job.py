@@ -19,6 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import train
+from jobs.runtime.config import load_config
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, load_card, load_model
 from jobs.training.model.metrics import measure
@@ -197,6 +198,33 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(patients: lis
     one, other = (of_run[card.model_id].sort_values(keys, ignore_index=True) for card in (whole, resumed))
     pd.testing.assert_frame_equal(one, other)
     assert not one.duplicated(keys).any()
+
+
+def test_a_logistic_run_that_was_fitted_before_it_was_stopped_is_not_fitted_again(
+    patients: list[Drawn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_patients(tmp_path, patients)
+    _, whole = trained(tmp_path, model="logistic")
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.training.task.save_model", full)
+        assert train.main(["--config", settings(tmp_path, model="logistic")]) == 1
+    [left] = [folder.parent for folder in (tmp_path / "models").glob("*/checkpoint.pt")]
+    _, resumed = trained(tmp_path, "--resume", left.name)
+    assert (resumed.history, resumed.weights_hash) == (whole.history, whole.weights_hash)
+
+
+def test_what_mlflow_is_reached_by_is_not_kept_with_the_model(patients: list[Drawn], tmp_path: Path) -> None:
+    write_patients(tmp_path, patients)
+    output = f"file://{tmp_path}/models?token=t0psecret"
+    with_secret = settings(tmp_path, output=str(tmp_path / "models"), epochs=1)
+    config = load_config(with_secret, [f"training.mlflow={output}"])
+    task = train._planned(config)
+    assert task.mlflow_uri == output
+    assert "t0psecret" not in json.dumps(task.card.to_json())
 
 
 def test_a_run_is_done_again_from_the_tables_past_and_refused_where_that_is_gone(

@@ -30,7 +30,7 @@ def choose(
     classes: Sequence[str] | None,
     bag_size: int | None,
 ) -> Choice:
-    """The patients of some splits, or some by name, or all.
+    """The patients of some splits, or some by name, or all. With `classes` empty nobody's label is looked at.
 
     Raises:
         FeedError: there are none, one that is asked for is not there or is there twice, its label is no class, or bags
@@ -44,7 +44,8 @@ def choose(
     if classes is None:
         classes = sorted({label for label in table.rows["label"].to_pylist() if label is not None})
     number = {label: i for i, label in enumerate(classes)}
-    unknown = sorted({label for label in chosen["label"] if label is not None and label not in number})
+    labels = set(chosen["label"]) - {None} if number else set()
+    unknown = sorted(labels - number.keys())
     if unknown:
         raise FeedError(
             f"{table.name} has patients of {', '.join(unknown)}, the classes are {', '.join(classes)}: correct the labels, or "

@@ -53,7 +53,8 @@ def make_feed(
             them and random ones again. None: all tiles as they are.
         seed: of the order and of the samples.
         columns: of embeddings_avg, embeddings_max (at least one of the two), color_histogram, tile_index.
-        classes: labels in the order of their numbers; None: all labels of this version, sorted.
+        classes: labels in the order of their numbers; None: all labels of this version, sorted; empty: no label is looked
+            at, and all are -1.
         backend: what reads the rows. auto: petastorm where it can be imported, else pyarrow alone; both feed the same.
         storage_options: for fsspec.
         threads: that read and decode. The order does not depend on them.
@@ -63,7 +64,7 @@ def make_feed(
         FeedError: the table, the version or the patients can't be fed; says why and the remedy.
         ValueError: an argument that can't be.
     """
-    _check(split, patients, shard, batch_size, bag_size, columns, threads)
+    _check(split, patients, shard, batch_size, bag_size, columns, threads, seed)
     name, reader = reader_of(backend)
     ordered = tuple(name for name in COLUMNS if name in columns)
     table = pin_table(table_uri, version, storage_options)
@@ -205,6 +206,7 @@ def _check(
     bag_size: int | None,
     columns: Sequence[str],
     threads: int,
+    seed: int,
 ) -> None:
     if split is not None and patients is not None:
         raise ValueError("both split and patients say who is fed: give one")
@@ -213,6 +215,8 @@ def _check(
     for name, value in (("batch_size", batch_size), ("bag_size", bag_size), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: it must be 1 or more")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: it must be from 0 to {2**32 - 1}")
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown or not set(columns) & set(EMBEDDINGS):
         raise ValueError(f"columns {', '.join(columns)}: choose of {', '.join(COLUMNS)}, at least one of the first two")

@@ -1,6 +1,7 @@
 """A trained model as a folder: model.safetensors (weights) and model.json (all that tells what it is and came from)."""
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -83,7 +84,10 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self) | {"format": _FORMAT, "classes": list(self.classes)}
+        history = [  # JSON has no NaN, which a figure is where a class is missing
+            {name: value if math.isfinite(value) else None for name, value in epoch.items()} for epoch in self.history
+        ]
+        return asdict(self) | {"format": _FORMAT, "classes": list(self.classes), "history": history}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelCard":
@@ -97,8 +101,11 @@ class ModelCard:
         plain = {key: value for key, value in values.items() if key not in ("format", "classes")}
         plain["spec"] = ModelSpec.from_json(plain["spec"])
         plain["splits"] = {name: SplitCard(**split) for name, split in plain["splits"].items()}
-        for name in ("columns", "prior", "feature_settings", "history"):
+        for name in ("columns", "prior", "feature_settings"):
             plain[name] = tuple(plain[name])
+        plain["history"] = tuple(
+            {name: math.nan if value is None else value for name, value in epoch.items()} for epoch in plain["history"]
+        )
         return cls(**plain)
 
 
