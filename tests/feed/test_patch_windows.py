@@ -106,7 +106,7 @@ def test_a_trainer_waits_for_windows_and_a_second_one_goes_on_where_the_first_wa
     assert sorted(came) == list(range(100))
 
 
-def test_windows_smaller_than_a_batch_do_not_end_in_two_who_wait_for_each_other(
+def test_a_batch_fits_the_windows_that_may_be_there_and_nobody_waits_for_the_other(
     spec: PatchSpec, tmp_path: Path
 ) -> None:
     folder = WindowFolder(tmp_path)
@@ -120,9 +120,11 @@ def test_windows_smaller_than_a_batch_do_not_end_in_two_who_wait_for_each_other(
 
     producer = threading.Thread(target=within_the_bound, daemon=True)
     producer.start()
-    batches = list(WindowFeed(tmp_path, 80, patience_s=10, say=lambda _: None).epoch(0))
+    batches = list(WindowFeed(tmp_path, 25, patience_s=10, say=lambda _: None).epoch(0))
     producer.join()
-    assert [len(batch) for batch in batches] == [80, 20]
+    assert [len(batch) for batch in batches] == [25, 25, 25, 25]
+    with pytest.raises(ValueError, match=r"batch_size = 26: at most 25, which is \(patches.most_unread - 1\) \* patches"):
+        WindowFeed(tmp_path, 26)
 
 
 def test_a_trainer_is_told_why_nothing_comes(spec: PatchSpec, tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ class WindowFeed:
     def _rows(self, epoch: int, todo: deque[int], counted: list[int], meter: Meter) -> Iterator["_Rows"]:
         """The rows of windows in their order, as these come; how many each has is added to `counted`."""
         for window in tuple(todo):
-            # Windows smaller than a batch: the job waits for us, so let the first go, though its rows are in no batch yet.
+            # Windows that skipped slides left small: the job waits for us, so let the first go, though its rows are in no
+            # batch yet. (A trainer that is killed just then lacks these in that epoch.)
             self._finish(epoch, todo, window - self.plan.most_unread + 1)
             path = self._folder.manifest(epoch, window)
             self._wait_for(path)
