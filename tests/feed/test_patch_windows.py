@@ -120,11 +120,13 @@ def test_a_batch_fits_the_windows_that_may_be_there_and_nobody_waits_for_the_oth
 
     producer = threading.Thread(target=within_the_bound, daemon=True)
     producer.start()
-    batches = list(WindowFeed(tmp_path, 25, patience_s=10, say=lambda _: None).epoch(0))
+    batches = list(WindowFeed(tmp_path, 15, patience_s=10, say=lambda _: None).epoch(0))
     producer.join()
-    assert [len(batch) for batch in batches] == [25, 25, 25, 25]
-    with pytest.raises(ValueError, match=r"batch_size = 26: at most 25, which is \(patches.most_unread - 1\) \* patches"):
-        WindowFeed(tmp_path, 26)
+    assert [len(batch) for batch in batches] == [15] * 6 + [10]
+    with pytest.raises(
+        ValueError, match=r"batch_size = 16: at most 15, which is half of \(patches.most_unread - 1\) \* "
+    ):
+        WindowFeed(tmp_path, 16)
 
 
 def test_a_trainer_is_told_why_nothing_comes(spec: PatchSpec, tmp_path: Path) -> None:

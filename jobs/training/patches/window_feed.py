@@ -73,10 +73,12 @@ class WindowFeed:
         self.spec = PatchSpec.from_table(pq.read_table(self._folder.spec))
         if self.spec.fingerprint != self.plan.fingerprint:
             raise ValueError(f"{self._folder.root} holds the windows of other patches than patches.parquet's: empty it")
-        most = (self.plan.most_unread - 1) * self.plan.window_patches
+        most = (
+            (self.plan.most_unread - 1) * self.plan.window_patches // 2
+        )  # windows are even, so at least half as large
         if batch_size > most:  # else a window would be given up while rows of it wait for their batch
             raise ValueError(
-                f"batch_size = {batch_size}: at most {most}, which is (patches.most_unread - 1) * patches.window_patches"
+                f"batch_size = {batch_size}: at most {most}, which is half of (patches.most_unread - 1) * patches.window_patches"
             )
         self.classes = tuple(self.spec.classes if classes is None else classes)
         self._batch = Batcher(self.spec, self.classes)
