@@ -20,6 +20,7 @@ from tests.slides.foreign import write_dicom, write_mirax, write_vms
 from tests.slides.make import position_pixels
 from udfs.wsi import ErrorCode, SlideError, staging
 from udfs.wsi.staging import Companions, beside, staged
+from udfs.wsi.store import file
 
 SIZE = 1000  # bytes of most slides here; nothing looks into them
 
@@ -27,6 +28,8 @@ SIZE = 1000  # bytes of most slides here; nothing looks into them
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLIDELAKE_STAGING", str(tmp_path / "staging"))
+    # A wrapper that is kept has the methods that a filesystem had before a test changes them.
+    monkeypatch.setattr(file, "_asynchronous", file._asynchronous.__wrapped__)
     return tmp_path / "staging"
 
 
