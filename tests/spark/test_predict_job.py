@@ -33,7 +33,7 @@ NEW: list[tuple[Any, ...]] = [
     ("n1", "south", "102", 0, "Other"),  # a label that the model does not know is no matter
     ("n2", "north", "101", 0, None),
     ("n3", "north", "101", 1, None),
-    ("e1", "south", "005", 0, None),  # no such file: no tile
+    ("e1", "south", "005", 0, "CE"),  # no such file: no tile; known, with its label
 ]
 
 
