@@ -1,12 +1,20 @@
 """Patches on the fly on one machine: right pixels, each once, in an order that a seed gives, and bad slides by name."""
 
+import errno
+import gc
+import itertools
 import json
+import os
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -14,11 +22,11 @@ from openslide import OpenSlide
 
 from jobs.training.patches import loader as loader_module
 from jobs.training.patches.batch import PatchBatch
+from jobs.training.patches.buffer import PixelBuffer
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
-from jobs.training.patches.pool import read_in_order
-from jobs.training.patches.reading import UnitRead
+from jobs.training.patches.reading import UnitRead, read_unit
 from jobs.training.patches.spec import PatchSpec, SlideSource
 from jobs.training.patches.units import Unit
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
@@ -40,6 +48,12 @@ def spec(slides: Path) -> PatchSpec:
 
 def said(_: str) -> None:
     """Nobody listens."""
+
+
+def children() -> list[psutil.Process]:
+    """Processes that this one started, petastorm's workers among them."""
+    found: list[psutil.Process] = psutil.Process().children()
+    return found
 
 
 def numbers(batches: Iterable[PatchBatch]) -> list[int]:
@@ -65,20 +79,23 @@ def test_every_patch_comes_once_with_its_own_pixels_key_and_label(spec: PatchSpe
 
 
 def test_the_order_is_the_seeds_and_the_epochs_whatever_the_workers_and_wherever_it_resumes(spec: PatchSpec) -> None:
-    def epoch(number: int, first_step: int = 0, n_parallel: int = 1, seed: int = 3) -> list[int]:
-        loader = PatchLoader(spec, 8, n_parallel=n_parallel, unit_patches=4, buffer_patches=24, seed=seed, say=said)
-        return numbers(loader.epoch(number, first_step))
+    def loader(n_parallel: int = 1, seed: int = 3) -> PatchLoader:
+        return PatchLoader(spec, 8, n_parallel=n_parallel, unit_patches=4, buffer_patches=24, seed=seed, say=said)
 
-    first = epoch(0)
-    assert first == epoch(0, n_parallel=3)
-    assert first[5 * 8 :] == epoch(0, first_step=5, n_parallel=2)
-    assert epoch(0, first_step=13) == []
-    assert first != epoch(1) != epoch(1, seed=4)
-    assert sorted(epoch(1)) == sorted(first) == list(range(100))
+    one, three = loader(), loader(n_parallel=3)
+    first = numbers(one.epoch(0))
+    assert first == numbers(three.epoch(0)) == numbers(three.epoch(0)) == one.order(0).patches.tolist()
+    assert first[5 * 8 :] == numbers(three.epoch(0, first_step=5))
+    assert numbers(one.epoch(0, first_step=13)) == []
+    second = numbers(one.epoch(1))
+    assert first != second != numbers(loader(seed=4).epoch(1))
+    assert sorted(second) == sorted(first) == list(range(100))
 
 
 def test_patches_at_a_spacing_and_at_a_level_are_the_slides_own(slides: Path, pixels: NDArray[np.uint8]) -> None:
-    at_level = PatchLoader(spec_of(slides, 16, level=1), 100, say=said)  # 16 px of the level at 1/4: the same grid
+    at_level = PatchLoader(
+        spec_of(slides, 16, level=1), 100, n_parallel=1, say=said
+    )  # 16 px of the level at 1/4: the same grid
     [batch] = at_level.epoch(0)
     with OpenSlide(slides / "s1.tif") as theirs:
         for i, image_id in enumerate(batch.image_id):
@@ -86,7 +103,7 @@ def test_patches_at_a_spacing_and_at_a_level_are_the_slides_own(slides: Path, pi
                 corner = int(batch.x_px[i]), int(batch.y_px[i])
                 expected = np.asarray(theirs.read_region(corner, 1, (16, 16)).convert("RGB"))
                 np.testing.assert_array_equal(batch.pixels[i], expected)
-    at_mpp = PatchLoader(spec_of(slides, 32, mpp=1.0), 100, say=said)  # 0.5 um/px halved
+    at_mpp = PatchLoader(spec_of(slides, 32, mpp=1.0), 100, n_parallel=1, say=said)  # 0.5 um/px halved
     [batch] = at_mpp.epoch(0)
     for i, image_id in enumerate(batch.image_id):
         x, y = int(batch.x_px[i]), int(batch.y_px[i])
@@ -99,7 +116,7 @@ def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
 ) -> None:
     folder = write_slides(tmp_path)
     loaders = {
-        choice: PatchLoader(spec_of(folder), 10, unit_patches=5, on_bad_slide=choice, say=said)
+        choice: PatchLoader(spec_of(folder), 10, n_parallel=1, unit_patches=5, on_bad_slide=choice, say=said)
         for choice in ("raise", "skip")
     }
     slide = folder / "s2.tif"
@@ -115,20 +132,29 @@ def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
     (folder / "s3.tif").unlink()
     with pytest.raises(SlideError, match=r"file_truncated: s2: .*s2\.tif has"):
         PatchLoader(spec_of(folder), say=said)
-    without = PatchLoader(spec_of(folder), on_bad_slide="skip", unit_patches=5, say=said)
+    without = PatchLoader(spec_of(folder), n_parallel=1, on_bad_slide="skip", unit_patches=5, say=said)
     assert sorted(numbers(without.epoch(0))) == list(range(50))
     assert {image_id: patches for image_id, (patches, _) in without.skipped.items()} == {"s2": 25, "s3": 25}
 
 
 def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = read_in_order
-
     def broken(change: Callable[[list[Came]], list[Came]]) -> None:
-        def read(*arguments: Any) -> Generator[Came, None, None]:
-            yield from change(list(honest(*arguments)))
+        class Broken:
+            """Reads in this process, and loses or doubles some."""
 
-        monkeypatch.setattr(loader_module, "read_in_order", read)
-        list(PatchLoader(spec, 10, unit_patches=5, say=said).epoch(0))
+            def __init__(self, n_parallel: int, ahead: int, options: object, buffer: PixelBuffer) -> None:
+                self.buffer = buffer
+                buffer.shared.forget_path()
+
+            def read(self, units: list[Unit]) -> Generator[Came, None, None]:
+                places = [self.buffer.reserve(len(unit.patches)) for unit in units]
+                pairs = list(zip(units, places, strict=True))
+                yield from change(
+                    [(unit, to, read_unit(unit, None, self.buffer.shared.pixels, to)) for unit, to in pairs]
+                )
+
+        monkeypatch.setattr(loader_module, "UnitPool", Broken)
+        list(PatchLoader(spec, 10, unit_patches=5, buffer_patches=100, say=said).epoch(0))
 
     broken(list)
     with pytest.raises(RuntimeError, match="4 patches came instead of 5"):
@@ -147,16 +173,85 @@ def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monk
 
     monkeypatch.setattr(loader_module, "epoch_order", doubled)
     with pytest.raises(RuntimeError, match=r"all units came, and patch \d+ with none of them"):
-        list(PatchLoader(spec, 10, unit_patches=5, say=said).epoch(0))
+        list(PatchLoader(spec, 10, n_parallel=1, unit_patches=5, say=said).epoch(0))
 
 
 def test_an_epoch_that_is_left_early_stops_its_workers(spec: PatchSpec) -> None:
-    loader = PatchLoader(spec, 4, unit_patches=2, say=said)
+    before = set(children())
+    loader = PatchLoader(spec, 4, n_parallel=1, unit_patches=2, buffer_patches=20, say=said)
     epoch = loader.epoch(0)
     next(epoch)
     epoch.close()  # type: ignore[attr-defined]
-    assert numbers(loader.epoch(0))[:4] == numbers(PatchLoader(spec, 4, unit_patches=2, say=said).epoch(0))[:4]
+    assert set(children()) == before
+    assert numbers(loader.epoch(0)) == loader.order(0).patches.tolist()
     assert len(loader.readings) == 1
+
+
+def test_workers_are_kept_from_epoch_to_epoch_and_end_with_the_loader(spec: PatchSpec) -> None:
+    before = set(children())
+    loader = PatchLoader(spec, 10, say=said)
+    list(loader.epoch(0))
+    workers = set(children()) - before
+    assert len(workers) == 2
+    list(loader.epoch(1))
+    assert set(children()) - before == workers
+    assert sorted(numbers(itertools.chain.from_iterable(zip(loader.epoch(0), loader.epoch(1), strict=True)))) == sorted(
+        [*range(100), *range(100)]
+    )
+    assert not list(Path("/dev/shm").glob("slidelake-*"))  # the memory has no name any more
+    loader.close()
+    assert not any(worker.is_running() for worker in workers)
+    assert len(numbers(loader.epoch(2))) == 100  # with new ones
+    del loader
+    gc.collect()
+    assert set(children()) == before
+
+
+def test_a_worker_that_dies_ends_the_epoch_with_a_word_on_it(spec: PatchSpec) -> None:
+    before = set(children())
+    loader = PatchLoader(spec, 4, unit_patches=2, buffer_patches=8, say=said)
+    epoch = loader.epoch(0)
+    next(epoch)
+    for worker in set(children()) - before:
+        worker.kill()
+    with pytest.raises(RuntimeError, match="a worker that reads patches ended by signal 9"):
+        list(epoch)
+    assert set(children()) == before
+    assert len(numbers(loader.epoch(1))) == 100
+
+
+def test_workers_and_memory_end_with_a_trainer_that_is_killed(slides: Path, tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import pathlib, time
+        from jobs.training.patches.loader import PatchLoader
+        from tests.feed.patch_slides import spec_of
+        for _ in PatchLoader(spec_of(pathlib.Path({str(slides)!r})), 4, n_parallel=1, buffer_patches=8).epoch(0):
+            print("go", flush=True)
+            time.sleep(60)
+        """)
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+    )
+    assert trainer.stdout and trainer.stdout.readline()
+    workers = psutil.Process(trainer.pid).children()
+    assert len(workers) == 1
+    trainer.kill()
+    trainer.wait()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not list(Path("/dev/shm").glob("slidelake-*"))
+
+
+def test_too_little_shared_memory_is_told_with_what_helps(spec: PatchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"no room for .* MB of patches in /dev/shm .*--shm-size.*buffer_patches smaller"):
+        next(PatchLoader(spec, 4, say=said).epoch(0))
+    assert not list(Path("/dev/shm").glob("slidelake-*"))
 
 
 def test_mixing_is_one_for_a_perfect_shuffle_and_grows_with_the_buffer() -> None:

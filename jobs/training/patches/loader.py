@@ -12,7 +12,7 @@ from jobs.training.patches.batch import Batcher, PatchBatch
 from jobs.training.patches.buffer import PixelBuffer
 from jobs.training.patches.meter import Meter, MeterReading, store_reading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
-from jobs.training.patches.pool import read_in_order
+from jobs.training.patches.pool import UnitPool
 from jobs.training.patches.reading import UnitRead
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.units import OnBadSlide, Unit, plan_units, tell_skipped
@@ -91,7 +91,7 @@ class PatchLoader:
         # enough for two batches while the trainer is at its step, and for workers that are not in step with each other
         self._ahead = 2 * n_parallel + 2 * -(-batch_size // self._largest)
         self._room = max(self.buffer_patches, self._largest) + self._ahead * self._largest  # in patches
-        self._spare: PixelBuffer | None = None  # of the last epoch: new memory costs more than what is read into it
+        self._spare: UnitPool | None = None  # of the last epoch: workers take seconds to start
 
     @property
     def n_steps(self) -> int:
@@ -136,11 +136,11 @@ class PatchLoader:
         meter.skipped(sum(patches for patches, _ in self._unopened.values()))
         came = np.zeros(len(self.spec), np.int64)
         edge = self.spec.patch_px
-        buffer, self._spare = (
-            self._spare or PixelBuffer(self._room, edge),
-            None,
-        )  # one that is in use is no other epoch's
-        with closing(read_in_order(units, self.n_parallel, self._ahead, self._options, buffer)) as read:
+        pool, self._spare = self._spare, None  # one that is in use is no other epoch's
+        if pool is None:
+            pool = UnitPool(self.n_parallel, self._ahead, self._options, PixelBuffer(self._room, edge))
+        buffer = pool.buffer
+        with closing(pool.read(units)) as read:
             for start in range(0, len(wanted), self.batch_size):
                 patches = wanted[start : start + self.batch_size]
                 pixels = np.empty((len(patches), edge, edge, 3), np.uint8)
@@ -162,7 +162,7 @@ class PatchLoader:
                     yield batch
                     meter.next_is_wanted()
         buffer.empty()
-        self._spare = buffer
+        self._spare = pool
         due = max(self.n_patches - first_step * self.batch_size, 0)
         if came.max(initial=0) > 1 or came.sum() != due:
             raise RuntimeError(
@@ -173,6 +173,12 @@ class PatchLoader:
         if self._meter_file:
             store_reading(self._meter_file, reading)
         self._say(str(reading))
+
+    def close(self) -> None:
+        """Stop the workers; another epoch starts new ones. Python's end does so too."""
+        if self._spare:
+            self._spare.close()
+        self._spare = None
 
     def _take(self, unit: Unit, places: NDArray[np.int64], read: UnitRead, buffer: PixelBuffer, meter: Meter) -> None:
         if read.error and self._on_bad_slide == "raise":

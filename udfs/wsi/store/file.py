@@ -112,6 +112,7 @@ class File:
         self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
         # On fsspec's loop also where the caller runs one of its own, as notebooks do.
         self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
+        self._local = fs if self.is_local else None
         self.info = info or self._ask()
 
     @property
@@ -172,7 +173,7 @@ class File:
     def _ask(self, asked: "Future[Any] | None" = None) -> FileInfo:
         begun = perf_counter()
         try:
-            info = (asked or self._submit(self._info)).result()
+            info = self._at_once() or (asked or self._submit(self._info)).result()
         except Exception as error:
             raise self._translate(error) from None
         finally:
@@ -187,6 +188,11 @@ class File:
         if found.size_bytes == 0:
             raise SlideError(ErrorCode.FILE_EMPTY, f"{self.uri} has 0 bytes: upload it again")
         return found
+
+    def _at_once(self) -> Any:
+        """What the local disk says, without the loop, which takes longer than a tile; None where it has to be asked again."""
+        with suppress(OSError):
+            return self._local.info(self._path) if self._local else None
 
     def _submit(self, call: Callable[[], Awaitable[Any]]) -> "Future[Any]":
         """Run it, with retries, on fsspec's own event loop, where the clients of stores live."""
