@@ -46,6 +46,7 @@ _LOCAL: tuple[tuple[Callable[[], Path], int, float | None, int], ...] = (  # sli
     (inputs.huge, 224, None, _UNIT),
     (inputs.huge, 224, None, 4 * _UNIT),
     (inputs.huge, 448, None, _UNIT),
+    (inputs.huge, 448, None, 4 * _UNIT),
     (inputs.huge, 256, 0.7, _UNIT),
     (inputs.pyramid_240, 256, None, _UNIT),
     (inputs.pyramid_240, 224, None, _UNIT),
@@ -149,9 +150,10 @@ def _meter(spec: PatchSpec) -> Iterator[Line]:
 
 def _measured(spec: PatchSpec, workers: int, step_s: float) -> MeterReading:
     loader = _loader(spec, workers)
-    for _ in loader.epoch(0):
+    _drain(loader)  # workers start, and connect
+    for _ in loader.epoch(1):
         time.sleep(step_s)
-    return loader.readings[0]
+    return loader.readings[1]
 
 
 def _drain(loader: PatchLoader) -> None:
