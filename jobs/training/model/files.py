@@ -50,7 +50,7 @@ class ModelCard:
         splits: train, validation and test.
         seed: of everything random.
         training: the settings of the section training.
-        device: cpu, or the kind of GPU.
+        device: cpu; or cuda and, once trained, the kind of GPU that the first process had.
         processes: that trained it together.
         threads: of torch on the CPU, in each; another number adds up floats in another order.
         versions: of packages.
