@@ -6,11 +6,9 @@ report and its probabilities go to ROOT/models/RUN_ID, figures of each epoch to 
 
 import argparse
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -24,10 +22,11 @@ from jobs.training.devices import Device, DeviceError, device_here, device_on_ex
 from jobs.training.errors import FeedError, NoTableError
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
 from jobs.training.model.checkpoints import load_checkpoint
-from jobs.training.model.files import ModelCard, ModelError, load_card, package_versions
+from jobs.training.model.files import ModelCard, ModelError, load_card, model_versions
 from jobs.training.model.mil import ModelSpec
 from jobs.training.splitting import SPLITS
 from jobs.training.task import Task, bag_columns, run_task
+from udfs.telling import new_run_id
 from udfs.wsi.store import absolute_uri, public_uri
 
 
@@ -71,7 +70,7 @@ def _planned(config: Config) -> Task:
         centers=members.centers if settings.use_center else (),
     )
     card = ModelCard(
-        model_id=_new_id(),
+        model_id=new_run_id(),
         spec=spec,
         columns=bag_columns(settings.columns),
         prior=members.prior,
@@ -84,7 +83,7 @@ def _planned(config: Config) -> Task:
         device=settings.device,  # until it is known what there is
         threads=torch.get_num_threads() if settings.processes == 1 else 1,
         splits_version=members.splits_version,
-        versions=package_versions(),
+        versions=model_versions(),
     )
     return _task(config, card, members, resume=False)
 
@@ -98,7 +97,7 @@ def _resumed(config: Config, run_id: str) -> Task:
 def _repeated(config: Config, run_id: str) -> Task:
     """A finished run done again: its settings, its version of the table, a name of its own."""
     card = load_card(_folder(config, run_id), config.slides.storage_options)
-    fresh = replace(card, model_id=_new_id(), history=(), best_epoch=None, weights_hash="")
+    fresh = replace(card, model_id=new_run_id(), history=(), best_epoch=None, weights_hash="")
     return _task(config, fresh, _same_members(config, card), resume=False)
 
 
@@ -253,10 +252,6 @@ def _plan_text(task: Task) -> str:
         f"slidelake train: run {card.model_id} on version {card.table_version} of {card.table_uri}: patients {splits}"
         f"{left_out}{many}"
     )
-
-
-def _new_id() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 def _folder(config: Config, run_id: str) -> str:

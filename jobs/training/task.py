@@ -20,7 +20,7 @@ from jobs.training.cohort import TrainingSet
 from jobs.training.devices import take_device
 from jobs.training.feed import Feed, make_feed
 from jobs.training.model.checkpoints import CHECKPOINT, TrainingState, load_checkpoint, save_checkpoint
-from jobs.training.model.files import ModelCard, package_versions, save_model
+from jobs.training.model.files import ModelCard, model_versions, save_model
 from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit, predict
 from jobs.training.model.logistic import collect, fit_logistic
 from jobs.training.model.metrics import Evaluation, evaluate, measure
@@ -225,7 +225,7 @@ class Recorder:
             processes=dist.get_world_size() if dist.is_initialized() else 1,
             history=tuple(state.history),
             best_epoch=best,
-            versions=package_versions(),
+            versions=model_versions(),
         )
         save_model(task.folder, model, card, task.storage_options)
         fs, path = url_to_fs(task.folder, **options_for(task.folder, task.storage_options))
