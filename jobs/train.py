@@ -194,7 +194,8 @@ def device_of_processes(wanted: str, n_processes: int, spark: SparkSession | Non
         DeviceError: not what is wanted.
     """
     if spark is None or is_local(spark):
-        return device_here(wanted, n_processes, torch.cuda.device_count())
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # some are counted that no driver runs
+        return device_here(wanted, n_processes, n_gpus)
     return device_on_executors(wanted, spark.conf.get("spark.task.resource.gpu.amount", None))
 
 

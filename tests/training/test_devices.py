@@ -22,6 +22,7 @@ class Session:
 def device(monkeypatch: pytest.MonkeyPatch, wanted: str, n_gpus: int, processes: int, spark: Session | None) -> str:
     """What is taken where this machine has so many GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
     session: Any = spark
     return device_of_processes(wanted, processes, session)
 
