@@ -1,16 +1,19 @@
 """Table predictions and a CSV: probabilities of the patients of a CSV, by a trained model, from the slides on.
 
 Slides, features and patients are brought up to date as the main job does it, in the same tables; a model that learned from
-features made otherwise is refused. Patients without a tile get the shares of the classes that the model was trained on
-(its prior) and the flag from_prior: no patient is left out. Run again, only what changed is predicted again.
+features made otherwise is refused. Patients without a bag get the shares of the classes that the model was trained on (its
+prior) and the flag from_prior: no patient is left out. Of others some slides may have failed: n_images_failed counts them.
+Run again, only what changed is predicted again.
 """
 
 import argparse
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 
+import pandas as pd
 import torch
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -31,15 +34,16 @@ from jobs.training.model.files import ModelCard, ModelError, load_card, load_mod
 from jobs.training.model.mil import BagModel
 from jobs.training.model.predictions import (
     VERSION,
+    Basis,
     Prediction,
     as_table,
     predict_each,
     prior_prediction,
     submission_csv,
 )
+from udfs.telling import some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
-_NAMED = 5  # in one message
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most
 
 
@@ -65,15 +69,16 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
     )
     cohort = sorted(set(survey.loc[~survey["gone"].astype(bool), "patient_id"]))
     with run.stage("predict"):
-        wanted = _wanted(run, cohort, card)
+        wanted = _wanted(run, cohort, card, _failed(run, survey))
         have = _rows_now(run, card)
-        todo = [name for name, (value, _) in wanted.items() if have.get(name) != value]
+        todo = [name for name, basis in wanted.items() if have.get(name) != basis.params_hash]
         _predict_and_write(run, model, card, {name: wanted[name] for name in todo}, have.keys())
         probabilities, from_prior = _probabilities(run, cohort, card)
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
         write_bytes(csv, submission_csv(probabilities, card.classes), config.slides.storage_options)
     run.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
-    return conclude(run, survey, _lines(card, cohort, todo, from_prior, csv))
+    partly = {name: basis.n_images_failed for name, basis in wanted.items() if basis.n_tiles and basis.n_images_failed}
+    return conclude(run, survey, _lines(card, cohort, todo, from_prior, partly, csv))
 
 
 def _card(config: Config) -> ModelCard:
@@ -102,8 +107,7 @@ def _refuse(run: Run, card: ModelCard) -> None:
     if patients:
         raise ConfigError(
             f"patients: {len(patients)} patients of the CSV have no label there, but one in table slides "
-            f"({', '.join(patients[:_NAMED])}{', ...' if len(patients) > _NAMED else ''}), which this would empty: give "
-            "column label, or another output.root"
+            f"({some(patients)}), which this would empty: give column label, or another output.root"
         )
 
 
@@ -121,14 +125,23 @@ def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
         )
 
 
-def _wanted(run: Run, cohort: Sequence[str], card: ModelCard) -> dict[str, tuple[str, int]]:
-    """(params_hash of the prediction, tiles) of each patient of the cohort; 0 tiles where table patients has no row."""
+def _failed(run: Run, survey: pd.DataFrame) -> Counter[str]:
+    """How many slides of the CSV failed, by patient."""
+    here = set(survey.index[~survey["gone"].astype(bool)])
+    rows = run.tables.read("slides").where(F.col("status") == "failed").select("image_id", "patient_id").collect()
+    return Counter(row.patient_id for row in rows if row.image_id in here)
+
+
+def _wanted(run: Run, cohort: Sequence[str], card: ModelCard, failed: Counter[str]) -> dict[str, Basis]:
+    """What the prediction of each patient of the cohort rests on; no tiles where table patients has no row."""
     rows = run.tables.read("patients").select("patient_id", "params_hash", "n_tiles").collect()
     bags = {row.patient_id: (row.params_hash, row.n_tiles) for row in rows}
-    hashes = {name: bags.get(name, (None, 0)) for name in cohort}
+    found = {name: bags.get(name, (None, 0)) for name in cohort}
     return {
-        name: (settings_hash(VERSION, card.model_id, card.weights_hash, value), n_tiles)
-        for name, (value, n_tiles) in hashes.items()
+        name: Basis(
+            settings_hash(VERSION, card.model_id, card.weights_hash, value, failed[name]), n_tiles, failed[name]
+        )
+        for name, (value, n_tiles) in found.items()
     }
 
 
@@ -146,12 +159,12 @@ def _predict_and_write(
     run: Run,
     model: BagModel,
     card: ModelCard,
-    wanted: Mapping[str, tuple[str, int]],
+    wanted: Mapping[str, Basis],
     present: Container[str],
 ) -> None:
     """A commit for so many tiles; patients without any first, then in the order of the table."""
-    with_bag = [name for name, (_, n_tiles) in wanted.items() if n_tiles]
-    found = [prior_prediction(name, card.prior) for name, (_, n_tiles) in wanted.items() if not n_tiles]
+    with_bag = [name for name, basis in wanted.items() if basis.n_tiles]
+    found = [prior_prediction(name, card.prior) for name, basis in wanted.items() if not basis.n_tiles]
     tiles = 0
     for prediction in _predicted(run, model, card, with_bag):
         found.append(prediction)
@@ -195,12 +208,11 @@ def _put(
     run: Run,
     card: ModelCard,
     found: Sequence[Prediction],
-    wanted: Mapping[str, tuple[str, int]],
+    wanted: Mapping[str, Basis],
     present: Container[str],
 ) -> None:
     names = [prediction.patient_id for prediction in found]
-    hashes = [wanted[name][0] for name in names]
-    frame = run.spark.createDataFrame(as_table(found, card.classes, card.model_id, hashes, run.run_id)).coalesce(1)
+    frame = run.spark.createDataFrame(as_table(found, wanted, card.classes, card.model_id, run.run_id)).coalesce(1)
     known = [name for name in names if name in present]
     run.tables.put("predictions", frame, "patient_id", names, known, among=("model_id", card.model_id))
 
@@ -222,13 +234,20 @@ def _is_whole(probabilities: Mapping[str, float], card: ModelCard) -> bool:
 
 
 def _lines(
-    card: ModelCard, cohort: Sequence[str], todo: Sequence[str], from_prior: Sequence[str], csv: str
+    card: ModelCard,
+    cohort: Sequence[str],
+    todo: Sequence[str],
+    from_prior: Sequence[str],
+    partly: Mapping[str, int],
+    csv: str,
 ) -> list[str]:
     prior = ", ".join(f"{name} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
     lines = [f"  predicted {len(cohort)} patients by model {card.model_id}, {len(todo)} of them in this run"]
     if from_prior:
-        more = f" and {len(from_prior) - 10} more" if len(from_prior) > 10 else ""
-        lines.append(f"            without a bag, so by the prior ({prior}): {', '.join(from_prior[:10])}{more}")
+        lines.append(f"            without a bag, so by the prior ({prior}): {some(from_prior, 10)}")
+    if partly:
+        names = some([f"{name} ({n_failed})" for name, n_failed in partly.items()], 10)
+        lines.append(f"            without so many slides that failed: {names}")
     return [*lines, f"  csv       {public_uri(csv)}"]
 
 

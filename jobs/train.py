@@ -6,25 +6,27 @@ report and its probabilities go to ROOT/models/RUN_ID, figures of each epoch to 
 
 import argparse
 import sys
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from pyspark.sql import SparkSession
 
 from jobs.runtime.cli import DONE, FAILED, main_alone
 from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.session import start_session
+from jobs.runtime.session import is_local, start_session
 from jobs.training.cohort import CohortError, TrainingSet, feature_settings, read_training_set
+from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
 from jobs.training.errors import FeedError, NoTableError
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
 from jobs.training.model.checkpoints import load_checkpoint
-from jobs.training.model.files import ModelCard, ModelError, load_card, package_versions
+from jobs.training.model.files import ModelCard, ModelError, load_card, model_versions
 from jobs.training.model.mil import ModelSpec
 from jobs.training.splitting import SPLITS
 from jobs.training.task import Task, bag_columns, run_task
+from udfs.telling import new_run_id
 from udfs.wsi.store import absolute_uri, public_uri
 
 
@@ -40,8 +42,11 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
         _refuse_leaks(config, task.members)
     except (FeedError, CohortError, LeakageError, ModelError) as error:
         raise ConfigError(str(error)) from None
-    _say(_plan_text(task))
-    report = run_task(task) if task.settings["processes"] == 1 else _on_executors(task)
+    n_processes = task.settings["processes"]
+    with _spark(n_processes) as spark:
+        task = _placed(task, arguments.resume or arguments.reproduce, spark)
+        _say(_plan_text(task))
+        report = run_task(task) if spark is None else on_executors(spark, n_processes, task.card.device, run_task, task)
     print(
         "\n".join(["", f"slidelake train, run {task.card.model_id}", report, f"  files     {public_uri(task.folder)}/"])
     )
@@ -65,7 +70,7 @@ def _planned(config: Config) -> Task:
         centers=members.centers if settings.use_center else (),
     )
     card = ModelCard(
-        model_id=_new_id(),
+        model_id=new_run_id(),
         spec=spec,
         columns=bag_columns(settings.columns),
         prior=members.prior,
@@ -75,10 +80,10 @@ def _planned(config: Config) -> Task:
         splits=members.cards(),
         seed=settings.seed,
         training=config.masked()["training"],  # this is kept with the model
-        device=_device(settings.device),
+        device=settings.device,  # until it is known what there is
         threads=torch.get_num_threads() if settings.processes == 1 else 1,
         splits_version=members.splits_version,
-        versions=package_versions(),
+        versions=model_versions(),
     )
     return _task(config, card, members, resume=False)
 
@@ -92,7 +97,7 @@ def _resumed(config: Config, run_id: str) -> Task:
 def _repeated(config: Config, run_id: str) -> Task:
     """A finished run done again: its settings, its version of the table, a name of its own."""
     card = load_card(_folder(config, run_id), config.slides.storage_options)
-    fresh = replace(card, model_id=_new_id(), history=(), best_epoch=None, weights_hash="")
+    fresh = replace(card, model_id=new_run_id(), history=(), best_epoch=None, weights_hash="")
     return _task(config, fresh, _same_members(config, card), resume=False)
 
 
@@ -103,10 +108,6 @@ def _same_members(config: Config, card: ModelCard) -> TrainingSet:
         ConfigError: the table gives others now.
         FeedError: the version is gone.
     """
-    if card.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"run {card.model_id} trained on {card.device}, and there is no GPU here: run it where one is"
-        )
     members = _members(config, card.training["fold"], card.table_version, card.splits_version)
     now = members.cards()
     for name in SPLITS:
@@ -140,7 +141,6 @@ def _task(config: Config, card: ModelCard, members: TrainingSet, *, resume: bool
         metrics_table=_table(config, "training_metrics"),
         resume=resume,
         storage_options=config.slides.storage_options,
-        device="cuda" if card.device.startswith("cuda") else "cpu",
         mlflow_uri=config.training.mlflow,
     )
 
@@ -160,19 +160,56 @@ def _refuse_leaks(config: Config, members: TrainingSet) -> None:
         )
 
 
-def _on_executors(task: Task) -> str:
-    """As many processes as asked for, by Spark; the first one's report."""
+@contextmanager
+def _spark(n_processes: int) -> Iterator[SparkSession | None]:
+    """Spark for several processes, ended with the block; None for one."""
+    spark = start_session("slidelake train") if n_processes > 1 else None
+    try:
+        yield spark
+    finally:
+        if spark:
+            spark.stop()
+
+
+def _placed(task: Task, earlier: str | None, spark: SparkSession | None) -> Task:
+    """With the device that it runs on: of a run that goes on or is done again, the same kind as before."""
+    told = task.card.device
+    try:
+        device = device_of_processes(told.partition(" ")[0], task.settings["processes"], spark)
+    except DeviceError as error:
+        why = f"run {earlier} trained on {told}" if earlier else f"training.device is {told}"
+        raise ConfigError(f"{why}: {error}") from None
+    return replace(task, card=replace(task.card, device=device))
+
+
+def device_of_processes(wanted: str, n_processes: int, spark: SparkSession | None) -> Device:
+    """Processor or GPUs, by what there is where the processes run: this machine, or a cluster's executors.
+
+    Args:
+        wanted: auto, cpu or cuda.
+        n_processes: that train together.
+        spark: that starts them; None for one process.
+
+    Raises:
+        DeviceError: not what is wanted.
+    """
+    if spark is None or is_local(spark):
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # some are counted that no driver runs
+        return device_here(wanted, n_processes, n_gpus)
+    return device_on_executors(wanted, spark.conf.get("spark.task.resource.gpu.amount", None))
+
+
+def on_executors(spark: SparkSession, n_processes: int, device: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do work in so many processes at once, by Spark; returns what the first one does.
+
+    On a local master they are this machine's, without tasks of Spark. It need not know of GPUs there: each process sees all,
+    and takes its own.
+    """
     from pyspark.ml.torch.distributor import TorchDistributor  # noqa: PLC0415 - imports much that one process does not need
 
-    spark = start_session("slidelake train")
-    try:
-        master = spark.sparkContext.master or ""
-        local = master == "local" or master.startswith("local[")
-        on_gpu = task.device == "cuda"
-        distributor = TorchDistributor(task.settings["processes"], local_mode=local, use_gpu=on_gpu)
-        return str(distributor.run(run_task, task))
-    finally:
-        spark.stop()
+    local = is_local(spark)
+    distributor = TorchDistributor(n_processes, local_mode=local, use_gpu=device == "cuda" and not local)
+    return distributor.run(work, *arguments)
 
 
 def _compare(folder: str, task: Task) -> int:
@@ -216,17 +253,6 @@ def _plan_text(task: Task) -> str:
         f"slidelake train: run {card.model_id} on version {card.table_version} of {card.table_uri}: patients {splits}"
         f"{left_out}{many}"
     )
-
-
-def _new_id() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-
-
-def _device(setting: str) -> str:
-    there = torch.cuda.is_available()
-    if setting == "cuda" and not there:
-        raise ConfigError("training.device is cuda, and there is no GPU here: set it to auto or cpu")
-    return f"cuda {torch.cuda.get_device_name()}" if there and setting != "cpu" else "cpu"
 
 
 def _folder(config: Config, run_id: str) -> str:

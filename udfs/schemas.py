@@ -164,9 +164,15 @@ PREDICTIONS = pa.schema(
         _column(
             "from_prior",
             pa.bool_(),
-            "true where the patient has no tile: the probabilities are the classes' shares among the patients trained on",
+            "true where the patient has no bag, for there is no tile or more than a row can hold: the probabilities are the "
+            "classes' shares among the patients trained on",
         ),
         _column("n_tiles", _INT, "tiles that the model saw"),
+        _column(
+            "n_images_failed",
+            _INT,
+            "slides of the patient in the CSV that it did not see, for they failed, see table slides",
+        ),
         _column(
             "attention",
             _ATTENTION,

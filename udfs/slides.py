@@ -11,7 +11,7 @@ from udfs.schemas import FOUND_TISSUE
 from udfs.task import slot_cpus
 from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
 from udfs.wsi.foreign import ForeignSlide
-from udfs.wsi.spacing import plan_reading
+from udfs.wsi.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tissue import background_fractions, background_mask, tile_grid
 
@@ -73,8 +73,7 @@ def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) 
     """Everything that one pass over the slide tells."""
     mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
     downsamples = [level.downsample for level in slide.levels]
-    mpp = (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else None
-    reading = plan_reading(downsamples, spec.tile_px, mpp, spec.mpp)
+    reading = plan_reading(downsamples, spec.tile_px, mean_mpp(mpp_x, mpp_y), spec.mpp)
     mask = background_mask(slide.downsampled(spec.mask_downsample), spec.background_brightness)
     grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
     background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)

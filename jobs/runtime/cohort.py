@@ -14,13 +14,13 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.runtime.config import Config, ConfigError
+from udfs.telling import some
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import File, FileInfo, absolute_uri, options_for, public_uri, read_bytes, redact, secrets_of
 
 REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
 OPTIONAL = ("label", "uri", "mpp")
 _IDENTIFIERS = ("image_id", "center_id", "patient_id")
-_ROWS_NAMED = 5  # in one message
 _LISTING_THREADS = 32
 
 
@@ -260,9 +260,9 @@ def _check_identifiers(records: Iterable[tuple[int, Mapping[str, str]]]) -> None
             elif any(c in "/\\" or not c.isprintable() for c in value) or value in (".", ".."):
                 unsafe.append(f"line {line} ({column} {value!r})")
     if empty:
-        raise ConfigError(f"empty identifiers: {_some(empty)}")
+        raise ConfigError(f"empty identifiers: {some(empty, separator='; ')}")
     if unsafe:
-        raise ConfigError(f"path separators or control characters in identifiers: {_some(unsafe)}")
+        raise ConfigError(f"path separators or control characters in identifiers: {some(unsafe, separator='; ')}")
 
 
 def _check_unique(images: Iterable[tuple[int, Image]]) -> None:
@@ -271,7 +271,7 @@ def _check_unique(images: Iterable[tuple[int, Image]]) -> None:
         lines.setdefault(image.image_id, []).append(line)
     twice = [f"{name} (lines {', '.join(map(str, at))})" for name, at in lines.items() if len(at) > 1]
     if twice:
-        raise ConfigError(f"image_id is not unique: {_some(twice)}")
+        raise ConfigError(f"image_id is not unique: {some(twice, separator='; ')}")
 
 
 def _check_agreement(images: Iterable[tuple[int, Image]], column: str, value_of: Callable[[Image], str | None]) -> None:
@@ -285,9 +285,4 @@ def _check_agreement(images: Iterable[tuple[int, Image]], column: str, value_of:
         if len(found) > 1
     ]
     if differ:
-        raise ConfigError(f"images of one patient disagree on {column}: {_some(differ)}")
-
-
-def _some(items: Sequence[str]) -> str:
-    more = len(items) - _ROWS_NAMED
-    return "; ".join(items[:_ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        raise ConfigError(f"images of one patient disagree on {column}: {some(differ, separator='; ')}")

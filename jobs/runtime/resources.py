@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 
 from jobs.runtime.config import ConfigError
 from jobs.runtime.sections import Resources
-from jobs.runtime.session import slots
+from jobs.runtime.session import is_local, slots
 
 _GPU = "spark.executor.resource.gpu"
 _PATIENCE_S = 30.0  # with a cluster that has no executor yet, before that is said
@@ -51,7 +51,7 @@ class StageResources:
     @property
     def gpu_share(self) -> float:
         """The part of a GPU that a task may take, where several run on one."""
-        if _is_local(self.session):  # they take turns with those that PyTorch finds
+        if is_local(self.session):  # they take turns with those that PyTorch finds
             return 1 / math.ceil(slots(self.session) / max(1, torch.cuda.device_count()))
         return 1 / math.floor(1 / self.gpus) if 0 < self.gpus < 1 else 1.0
 
@@ -76,7 +76,7 @@ def features_resources(session: SparkSession, settings: Resources) -> StageResou
     """
     if not settings.gpus_per_task and settings.cpus_per_task is None:
         return StageResources(session)
-    if _is_local(session):
+    if is_local(session):
         _say("Spark runs on this machine alone: its tasks take all cores, and a GPU where it has one")
         return StageResources(session)
     conf = session.sparkContext.getConf()
@@ -106,11 +106,6 @@ def features_resources(session: SparkSession, settings: Resources) -> StageResou
 def _is_dynamic(session: SparkSession) -> bool:
     """Whether Spark starts and stops executors as it goes."""
     return session.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true"
-
-
-def _is_local(session: SparkSession) -> bool:
-    """Whether tasks run in the driver's own process, where Spark has no profiles."""
-    return (session.sparkContext.master or "local").partition("[")[0] == "local"
 
 
 def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> list[Executor]:

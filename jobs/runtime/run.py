@@ -1,15 +1,12 @@
 """One run of a job: what it works with, how it goes through its waves, and the record that it leaves."""
 
 import json
-import platform
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Any
 
@@ -27,6 +24,7 @@ from jobs.runtime.survey import plan_waves, take_survey
 from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
 from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
+from udfs.telling import new_run_id, package_versions
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.spec import Precision, Runtime
@@ -53,7 +51,7 @@ class Run:
     config: Config
     spark: SparkSession
     job: str
-    run_id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}")
+    run_id: str = field(default_factory=new_run_id)
     counts: Counter[str] = field(default_factory=Counter)
     timings: dict[str, float] = field(default_factory=dict)
     reads: dict[tuple[str, str], tuple[int, Traffic]] = field(default_factory=dict)  # file size, by image_id and stage
@@ -126,7 +124,7 @@ class Run:
             "started_at": self.started_at,
             "finished_at": datetime.now(UTC),
             "config": json.dumps(self.config.masked()),
-            "versions": _versions() | {"encoder": " ".join(self.encoder_runs_by)},
+            "versions": package_versions(_RECORDED_PACKAGES) | {"encoder": " ".join(self.encoder_runs_by)},
             "features": self.recipe,
             "tables_read": read,
             "tables_written": {name: number for name, number in after.items() if read.get(name) != number},
@@ -136,14 +134,6 @@ class Run:
         }
         rows = self.spark.createDataFrame([tuple(row[name] for name in RUNS.names)], spark_schema(RUNS))
         self.tables.append("runs", rows)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _RECORDED_PACKAGES:
-        with suppress(PackageNotFoundError):  # an extra
-            versions[name] = version(name)
-    return versions
 
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients

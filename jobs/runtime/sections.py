@@ -217,7 +217,11 @@ class Training(Section):
     seed: int = Field(
         0, ge=0, lt=2**32, description="of first weights, order, draws and dropout: same seed, same model"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto takes GPUs, one a process, where there are some: this machine's, or on a cluster those that Spark "
+        "gives tasks by spark.task.resource.gpu.amount=1",
+    )
     processes: int = Field(
         1, ge=1, description="more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark"
     )

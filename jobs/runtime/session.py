@@ -52,10 +52,15 @@ def start_session(name: str) -> SparkSession:
     return session
 
 
+def is_local(session: SparkSession) -> bool:
+    """Whether tasks run in the driver's own process; those of local-cluster do not."""
+    return (session.sparkContext.master or "local").partition("[")[0] == "local"
+
+
 def heap_bytes(session: SparkSession) -> int:
     """The heap of a JVM that tasks run in: an executor's, or the driver's own where all runs in one process."""
     jvm: Any = session._jvm
-    if (session.sparkContext.master or "").startswith("local["):
+    if is_local(session):
         return int(jvm.java.lang.Runtime.getRuntime().maxMemory())
     configured = session.conf.get("spark.executor.memory", "1g")
     return int(jvm.org.apache.spark.network.util.JavaUtils.byteStringAsBytes(configured))

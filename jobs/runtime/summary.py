@@ -3,9 +3,8 @@
 import pandas as pd
 
 from jobs.runtime.run import Run
+from udfs.telling import some
 from udfs.wsi.store import Traffic, public_uri
-
-_NAMED = 10
 
 
 def failed_slides(run: Run, survey: pd.DataFrame) -> list[str]:
@@ -75,9 +74,8 @@ def _patients_lines(run: Run, survey: pd.DataFrame) -> list[str]:
     run.counts["patients"] = len(cohort) - len(without)
     lines = [f"  patients  {run.counts['patients']} of {len(cohort)} have a row, {built} built in this run"]
     if without:
-        more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
         why = "no encoded tile, or more than a row can hold"
-        lines.append(f"            without a row, for they have {why}: {', '.join(without[:_NAMED])}{more}")
+        lines.append(f"            without a row, for they have {why}: {some(without, 10)}")
     return lines
 
 

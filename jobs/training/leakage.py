@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from jobs.training.tables.columns import read_columns
+from udfs.telling import some
 from udfs.wsi import SlideError
 from udfs.wsi.store import File, FileInfo, StorageOptions, public_uri
 
@@ -22,7 +23,6 @@ _BLOCK_BYTES = 64 << 10
 _BLOCKS = 16
 _CHUNK_BYTES = 8 << 20  # of a whole file, at a time
 _READERS = 8
-_NAMED = 5  # in one message
 
 
 class LeakageError(Exception):
@@ -70,8 +70,8 @@ def refuse_leaks(
     double = [f"{patient} ({' and '.join(sorted(of))})" for patient, of in sorted(splits.items()) if len(of) > 1]
     if double:
         raise LeakageError(
-            f"{len(double)} patients are in two splits: {some(double)}: let each have one row in table splits, and run the "
-            "splits job again"
+            f"{len(double)} patients are in two splits: {some(double, separator='; ')}: let each have one row in table "
+            "splits, and run the splits job again"
         )
     split_of = {patient: next(iter(of)) for patient, of in splits.items()}
     files = sorted((slide for slide in slides if slide.patient_id in split_of), key=lambda slide: slide.image_id)
@@ -82,8 +82,8 @@ def refuse_leaks(
     ]
     if leaks:
         raise LeakageError(
-            f"{len(leaks)} slides are in two splits under two names: {some(leaks)}: take one of each out of the CSV and "
-            "tables splits and patients, or give both rows one patient_id, and split again"
+            f"{len(leaks)} slides are in two splits under two names: {some(leaks, separator='; ')}: take one of each "
+            "out of the CSV and tables splits and patients, or give both rows one patient_id, and split again"
         )
     return Compared(len(files), content.opened, content.unreadable)
 
@@ -190,9 +190,3 @@ def _parts(size_bytes: int, *, whole: bool) -> list[tuple[int, int]]:
         return [(start, min(_CHUNK_BYTES, size_bytes - start)) for start in range(0, size_bytes, _CHUNK_BYTES)]
     last = size_bytes - _BLOCK_BYTES
     return [(last * i // (_BLOCKS - 1), _BLOCK_BYTES) for i in range(_BLOCKS)]
-
-
-def some(items: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    more = len(items) - _NAMED
-    return "; ".join(items[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

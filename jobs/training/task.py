@@ -17,9 +17,10 @@ from fsspec.core import url_to_fs
 from tqdm import tqdm
 
 from jobs.training.cohort import TrainingSet
+from jobs.training.devices import take_device
 from jobs.training.feed import Feed, make_feed
 from jobs.training.model.checkpoints import CHECKPOINT, TrainingState, load_checkpoint, save_checkpoint
-from jobs.training.model.files import ModelCard, package_versions, save_model
+from jobs.training.model.files import ModelCard, model_versions, save_model
 from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit, predict
 from jobs.training.model.logistic import collect, fit_logistic
 from jobs.training.model.metrics import Evaluation, evaluate, measure
@@ -42,7 +43,6 @@ class Task:
     metrics_table: str
     resume: bool
     storage_options: Mapping[str, Any]
-    device: str  # cpu or cuda
     mlflow_uri: str | None = None  # may hold a secret: not part of the card
     quiet: bool = False
 
@@ -64,12 +64,11 @@ def run_task(task: Task) -> str:
         The report, text for people.
     """
     grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    device = _device(task.device)
     if grouped:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("gloo" if task.card.device == "cpu" else "cpu:gloo,cuda:nccl")
     torch.set_num_threads(task.card.threads)
     try:
-        return _run(task, device)
+        return _run(task, take_device(task.card.device))
     finally:
         if grouped:
             dist.destroy_process_group()
@@ -222,10 +221,11 @@ class Recorder:
         self._write("report.json", json.dumps(told, indent=2).encode())
         card = replace(
             task.card,
+            device="cpu" if model.device.type == "cpu" else f"cuda {torch.cuda.get_device_name(model.device)}",
             processes=dist.get_world_size() if dist.is_initialized() else 1,
             history=tuple(state.history),
             best_epoch=best,
-            versions=package_versions(),
+            versions=model_versions(),
         )
         save_model(task.folder, model, card, task.storage_options)
         fs, path = url_to_fs(task.folder, **options_for(task.folder, task.storage_options))
@@ -243,14 +243,3 @@ class Recorder:
 
     def _write(self, name: str, data: bytes) -> None:
         write_bytes(f"{self._task.folder}/{name}", data, self._task.storage_options)
-
-
-def _device(kind: str) -> torch.device:
-    if kind == "cpu":
-        return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for the line below
-    torch.use_deterministic_algorithms(True)
-    local = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-    device = torch.device("cuda", local)
-    torch.cuda.set_device(device)  # where NCCL gathers objects
-    return device

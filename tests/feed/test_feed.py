@@ -18,7 +18,6 @@ from jobs.training.feed.bags import Bags
 from tests.feed.tables import Made, cohort, write
 
 # pytest sets aside the filters that the feed has for what petastorm says of pyarrow and of tile_index
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 TRAIN = [i for i in range(50) if i % 5 != 4]
 
 

@@ -8,8 +8,6 @@ import pytest
 from benchmarks.feed_passes import count_passes
 from tests.feed.tables import Made, cohort, write
 
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
-
 
 @pytest.fixture(scope="module")
 def patients() -> list[Made]:

@@ -17,8 +17,6 @@ from tests.stores.azurite import azurite
 from tests.stores.moto import moto
 from udfs.wsi import staging
 
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
-
 
 @dataclass(frozen=True)
 class Store:

@@ -15,10 +15,9 @@ from pyspark.sql import SparkSession
 
 from jobs.training.errors import FeedError
 from jobs.training.feed import Feed, make_feed
+from jobs.training.tables.columns import read_columns
 from tests.feed.tables import Made, cohort, write
 from udfs.schemas import PATIENTS
-
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
 _WRITER = """
 import sys
@@ -169,3 +168,39 @@ def test_deletion_vectors_are_refused_until_they_are_purged(spark: SparkSession,
     spark.sql(f"REORG TABLE {name} APPLY (PURGE)")
     assert set(_fed(make_feed(path))) == {patient.patient_id for patient in cohort(10)} - {"p0003"}
     assert len(_fed(make_feed(path, version=0))) == 10
+
+
+def test_a_file_of_newer_types_is_refused_until_it_is_written_anew(tmp_path: Path, backend: Any) -> None:
+    """As deltalake's own update writes it; the remedy is the one that the message names."""
+    path = str(write(tmp_path / "patients", cohort(10)))
+    table = DeltaTable(path)
+    table.update(predicate="patient_id = 'p0003'", updates={"label": "'other'"})
+    told = (
+        r"pyarrow [\d.]+ can't read .*\.parquet \(.*\): where update, .* let Spark write the table anew, or deltalake, "
+    )
+    with pytest.raises(FeedError, match=told) as refused:
+        make_feed(path, backend=backend)
+    with pytest.raises(FeedError, match=told):
+        read_columns(path, ("patient_id", "label"))
+    assert f'DeltaTable("{path}").optimize.z_order(["patient_id"])' in str(refused.value)
+    table.optimize.z_order(["patient_id"])
+    feed = make_feed(path, backend=backend)
+    assert "other" in feed.classes
+    assert _fed(feed) == {patient.patient_id: patient.bag().tolist() for patient in cohort(10)}
+
+
+def test_large_strings_and_bytes_are_read_by_pyarrow(tmp_path: Path) -> None:
+    """As writers of large Arrow tables leave them."""
+    rows = pa.Table.from_pylist([patient.row() for patient in cohort(10)], PATIENTS)
+    large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    path = str(tmp_path / "patients")
+    write_deltalake(
+        path, rows.cast(pa.schema([field.with_type(large.get(field.type, field.type)) for field in PATIENTS]))
+    )
+    feed = make_feed(path, columns=("embeddings_avg", "tile_index"))
+    assert feed.backend == "pyarrow"
+    assert _fed(feed) == {patient.patient_id: patient.bag().tolist() for patient in cohort(10)}
+    with pytest.raises(
+        FeedError, match=r"petastorm knows no large strings, .*: let Spark write it anew, or take backend"
+    ):
+        make_feed(path, backend="petastorm")

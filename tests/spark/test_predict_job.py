@@ -33,7 +33,8 @@ NEW: list[tuple[Any, ...]] = [
     ("n1", "south", "102", 0, "Other"),  # a label that the model does not know is no matter
     ("n2", "north", "101", 0, None),
     ("n3", "north", "101", 1, None),
-    ("e1", "south", "005", 0, "CE"),  # no such file: no tile; known, with its label
+    ("n4", "south", "102", 1, "Other"),  # no such file: the bag lacks it
+    ("e1", "south", "005", 0, "CE"),  # nor this: no tile; known, with its label
 ]
 
 
@@ -106,10 +107,12 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
     run = predict_in(spark, config)
     said = capsys.readouterr().out
     assert "predicted 4 patients by model first, 4 of them in this run" in said
-    assert "without a bag, so by the prior (CE 0.700, LAA 0.300): 005" in said
+    assert "without a bag, so by the prior (CE 0.700, LAA 0.300): 005\n" in said
+    assert "without so many slides that failed: 102 (1)\n" in said
     table = by(pl.read_delta(f"{config.output.root}/predictions").to_dicts(), "patient_id")
     assert table.keys() == {"005", "009", "101", "102"}
     none = table["005"]
+    assert {name: row["n_images_failed"] for name, row in table.items()} == {"005": 1, "009": 0, "101": 0, "102": 1}
     assert (none["from_prior"], none["n_tiles"], none["attention"], none["predicted_class"]) == (True, 0, [], "CE")
     patients = by(rows_of(config, "patients"), "patient_id")
     network, _ = load_model(str(config.predict.model))
@@ -148,6 +151,21 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
     rows = pl.read_delta(f"{config.output.root}/predictions")
     assert sorted(rows["model_id"]) == ["first"] * 4 + ["second"] * 4
     assert submitted(Path(config.output.root, "predictions_csv/second.csv")).keys() == sent.keys()
+
+
+def test_who_has_more_or_fewer_slides_that_failed_is_predicted_again(
+    spark: SparkSession, again: Again, model: Model, slides: Path
+) -> None:
+    made: dict[str, Any] = {"on_failed_slides": "ignore", "predict": {"model": str(model("first"))}}
+
+    def failed_of(run: Run) -> dict[str, int]:
+        """Slides that failed, of patients predicted in this run."""
+        rows = pl.read_delta(f"{run.config.output.root}/predictions").filter(pl.col("run_id") == run.run_id)
+        return dict(rows.select("patient_id", "n_images_failed").rows())
+
+    assert failed_of(predict_in(spark, again(NEW, slides, **made))) == {"005": 1, "009": 0, "101": 0, "102": 1}
+    changed = [*(row for row in NEW if row[0] != "n4"), ("e2", "south", "005", 1, "CE")]
+    assert failed_of(predict_in(spark, again(changed, slides, **made))) == {"005": 2, "102": 0}
 
 
 def test_features_made_otherwise_are_refused_by_name(

@@ -11,7 +11,7 @@ from jobs.runtime.config import Config
 from jobs.runtime.recipe import differences, settings_recipe
 from jobs.training.feed import make_feed
 from jobs.training.model.mil import ModelSpec, build_model
-from jobs.training.model.predictions import as_table, predict_each, prior_prediction, submission_csv
+from jobs.training.model.predictions import Basis, as_table, predict_each, prior_prediction, submission_csv
 from tests.training.cohorts import Signal, draw_cohort, write_patients
 
 CLASSES = ("CE", "LAA", "other, rare")
@@ -36,7 +36,11 @@ def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_ti
         tiles = drawn[each.patient_id].row()["tile_index"]
         assert [tuple(tile) for tile in each.tiles] == [tuple(tile.values()) for tile in tiles]
 
-    rows = as_table([*found, prior_prediction("none", (0.5, 0.3, 0.2))], CLASSES, "model", ["h"] * 8, "run").to_pylist()
+    bases = {each.patient_id: Basis(f"hash of {each.patient_id}", len(each.attention), 0) for each in found}
+    bases = {"none": Basis("none's", 0, 2)} | bases  # in any order
+    rows = as_table([*found, prior_prediction("none", (0.5, 0.3, 0.2))], bases, CLASSES, "model", "run").to_pylist()
+    assert [row["n_images_failed"] for row in rows] == [0] * 7 + [2]
+    assert [row["params_hash"] for row in rows] == [*(f"hash of {each.patient_id}" for each in found), "none's"]
     assert [row["from_prior"] for row in rows] == [False] * 7 + [True]
     assert rows[-1]["attention"] == [] and rows[-1]["n_tiles"] == 0 and rows[-1]["predicted_class"] == "CE"
     first = rows[0]

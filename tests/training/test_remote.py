@@ -16,8 +16,6 @@ from tests.stores.azurite import azurite
 from tests.stores.moto import moto
 from tests.training.cohorts import Signal, draw_cohort, write_patients
 
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
-
 
 def _train_in(uri: str, options: dict[str, Any], folder: Path) -> ModelCard:
     """Train on the tables there, twice, the second time from the table's past; the model is loaded from there."""

@@ -295,8 +295,20 @@ def test_what_can_not_be_trained_on_is_refused_before_any_work(
     assert "split test" in refusal(tmp_path, capsys)
     write_patients(tmp_path, [*some, Drawn(**(vars(some[0]) | {"split": "test"}))])
     assert f"patients are in two splits: {some[0].patient_id}" in refusal(tmp_path, capsys)
-    if not torch.cuda.is_available():
-        assert "no GPU here" in refusal(tmp_path, capsys, device="cuda")
+
+
+def test_a_gpu_that_is_not_there_is_refused_for_a_new_run_and_for_one_that_had_it(
+    patients: list[Drawn], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    write_patients(tmp_path, patients)
+    assert "training.device is cuda: no GPU here" in refusal(tmp_path, capsys, device="cuda")
+    folder, card = trained(tmp_path, epochs=1)
+    assert card.device == "cpu"
+    card_file = folder / "model.json"
+    card_file.write_text(json.dumps(json.loads(card_file.read_text()) | {"device": "cuda NVIDIA H100"}))
+    told = f"run {card.model_id} trained on cuda NVIDIA H100: no GPU here: run it where one is"
+    assert told in refusal(tmp_path, capsys, "--reproduce", card.model_id)
 
 
 def test_a_slide_in_two_splits_under_two_names_stops_training(

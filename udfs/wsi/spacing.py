@@ -23,6 +23,11 @@ class Reading:
     span_px: float  # edge of a tile, level-0 pixels
 
 
+def mean_mpp(mpp_x: float | None, mpp_y: float | None) -> float | None:
+    """Spacing of a slide as tiles take it, um a level-0 pixel: the mean of both axes; None where one is unknown."""
+    return (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else None
+
+
 def plan_reading(
     level_downsamples: Sequence[float], tile_px: int, slide_mpp: float | None, target_mpp: float | None
 ) -> Reading:

@@ -10,6 +10,7 @@ from jobs.training.errors import FeedError
 from jobs.training.feed.decoding import EMBEDDINGS
 from jobs.training.feed.epochs import Patient
 from jobs.training.tables.pinned import PinnedTable
+from udfs.telling import some
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,13 @@ def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collectio
     ids = table.rows["patient_id"].to_pylist()
     twice = sorted(patient for patient, count in Counter(ids).items() if count > 1)
     if twice:
-        raise FeedError(f"{table.name} has several rows of patients {_some(twice)}: a patient must be one row")
+        raise FeedError(f"{table.name} has several rows of patients {some(twice)}: a patient must be one row")
     rows = list(range(len(ids)))
     if patients is not None:
         wanted = set(patients)
         missing = sorted(wanted - set(ids))
         if missing:
-            raise FeedError(f"{table.name} has no patients {_some(missing)}, {len(missing)} of {len(wanted)} asked for")
+            raise FeedError(f"{table.name} has no patients {some(missing)}, {len(missing)} of {len(wanted)} asked for")
         rows = [i for i in rows if ids[i] in wanted]
     elif split is not None:
         splits = table.rows["split"].to_pylist()
@@ -104,7 +105,3 @@ def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collectio
     if not rows:
         raise FeedError(f"{table.name} has no patients to feed")
     return rows
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

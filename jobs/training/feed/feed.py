@@ -55,7 +55,8 @@ def make_feed(
         columns: of embeddings_avg, embeddings_max (at least one of the two), color_histogram, tile_index.
         classes: labels in the order of their numbers; None: all labels of this version, sorted; empty: no label is looked
             at, and all are -1.
-        backend: what reads the rows. auto: petastorm where it can be imported, else pyarrow alone; both feed the same.
+        backend: what reads the rows. auto: petastorm where it can be imported and knows the types of the files, else pyarrow
+            alone; both feed the same.
         storage_options: for fsspec.
         threads: that read and decode. The order does not depend on them.
         shuffle: another order each epoch; else the table's.
@@ -65,9 +66,9 @@ def make_feed(
         ValueError: an argument that can't be.
     """
     _check(split, patients, shard, batch_size, bag_size, columns, threads, seed)
-    name, reader = reader_of(backend)
     ordered = tuple(name for name in COLUMNS if name in columns)
     table = pin_table(table_uri, version, storage_options)
+    name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
     choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
     _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, name)
     return Feed(

@@ -23,8 +23,8 @@ from jobs.training.feed.reading import Closed, Gate, Part, Wanted, decoded, rece
 
 _POLL_S = 0.05
 # petastorm 0.12 reads by what pyarrow 14 calls deprecated, and says of tile_index that it leaves it out
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm|jobs\.training\.feed")
-warnings.filterwarnings("ignore", message=r"\[ARROW-1644\]")
+warnings.filterwarnings("ignore", category=FutureWarning, module=rf"petastorm\.|{__name__}$")
+warnings.filterwarnings("ignore", r"\[ARROW-1644\]", UserWarning, r"petastorm\.")
 
 
 def read_by_petastorm(wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, threads: int) -> Generator[Part]:

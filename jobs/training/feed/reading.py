@@ -159,11 +159,15 @@ def _index_of(places: pa.StructArray) -> np.ndarray[Any, Any]:
     return tile_index(image_id.to_pylist(), x_px.to_numpy(), y_px.to_numpy())
 
 
-def reader_of(backend: str) -> tuple[str, Reader]:
+def reader_of(backend: str, large: bool) -> tuple[str, Reader]:
     """The reader and its name: petastorm, pyarrow, or for auto petastorm where it can be had, else pyarrow.
 
+    Args:
+        backend: which is asked for.
+        large: whether files have columns of Arrow's large types.
+
     Raises:
-        FeedError: petastorm is asked for and can't be had.
+        FeedError: petastorm is asked for, and can't be had or can't read these files.
     """
     if backend == "pyarrow":
         return backend, read_by_pyarrow
@@ -172,6 +176,10 @@ def reader_of(backend: str) -> tuple[str, Reader]:
         missing = "petastorm is not installed: install the extra train"
     elif int(pa.__version__.partition(".")[0]) >= _PETASTORM_FAILS_AT:
         missing = f"petastorm needs pyarrow < {_PETASTORM_FAILS_AT}, this is {pa.__version__}: install an older one"
+    elif large:
+        missing = (
+            "petastorm knows no large strings, bytes or lists, which files of this table have: let Spark write it anew"
+        )
     if missing and backend == "petastorm":
         raise FeedError(f"{missing}, or take backend pyarrow")
     if missing:

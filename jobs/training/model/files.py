@@ -2,16 +2,14 @@
 
 import json
 import math
-import platform
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import safetensors.torch
 
 from jobs.training.model.mil import BagModel, ModelSpec, build_model
+from udfs.telling import package_versions
 from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
 from udfs.wsi.store import StorageOptions, public_uri, read_bytes, redact, secrets_of, write_bytes
 
@@ -50,7 +48,7 @@ class ModelCard:
         splits: train, validation and test.
         seed: of everything random.
         training: the settings of the section training.
-        device: cpu, or the kind of GPU.
+        device: cpu; or cuda and, once trained, the kind of GPU that the first process had.
         processes: that trained it together.
         threads: of torch on the CPU, in each; another number adds up floats in another order.
         versions: of packages.
@@ -109,13 +107,9 @@ class ModelCard:
         return cls(**plain)
 
 
-def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
-    """Versions of Python and of those packages that are there."""
-    versions = {"python": platform.python_version()}
-    for name in names:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
+def model_versions() -> dict[str, str]:
+    """Of Python and of what shapes a model."""
+    return package_versions(_PACKAGES)
 
 
 def save_model(

@@ -41,15 +41,24 @@ def predict_each(model: BagModel, feed: Feed) -> Iterator[Prediction]:
 
 
 def prior_prediction(patient_id: str, prior: Sequence[float]) -> Prediction:
-    """Of a patient without tiles: the classes' shares among the patients trained on."""
+    """Of a patient without a bag: the classes' shares among the patients trained on."""
     shares = np.array(prior, np.float64)
     return Prediction(patient_id, shares / shares.sum(), np.zeros(0, np.float32), tile_index([], *_NO_CORNERS))
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What a prediction rests on."""
+
+    params_hash: str  # of all of it
+    n_tiles: int  # of the patient's bag; 0: there is none
+    n_images_failed: int  # slides of the patient that the bag lacks, for they failed
+
+
 def as_table(
-    predictions: Sequence[Prediction], classes: Sequence[str], model_id: str, hashes: Sequence[str], run_id: str
+    predictions: Sequence[Prediction], bases: Mapping[str, Basis], classes: Sequence[str], model_id: str, run_id: str
 ) -> pa.Table:
-    """Rows of table predictions; a patient without tiles is one that has the prior."""
+    """Rows of table predictions; a patient without tiles is one that has the prior. `bases`: by patient_id."""
     sizes = [len(prediction.attention) for prediction in predictions]
     tiles = np.concatenate([prediction.tiles for prediction in predictions])
     weights = np.concatenate([prediction.attention for prediction in predictions])
@@ -66,7 +75,8 @@ def as_table(
         "predicted_class": [classes[int(prediction.probabilities.argmax())] for prediction in predictions],
         "from_prior": [size == 0 for size in sizes],
         "n_tiles": sizes,
-        "params_hash": list(hashes),
+        "n_images_failed": [bases[prediction.patient_id].n_images_failed for prediction in predictions],
+        "params_hash": [bases[prediction.patient_id].params_hash for prediction in predictions],
         "run_id": [run_id] * len(predictions),
     }
     arrays = [attention if f.name == "attention" else pa.array(rows[f.name], f.type) for f in PREDICTIONS]

@@ -11,7 +11,7 @@ from jobs.training.errors import NoTableError
 from jobs.training.patches.spec import PatchSpec, SlideSource
 from jobs.training.tables.columns import read_columns
 from udfs.wsi import SlideError
-from udfs.wsi.spacing import plan_reading
+from udfs.wsi.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri
 
 _SLIDES = (
@@ -94,7 +94,7 @@ def patches_of_tables(
                     row["image_id"],
                     (uris or {}).get(row["image_id"], row["uri"]),
                     row["label"],
-                    _mpp(row),
+                    mean_mpp(row["mpp_x"], row["mpp_y"]),
                     tuple(row["level_downsamples"]),
                     indexes.get((row["image_id"], row["file_version"])),
                 )
@@ -150,14 +150,9 @@ def _span(row: Mapping[str, Any], patch_px: int, mpp: float | None, level: int) 
             )
         return patch_px * float(downsamples[level])
     try:
-        return plan_reading(downsamples, patch_px, _mpp(row), mpp).span_px
+        return plan_reading(downsamples, patch_px, mean_mpp(row["mpp_x"], row["mpp_y"]), mpp).span_px
     except SlideError as error:
         raise ValueError(f"{row['image_id']}: {error}") from None
-
-
-def _mpp(row: Mapping[str, Any]) -> float | None:
-    """As job slides takes it: the mean of both axes."""
-    return None if row["mpp_x"] is None or row["mpp_y"] is None else (row["mpp_x"] + row["mpp_y"]) / 2
 
 
 def _by_image(tiles: pa.Table) -> dict[str, tuple[NDArray[np.int64], float]]:

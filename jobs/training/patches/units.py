@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jobs.training.patches.spec import PatchSpec, SlideSource
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.plan import needed_blocks, work_units
-from udfs.wsi.spacing import plan_reading
+from udfs.wsi.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri, secrets_of
 from udfs.wsi.store.faults import as_slide_error
 from udfs.wsi.tiff.index import SlideIndex
@@ -118,8 +118,8 @@ def _units_of(
         with open_slide(source.uri, storage_options) as slide:
             index = slide.index
             downsamples = tuple(level.downsample for level in slide.levels)
-            if mpp is None and slide.mpp_x and slide.mpp_y:
-                mpp = (slide.mpp_x + slide.mpp_y) / 2
+            if mpp is None:
+                mpp = mean_mpp(slide.mpp_x, slide.mpp_y)
     if downsamples is None:
         assert index
         downsamples = tuple(level.downsample for level in index.levels)

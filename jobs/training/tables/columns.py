@@ -5,12 +5,11 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from jobs.training.errors import FeedError, NoTableError
-from jobs.training.tables.pinned import check_kind
+from jobs.training.tables.pinned import check_kind, opened_parquet
 from jobs.training.tables.stores import TableStore
 from udfs.wsi.store import StorageOptions
 
@@ -50,8 +49,8 @@ def read_columns(
     parts = [fields.empty_table()]
     for action in sorted(actions, key=lambda action: str(action["path"])):
         try:
-            with store.looked_at(store.file(unquote(action["path"]), action["size_bytes"])) as file:
-                parquet = pq.ParquetFile(file)
+            file = store.file(unquote(action["path"]), action["size_bytes"])
+            with opened_parquet(store, file, columns[0]) as parquet:
                 part = parquet.read([name for name in read.names if name in parquet.schema_arrow.names])
         except FileNotFoundError:
             raise FeedError(f"version {found} of {store.uri} is not whole any more: it was vacuumed") from None

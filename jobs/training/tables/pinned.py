@@ -1,6 +1,8 @@
 """One version of a table patients: its files, and what of its rows is known before any bag is read. deltalake, no JVM."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -11,7 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from jobs.training.errors import FeedError, NoTableError
 from jobs.training.tables.stores import DataFile, TableStore
-from udfs.wsi.store import StorageOptions
+from udfs.wsi.store import StorageOptions, public_uri
 
 _AT_ONCE = 8  # files whose rows are looked at
 _SMALL = (  # columns that cost nothing beside the bags; those that a table has not are null
@@ -25,6 +27,7 @@ _SMALL = (  # columns that cost nothing beside the bags; those that a table has 
     pa.field("params_hash", pa.string()),
     pa.field("run_id", pa.string()),
 )
+_LARGE = (pa.large_string(), pa.large_binary())
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class PinnedTable:
     groups: list[RowGroup]  # of the files, in order
     rows: pa.Table  # the small columns of all rows, in order of `groups`
     columns: frozenset[str]  # that all files have
+    large: frozenset[str]  # columns that some file has as large strings, bytes or lists
 
     @property
     def uri(self) -> str:
@@ -76,16 +80,18 @@ def pin_table(uri: str, version: int | None, storage_options: StorageOptions | N
     groups: list[RowGroup] = []
     parts: list[pa.Table] = []
     columns: set[str] | None = None
+    large: set[str] = set()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
-            for number, (sizes, names_there, rows) in enumerate(pool.map(lambda file: _look(store, file), files)):
+            for number, (sizes, schema, rows) in enumerate(pool.map(lambda file: _look(store, file), files)):
                 groups += [RowGroup(number, index, n_rows) for index, n_rows in enumerate(sizes)]
                 parts.append(rows)
-                columns = names_there if columns is None else columns & names_there
+                columns = set(schema.names) if columns is None else columns & set(schema.names)
+                large |= {field.name for field in schema if field.type in _LARGE or pa.types.is_large_list(field.type)}
         except FileNotFoundError as error:
             raise gone(pinned, store.uri, error) from None
     rows = pa.concat_tables(parts) if parts else pa.schema(_SMALL).empty_table()
-    return PinnedTable(store, pinned, files, groups, rows.combine_chunks(), frozenset(columns or ()))
+    return PinnedTable(store, pinned, files, groups, rows.combine_chunks(), frozenset(columns or ()), frozenset(large))
 
 
 def gone(version: int, uri: str, error: FileNotFoundError) -> FeedError:
@@ -132,14 +138,35 @@ def _has_deletions(table: DeltaTable) -> bool:
         return True
 
 
-def _look(store: TableStore, file: DataFile) -> tuple[list[int], set[str], pa.Table]:
-    """Rows of each row group of a file, names of its columns, its small columns."""
-    with store.looked_at(file) as source, pq.ParquetFile(source) as parquet:
-        present = set(parquet.schema_arrow.names)
+@contextmanager
+def opened_parquet(store: TableStore, file: DataFile, column: str) -> Iterator[pq.ParquetFile]:
+    """A file of a table, for its footer and some small columns. `column`: one that the table has, for the remedy.
+
+    Raises:
+        FeedError: pyarrow can't read it.
+        FileNotFoundError: it is gone.
+    """
+    with store.looked_at(file) as source:
+        try:
+            parquet = pq.ParquetFile(source)
+        except pa.ArrowInvalid as error:
+            raise FeedError(
+                f"pyarrow {pa.__version__} can't read {public_uri(file.uri)} ({error}): where update, merge or delete of "
+                "deltalake, or polars, wrote it, its types are newer: let Spark write the table anew, or deltalake, "
+                f'DeltaTable("{store.uri}").optimize.z_order(["{column}"]), and take the version that it writes'
+            ) from None
+        with parquet:
+            yield parquet
+
+
+def _look(store: TableStore, file: DataFile) -> tuple[list[int], pa.Schema, pa.Table]:
+    """Rows of each row group of a file, its columns, and of its rows the small columns."""
+    with opened_parquet(store, file, "patient_id") as parquet:
+        schema = parquet.schema_arrow
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        rows = parquet.read([field.name for field in _SMALL if field.name in present])
+        rows = parquet.read([field.name for field in _SMALL if field.name in schema.names])
     arrays = [
-        rows[field.name].cast(field.type) if field.name in present else pa.nulls(len(rows), field.type)
+        rows[field.name].cast(field.type) if field.name in schema.names else pa.nulls(len(rows), field.type)
         for field in _SMALL
     ]
-    return sizes, present, pa.table(arrays, pa.schema(_SMALL))
+    return sizes, schema, pa.table(arrays, pa.schema(_SMALL))

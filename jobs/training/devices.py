@@ -1,0 +1,105 @@
+"""Where a run trains, processor or GPUs, and which GPU each of its processes takes. It knows no Spark: the job asks that."""
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+Device = Literal["cpu", "cuda"]
+_PER_TASK = "spark.task.resource.gpu.amount"
+
+
+class DeviceError(Exception):
+    """There are not the GPUs that were asked for; the message says what there is, and the remedy."""
+
+
+def device_here(wanted: str, processes: int, n_gpus: int) -> Device:
+    """For processes on a machine that has so many GPUs; each process takes one of its own.
+
+    Args:
+        wanted: auto, cpu or cuda.
+        processes: of the run.
+        n_gpus: that they see.
+
+    Raises:
+        DeviceError: there is no GPU and one is wanted, or there are fewer than processes.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not n_gpus):
+        return "cpu"
+    if not n_gpus:
+        raise DeviceError("no GPU here: run it where one is, or begin a run with training.device=auto or cpu")
+    if processes > n_gpus:
+        raise DeviceError(
+            f"each of {processes} processes takes a GPU, and this machine has {n_gpus}: begin a run with training.processes="
+            f"{n_gpus} or less, or training.device=cpu"
+        )
+    return "cuda"
+
+
+def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
+    """For processes that are tasks of a cluster, whatever the driver has.
+
+    Args:
+        wanted: auto, cpu or cuda.
+        gpus_per_task: what Spark is told by spark.task.resource.gpu.amount; None where it is told nothing.
+
+    Raises:
+        DeviceError: GPUs are wanted, and Spark does not give each task exactly one.
+    """
+    if wanted == "cpu" or (wanted == "auto" and gpus_per_task in (None, "0")):
+        return "cpu"
+    if gpus_per_task != "1":  # TorchDistributor takes no fraction, and starts too few tasks where they have several
+        raise DeviceError(
+            f"each process takes one GPU of an executor, and {_PER_TASK} is {gpus_per_task or 'not set'}: set it to 1 for this "
+            "job, and spark.executor.resource.gpu.amount to the GPUs of an executor, or begin a run with training.device=cpu"
+        )
+    return "cuda"
+
+
+def take_device(device: str) -> torch.device:
+    """The device of this process: of a group, one that no other process of it has.
+
+    Raises:
+        DeviceError: this process sees no GPU that is left.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for the line below
+    torch.use_deterministic_algorithms(True)
+    here = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+    rank, seen = 0, [here]
+    if dist.is_initialized():
+        rank, seen = dist.get_rank(), [[]] * dist.get_world_size()
+        dist.all_gather_object(seen, here)
+    taken = torch.device("cuda", gpu_to_take(seen, rank))
+    torch.cuda.set_device(taken)
+    return taken
+
+
+def gpu_to_take(seen: Sequence[Sequence[str]], rank: int) -> int:
+    """Index among the GPUs that a process sees of the one that is its own: the first that none before it takes.
+
+    Processes may see one GPU each, as Spark assigns them, or all of a machine's, or those that CUDA_VISIBLE_DEVICES of an
+    executor names.
+
+    Args:
+        seen: names of the GPUs, unique in the world, that each process sees, by rank.
+        rank: of the process.
+
+    Raises:
+        DeviceError: none is left.
+    """
+    taken: set[str] = set()
+    for number, names in enumerate(seen):
+        free = [i for i, name in enumerate(names) if name not in taken]
+        if not free:
+            raise DeviceError(
+                f"process {number} of {len(seen)} sees {len(names)} GPUs and others have them: start fewer processes, or let "
+                "Spark see all the GPUs of its executors (CUDA_VISIBLE_DEVICES, spark.executor.resource.gpu.amount)"
+            )
+        if number == rank:
+            return free[0]
+        taken.add(names[free[0]])
+    raise ValueError(f"rank {rank} of {len(seen)} processes")
