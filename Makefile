@@ -86,10 +86,20 @@ $(VENV)/.azurite: conf/locks/azurite/package-lock.json | $(VENV)/.uv
 	npm ci --prefix $(VENV)/azurite --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
 	touch $@
 
+# numpy and pyarrow as they are without petastorm, which a test puts before those of .venv: the feed has to work there, too.
+$(VENV)/.newest: conf/locks/newest-pyarrow.txt | $(VENV)/.uv
+	echo "installing the newest pyarrow beside .venv's own ..." >&2
+	rm -rf $(VENV)/newest
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --target $(VENV)/newest -r conf/locks/newest-pyarrow.txt
+	touch $@
+
+COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade \
+  --python-version 3.11 --python-platform x86_64-manylinux_2_28
+
 lock:  ## resolve the newest versions that pyproject.toml allows
-	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint conf/locks/constraints.txt \
+	$(COMPILE) --constraint conf/locks/constraints.txt \
 	  --extra train --extra mlflow --extra demo --extra azure --extra s3 --extra openslide --extra openvino --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
+	printf '%s\n' numpy pyarrow | $(COMPILE) - -o conf/locks/newest-pyarrow.txt
 	npm install --prefix conf/locks/azurite --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit \
 	  --no-fund --loglevel=error
 
@@ -111,7 +121,7 @@ demo: setup  ## from a real slide and a small cohort made from it to predictions
 	cat "$$csv"
 	printf '\n%s\n' "Seven patients are too few to mean anything: the figures of train and predict show that it works, not how well."
 
-test: setup $(VENV)/.azurite  ## the whole test suite
+test: setup $(VENV)/.azurite $(VENV)/.newest  ## the whole test suite
 	python -m pytest
 
 check: setup  ## format, lint, types, import contracts

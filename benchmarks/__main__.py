@@ -22,6 +22,7 @@ NAMES = (  # each a module of this package with run()
     "job",
     "patches",
     "memory",
+    "predict",
     "scale",
     "learn",
 )

@@ -262,10 +262,6 @@ def test_the_choice_of_the_reader_is_told(table: Path, caplog: pytest.LogCapture
 def test_without_petastorm_it_is_pyarrow_and_who_asks_for_it_is_told(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_PETASTORM_FAILS_AT", 14)
-    assert make_feed(str(table)).backend == "pyarrow"
-    with pytest.raises(FeedError, match=r"petastorm needs pyarrow < 14, this is 14.*take backend pyarrow"):
-        make_feed(str(table), backend="petastorm")
     monkeypatch.setattr(reading, "find_spec", lambda name: None)
     assert make_feed(str(table)).backend == "pyarrow"
     with pytest.raises(FeedError, match="install the extra train"):

@@ -23,6 +23,7 @@ from jobs.runtime.config import load_config
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, load_card, load_model
 from jobs.training.model.metrics import measure
+from tests.newest import run_with_newest_pyarrow
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
 from udfs.schemas import SLIDES
 
@@ -245,6 +246,19 @@ def test_a_run_is_done_again_from_the_tables_past_and_refused_where_that_is_gone
     line = refusal(tmp_path, capsys, "--reproduce", first.model_id)
     assert "vacuumed" in line
     assert str(table) in line
+
+
+def test_a_run_is_done_again_the_same_with_the_newest_pyarrow(patients: list[Drawn], tmp_path: Path) -> None:
+    """There it is fed without petastorm."""
+    write_patients(tmp_path, patients)
+    folder, first = trained(tmp_path, epochs=1)
+    done = run_with_newest_pyarrow("jobs", "train", "--config", settings(tmp_path), "--reproduce", first.model_id)
+    assert done.returncode == 0, done.stderr
+    assert f"identical to run {first.model_id}: 1 epochs, every figure, and the weights" in done.stdout
+    [other] = set(folder.parent.iterdir()) - {folder}
+    versions = load_card(str(other)).versions
+    assert int(versions["pyarrow"].partition(".")[0]) >= 15 > int(first.versions["pyarrow"].partition(".")[0])
+    assert (other / "predictions.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
 
 
 def test_a_table_made_anew_is_not_the_one_that_was_trained_on(

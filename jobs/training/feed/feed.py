@@ -55,8 +55,8 @@ def make_feed(
         columns: of embeddings_avg, embeddings_max (at least one of the two), color_histogram, tile_index.
         classes: labels in the order of their numbers; None: all labels of this version, sorted; empty: no label is looked
             at, and all are -1.
-        backend: what reads the rows. auto: petastorm where it can be imported and knows the types of the files, else pyarrow
-            alone; both feed the same.
+        backend: what reads the rows. auto: petastorm where it is installed, pyarrow is old enough for it and it knows the types
+            of the files, else pyarrow alone; both feed the same.
         storage_options: for fsspec.
         threads: that read and decode. The order does not depend on them.
         shuffle: another order each epoch; else the table's.
