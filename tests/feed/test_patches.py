@@ -269,6 +269,13 @@ def test_mixing_is_one_for_a_perfect_shuffle_and_grows_with_the_buffer() -> None
     assert mixing(slide_of, 32) < 0.1
     assert mixed(10) < 0.3 < mixed(100) < mixed(1000)
     assert mixed(4000) == pytest.approx(1, abs=0.02)
+    # what the README says of 100 slides of 1,000 patches of 256 px
+    for unit, by_slide, by_unit in ((16, 0.97, 0.96), (64, 0.87, 0.85)):
+        many = [np.arange(a, min(a + unit, b)) for b in range(1000, 100_001, 1000) for a in range(b - 1000, b, unit)]
+        order = epoch_order(many, (512 << 20) // (3 * 256**2), seed=0, epoch=0).patches
+        unit_of = np.repeat(np.arange(len(many)), [len(one) for one in many])
+        assert mixing(order // 1000, 32) == pytest.approx(by_slide, abs=0.01)
+        assert mixing(unit_of[order], 32) == pytest.approx(by_unit, abs=0.01)
     # a batch of 32 out of 100 units: 100 * (1 - 0.99 ** 32) = 27.5 of them, of 27.6 slides of 100 and 31 of 400 units
     assert mixing(np.concatenate([[0] * 16, [1] * 16]), 32) == 1
 
