@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ _BUFFER_BYTES = 512 << 20
 class PatchLoader:
     """Batches of patches, read where the slides are.
 
-    Memory, beside the batches that the trainer holds, is bounded by `most_bytes`: the shuffle buffer, and units on their way.
+    Memory, beside the batches that the trainer holds, is bounded by `most_bytes`, the shuffle buffer and units on their way, and
+    some 100 MB a process that reads. Processes and buffer stay for the next epoch, until `close`, or nobody has the loader.
 
     The batches of an epoch follow from the spec, `unit_patches`, `buffer_patches`, `batch_size`, seed and the epoch's number
     alone, whatever `n_parallel`.
@@ -50,7 +51,7 @@ class PatchLoader:
         Args:
             spec: the patches.
             batch_size: patches a batch; the last of an epoch has what is left.
-            n_parallel: workers that read.
+            n_parallel: processes that read.
             unit_patches: neighbouring patches that are read together: more of them read faster, fewer mix better.
             buffer_patches: patches among which each next one is drawn; None: what 512 MiB hold. As many as there are shuffle
                 perfectly.
@@ -91,7 +92,7 @@ class PatchLoader:
         # enough for two batches while the trainer is at its step, and for workers that are not in step with each other
         self._ahead = 2 * n_parallel + 2 * -(-batch_size // self._largest)
         self._room = max(self.buffer_patches, self._largest) + self._ahead * self._largest  # in patches
-        self._spare: UnitPool | None = None  # of the last epoch: workers take seconds to start
+        self._spare: UnitPool | None = None
 
     @property
     def n_steps(self) -> int:
@@ -136,11 +137,8 @@ class PatchLoader:
         meter.skipped(sum(patches for patches, _ in self._unopened.values()))
         came = np.zeros(len(self.spec), np.int64)
         edge = self.spec.patch_px
-        pool, self._spare = self._spare, None  # one that is in use is no other epoch's
-        if pool is None:
-            pool = UnitPool(self.n_parallel, self._ahead, self._options, PixelBuffer(self._room, edge))
-        buffer = pool.buffer
-        with closing(pool.read(units)) as read:
+        with self._pool() as pool, closing(pool.read(units)) as read:
+            buffer = pool.buffer
             for start in range(0, len(wanted), self.batch_size):
                 patches = wanted[start : start + self.batch_size]
                 pixels = np.empty((len(patches), edge, edge, 3), np.uint8)
@@ -161,8 +159,6 @@ class PatchLoader:
                     meter.batch_is_there(len(there))
                     yield batch
                     meter.next_is_wanted()
-        buffer.empty()
-        self._spare = pool
         due = max(self.n_patches - first_step * self.batch_size, 0)
         if came.max(initial=0) > 1 or came.sum() != due:
             raise RuntimeError(
@@ -175,10 +171,23 @@ class PatchLoader:
         self._say(str(reading))
 
     def close(self) -> None:
-        """Stop the workers; another epoch starts new ones. Python's end does so too."""
+        """End the processes, as the end of Python does, and give back the memory; another epoch begins anew."""
         if self._spare:
             self._spare.close()
         self._spare = None
+
+    @contextmanager
+    def _pool(self) -> Iterator[UnitPool]:
+        """That of the last epoch, for processes take a second to start; one that is in use is no other epoch's."""
+        pool, self._spare = self._spare, None
+        if pool is None:
+            buffer = PixelBuffer(self._room, self.spec.patch_px)
+            pool = UnitPool(self.n_parallel, self._ahead, self._options, buffer)
+        try:
+            yield pool
+        finally:
+            pool.buffer.empty()
+            self._spare = pool
 
     def _take(self, unit: Unit, places: NDArray[np.int64], read: UnitRead, buffer: PixelBuffer, meter: Meter) -> None:
         if read.error and self._on_bad_slide == "raise":

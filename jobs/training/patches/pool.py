@@ -1,169 +1,141 @@
-"""petastorm's pool of worker processes, with units for its work: results in the order of the units, a bounded number ahead.
+"""petastorm's pool of workers, with units for its work: results in the order of the units, a bounded number of them ahead.
 
-Processes, for threads would take turns with the interpreter, the trainer's among them. They are kept from epoch to epoch, and
-write pixels into memory that they share with the trainer: what goes through petastorm's sockets is what to read and that
-it was read.
+Each of its threads has a process that reads for it, for threads would take turns with the interpreter, the trainer's among
+them. (petastorm's own pool of processes waits for ever for one that died, and listens on TCP, where any user of the
+machine could send it a pickle.) Processes are kept from epoch to epoch.
+
+petastorm's own ventilator feeds its pool from a thread that polls, and its pool takes an empty queue beside a ventilator that is
+done for the end, between whose two checks rows were lost (0.13.1). The ventilator here has no thread: it sends a unit when one
+was taken, so that all who count units do so in one thread, and what is ahead is bounded by a number of units whichever of
+them come late.
 """
 
-import itertools
-import os
-import pickle
-import sys
-import tempfile
 import weakref
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from threading import Thread
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
-import zmq
 from numpy.typing import NDArray
-from petastorm.workers_pool.process_pool import ProcessPool
+from petastorm.workers_pool.thread_pool import ThreadPool
+from petastorm.workers_pool.ventilator import Ventilator
 from petastorm.workers_pool.worker_base import WorkerBase
 
 from jobs.training.patches.buffer import PixelBuffer
-from jobs.training.patches.reading import UnitRead, read_unit
+from jobs.training.patches.reader import Reader
+from jobs.training.patches.reading import UnitRead
 from jobs.training.patches.units import Unit
 from udfs.wsi.store import StorageOptions
 
 
 class UnitPool:
-    """Workers that read units into a buffer. One epoch reads at a time."""
+    """Processes that read units into a buffer, for one epoch at a time."""
 
     def __init__(
         self, n_parallel: int, ahead: int, storage_options: StorageOptions | None, buffer: PixelBuffer
     ) -> None:
-        """Start the workers.
+        """Start nothing yet.
 
         Args:
-            n_parallel: processes that read and decode, some 150 MB each.
+            n_parallel: processes that read and decode.
             ahead: units that are read, or being read, and not yet taken, at most.
             storage_options: of the slides, for fsspec.
             buffer: takes the pixels, with room for `ahead` units beside what the consumer keeps in it.
-
-        Raises:
-            RuntimeError: they do not start.
         """
         self.buffer = buffer
         self._ahead = ahead
-        self._pool = _Processes(n_parallel)
-        self._stop = weakref.finalize(self, _stopped, self._pool)  # also when Python ends, or the loader is forgotten
-        try:
-            with _same_modules():
-                self._pool.start(_UnitWorker, (storage_options, buffer.shared))
-        finally:
-            buffer.shared.forget_path()
+        self._readers = [Reader(storage_options, buffer) for _ in range(n_parallel)]
+        self._close = weakref.finalize(self, _close_all, self._readers)  # when it is forgotten, or Python ends
 
     def read(self, units: Sequence[Unit]) -> Generator[tuple[Unit, NDArray[np.int64], UnitRead], None, None]:
-        """Read units; closed before its end, it stops the workers for good.
+        """Read units. Closed before its end it ends the processes, for they may be at work; the next call starts others.
 
         Yields:
             Each unit in the order of `units`, the places of its patches in the buffer, and how it went.
 
         Raises:
-            RuntimeError: a worker died.
+            RuntimeError: a process died.
         """
-        places: deque[NDArray[np.int64]] = deque()
+        # room for all that can be out, each with the message that it is done: a worker never waits for the consumer
+        pool = ThreadPool(len(self._readers), results_queue_size=2 * self._ahead + len(self._readers))
+        ventilator = _Ahead(pool.ventilate, units, self._ahead, self.buffer)
+        pool.start(_UnitWorker, self._readers, ventilator)
         early: dict[int, UnitRead] = {}
-        sent = came = 0
+        came = 0
         try:
             for number, unit in enumerate(units):
-                for later in units[sent : number + self._ahead]:
-                    places.append(self.buffer.reserve(len(later.patches)))
-                    self._pool.ventilate(sent, later, places[-1])
-                    sent += 1
                 while number not in early:
-                    other, early[other] = self._pool.get_results()
+                    other, read = pool.get_results()
+                    if isinstance(read, Exception):
+                        raise read
+                    early[other] = read
                     came += 1
-                yield unit, places.popleft(), early.pop(number)
+                yield unit, ventilator.take(), early.pop(number)
+                ventilator.send_more()
         finally:
+            pool.stop()
             if came < len(units):
                 self.close()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it can read."""
-        return self._stop.alive
+            pool.join()  # from now on nobody writes to the buffer
 
     def close(self) -> None:
-        """Stop the workers; when it returns, nobody writes to the buffer any more."""
-        self._stop()
+        """End the processes."""
+        _close_all(self._readers)
 
 
 class _UnitWorker(WorkerBase):  # type: ignore[misc]
-    """Reads units, right into the buffer."""
+    """Has its process read units."""
 
     def process(self, number: int, unit: Unit, places: NDArray[np.int64]) -> None:
-        """Publish the unit's number with how it went."""
-        storage_options, shared = self.args
-        self.publish_func((number, read_unit(unit, storage_options, shared.pixels, places)))
+        """Publish the unit's number with how it went, or what is raised: petastorm would print that first."""
+        try:
+            self.publish_func((number, self.args[self.worker_id].read(unit, places)))
+        except RuntimeError as error:
+            self.publish_func((number, error))
 
 
-class _Processes(ProcessPool):  # type: ignore[misc]
-    """petastorm's, which by itself waits for ever for a worker that died, and listens on TCP, where any user of the machine
-    could send it a pickle.
-    """
+class _Ahead(Ventilator):  # type: ignore[misc]
+    """Sends units in order, and never has more than `ahead` of them out that were not taken yet."""
 
-    def __init__(self, n_parallel: int) -> None:
-        super().__init__(n_parallel)
-        self._folder = tempfile.TemporaryDirectory(prefix="slidelake-")  # of this user alone
-        self._numbers = itertools.count()
-        self._is_stopping = False
+    def __init__(self, send: Any, units: Sequence[Unit], ahead: int, buffer: PixelBuffer) -> None:
+        super().__init__(send)
+        self._units, self._ahead, self._buffer = units, ahead, buffer
+        self._sent = self._taken = 0
+        self._places: dict[int, NDArray[np.int64]] = {}
+        self._stopped = False
 
-    def start(self, *arguments: Any) -> None:
-        """Start the workers, and watch them."""
-        super().start(*arguments)
-        for worker in self._workers:
-            Thread(target=self._watch, args=(worker,), name="slidelake-watch", daemon=True).start()
+    def start(self) -> None:
+        """Send the first ones."""
+        self._send()
+
+    def take(self) -> NDArray[np.int64]:
+        """The next unit is with the consumer: the places of its patches."""
+        places = self._places.pop(self._taken)
+        self._taken += 1
+        return places
+
+    def send_more(self) -> None:
+        """As many as were taken."""
+        self._send()
+
+    def processed_item(self) -> None:
+        """The pool's word that one was read, in any order: it still takes memory, so it counts for nothing here."""
+
+    def completed(self) -> bool:
+        """Whether all were taken."""
+        return self._stopped or self._taken == len(self._units)
 
     def stop(self) -> None:
-        """From now on, a worker that ends is as it should be."""
-        self._is_stopping = True
-        super().stop()
+        """Send no more."""
+        self._stopped = True
 
-    def join(self) -> None:
-        """Wait until all are gone."""
-        super().join()
-        self._folder.cleanup()
-
-    def _create_local_socket_on_random_port(self, context: Any, socket_type: int) -> tuple[Any, str]:
-        socket = context.socket(socket_type)
-        socket.linger = 1000  # ms, as petastorm's
-        address = f"ipc://{self._folder.name}/{next(self._numbers)}"
-        socket.bind(address)
-        return socket, address
-
-    def _watch(self, worker: Any) -> None:
-        status = worker.wait()
-        if self._is_stopping:
-            return
-        how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        died = RuntimeError(
-            f"a worker that reads patches ended {how}: its last words are above; killed for memory, lower n_parallel"
-        )
-        results = self._context.socket(zmq.PUSH)
-        results.connect(self._results_receiver.getsockopt_string(zmq.LAST_ENDPOINT))
-        results.send_multipart([b"", pickle.dumps(died)])  # what a worker says before it ends by itself
-        results.close()
+    def _send(self) -> None:
+        while not self._stopped and self._sent < min(len(self._units), self._taken + self._ahead):
+            number, unit = self._sent, self._units[self._sent]
+            self._places[number] = self._buffer.reserve(len(unit.patches))
+            self._sent += 1
+            self._ventilate_fn(number, unit, self._places[number])
 
 
-def _stopped(pool: _Processes) -> None:
-    with suppress(AttributeError):  # it did not start
-        pool.stop()
-        pool.join()
-
-
-@contextmanager
-def _same_modules() -> Iterator[None]:
-    """Processes started in it find modules where this one does."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+def _close_all(readers: Sequence[Reader]) -> None:
+    for reader in readers:
+        reader.close()

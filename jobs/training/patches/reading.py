@@ -1,4 +1,4 @@
-"""A unit's pixels, read by whoever works on it: a thread of the loader or an executor."""
+"""A unit's pixels, read by whoever works on it: a process of the loader or an executor."""
 
 from dataclasses import dataclass
 from time import perf_counter
