@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+import traceback
 
 from benchmarks.machine import described, take_one_core
 from benchmarks.measure import Line, show, shown
@@ -29,7 +30,7 @@ NAMES = (  # each a module of this package with run()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run them; 2 where a name is not known."""
+    """Run them; 2 where a name is not known, 1 where one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split(":")[1].strip())
     parser.add_argument("--only", default=",".join(NAMES), metavar="NAMES", help=f"some of {','.join(NAMES)}")
     names = [name.strip() for name in parser.parse_args(arguments).only.split(",")]
@@ -39,12 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
     take_one_core()
     print(described(), flush=True)
     lines: list[tuple[str, Line]] = []
+    failed = []
     for name in names:
-        for line in importlib.import_module(f"benchmarks.{name}").run():
-            lines.append((name, line))
-            print(show(name, line), flush=True)
+        try:
+            for line in importlib.import_module(f"benchmarks.{name}").run():
+                lines.append((name, line))
+                print(show(name, line), flush=True)
+        except Exception:  # the others took long, too
+            traceback.print_exc()
+            failed.append(name)
     print(f"\n{_table(lines)}")
-    return 0
+    if failed:
+        print(f"\nbenchmarks: failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _table(lines: list[tuple[str, Line]]) -> str:

@@ -5,6 +5,7 @@
 
 import argparse
 import itertools
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -65,8 +66,8 @@ def _pass(feed: Feed, number: int, patients: Sequence[Made], count: Count) -> li
     return names
 
 
-def main() -> None:
-    """All combinations, a line each."""
+def main() -> int:
+    """All combinations, a line each; 1 where a patient was lost, doubled or another's."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.feed_passes", description=(__doc__ or "").splitlines()[0]
     )
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 10])
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--groups", type=int, nargs="+", default=[12, 200])
-    asked = parser.parse_args()
+    asked, bad = parser.parse_args(), 0
     with tempfile.TemporaryDirectory() as folder:
         for groups in asked.groups:
             patients = cohort(groups * ROWS_A_GROUP)
@@ -85,7 +86,9 @@ def main() -> None:
                 count = count_passes(table, patients, asked.backend, threads, shards, asked.passes)
                 line = {"backend": asked.backend, "groups": groups, "threads": threads, "shards": shards}
                 print(show("feed_passes", {**line, **vars(count)}), flush=True)
+                bad += count.short + count.doubled + count.wrong
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ from jobs.training.model.files import SplitCard
 from jobs.training.splitting import SPLITS
 from jobs.training.tables.columns import read_columns
 from jobs.training.tables.pinned import pin_table
+from udfs.telling import is_run_id
 from udfs.wsi.store import StorageOptions, public_uri
 
 
@@ -183,6 +184,9 @@ def feature_settings(
 
     A run that was killed left no record. The next one that ended rebuilt what was not of its own recipe: where no row's run
     has a record, the newest record is taken.
+
+    Raises:
+        CohortError: a run that was killed wrote some of them, and none has ended since.
     """
     try:
         _, rows = read_columns(runs_uri, ("run_id", "started_at", "features"), None, storage_options)
@@ -190,6 +194,13 @@ def feature_settings(
         return ()
     runs = sorted((row for row in rows.to_pylist() if row["features"]), key=lambda row: row["started_at"])
     ids = {member.run_id for members in found.splits.values() for member in members}
+    newest = max((row["run_id"] for row in runs if is_run_id(row["run_id"])), default=None)
+    later = sorted(name for name in ids if newest and is_run_id(name) and name > newest)
+    if later:
+        raise CohortError(
+            f"run {later[0]} wrote some of these patients and left no record, so it was killed, and what their features were "
+            "made with is not known: run the same job to its end, then train"
+        )
     recipes = [dict(row["features"]) for row in runs if row["run_id"] in ids] or [
         dict(row["features"]) for row in runs[-1:]
     ]

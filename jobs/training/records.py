@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,7 @@ class Records:
             self._board.add_scalar(name.replace("_", "/", 1), value, epoch)
         self._board.flush()
         self._send_events()
-        if self._mlflow:
-            self._mlflow.log(named, epoch)
+        self._tell_mlflow(lambda run: run.log(named, epoch))
         try:
             write_metrics(self._table, self._run_id, history, self._options)
         except (
@@ -77,14 +76,21 @@ class Records:
                 tqdm.write(f"slidelake: {where} can't be written ({text}): figures are in model.json too", sys.stderr)
             self._told = True
 
-    def close(self) -> None:
-        """No more."""
+    def close(self, *, finished: bool) -> None:
+        """No more; `finished`: the run came to its end."""
         self._board.close()
         self._send_events()
-        if self._mlflow:
-            self._mlflow.end()
+        self._tell_mlflow(lambda run: run.end("FINISHED" if finished else "FAILED"))
         if "://" in self._events:
             shutil.rmtree(self._local, ignore_errors=True)
+
+    def _tell_mlflow(self, what: "Callable[[_MlflowRun], None]") -> None:
+        if self._mlflow:
+            try:
+                what(self._mlflow)
+            except Exception as error:  # of whatever its client uses; it costs MLflow's copy, not the training
+                tqdm.write(f"slidelake: MLflow can't be told ({type(error).__name__}): no more goes there", sys.stderr)
+                self._mlflow = None
 
     def _send_events(self) -> None:
         if "://" in self._events:
@@ -144,5 +150,5 @@ class _MlflowRun:
         for name, value in figures.items():
             self._client.log_metric(self._id, name, value, step=epoch)
 
-    def end(self) -> None:
-        self._client.set_terminated(self._id)
+    def end(self, status: str) -> None:
+        self._client.set_terminated(self._id, status)

@@ -91,10 +91,13 @@ def _run(task: Task, device: torch.device) -> str:
         predictions = {split: predict(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]}
         if record is None:
             return ""
-        return record.finish(model, state, predictions)
-    finally:
+        report = record.finish(model, state, predictions)
+        record.close(finished=True)
+        return report
+    except BaseException:
         if record:
-            record.close()
+            record.close(finished=False)
+        raise
 
 
 def _begin(task: Task) -> TrainingState:
@@ -235,9 +238,9 @@ class Recorder:
         lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, {why}"]
         return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])
 
-    def close(self) -> None:
+    def close(self, *, finished: bool) -> None:
         """Flush what is open."""
-        self._records.close()
+        self._records.close(finished=finished)
         if self._bar is not None:
             self._bar.close()
 

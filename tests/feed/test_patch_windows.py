@@ -87,10 +87,12 @@ def test_patches_come_once_in_the_same_batches_each_time_and_windows_are_deleted
 def test_a_trainer_waits_for_windows_and_a_second_one_goes_on_where_the_first_was_killed(
     spec: PatchSpec, tmp_path: Path
 ) -> None:
-    folder = WindowFolder(f"file://{tmp_path}")
+    root = tmp_path / "a folder of 100% windows"
+    root.mkdir()
+    folder = WindowFolder(root.as_uri())
     plan_in(folder, spec)
     produce(folder, spec, 0, range(2))
-    feed = WindowFeed(tmp_path, 10, patience_s=30, say=lambda _: None)
+    feed = WindowFeed(root, 10, patience_s=30, say=lambda _: None)
     epoch = feed.epoch(0)
     first = [next(epoch) for _ in range(4)]
     epoch.close()  # type: ignore[attr-defined]
@@ -99,7 +101,7 @@ def test_a_trainer_waits_for_windows_and_a_second_one_goes_on_where_the_first_wa
     late = threading.Timer(0.5, produce, (folder, spec, 0, range(2, 9)))
     late.start()
     begun = time.monotonic()
-    second = list(WindowFeed(tmp_path, 10, patience_s=30, say=lambda _: None).epoch(0))
+    second = list(WindowFeed(root, 10, patience_s=30, say=lambda _: None).epoch(0))
     late.join()
     assert time.monotonic() - begun > 0.5
     came = [int(patch) for batch in (*first[:3], *second) for patch in batch.patch]  # the fourth was of window 1
@@ -130,6 +132,8 @@ def test_a_batch_fits_the_windows_that_may_be_there_and_nobody_waits_for_the_oth
 
 
 def test_a_trainer_is_told_why_nothing_comes(spec: PatchSpec, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="windows#1: petastorm reads no path with #"):
+        WindowFolder(tmp_path / "windows#1")
     with pytest.raises(TimeoutError, match=r"windows\.json did not come in 0\.1 s: is the job patches running"):
         WindowFeed(tmp_path, patience_s=0.1)
     folder = WindowFolder(tmp_path)

@@ -1,5 +1,6 @@
 """Columns of small tables, and what is told of the runs that made a model's patients."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from jobs.training.cohort import feature_settings, read_training_set
+from jobs.training.cohort import CohortError, TrainingSet, feature_settings, read_training_set
 from jobs.training.errors import FeedError, NoTableError
 from jobs.training.tables.columns import read_columns
 from tests.training.cohorts import Signal, draw_cohort, write_patients
@@ -49,3 +50,18 @@ def test_a_model_knows_the_recipes_of_its_patients(tmp_path: Path) -> None:
     assert feature_settings(found, str(tmp_path / "runs")) == ()
     uri = _runs(tmp_path, {"old": None, "drawn": {"tiling.tile_px": "448"}, "later": {"tiling.tile_px": "224"}})
     assert feature_settings(found, uri) == ({"tiling.tile_px": "448"},)
+
+
+def test_rows_of_a_run_that_was_killed_are_trained_on_only_when_one_has_ended_since(tmp_path: Path) -> None:
+    patients = draw_cohort(20, Signal(dim=4, bag=(5, 8)))
+    found = read_training_set(str(write_patients(tmp_path, patients)), None)
+    ended = "20260102T000000-aaaaaa"
+    uri = _runs(tmp_path, {"old": None, ended: {"tiling.tile_px": "448"}})
+
+    def written_by(run_id: str) -> TrainingSet:
+        first, *others = found.splits["train"]
+        return replace(found, splits=found.splits | {"train": [replace(first, run_id=run_id), *others]})
+
+    assert feature_settings(written_by("20260101T000000-bbbbbb"), uri) == ({"tiling.tile_px": "448"},)
+    with pytest.raises(CohortError, match=r"20260103T000000-cccccc .* left no record, so it was killed"):
+        feature_settings(written_by("20260103T000000-cccccc"), uri)

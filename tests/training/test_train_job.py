@@ -23,6 +23,7 @@ from jobs.runtime.config import load_config
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, load_card, load_model
 from jobs.training.model.metrics import measure
+from jobs.training.task import Recorder
 from tests.newest import run_with_newest_pyarrow
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
 from udfs.schemas import SLIDES
@@ -348,7 +349,9 @@ def test_a_slide_in_two_splits_under_two_names_stops_training(
     assert "two names" in line
 
 
-def test_mlflow_gets_the_same_figures(patients: list[Drawn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_the_same_figures_and_costs_no_training(
+    patients: list[Drawn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from mlflow.tracking import MlflowClient  # noqa: PLC0415 - slow to import
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -362,6 +365,20 @@ def test_mlflow_gets_the_same_figures(patients: list[Drawn], tmp_path: Path, mon
     assert (run.info.run_name, run.info.status, run.data.params["epochs"]) == (card.model_id, "FINISHED", "2")
     told = client.get_metric_history(run.info.run_id, "train_loss")
     assert [metric.value for metric in told] == [epoch["train_loss"] for epoch in card.history]
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no such place")
+
+    monkeypatch.setattr(Recorder, "finish", broken)
+    assert train.main(["--config", settings(tmp_path, epochs=1, mlflow=uri)]) == 1
+    [failed, _] = client.search_runs([experiment.experiment_id])
+    assert failed.info.status == "FAILED"
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setattr(MlflowClient, "log_metric", broken)
+    capsys.readouterr()
+    trained(tmp_path, epochs=2, mlflow=uri)  # all the same
+    assert capsys.readouterr().err.count("MLflow can't be told (OSError)") == 1
 
 
 def test_help_names_what_is_the_jobs_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ class MeterReading:
     def __str__(self) -> str:
         sign, verdict = (">", "holds") if self.holds else ("<=", "does not hold")
         share = self.waited_s / self.seconds if self.seconds else 0.0
-        enough = f"n_parallel {self.enough_parallel} would be enough"
+        enough = f"n_parallel {self.enough_parallel} would be enough" if self.enough_parallel else "no step was taken"
         by_unit = "" if self.mixing_units is None else f", {self.mixing_units:.2f} by unit"
         skipped = f", {self.n_skipped:,} SKIPPED" if self.n_skipped else ""
         return (

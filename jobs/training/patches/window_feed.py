@@ -162,7 +162,7 @@ class WindowFeed:
         for _ in range(_READINGS):
             to_skip = came
             with make_batch_reader(
-                path.as_uri(),
+                f"file://{path}",  # petastorm takes what is after it as it is
                 workers_count=1,  # more would mix up the order of row groups
                 results_queue_size=_ROW_GROUPS_AHEAD,
                 shuffle_row_groups=False,

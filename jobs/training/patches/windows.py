@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 from uuid import uuid4
 
 import numpy as np
@@ -75,14 +76,18 @@ class WindowFolder:
         """`root`: a path, or a file:// URI.
 
         Raises:
-            ValueError: another store.
+            ValueError: another store, or a name that petastorm can't read.
         """
-        text = str(root).removeprefix("file://")
-        if "://" in text:
+        text = str(root)
+        if text.startswith("file://"):
+            text = unquote(text.removeprefix("file://"))
+        elif "://" in text:
             raise ValueError(
                 f"{text.partition('?')[0]}: windows go through a disk that all machines share: give a path"
             )
         self.root = Path(text).absolute()
+        if bad := sorted({"#", "?"} & set(str(self.root))):
+            raise ValueError(f"{self.root}: petastorm reads no path with {bad[0]}: name the folder otherwise")
 
     @property
     def plan(self) -> Path:
