@@ -26,6 +26,7 @@ NAMES = (  # each a module of this package with run()
     "predict",
     "scale",
     "learn",
+    "gpu",
 )
 
 
