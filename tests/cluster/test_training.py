@@ -44,16 +44,12 @@ def test_two_processes_train_one_model_on_every_patient_once_an_epoch(master: st
     assert "test: 21 patients" in done.stdout
 
 
-@pytest.mark.parametrize(("a_task", "device", "visible"), [(1, "cuda", ["0", "1"]), (None, "cpu", ["", ""])])
-def test_processes_on_executors_get_a_gpu_each_where_spark_gives_tasks_one(
-    tmp_path: Path, a_task: int | None, device: str, visible: list[str]
-) -> None:
+def test_processes_on_executors_get_a_gpu_each_where_spark_gives_tasks_one(tmp_path: Path) -> None:
     worker = "spark.worker.resource.gpu"
     conf: dict[str, object] = {f"{worker}.amount": 2, f"{worker}.discoveryScript": pretend_gpus(tmp_path, 2)}
-    conf["spark.executor.resource.gpu.amount"] = 2
-    conf |= {"spark.task.resource.gpu.amount": a_task} if a_task else {}
+    conf |= {"spark.executor.resource.gpu.amount": 2, "spark.task.resource.gpu.amount": 1}
     file = tmp_path / "found.json"
     done = submit(tmp_path, "local-cluster[1,2,1024]", conf, "tests/cluster/training_gpus.py", str(file), "2")
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
-    assert (found["device"], sorted(found["visible"])) == (device, visible)
+    assert (found["device"], sorted(found["visible"])) == ("cuda", ["0", "1"])

@@ -22,7 +22,7 @@ from tests.faults.frames import KEYS, assert_same_rows, frame, frames
 PATIENTS = 5  # a wave each
 COMMITS_A_WAVE = 5  # tiles, indexes, slides, features, patients
 SEED = 20
-KILLS = 5  # of the driver's Python and its JVM
+KILLS = 3  # of the driver's Python and its JVM
 COMMAND_S = 300  # ten times what it takes on two idle cores
 
 Kill = Callable[[subprocess.Popen[bytes]], None]
