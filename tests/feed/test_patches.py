@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +209,20 @@ def test_a_process_that_dies_ends_the_epoch_with_a_word_on_it(spec: PatchSpec) -
     loader = PatchLoader(spec, 4, unit_patches=2, buffer_patches=8, say=said)
     epoch = loader.epoch(0)
     next(epoch)
-    for reader in set(children()) - before:
-        reader.kill()
+    ended = threading.Event()
+
+    def hunt() -> None:
+        while not ended.wait(0.01):  # one that dies between two units is only started again
+            for reader in set(children()) - before:
+                with suppress(psutil.NoSuchProcess):
+                    reader.kill()
+
+    hunter = threading.Thread(target=hunt, daemon=True)
+    hunter.start()
     with pytest.raises(RuntimeError, match=r"ended by signal 9 at a unit of s\d.*lower n_parallel"):
         list(epoch)
+    ended.set()
+    hunter.join()
     assert set(children()) == before
     assert len(numbers(loader.epoch(1))) == 100
 

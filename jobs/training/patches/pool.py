@@ -58,6 +58,8 @@ class UnitPool:
         # room for all that can be out, each with the message that it is done: a worker never waits for the consumer
         pool = ThreadPool(len(self._readers), results_queue_size=2 * self._ahead + len(self._readers))
         ventilator = _Ahead(pool.ventilate, units, self._ahead, self.buffer)
+        for reader in self._readers:
+            reader.open()
         pool.start(_UnitWorker, self._readers, ventilator)
         early: dict[int, UnitRead] = {}
         came = 0

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +31,23 @@ class Reader:
         """Start nothing yet: who first reads does, and who finds that the process has ended since."""
         self._options, self._buffer = storage_options, buffer
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock, self._is_open = Lock(), False
+
+    def open(self) -> None:
+        """From now on it may read."""
+        self._is_open = True
 
     def read(self, unit: Unit, places: NDArray[np.int64]) -> UnitRead:
         """As `read_unit`, in the process, into the buffer.
 
         Raises:
-            RuntimeError: the process died on it.
+            RuntimeError: the process died on it, or was closed.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        with self._lock:
+            if not self._is_open:
+                raise RuntimeError("closed")
+            if self._process is None or self._process.poll() is not None:
+                self._start()
         try:
             self._connection.send((unit, places))
             read: UnitRead = self._connection.recv()
@@ -50,10 +59,12 @@ class Reader:
         return read
 
     def close(self) -> None:
-        """End the process: it writes no more, and a thread that waits for it is told."""
-        if self._process:
-            self._process.kill()
-            self._process.wait()
+        """End the process: it writes no more, a thread that waits for it is told, and none starts another."""
+        with self._lock:
+            self._is_open = False
+            if self._process:
+                self._process.kill()
+                self._process.wait()
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
@@ -74,7 +85,7 @@ class Reader:
         try:
             status = self._process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
-            self.close()
+            self._process.kill()
             return "without a word"
         return f"by signal {-status}" if status < 0 else f"with status {status}"
 
