@@ -1,9 +1,13 @@
-"""Learning, honestly: a cohort of 400 patients with a known signal in a few tiles of each bag, through the real table and feed.
+"""Learning, honestly: cohorts of 400 patients with a known signal in a few tiles of each bag, through the real table and feed.
 
 Each model is trained by the job as a user would, on the same patients; then attention on labels that were dealt anew. Not a
 measure of speed: `auroc` is on the patients held out, with its interval; `on_carriers`, the share of the tiles with the
-signal that are the most attended of their patient. The cohort is drawn by another seed than the one on which the default
-learning rate was chosen.
+signal that are the most attended of their patient. Cohorts are drawn by other seeds than the one on which the default learning
+rate was chosen.
+
+What makes it hard is each patient's own offset, in all columns: with more columns than patients to train on, their mean tiles
+alone tell them apart, and a model can learn them by heart before it has found the signal. With 256 columns instead of 128,
+else the same, that happened on two of five cohorts, whatever of learning rate, dropout, weight decay, batch and bag size was tried.
 """
 
 import contextlib
@@ -23,22 +27,23 @@ from jobs.training.feed import make_feed
 from jobs.training.model.files import load_model
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
 
-PATIENTS, SEED = 400, 1
-SIGNAL = Signal(dim=256, tiles=5, strength=8.0, offset=0.5, bag=(100, 500))
+PATIENTS, SEEDS = 400, (1, 2, 3)
+SIGNAL = Signal(dim=128, tiles=5, strength=8.0, offset=0.5, bag=(100, 500))
 THREADS = 2
 
 
 def run() -> Iterator[Line]:
-    """A line a model."""
+    """A line a cohort and model."""
     torch.set_num_threads(THREADS)
-    patients = draw_cohort(PATIENTS, SIGNAL, held_out=(0.15, 0.35), seed=SEED)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_patients(root, patients)
-        for model in ("attention", "mean", "logistic"):
-            yield _learn(root, patients, model, "true")
-        write_patients(root, shuffled_labels(patients))
-        yield _learn(root, patients, "attention", "shuffled")
+    for seed in SEEDS:
+        patients = draw_cohort(PATIENTS, SIGNAL, held_out=(0.15, 0.35), seed=seed)
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            write_patients(root, patients)
+            for model in ("attention", "mean", "logistic"):
+                yield {"cohort": seed} | _learn(root, patients, model, "true")
+            write_patients(root, shuffled_labels(patients))
+            yield {"cohort": seed} | _learn(root, patients, "attention", "shuffled")
 
 
 def _learn(root: Path, patients: Sequence[Drawn], model: str, labels: str) -> Line:
