@@ -7,7 +7,7 @@ rate was chosen.
 
 What makes it hard is each patient's own offset, in all columns: with more columns than patients to train on, their mean tiles
 alone tell them apart, and a model can learn them by heart before it has found the signal. With 256 columns instead of 128,
-else the same, that happened on two of five cohorts, whatever of learning rate, dropout, weight decay, batch and bag size was tried.
+else the same, that happened on two of five cohorts, and no learning rate, dropout, weight decay, batch or bag size helped.
 """
 
 import contextlib
