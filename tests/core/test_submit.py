@@ -26,6 +26,7 @@ YOURS = {
     "namespace": "team-a",
     "uploads": "s3a://bucket/uploads",
     "volume": "/Volumes/lab/slides/files",
+    "tables": "s3://bucket/tables",
     "cluster": "j-1",
     "bucket": "s3://bucket/slidelake",
 }
@@ -116,10 +117,11 @@ def test_databricks_runs_the_task_of_the_job_with_the_settings_in_a_volume(say: 
         say("--on", "databricks", "--dry-run", "features", "--config", "my.yaml", "run.unit_tiles=9")
     )
     assert copy[-2:] == [f"{checkout.parent}/my.yaml", "dbfs:/Volumes/lab/slides/files/my.yaml"]
-    assert deploy[-2:] == ["bundle", "deploy"]
+    assert deploy[2:] == ["databricks", "bundle", "deploy", "--var", "tables=s3://bucket/tables"]
     task, arguments = run[: run.index("--")], run[run.index("--") + 1 :]
-    assert task[2:] == ["databricks", "bundle", "run", "--only", "features", "slidelake"]
-    assert arguments == ["--config", "/Volumes/lab/slides/files/my.yaml", "run.unit_tiles=9"]
+    assert task[2:] == ["databricks", "bundle", "run", *deploy[-2:], "--only", "features", "slidelake"]
+    settings = ["--config", "/Volumes/lab/slides/files/my.yaml", "output.root=s3://bucket/tables"]
+    assert arguments == ["features", *settings, "run.unit_tiles=9"]
 
 
 @pytest.mark.parametrize("place", PLACES)
