@@ -18,12 +18,12 @@ export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 help:  ## list the targets
-	grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 # --- set-up: each stamp is newer than what it depends on, so a second call does nothing -------------------------------
 
 setup: $(VENV)/.java $(VENV)/.packages $(VENV)/.spark  ## install what is missing: Java 17, .venv, Spark's jars
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check bench dist dist-env lock clean
 
 # $(call apt_install,PACKAGE): by apt where the user may, else one line on what is missing.
 define apt_install
@@ -99,9 +99,41 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custo
 lock:  ## resolve the newest versions that pyproject.toml allows
 	$(COMPILE) --constraint conf/locks/constraints.txt \
 	  --extra train --extra mlflow --extra demo --extra azure --extra s3 --extra openslide --extra openvino --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
+	$(COMPILE) --constraint conf/locks/dev.txt \
+	  --extra train --extra mlflow --extra azure --extra s3 --extra gcs --extra openslide --extra openvino pyproject.toml -o conf/locks/runtime.txt
 	printf '%s\n' numpy pyarrow | $(COMPILE) - -o conf/locks/newest-pyarrow.txt
 	npm install --prefix conf/locks/azurite --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit \
 	  --no-fund --loglevel=error
+
+# --- what a cluster needs ----------------------------------------------------------------------------------------------
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+WHEEL := dist/slidelake-$(VERSION)-py3-none-any.whl
+# with folders, whose times tell of files that went
+SOURCES := $(shell find jobs udfs -name __pycache__ -prune -o \( -type d -o -name '*.py' \) -print)
+
+dist: dist/slidelake-$(VERSION).zip dist/requirements.txt  ## what a cluster needs: the code as zip and wheel, the lock
+dist-env: dist dist/environment.tar.gz  ## also the packages as an archive, for nodes that have none (3.5 GB, two minutes)
+
+$(WHEEL): $(VENV)/.packages $(SOURCES) pyproject.toml README.md LICENSE conf/spark/local.conf conf/log4j2.properties
+	hatchling build -t wheel -d dist >/dev/null
+
+# Spark puts .zip on the path of Python workers, .whl it does not; a wheel is a zip of packages and what is known of them.
+dist/slidelake-$(VERSION).zip: $(WHEEL)
+	cp $< $@
+
+dist/requirements.txt: conf/locks/runtime.txt
+	mkdir -p dist
+	cp $< $@
+
+# Spark itself is where the archive goes.
+dist/environment.tar.gz: conf/locks/runtime.txt | $(VENV)/.packages
+	mkdir -p dist
+	rm -rf build/env
+	python -m venv --without-pip build/env
+	uv pip sync --quiet --python build/env/bin/python --require-hashes conf/locks/runtime.txt
+	venv-pack --quiet --force --compress-level 1 --exclude '*/pyspark/jars/*' --prefix build/env --output $@
+	rm -rf build/env
 
 # --- what people run ---------------------------------------------------------------------------------------------------
 

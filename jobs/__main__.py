@@ -24,10 +24,14 @@ def main() -> int:
     if job in JOBS:
         status: int = import_module(f"jobs.{job}").main(rest)
         return status
+    if job == "submit":
+        submitted: int = import_module("jobs.submit").main(rest, JOBS)
+        return submitted
     if job in ("-h", "--help", "help"):
         lines = [f"  {name:<12} {text}" for name, text in JOBS.items()]
         print("usage: slidelake JOB --config FILE [key=value ...]\n\njobs:", *lines, sep="\n")
         print("\n`slidelake JOB --help` explains a job and every setting.")
+        print("`slidelake submit --on PLACE JOB --config FILE ...` runs it elsewhere: `slidelake submit --help`.")
         return 0
     if job == "--version":
         print(f"slidelake {version('slidelake')}")

@@ -6,11 +6,11 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
 
 import pandas as pd
 import yaml
 
+from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.run import Run, Stage, work_in_waves
@@ -19,7 +19,7 @@ from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
 from udfs.wsi.store import redact, secrets_of
 
-DONE, FAILED, BAD_CONFIG, SLIDES_FAILED = 0, 1, 2, 3
+DONE, FAILED, SLIDES_FAILED = 0, 1, 3
 
 _EXIT_STATUS = """\
 exit status:
@@ -28,12 +28,6 @@ exit status:
   2  bad settings, CSV or arguments: one line says what and where
   1  anything else
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line."""
-        self.exit(BAD_CONFIG, f"{self.prog}: {message}; see --help\n")
 
 
 def run_job(
@@ -172,7 +166,7 @@ def _parse(
         textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
         for key, default, text in describe_settings()
     )
-    parser = _Parser(
+    parser = Parser(
         prog=f"slidelake {job}",
         description=description,
         epilog=f"settings, in FILE or as key=value [default]:\n{settings}\n\n{_EXIT_STATUS}",

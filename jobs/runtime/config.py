@@ -71,30 +71,16 @@ class Config(Section):
 
     def masked(self) -> dict[str, Any]:
         """The settings without secrets, fit for logs and tables."""
-
-        def mask(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {key: mask(item) for key, item in value.items()}
-            if isinstance(value, list | tuple):
-                return [mask(item) for item in value]
-            return value if value is None or isinstance(value, bool) else _SECRET
-
-        def public(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: public(item) for key, item in value.items()}
-            return public_uri(value) if isinstance(value, str) else value
-
-        settings: dict[str, Any] = public(self.model_dump(mode="json"))
-        settings["slides"]["storage_options"] = mask(self.slides.storage_options)
-        return settings
+        return _masked(self.model_dump(mode="json"))
 
 
-def load_config(uri: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True) -> Config:
     """Read the settings.
 
     Args:
         uri: of the YAML file, a path or any fsspec URI.
         overrides: ``dotted.key=value``, the value as YAML.
+        expand: put environment variables where storage options name them; False where settings are for another machine.
 
     Raises:
         ConfigError: one line that names the key, what is wrong and what would be right.
@@ -115,7 +101,7 @@ def load_config(uri: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _override(loaded, override)
     options = loaded.get("slides") if isinstance(loaded.get("slides"), dict) else None
-    if options and "storage_options" in options:
+    if expand and options and "storage_options" in options:
         options["storage_options"] = _expand(options["storage_options"])
     sections = {name.partition(".")[0] for name, _, _ in describe_settings() if "." in name}
     loaded = {key: {} if value is None and key in sections else value for key, value in loaded.items()}
@@ -130,10 +116,43 @@ def describe_settings() -> list[tuple[str, str, str]]:
     return [(key, default, text) for key, default, text in _walk(Config, "")]
 
 
+def masked_override(override: str) -> str:
+    """A ``dotted.key=value`` as `Config.masked` would show it: whole, or ``key=***`` where its value holds a secret.
+
+    Raises:
+        ConfigError: it is no setting.
+    """
+    settings: dict[str, Any] = {}
+    _override(settings, override)
+    return override if _masked(settings) == settings else f"{override.partition('=')[0]}={_SECRET}"
+
+
 def settings_hash(*parts: Any) -> str:
     """A short hash of plain values; the same in every process and on every machine."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _masked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, all or some, without user, password and query of URIs and without what storage options say."""
+
+    def mask(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: mask(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [mask(item) for item in value]
+        return value if value is None or isinstance(value, bool) else _SECRET
+
+    def public(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: public(item) for key, item in value.items()}
+        return public_uri(value) if isinstance(value, str) else value
+
+    shown: dict[str, Any] = public(settings)
+    slides = settings.get("slides")
+    if isinstance(slides, dict) and "storage_options" in slides:
+        shown["slides"]["storage_options"] = mask(slides["storage_options"])
+    return shown
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -1,19 +1,18 @@
 """Clusters of real Spark daemons on loopback, with GPUs that only a script knows of, and what is submitted to them."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pyspark
 
+from tests.environments import ROOT, without_path
 from tests.faults.commands import end_session, wait_until
 from tests.stores.process import HOST, ask, free_port
 
-ROOT = Path(__file__).parents[2]
 _COMMAND_S = 300  # ten times what the longest takes on two idle cores
 _SPARK = Path(pyspark.__file__).parent
 _ENVIRONMENT = {
@@ -34,29 +33,32 @@ _SMALL = {
 
 
 @contextmanager
-def standalone(folder: Path, *, workers: int, cores: int, gpus: int) -> Iterator[str]:
-    """A master and its workers of so many cores and GPUs each; yields the master's URL, and ends them with the block."""
+def standalone(folder: Path, *, cores: int, gpus: Sequence[int]) -> Iterator[str]:
+    """A master, and a worker of so many cores for each number of GPUs; yields the master's URL, and ends them with the block.
+
+    Executors of worker 0 start in `folder`/work0/APPLICATION/NUMBER, and so on; no variable leads them to the checkout.
+    """
     port, page = free_port(), free_port()
     url = f"spark://{HOST}:{port}"
     with ExitStack() as daemons:
         daemons.enter_context(_daemon(folder, "master.Master", "--port", str(port), "--webui-port", str(page)))
-        for number in range(workers):
+        for number, has in enumerate(gpus):
             size = ("--cores", str(cores), "--memory", "1g", "--work-dir", str(folder / f"work{number}"))
-            daemons.enter_context(_daemon(folder, "worker.Worker", "--webui-port", "0", *size, url, gpus=gpus))
+            daemons.enter_context(_daemon(folder, "worker.Worker", "--webui-port", "0", *size, url, gpus=has))
 
         def all_there() -> bool:
             with suppress(OSError):
-                return bool(json.loads(ask(f"http://{HOST}:{page}/json/"))["aliveworkers"] == workers)
+                return bool(json.loads(ask(f"http://{HOST}:{page}/json/"))["aliveworkers"] == len(gpus))
             return False
 
-        wait_until(all_there, 60, f"{workers} workers are with the master", every=0.1)
+        wait_until(all_there, 60, f"{len(gpus)} workers are with the master", every=0.1)
         yield url
 
 
 @contextmanager
 def _daemon(folder: Path, name: str, *arguments: str, gpus: int = 0) -> Iterator[None]:
     command = [str(_SPARK / "bin/spark-class"), f"org.apache.spark.deploy.{name}", "--host", HOST, *arguments]
-    environment = os.environ | _ENVIRONMENT | {"SPARK_WORKER_OPTS": _gpus_of_a_worker(folder, gpus)}
+    environment = without_path() | _ENVIRONMENT | {"SPARK_WORKER_OPTS": _gpus_of_a_worker(folder, gpus)}
     with (folder / f"{name}.log").open("ab") as said:
         process = subprocess.Popen(
             command,
@@ -95,12 +97,18 @@ def submit(
 
     Spark writes below `folder`.
     """
+    properties = ("--properties-file", str(ROOT / "conf/spark/standalone.conf"))
+    return submit_words(folder, [*properties, "--master", master, str(ROOT / script), *arguments], conf)
+
+
+def submit_words(folder: Path, words: Sequence[str], conf: Mapping[str, object]) -> "subprocess.CompletedProcess[str]":
+    """`spark-submit` with these words and, before them, these settings and those of a small machine."""
     settings = [part for key, value in (_SMALL | dict(conf)).items() for part in ("--conf", f"{key}={value}")]
-    command = [str(_SPARK / "bin/spark-submit"), "--properties-file", str(ROOT / "conf/spark/standalone.conf")]
+    command = [str(_SPARK / "bin/spark-submit"), *settings, *words]
     process = subprocess.Popen(
-        [*command, "--master", master, *settings, str(ROOT / script), *arguments],
+        command,
         cwd=ROOT,
-        env=os.environ | _ENVIRONMENT | {"SPARK_HOME": str(_home(folder))},
+        env=without_path() | _ENVIRONMENT | {"SPARK_HOME": str(_home(folder))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

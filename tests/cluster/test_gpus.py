@@ -1,6 +1,7 @@
 """GPUs as Spark's own schedulers assign them to the features stage: a standalone cluster of real daemons, local-cluster."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyspark.sql import SparkSession
 from jobs.runtime.config import Config
 from tests.cluster.clusters import pretend_gpus, submit
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in
+from tests.environments import CODE, make_dist, pack
 from tests.faults.frames import assert_same_rows, frames
 
 A_GPU_EACH = {"spark.executor.resource.gpu.amount": 1}
@@ -116,8 +118,9 @@ def cohort_config(folder: Path, slides: Path, weights: Path, resources: dict[str
     return config_in(folder, slides, weights, rows, tiling=tiling, run=run, encoder=encoder, resources=resources)
 
 
-def test_the_main_job_on_shared_gpus_gives_the_tables_of_a_local_run(
+def test_the_main_job_with_code_and_packages_shipped_on_shared_gpus_gives_the_tables_of_a_local_run(
     two_nodes: str,
+    node_python: Path,
     command: Callable[..., tuple[Config, Any]],
     spark: SparkSession,
     small_slides: Path,
@@ -130,6 +133,10 @@ def test_the_main_job_on_shared_gpus_gives_the_tables_of_a_local_run(
     log.mkdir()
     logged = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
     conf = A_GPU_EACH | {f"spark.eventLog.{key}": value for key, value in logged.items()}
+    make_dist()
+    archive = pack(node_python.parents[1], tmp_path / "environment.tar.gz")
+    conf |= {"spark.submit.pyFiles": str(CODE), "spark.archives": f"{archive}#environment"}
+    conf |= {"spark.pyspark.python": "./environment/bin/python", "spark.pyspark.driver.python": sys.executable}
     config, said = command(two_nodes, conf, resources)
     assert said.returncode == 0, said.stderr
     assert "resources:" not in said.stderr

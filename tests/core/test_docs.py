@@ -67,7 +67,9 @@ def test_the_readme_names_every_job_and_table() -> None:
 
 
 def test_the_delta_jar_of_the_set_up_is_the_one_that_the_readme_and_the_wheel_name() -> None:
-    coordinates = re.findall(r"io\.delta[: ]delta-spark_2\.13[: ]([\d.]+\d)", (ROOT / "Makefile").read_text() + README)
+    files = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "conf/places").iterdir(), *(ROOT / "conf/spark").iterdir()]
+    text = "".join(file.read_text() for file in files)
+    coordinates = re.findall(r"io\.delta[: ]delta-spark_2\.13[: ]([\d.]+\d)", text)
     locked = re.search(r"^delta-spark==([\d.]+)", (ROOT / "conf/locks/dev.txt").read_text(), re.MULTILINE)
     jars = re.findall(r"delta-spark_2\.13-([\d.]+)\.jar", (ROOT / "conf/locks/jars.sha256").read_text())
     assert locked is not None

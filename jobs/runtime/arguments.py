@@ -1,0 +1,14 @@
+"""What every command refuses in the same way: arguments that can't be used. Imports nothing, so that it is there at once."""
+
+import argparse
+from typing import NoReturn
+
+BAD_CONFIG = 2  # the exit status of bad settings, CSV or arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        self.exit(BAD_CONFIG, f"{self.prog}: {message}; see --help\n")

@@ -1,0 +1,169 @@
+"""The command `slidelake submit`: runs a job at a place that a file of conf/places describes, by that place's own client.
+
+What runs stands in the file, word for word; what goes along is the settings file and what `make dist` built.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from jobs.runtime.arguments import BAD_CONFIG, Parser
+from jobs.runtime.config import ConfigError, load_config, masked_override
+from jobs.runtime.sections import Section
+
+ROOT = Path(__file__).parents[1]
+_INTERRUPTED = 130
+
+
+class Place(Section):
+    """Where jobs can run."""
+
+    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in; names for the commands")
+    commands: list[str] = Field(
+        min_length=1,
+        description="one after the other, as in a shell, each only if the one before was done; $NAME stands for what "
+        "`yours` and `_names` have, the word $arguments for the job's. A word that is JSON has them in its texts",
+    )
+
+    def names(self) -> set[str]:
+        """What the commands ask for."""
+        return {name for command in self.commands for name in Template(command).get_identifiers()}
+
+
+def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
+    """Print or run what brings one of `jobs` to a place; returns the exit status, the last command's where all ran."""
+    known = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
+    parser = Parser(
+        prog="slidelake submit",
+        description=__doc__,
+        usage="slidelake submit --on PLACE [--dry-run] JOB --config FILE [key=value ...] [the job's own options]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--on", required=True, metavar="PLACE", help=f"a file of conf/places: {', '.join(known)}")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, secrets masked, and stop")
+    parser.add_argument("job", metavar="JOB", help="see slidelake --help")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the settings, a file here; it goes along")
+    given, arguments = parser.parse_known_args(argv)
+    try:
+        if given.job not in jobs:
+            raise ConfigError(f"no job {given.job!r}; there are {', '.join(jobs)}")
+        place = _place(given.on, known)
+        settings = [word for word in arguments if "=" in word and not word.startswith("-")]
+        shown = {word: masked_override(word) for word in settings}
+        _check_settings(given.config, settings)
+        names = _names(place, given.job, Path(given.config).absolute())
+        if given.dry_run:
+            masked = [shown.get(word, word) for word in arguments]
+            print("\n".join(shlex.join(command) for command in commands(place, names, masked)))
+            return 0
+        return _run(commands(place, names, arguments))
+    except ConfigError as error:
+        print(f"slidelake submit: {error}", file=sys.stderr)
+        return BAD_CONFIG
+    except KeyboardInterrupt:
+        return _INTERRUPTED  # the client has it, too, and says what it makes of it
+
+
+def commands(place: Place, names: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
+    """The commands of a place, each as its words; `arguments` are the job's, behind --config FILE."""
+
+    def fill(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: fill(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [word for item in part for word in (arguments if item == "$arguments" else [fill(item)])]
+        return Template(part).substitute(names) if isinstance(part, str) else part
+
+    def word(text: str) -> str:
+        return json.dumps(fill(json.loads(text))) if text.startswith(("[", "{")) else str(fill(text))
+
+    return [
+        [filled for text in shlex.split(command) for filled in (arguments if text == "$arguments" else [word(text)])]
+        for command in place.commands
+    ]
+
+
+def _place(name: str, known: Sequence[str]) -> Place:
+    """The description of a place, filled in."""
+    if name not in known:
+        here = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
+        raise ConfigError(f"no place {name!r} in conf/places; {here}")
+    file = f"conf/places/{name}.yaml"
+    try:
+        place = Place.model_validate(yaml.safe_load((ROOT / file).read_text()))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"{file} is no place: {' '.join(str(error).split())}") from None
+    empty = sorted(name for name, value in place.yours.items() if not value)
+    if empty:
+        raise ConfigError(f"{file}: fill in {', '.join(empty)} under yours, as the file explains")
+    return place
+
+
+def _check_settings(config: str, settings: Sequence[str]) -> None:
+    """Refuse here what the job would refuse there."""
+    if not Path(config).is_file():
+        raise ConfigError(f"--config {config}: no such file here: it goes along, so give one of this machine")
+    load_config(config, settings, expand=False)
+
+
+def _names(place: Place, job: str, config: Path) -> dict[str, str]:
+    """What a place's commands may ask for, beside the words of the job."""
+    names = {
+        "job": job,
+        "script": str(ROOT / f"jobs/{job}.py"),
+        "root": str(ROOT),
+        "config": str(config),
+        "config_name": config.name,
+        "python": sys.executable,
+        "version": version("slidelake"),
+    }
+    asked = place.names()
+    for name, file, target in (
+        ("zip", f"dist/slidelake-{names['version']}.zip", "dist"),
+        ("wheel", f"dist/slidelake-{names['version']}-py3-none-any.whl", "dist"),
+        ("environment", "dist/environment.tar.gz", "dist-env"),
+    ):
+        if name in asked:
+            names[name] = str(_built(ROOT / file, target))
+    names |= {name: value for name, value in place.yours.items() if value}
+    unknown = sorted(asked - names.keys() - {"arguments"})
+    if unknown:
+        raise ConfigError(f"conf/places: no ${unknown[0]}: there are {', '.join(sorted(names))}, and what yours has")
+    return names
+
+
+def _built(file: Path, target: str) -> Path:
+    """What `make target` built, as new as its sources."""
+    if not file.exists():
+        raise ConfigError(f"{file} is not there: run `make {target}`")
+    lock = ROOT / "conf/locks/runtime.txt"
+    sources = (
+        [lock] if target == "dist-env" else [path for top in ("jobs", "udfs") for path in (ROOT / top).rglob("*.py")]
+    )
+    newer = [path for path in sources if path.stat().st_mtime > file.stat().st_mtime]
+    if newer:
+        raise ConfigError(f"{file} is older than {newer[0].relative_to(ROOT)}: run `make {target}`")
+    return file
+
+
+def _run(lines: Sequence[Sequence[str]]) -> int:
+    """Run one after the other; the exit status of the first that failed, or 0."""
+    clients = {line[0] for line in lines}
+    missing = sorted(client for client in clients if not shutil.which(client))
+    if missing:
+        raise ConfigError(f"no {missing[0]} on PATH: install it, or activate the environment that has it")
+    for line in lines:
+        status = subprocess.run(line, check=False).returncode
+        if status:
+            return status
+    return 0

@@ -1,0 +1,235 @@
+"""`slidelake submit`: the commands of each place, what is refused before anything runs, and what a client gets."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import submit
+from jobs.__main__ import JOBS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PLACES = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
+SECRET = "c2VjcmV0LW9mLXRoZS1jbGk"
+YOURS = {
+    "master": "spark://node0:7077",
+    "node_python": "/opt/slidelake/bin/python",
+    "image": "registry/slidelake:1",
+    "namespace": "team-a",
+    "uploads": "s3a://bucket/uploads",
+    "volume": "/Volumes/lab/slides/files",
+    "tables": "s3://bucket/tables",
+    "cluster": "j-1",
+    "bucket": "s3://bucket/slidelake",
+}
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout whose places are filled in and whose dist/ is built, with settings my.yaml in the current folder."""
+    checkout = tmp_path / "check out"
+    places = checkout / "conf/places"
+    places.mkdir(parents=True)
+    for name in PLACES:
+        place = yaml.safe_load((ROOT / f"conf/places/{name}.yaml").read_text())
+        place["yours"] = {key: value or YOURS[key] for key, value in place.get("yours", {}).items()}
+        (places / f"{name}.yaml").write_text(yaml.safe_dump(place))
+    for top in ("jobs", "udfs"):
+        (checkout / top).mkdir()
+        (checkout / top / "code.py").touch()
+    (checkout / "conf/locks").mkdir()
+    (checkout / "conf/locks/runtime.txt").touch()
+    (checkout / "dist").mkdir()
+    name = f"slidelake-{version('slidelake')}"
+    for file in (f"{name}.zip", f"{name}-py3-none-any.whl", "environment.tar.gz"):
+        (checkout / "dist" / file).touch()
+    monkeypatch.setattr(submit, "ROOT", checkout)
+    monkeypatch.chdir(tmp_path)
+    settings = {"patients": "s3://lab/p.csv", "output": {"root": "s3://lab/tables"}}
+    settings["slides"] = {"root": "s3://lab/slides", "storage_options": {"key": "${NOT_SET_HERE}"}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    return checkout
+
+
+@pytest.fixture
+def say(checkout: Path, capfd: pytest.CaptureFixture[str]) -> Say:
+    """The command in that checkout: (exit status, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            status = submit.main(arguments, JOBS)
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def lines(said: tuple[int, str, str]) -> list[list[str]]:
+    status, out, err = said
+    assert (status, err) == (0, "")
+    return [shlex.split(line) for line in out.splitlines()]
+
+
+def test_a_cluster_of_ones_own_gets_the_code_and_the_settings_stay_here(say: Say, checkout: Path) -> None:
+    arguments = ["tiling.mpp=0.5", "--retry-failed"]
+    [words] = lines(say("--on", "standalone", "--dry-run", "preprocess", "--config", "my.yaml", *arguments))
+    code = f"{checkout}/dist/slidelake-{version('slidelake')}.zip"
+    assert words[:3] == ["spark-submit", "--master", "spark://node0:7077"]
+    options = dict(zip(words[1:-6:2], words[2:-5:2], strict=True))
+    assert options["--py-files"] == code
+    assert f"spark.pyspark.driver.python={sys.executable}" in words
+    assert words[-5:] == [f"{checkout}/jobs/preprocess.py", "--config", f"{checkout.parent}/my.yaml", *arguments]
+
+
+@pytest.mark.parametrize("place", ["yarn", "k8s"])
+def test_where_the_driver_is_in_the_cluster_the_settings_go_along(say: Say, checkout: Path, place: str) -> None:
+    [words] = lines(say("--on", place, "--dry-run", "train", "--config", "my.yaml", "--resume", "R1"))
+    assert words[0] == "spark-submit" and words[words.index("--deploy-mode") + 1] == "cluster"
+    assert f"{checkout.parent}/my.yaml" in words[words.index("--files") + 1].split(",")
+    assert words[-5:] == [f"{checkout}/jobs/train.py", "--config", "my.yaml", "--resume", "R1"]
+
+
+def test_emr_gets_a_step_whose_arguments_are_whole_whatever_is_in_them(say: Say, checkout: Path) -> None:
+    override = 'slides.extensions=[".tif", ".svs"]'
+    *copies, step = lines(say("--on", "emr", "--dry-run", "slides", "--config", "my.yaml", override))
+    assert [copy[:3] for copy in copies] == [["aws", "s3", "cp"]] * 3
+    assert all(Path(copy[3]).is_relative_to(checkout.parent) for copy in copies)
+    assert step[:-1] == ["aws", "emr", "add-steps", "--cluster-id", "j-1", "--steps"]
+    [told] = json.loads(step[-1])
+    assert told["Args"][0] == "spark-submit"
+    assert told["Args"][-4:] == ["s3://bucket/slidelake/jobs/slides.py", "--config", "my.yaml", override]
+    assert {word for word in told["Args"] if word.startswith("s3://")} == {copy[4] for copy in copies}
+
+
+def test_databricks_runs_the_task_of_the_job_with_the_settings_in_a_volume(say: Say, checkout: Path) -> None:
+    copy, deploy, run = lines(
+        say("--on", "databricks", "--dry-run", "features", "--config", "my.yaml", "run.unit_tiles=9")
+    )
+    assert copy[-2:] == [f"{checkout.parent}/my.yaml", "dbfs:/Volumes/lab/slides/files/my.yaml"]
+    assert deploy[2:] == ["databricks", "bundle", "deploy", "--var", "tables=s3://bucket/tables"]
+    task, arguments = run[: run.index("--")], run[run.index("--") + 1 :]
+    assert task[2:] == ["databricks", "bundle", "run", *deploy[-2:], "--only", "features", "slidelake"]
+    settings = ["--config", "/Volumes/lab/slides/files/my.yaml", "output.root=s3://bucket/tables"]
+    assert arguments == ["features", *settings, "run.unit_tiles=9"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"slides.storage_options={{account_key: {SECRET}}}",
+        f"slides.storage_options.account_key={SECRET}",
+        f"slides={{root: s3://lab/slides, storage_options: {{account_key: {SECRET}}}}}",
+        f"patients=https://me:{SECRET}@host/p.csv",
+        f"patients=https://host/p.csv?sig={SECRET}",
+    ],
+)
+def test_no_secret_of_an_override_is_printed(say: Say, place: str, override: str) -> None:
+    status, out, err = say("--on", place, "--dry-run", "preprocess", "--config", "my.yaml", override)
+    assert (status, err) == (0, "")
+    assert SECRET not in out and f"{override.partition('=')[0]}=***" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--on", "yran", "slides", "--config", "my.yaml"],
+            "no place 'yran' in conf/places; there are databricks, emr",
+        ),
+        (["--on", "yarn", "slide", "--config", "my.yaml"], "no job 'slide'; there are preprocess, slides"),
+        (["--on", "yarn", "slides", "--config", "none.yaml"], "--config none.yaml: no such file here"),
+        (["--on", "yarn", "slides", "--config", "s3://lab/my.yaml"], "give one of this machine"),
+        (["--on", "yarn", "slides", "--config", "my.yaml", "tiling.mp=1"], "did you mean tiling.mpp?"),
+        (["--on", "yarn", "slides"], "--config"),
+        (["slides", "--config", "my.yaml"], "--on"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_2(say: Say, arguments: list[str], said: str) -> None:
+    status, out, err = say(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("slidelake submit: ") and said in err
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ({"commands": []}, "at least 1 item"),
+        ({"commands": ["true"], "your": {}}, "your"),
+        ({"commands": ["true $nmae"], "yours": {"name": "x"}}, "no $nmae: there are config, "),
+        (
+            {"commands": ["true $name $other"], "yours": {"name": None, "other": None}},
+            "fill in name, other under yours",
+        ),
+    ],
+)
+def test_a_place_that_can_not_be_used_is_one_line_and_status_2(
+    say: Say, checkout: Path, place: dict[str, object], said: str
+) -> None:
+    (checkout / "conf/places/lab.yaml").write_text(yaml.safe_dump(place))
+    status, out, err = say("--on", "lab", "--dry-run", "slides", "--config", "my.yaml")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "conf/places" in err and said in err
+
+
+def test_without_what_make_dist_builds_or_with_what_is_older_than_the_code_nothing_runs(
+    say: Say, checkout: Path
+) -> None:
+    command = ("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml")
+    code, packages = (checkout / f"dist/slidelake-{version('slidelake')}.zip"), checkout / "dist/environment.tar.gz"
+    for file, source, target in (
+        (code, "jobs/code.py", "dist"),
+        (packages, "conf/locks/runtime.txt", "dist-env"),
+    ):
+        assert say(*command)[0] == 0
+        os.utime(file, (1, 1))
+        older = f"slidelake submit: {file} is older than {source}: run `make {target}`\n"
+        assert say(*command) == (2, "", older)
+        file.unlink()
+        assert say(*command) == (2, "", f"slidelake submit: {file} is not there: run `make {target}`\n")
+        file.touch()
+    packages.unlink()
+    assert say("--on", "standalone", *command[2:])[0] == 0  # which asks for no environment
+
+
+def test_a_client_that_is_not_there_is_named(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, out, err = say("--on", "emr", "slides", "--config", "my.yaml")
+    assert (status, out) == (2, "")
+    assert err == "slidelake submit: no aws on PATH: install it, or activate the environment that has it\n"
+
+
+def test_clients_get_every_word_as_given_and_the_first_that_fails_ends_it(
+    say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = tmp_path / "bin/aws"
+    client.parent.mkdir()
+    client.write_text(
+        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(7 * ('emr' in sys.argv))\n"
+    )
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(client.parent))
+    override = f"slides.storage_options={{account_key: {SECRET}}}"
+    status, out, _ = say("--on", "emr", "slides", "--config", "my.yaml", override)
+    asked = [json.loads(line) for line in out.splitlines()]
+    assert (status, len(asked)) == (7, 4)
+    assert json.loads(asked[-1][-1])[0]["Args"][-1] == override
+    client.write_text("#!/bin/sh\nexit 3\n")
+    assert say("--on", "emr", "slides", "--config", "my.yaml") == (3, "", "")
+    assert shutil.which("aws") == str(client)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_readme_names_every_place(place: str) -> None:
+    assert f"`{place}`" in README
