@@ -62,14 +62,10 @@ $(VENV)/.java: | $(VENV)/.uv
 
 # Delta's jars from Maven Central by coordinates (Ivy keeps them in ~/.ivy2), checked, beside Spark's own; and Spark's
 # defaults of this place, so that a bare `spark-submit jobs/JOB.py` finds both.
-$(VENV)/.spark: $(VENV)/.packages $(VENV)/.java conf/locks/jars.sha256 conf/spark/local.conf conf/log4j2.properties
+$(VENV)/.spark: $(VENV)/.packages $(VENV)/.java conf/spark/jars.sh conf/locks/jars.sha256 conf/spark/local.conf conf/log4j2.properties
 	spark=$$($(BIN)/python -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parent)')
-	jars=$$(mktemp -d); trap 'rm -rf "$$jars"' EXIT
-	"$(JAVA)" -cp "$$(echo $$spark/jars/ivy-*.jar)" org.apache.ivy.Main -warn -confs default -dependency $(DELTA) \
-	  -retrieve "$$jars/[artifact]-[revision].[ext]" >/dev/null || { echo "Delta's jars can't be had from Maven Central" >&2; exit 1; }
-	(cd "$$jars" && sha256sum --quiet --check) < conf/locks/jars.sha256
 	rm -f $$spark/jars/delta-*.jar
-	cp "$$jars"/delta-*.jar $$spark/jars/
+	conf/spark/jars.sh $$spark conf/locks/jars.sha256 $(DELTA)
 	mkdir -p $$spark/conf
 	ln -sf $(CURDIR)/conf/spark/local.conf $$spark/conf/spark-defaults.conf
 	ln -sf $(CURDIR)/conf/log4j2.properties $$spark/conf/log4j2.properties

@@ -40,5 +40,16 @@ def main() -> int:
     return 2
 
 
+def task() -> None:
+    """The same for platforms that drop what an entry point returns.
+
+    Raises:
+        SystemExit: the exit status is not 0.
+    """
+    status = main()
+    if status:
+        raise SystemExit(status)
+
+
 if __name__ == "__main__":
     sys.exit(main())
