@@ -15,6 +15,7 @@ JOBS = {
     "patches": "read patches of pixels ahead of a trainer",
     "stainnet": "fit a StainNet checkpoint to your slides",
     "compact": "join the small files that many waves and runs leave",
+    "doctor": "what works here and what does not, and how long the cohort would take",
 }
 
 

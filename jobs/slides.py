@@ -14,7 +14,7 @@ from jobs.runtime.run import Run
 from jobs.runtime.survey import METADATA
 from jobs.runtime.tables import SCHEMAS, spark_schema
 from udfs.schemas import FOUND_TISSUE
-from udfs.slides import TissueSpec, find_tissue
+from udfs.slides import find_tissue
 
 _TILES_A_FILE = 1_000_000  # some 20 MB
 _INPUT = (
@@ -36,15 +36,6 @@ def find(run: Run, wave: pd.DataFrame) -> None:
     if work.empty:
         return
     images = work[~work["gone"].astype(bool)].rename(columns={"want_slide_hash": "params_hash"})
-    tiling = run.config.tiling
-    spec = TissueSpec(
-        tiling.tile_px,
-        tiling.mpp,
-        tiling.mask_downsample,
-        tiling.background_brightness,
-        tiling.max_background,
-        run.config.slides.storage_options,
-    )
     done = run.spark.sparkContext.accumulator(0)
     with run.stage("slides", len(images), lambda: int(done.value)):
         columns = [column.split()[0] for column in _INPUT.split(", ")]
@@ -52,12 +43,16 @@ def find(run: Run, wave: pd.DataFrame) -> None:
         # A task a slide: even over executors, and a task that dies tells which slide killed it.
         found = (
             rows.repartitionByRange(max(1, len(images)), "image_id")
-            .mapInPandas(find_tissue(spec, run.run_id, done.add), spark_schema(FOUND_TISSUE))
+            .mapInPandas(find_tissue(run.tissue_spec, run.run_id, done.add), spark_schema(FOUND_TISSUE))
             .persist(StorageLevel.DISK_ONLY)
         )
         zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
         constant = [name for name in SCHEMAS["tiles"].names if name not in ("x_px", "y_px", "background_fraction")]
-        tiles = found.where("status = 'ok'").withColumn("tile_px", F.lit(tiling.tile_px)).select(*constant, zipped)
+        tiles = (
+            found.where("status = 'ok'")
+            .withColumn("tile_px", F.lit(run.config.tiling.tile_px))
+            .select(*constant, zipped)
+        )
         read = found.select("image_id", "n_tiles", "size_bytes", "traffic").collect()  # here the slides are read
         run.count_reads("slides", read)
         tiles = tiles.coalesce(max(1, math.ceil(sum(slide.n_tiles for slide in read) / _TILES_A_FILE)))

@@ -91,7 +91,7 @@ def encode_tiles(
             first = next(readings, None)  # its bytes are on their way while the models load
             if first is None:
                 return
-            models = _models_of_this_worker(spec)
+            models = models_of_this_worker(spec)
             if models.stain:
                 models.stain.tiles_ahead = tiles_ahead
             encode = inference(models.encoder, models.stain, spec.bins)
@@ -119,7 +119,7 @@ def encode_tiles(
 _loaded: dict[tuple[object, ...], Models] = {}
 
 
-def _models_of_this_worker(spec: FeatureSpec) -> Models:
+def models_of_this_worker(spec: FeatureSpec) -> Models:
     """Loaded once a worker process and device; Spark uses a process again for later tasks, which may get another GPU."""
     torch.set_num_threads(slot_cpus())
     device = device_of_this_task(spec.encoder)

@@ -26,7 +26,7 @@ exit status:
   0  done, every slide is accounted for and none failed
   3  done, but slides failed: each is named on stderr and in table slides (on_failed_slides: ignore makes this 0)
   2  bad settings, CSV or arguments: one line says what and where
-  1  anything else
+  1  anything else; of doctor: a check failed
 """
 
 

@@ -35,7 +35,7 @@ def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]
     if known.get("of") == key:
         return _kept(run, known["runtime"], known["precision"])
     print("encoder: measuring runtimes on tiles of the cohort ...", file=sys.stderr)
-    measured = _measured(run, uris)
+    measured = measure_runtimes(run, uris)
     if not measured:
         print(
             "encoder: no tile of tissue to measure with: torch is taken, and the next run measures again",
@@ -72,7 +72,8 @@ def _kept(run: "Run", runtime: Runtime, precision: Precision) -> tuple[Runtime, 
     )
 
 
-def _measured(run: "Run", uris: Sequence[str]) -> list[Measured]:
+def measure_runtimes(run: "Run", uris: Sequence[str]) -> list[Measured]:
+    """Every way that executors have, on tiles of these slides; none where no slide has tissue."""
     some = uris[:: max(1, len(uris) // _SLIDES_LOOKED_AT)][:_SLIDES_LOOKED_AT]
     rows = run.spark.createDataFrame([(uri,) for uri in some], "uri string").coalesce(1)
     function = measure_encoders(run.feature_spec, run.config.tiling.tile_px, run.config.encoder.precision)

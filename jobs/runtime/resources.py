@@ -60,7 +60,7 @@ class StageResources:
         if self.profile is None:
             return slots(self.session)
         least = slots(self.session) if _is_dynamic(self.session) else 1
-        return max(least, sum(executor.tasks(self.cpus, self.gpus) for executor in _executors(self.session)))
+        return max(least, sum(executor.tasks(self.cpus, self.gpus) for executor in executors_of(self.session)))
 
 
 @lru_cache(maxsize=1)  # once an application: to Spark, each profile that is built is another
@@ -119,14 +119,14 @@ def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> lis
     late.start()
     session.range(1).count()
     late.cancel()
-    found = _executors(session)
+    found = executors_of(session)
     if not any(executor.tasks(cpus, gpus) for executor in found):
         time.sleep(_LATECOMERS_S)
-        found = _executors(session)
+        found = executors_of(session)
     return found
 
 
-def _executors(session: SparkSession) -> list[Executor]:
+def executors_of(session: SparkSession) -> list[Executor]:
     """The executors that have come and not gone."""
     context: Any = session.sparkContext
     summaries = context._jsc.sc().statusStore().executorList(True)

@@ -24,6 +24,7 @@ from jobs.runtime.survey import plan_waves, take_survey
 from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
 from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
+from udfs.slides import TissueSpec
 from udfs.telling import new_run_id, package_versions
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
@@ -65,6 +66,19 @@ class Run:
     def __post_init__(self) -> None:
         self.tables = Tables(self.spark, self.config.output.root, self.run_id)
         self.progress = Progress(0, 0)
+
+    @property
+    def tissue_spec(self) -> TissueSpec:
+        """The settings of the slides pass, as the workers get them."""
+        tiling = self.config.tiling
+        return TissueSpec(
+            tiling.tile_px,
+            tiling.mpp,
+            tiling.mask_downsample,
+            tiling.background_brightness,
+            tiling.max_background,
+            self.config.slides.storage_options,
+        )
 
     @property
     def feature_spec(self) -> FeatureSpec:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pyspark
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from jobs.runtime.config import ConfigError
 from jobs.runtime.streams import is_submitted
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
-_DELTA_COORDINATES = f"io.delta:delta-spark_2.13:{version('delta-spark')}"
+DELTA_COORDINATES = f"io.delta:delta-spark_2.13:{version('delta-spark')}"
 _PACKAGED_CONF = Path(__file__).parent / "conf"  # conf/spark/local.conf and conf/log4j2.properties, in a wheel
 _LOCAL_TASK_FAILURES = 4  # what clusters have; Spark's local mode would end the run at the first death of a worker
 
@@ -25,13 +26,22 @@ def start_session(name: str) -> SparkSession:
     Raises:
         ConfigError: Delta's jar is not there.
     """
+    session = open_session(name)
+    if not has_delta(session):
+        session.stop()
+        raise ConfigError(f"Delta is not on Spark's class path: add --packages {DELTA_COORDINATES} to spark-submit")
+    return session
+
+
+def open_session(name: str) -> SparkSession:
+    """The session, whether Delta is there or not."""
     submitted = is_submitted()  # then there is a JVM already
     builder = SparkSession.Builder().appName(name)
     if not submitted:
         if _PACKAGED_CONF.is_dir():
             os.environ.setdefault("SPARK_CONF_DIR", str(_PACKAGED_CONF))
         if not list(Path(pyspark.__file__).parent.glob("jars/delta-spark_*.jar")):
-            builder = builder.config("spark.jars.packages", _DELTA_COORDINATES)
+            builder = builder.config("spark.jars.packages", DELTA_COORDINATES)
     master = _master(submitted)
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -42,14 +52,17 @@ def start_session(name: str) -> SparkSession:
         .config("spark.sql.session.timeZone", "UTC")
         .getOrCreate()
     )
-    try:
-        session._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(_DELTA_CLASS)  # type: ignore[union-attr]
-    except Exception:
-        session.stop()
-        raise ConfigError(
-            f"Delta is not on Spark's class path: add --packages {_DELTA_COORDINATES} to spark-submit"
-        ) from None
     return session
+
+
+def has_delta(session: SparkSession) -> bool:
+    """Whether Delta's jar is on the driver's class path."""
+    jvm: Any = session._jvm
+    try:
+        jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(_DELTA_CLASS)
+    except Py4JJavaError:
+        return False
+    return True
 
 
 def is_local(session: SparkSession) -> bool:

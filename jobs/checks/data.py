@@ -1,0 +1,53 @@
+"""Checks of what comes from elsewhere: slides from their store, weights of the models."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+from jobs.checks.place import Place, cause_of
+from jobs.checks.table import Row
+from udfs.reach import read_range
+from udfs.sample import load
+from udfs.wsi import ErrorCode
+from udfs.wsi.store import absolute_uri, public_uri
+
+_SLIDES_TRIED = 5  # one may be missing without anything being wrong with the store
+
+
+def store(place: Place) -> Row:
+    """A range of a slide, read by an executor."""
+    said = "the CSV names no slide that is there"
+    for uri in islice(_uris(place), _SLIDES_TRIED):
+        reached = place.ask_any(partial(read_range, uri, place.config.slides.storage_options))
+        if reached.error is None:
+            ms = 1000 * reached.seconds
+            return Row("ok", f"{reached.host} read {reached.n_bytes:,} bytes of {public_uri(uri)} in {ms:.0f} ms")
+        said = f"{reached.host}: {reached.error.value}: {reached.message}"
+        if reached.error is not ErrorCode.FILE_MISSING:
+            break
+    return Row(
+        "FAIL",
+        said,
+        "executors need a route to the store (proxy, firewall, endpoint), a mount where it is a folder, and credentials: "
+        "slides.storage_options, or an identity of their own",
+    )
+
+
+def encoder(place: Place) -> Row:
+    """The models, loaded by an executor, the same that the driver loads."""
+    remedy = "put encoder.weights and stain.weights where all nodes can read them: a URI, or a path on every node"
+    here = place.run.models.fingerprint  # raises ConfigError, with a remedy
+    try:
+        loaded = place.ask_any(partial(load, place.run.feature_spec))
+    except Exception as error:
+        return Row("FAIL", f"executors can't load it: {cause_of(error)}", remedy)
+    if loaded.fingerprint != here:
+        return Row("FAIL", f"{loaded.host} has other weights than the driver at the same place", remedy)
+    name = place.config.encoder.name
+    return Row("ok", f"{name} ({here[0][:8]}) on driver and executors, on {loaded.host} by {loaded.device}")
+
+
+def _uris(place: Place) -> Iterator[str]:
+    """Of slides as the CSV gives them; where it gives none, of those that are found."""
+    given = [absolute_uri(image.uri) for image in place.images if image.uri]
+    yield from given or (found.uri for found in place.located.values() if found.uri)

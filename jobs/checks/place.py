@@ -1,0 +1,196 @@
+"""The place that is looked at: the session, its executors, and ways to ask them something, even those with a wrong Python."""
+
+import inspect
+import json
+import pickle
+import re
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+from py4j.protocol import Py4JJavaError
+from pyspark import cloudpickle
+from pyspark.sql import SparkSession
+
+from jobs.checks import probe
+from jobs.runtime.cohort import Image, Located, locate
+from jobs.runtime.config import Config
+from jobs.runtime.resources import Executor, StageResources, features_resources
+from jobs.runtime.run import Run
+from jobs.runtime.session import is_local
+
+# What shapes the rows, and what executors read with; further ones come with settings, see `Place.packages`.
+_PACKAGES = (
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "torch",
+    "timm",
+    "safetensors",
+    "tifffile",
+    "tiffslide",
+    "imagecodecs",
+    "simplejpeg",
+    "pillow",
+    "fsspec",
+    "tenacity",
+)
+_OF_STORES = {
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+}
+TASKS_AN_EXECUTOR = 2  # Spark hands them out in turns: none is left out
+_TRIES = 3  # of four attempts each: one executor in two may be broken, and the others still be asked
+# Run by sh, for the executor's own JVM: what Python is there, or that there is none.
+_SHELL = 'cat > /dev/null; export SLIDELAKE_EXECUTOR=$PPID; "$0" -c "$1" "$2" 2>&1 || echo "$(hostname): $0 ended with status $?"'
+
+Answer = TypeVar("Answer")
+
+
+class ExecutorError(Exception):
+    """What a function met on an executor, with the host's name."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the Python of an executor says of itself and its machine; see `jobs.checks.probe`."""
+
+    host: str
+    executor: str  # tells those of one host apart
+    python: str
+    packages: dict[str, str | None]
+    memory_bytes: int
+    scratch_bytes: dict[str, int]
+    gpus: int
+
+
+@dataclass
+class Place:
+    """Where a run would happen, and what it would be about."""
+
+    spark: SparkSession
+    config: Config
+    images: Sequence[Image]
+    deadline_h: float | None = None
+    run: Run = field(init=False)
+    executors: list[Executor] = field(default_factory=list)  # filled by the first check; none in local mode
+
+    def __post_init__(self) -> None:
+        self.run = Run(self.config, self.spark, "doctor")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all runs in one JVM."""
+        return is_local(self.spark)
+
+    @property
+    def n_executors(self) -> int:
+        """1 in local mode."""
+        return len(self.executors) or 1
+
+    def conf(self, key: str, default: str = "") -> str:
+        """A setting of Spark."""
+        return self.spark.sparkContext.getConf().get(key, default) or default
+
+    def mib(self, key: str) -> int | None:
+        """A size among Spark's settings, of which a bare number counts MiB; in bytes, None where it is not set."""
+        jvm: Any = self.spark._jvm
+        text = self.conf(key)
+        return int(jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(text)) << 20 if text else None
+
+    @cached_property
+    def stage(self) -> StageResources:
+        """How the features stage would be scheduled; raises ConfigError."""
+        return features_resources(self.spark, self.config.resources)
+
+    @cached_property
+    def located(self) -> dict[str, Located]:
+        """The files of the cohort; raises ConfigError."""
+        return locate(self.images, self.config)
+
+    @cached_property
+    def packages(self) -> list[str]:
+        """Those that executors need for these settings."""
+        uris = [self.config.slides.root, *(image.uri for image in self.images)]
+        protocols = {uri.partition("://")[0] for uri in uris if uri and "://" in uri}
+        stores = {_OF_STORES[protocol] for protocol in protocols if protocol in _OF_STORES}
+        runtime = {"openvino"} if self.config.encoder.runtime == "openvino" else set()
+        return [*_PACKAGES, *sorted(stores | runtime)]
+
+    @cached_property
+    def _told(self) -> list[str]:
+        context: Any = self.spark.sparkContext
+        folders = [folder for folder in self.conf("spark.local.dir").split(",") if folder]
+        asked = json.dumps({"packages": self.packages, "scratch": folders})
+        program = ["sh", "-c", _SHELL, context.pythonExec, inspect.getsource(probe), asked]
+        n = self.n_executors * TASKS_AN_EXECUTOR
+        # The JVM runs it, as it runs the Python workers: so it does where these would not start.
+        numbers = context._jsc.parallelize(_java_list(context, range(n)), n)
+        return [str(line) for line in numbers.pipe(_java_list(context, program)).collect()]
+
+    @cached_property
+    def probes(self) -> list[Probe]:
+        """Those of the executors that have a Python, each once, by host."""
+        found = [Probe(**json.loads(line)) for line in self._told if line.startswith("{")]
+        return sorted(
+            {(one.host, one.executor): one for one in found}.values(), key=lambda one: (one.host, one.executor)
+        )
+
+    @cached_property
+    def unprobed(self) -> list[str]:
+        """What executors without a Python that runs say; the last line of each tells host and command."""
+        return sorted({line for line in self._told if not line.startswith("{")})
+
+    def ask(self, *functions: Callable[[], Answer]) -> list[Answer]:
+        """What functions return, each in a task of its own of the features stage; in the order in which they were given.
+
+        Raises:
+            ExecutorError: what the first that failed says; Spark does not try it again.
+        """
+        dumps: Any = cloudpickle.dumps
+        pickled = [dumps(function) for function in functions]
+
+        def attempt(number: int) -> tuple[Any, str]:  # names nothing of this module, which executors may lack
+            try:  # unpickling imports slidelake, which may be what fails
+                return pickle.loads(pickled[number])(), ""
+            except Exception as error:
+                return None, f"{socket.gethostname()}: {type(error).__name__}: {error}"
+
+        tasks = self.spark.sparkContext.parallelize(range(len(functions)), len(functions))
+        profile = self.stage.profile
+        answers = (tasks.withResources(profile) if profile else tasks).map(attempt).collect()
+        for _, error in answers:
+            if error:
+                raise ExecutorError(error)
+        return [answer for answer, _ in answers]
+
+    def ask_any(self, function: Callable[[], Answer]) -> Answer:
+        """The same of one function, on any executor whose Python runs."""
+        for _ in range(_TRIES - 1):
+            with suppress(Py4JJavaError):
+                return self.ask(function)[0]
+        return self.ask(function)[0]
+
+
+def cause_of(error: Exception) -> str:
+    """The line of a failed job's many that tells why."""
+    text = str(getattr(error, "java_exception", error))
+    lines = [
+        line for line in text.splitlines() if re.match(r"[\w.$]+(Error|Exception|Mismatch)?: |\S*\[[A-Z_]+\]", line)
+    ]
+    return (lines or text.splitlines() or [type(error).__name__])[-1].strip()
+
+
+def _java_list(context: Any, items: Any) -> Any:
+    made = context._gateway.jvm.java.util.ArrayList()
+    for item in items:
+        made.add(item)
+    return made

@@ -1,0 +1,89 @@
+"""A program, run by the Python that executors run: what this Python and this machine have, as a line of JSON.
+
+It goes to executors as text and needs nothing there but a Python from 3.7 on, so that a wrong one can say so. Its argument is
+JSON: {"packages": [names], "scratch": [folders, for where the environment names none]}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+try:
+    from importlib.metadata import distribution
+except ImportError:  # Python 3.7, of which the version is all that matters
+    distribution = None  # type: ignore[assignment]
+
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def version_of(name: str) -> str | None:
+    """The version of a package, None where it is missing."""
+    try:
+        return distribution(name).version
+    except Exception:
+        return None
+
+
+def memory_bytes() -> int:
+    """What processes here may take: the machine's memory, or its container's where that may take less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        names = [line.rpartition(":")[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        names = []
+    for name in {*names, ""}:
+        for group in [Path(name), *Path(name).parents]:
+            for file in (_GROUPS / group / "memory.max", _GROUPS / "memory" / group / "memory.limit_in_bytes"):
+                with suppress(OSError, ValueError):  # no such group, or "max"
+                    limits.append(int(file.read_text()))
+    return min(limits)
+
+
+def scratch_bytes(configured: list[str]) -> dict[str, int]:
+    """Free bytes by folder that Spark spills to, -1 where nothing can be written."""
+    named = os.environ.get("LOCAL_DIRS") or os.environ.get("SPARK_EXECUTOR_DIRS") or os.environ.get("SPARK_LOCAL_DIRS")
+    free = {}
+    for folder in named.replace(":", ",").split(",") if named else configured or [tempfile.gettempdir()]:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"slidelake")
+            free[folder] = shutil.disk_usage(folder).free
+        except OSError:
+            free[folder] = -1
+    return free
+
+
+def gpus() -> int:
+    """How many GPUs of NVIDIA can be seen."""
+    try:
+        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith(b"GPU ") for line in told.stdout.splitlines())
+
+
+def main(asked: dict[str, Any]) -> None:
+    """See above."""
+    found = {
+        "host": socket.gethostname(),
+        "executor": os.environ.get("SLIDELAKE_EXECUTOR", ""),
+        "python": ".".join(str(part) for part in sys.version_info[:3]),
+        "packages": {name: version_of(name) for name in asked["packages"]},
+        "memory_bytes": memory_bytes(),
+        "scratch_bytes": scratch_bytes(asked["scratch"]),
+        "gpus": gpus(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

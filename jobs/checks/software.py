@@ -1,0 +1,150 @@
+"""Checks of what is installed: executors, Java, Spark, Delta, Python, packages, slidelake's own code."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from pyspark.sql import functions as F
+
+from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
+from jobs.checks.table import Row
+from jobs.runtime.resources import executors_of
+from jobs.runtime.session import DELTA_COORDINATES, has_delta
+from udfs.reach import code_digest
+from udfs.telling import package_versions, some
+
+_OLDEST_JAVA = 17
+_SPARK = "4.0"
+_DELTA = "io.delta.package"  # Scala's package object, which has the version
+
+
+def executors(place: Place) -> Row:
+    """Whether there are any, and what they offer."""
+    place.spark.range(1).count()  # Spark waits here until one has come
+    place.executors = [] if place.is_local else executors_of(place.spark)
+    at_once = place.stage.slots()
+    if place.is_local:
+        return Row("ok", f"Spark runs on this machine alone, {at_once} tasks at once")
+    cores = sorted({executor.cores for executor in place.executors})
+    return Row(
+        "ok", f"{len(place.executors)} of {some([str(n) for n in cores])} cores, {at_once} tasks of features at once"
+    )
+
+
+def java(place: Place) -> Row:
+    """The same Java everywhere, and new enough."""
+    jvm: Any = place.spark._jvm
+    here = str(jvm.java.lang.System.getProperty("java.version"))
+    there = _on_executors(place, "java.lang.System", "getProperty", "'java.version'")
+    if there != {here}:
+        return Row("warn", _differ(here, there), "give all nodes one Java, 17 or later")
+    if int(here.partition(".")[0]) < _OLDEST_JAVA:
+        return Row("FAIL", f"{here}, Spark 4 needs {_OLDEST_JAVA} or later", "point JAVA_HOME at Java 17 on all nodes")
+    return Row("ok", _same(here))
+
+
+def spark(place: Place) -> Row:
+    """The same Spark everywhere, of the version that slidelake is made for."""
+    here, there = place.spark.version, _on_executors(place, "org.apache.spark.package", "SPARK_VERSION")
+    if there != {here}:
+        return Row("FAIL", _differ(here, there), "submit with the Spark that the cluster runs")
+    if here.split(".")[:2] != _SPARK.split("."):
+        return Row(
+            "FAIL", f"{here}, slidelake needs {_SPARK}", f"use Spark {_SPARK}, or a runtime of the platform that has it"
+        )
+    return Row("ok", _same(here))
+
+
+def delta(place: Place) -> Row:
+    """Delta's jar, the same everywhere."""
+    if not has_delta(place.spark):
+        return Row("FAIL", "not on Spark's class path", f"add --packages {DELTA_COORDINATES} to spark-submit")
+    remedy = f"add --packages {DELTA_COORDINATES} to spark-submit, which sends it to all executors"
+    try:
+        here, there = _delta_here(place), _on_executors(place, _DELTA, "VERSION")
+    except Exception as error:
+        return Row("FAIL", f"on the driver, not on executors ({cause_of(error)})", remedy)
+    return Row("ok", _same(here)) if there == {here} else Row("FAIL", _differ(here, there), remedy)
+
+
+def python(place: Place) -> Row:
+    """A Python of the driver's version on every executor."""
+    here = ".".join(str(part) for part in sys.version_info[:3])
+    what = place.spark.sparkContext.pythonExec
+    remedy = f"point PYSPARK_PYTHON (now {what}) at Python {here} on every node, or ship an environment by --archives"
+    if place.unprobed:
+        return Row("FAIL", f"does not run on executors: {some(place.unprobed, 3, '; ')}", remedy)
+    wrong = [(one.host, one.python) for one in place.probes if one.python != here]
+    if wrong:
+        found = some([f"{version} on {host}" for host, version in wrong], 3)
+        of = f"{len(wrong)} of {len(place.probes)} executors"
+        return Row("FAIL", f"{of} have another than the driver's {here}: {found}", remedy)
+    return Row("ok", f"{_same(here)} ({len(place.probes)} of {place.n_executors} looked at)")
+
+
+def packages(place: Place) -> Row:
+    """The driver's packages on every executor, in the driver's versions."""
+    here = package_versions(place.packages)
+    missing, other = set(), set()
+    for one in place.probes:
+        for name in place.packages:
+            there = one.packages[name]
+            if there is None:
+                missing.add(f"{name} on {one.host}")
+            elif there != here.get(name):
+                other.add(f"{name} {there} on {one.host} (driver {here.get(name, 'none')})")
+    told = [f"missing: {some(sorted(missing))}"] * bool(missing) + [f"other versions: {some(sorted(other))}"] * bool(
+        other
+    )
+    if told:
+        return Row(
+            "FAIL",
+            "; ".join(told),
+            "install slidelake and its extras on every node from the driver's lock file, or ship an environment by --archives",
+        )
+    lacking = [name for name in place.packages if name not in here]
+    if lacking or not place.probes:
+        return Row(
+            "FAIL", f"missing on the driver: {some(lacking)}", "pip install slidelake with its extras on the driver"
+        )
+    return Row(
+        "ok",
+        f"{len(here) - 1} that matter, the same on driver and executors: torch {here['torch']}, pyarrow {here['pyarrow']}",
+    )
+
+
+def code(place: Place) -> Row:
+    """The driver's own code on the executors."""
+    here = code_digest()
+    remedy = "ship the code with the job (--py-files), or install the same slidelake on every node"
+    try:
+        there = set(place.ask(*[code_digest] * (TASKS_AN_EXECUTOR * place.n_executors)))
+    except Exception as error:
+        return Row("FAIL", f"slidelake does not import on executors ({cause_of(error)})", remedy)
+    if there != {here}:
+        return Row("FAIL", "executors have another slidelake than the driver", remedy)
+    return Row("ok", f"the same slidelake on driver and executors ({here[:8]})")
+
+
+def _on_executors(place: Place, name: str, method: str, *arguments: str) -> set[str]:
+    """What a static method gives in the JVMs of executors."""
+    call = F.expr(f"java_method({', '.join([repr(name), repr(method), *arguments])})").alias("told")
+    n = TASKS_AN_EXECUTOR * place.n_executors
+    return {str(row.told) for row in place.spark.range(0, n, numPartitions=n).select(call).collect()}
+
+
+def _delta_here(place: Place) -> str:
+    """The version of Delta's jar on the driver; from the class loader that --packages fills."""
+    context: Any = place.spark.sparkContext
+    jvm, gateway = context._jvm, context._gateway
+    loaded = jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(_DELTA)
+    method = loaded.getMethod("VERSION", gateway.new_array(jvm.java.lang.Class, 0))
+    return str(method.invoke(None, gateway.new_array(jvm.java.lang.Object, 0)))
+
+
+def _same(version: str) -> str:
+    return f"{version} on driver and executors"
+
+
+def _differ(here: str, there: Iterable[str]) -> str:
+    return f"{here} on the driver, {', '.join(sorted(there))} on executors"

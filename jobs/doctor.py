@@ -1,0 +1,87 @@
+"""What works here and what does not: looks at driver, executors, store, models, memory and GPUs, and says what to do.
+
+Give it the spark-submit settings and the configuration of the run that is to come. It changes nothing, and ends within minutes
+whatever hangs: a row a check, and below each that failed its remedy. Last it takes a sample of the run's own work, and tells
+from it how long the cohort takes.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+
+from jobs.checks import clock, data, machine, software
+from jobs.checks.place import Place
+from jobs.checks.table import Check, as_text, look
+from jobs.runtime.cli import DONE, FAILED, main_alone
+from jobs.runtime.cohort import read_cohort
+from jobs.runtime.config import Config
+from jobs.runtime.session import open_session
+from udfs.wsi.store import redact, secrets_of
+
+_QUICK_S, _LONG_S = (
+    60.0,
+    180.0,
+)  # the latter for what may load models on a cold disk, or wait for a store that stays silent
+CHECKS = (
+    Check("executors", software.executors, _LONG_S),
+    Check("java", software.java, _QUICK_S, ("executors",)),
+    Check("spark", software.spark, _QUICK_S, ("executors",)),
+    Check("delta", software.delta, _QUICK_S, ("executors",)),
+    Check("python", software.python, _QUICK_S, ("executors",)),
+    Check("packages", software.packages, _QUICK_S, ("executors",)),
+    Check("code", software.code, _QUICK_S, ("executors", "python")),
+    Check("scratch", machine.scratch, _QUICK_S, ("executors",)),
+    Check("memory", machine.memory, _QUICK_S, ("executors",)),
+    Check("gpus", machine.gpus, _QUICK_S, ("executors",)),
+    Check("store", data.store, _LONG_S, ("executors",)),
+    Check("encoder", data.encoder, _LONG_S, ("executors", "packages", "memory")),
+    Check("clock", clock.clock, _LONG_S + 2 * clock.SAMPLE_S, ("python", "store", "encoder")),
+)
+
+
+def examine(config: Config, arguments: argparse.Namespace) -> int:
+    """Print the table; returns the exit status."""
+    images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+    secrets = secrets_of(config.slides.root, config.slides.storage_options)
+    for uri in (config.patients, config.output.root, config.encoder.weights, config.stain.weights):
+        secrets += secrets_of(uri, None)
+    for image in images:
+        secrets += secrets_of(image.uri, None)
+    spark = open_session("slidelake doctor")
+    try:
+        print(f"\nslidelake doctor, {spark.sparkContext.master}")
+        failed = 0
+        for row in look(Place(spark, config, images, arguments.deadline), CHECKS):
+            print(redact(as_text(row), secrets), flush=True)
+            failed += row.status == "FAIL"
+        print(f"\n{failed or 'none'} of {len(CHECKS)} checks failed")
+    finally:
+        spark.stop()
+    return FAILED if failed else DONE
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--deadline",
+        type=hours,
+        metavar="HOURS",
+        help="tell how many executors the cohort needs to be done in so many hours",
+    )
+
+
+def hours(text: str) -> float:
+    """A time above 0; raises ValueError."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit status."""
+    return main_alone("doctor", __doc__, examine, argv, _options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The doctor where all is well: every check has something to look at, and finds it good."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs.checks.place import Place
+from jobs.checks.table import Check, Row, as_text, look
+from jobs.doctor import CHECKS
+from jobs.runtime.cohort import read_cohort
+from jobs.runtime.config import Config, ConfigError
+
+
+@pytest.fixture
+def place(spark: SparkSession, small_config: Callable[..., Config]) -> Iterator[Place]:
+    """The shared session and the small cohort."""
+    config = small_config(tiling={"max_background": 0.5})
+    yield Place(spark, config, read_cohort(config), deadline_h=1.0)
+
+
+def test_all_is_well_on_this_machine(place: Place) -> None:
+    rows = {row.what: row for row in look(place, CHECKS)}
+    print("\n" + "\n".join(map(as_text, rows.values())))
+    assert list(rows) == [check.what for check in CHECKS]
+    assert [row for row in rows.values() if row.status != "ok" or row.remedy] == []
+    assert "17." in rows["java"].found or "21." in rows["java"].found
+    assert place.spark.version in rows["spark"].found
+    assert "(1 of 1 looked at)" in rows["python"].found
+    assert "read 65,536 bytes of" in rows["store"].found and "a1.tif" in rows["store"].found
+    assert "test_efficientnet" in rows["encoder"].found and "by cpu" in rows["encoder"].found
+    measured = re.search(
+        r"torch fp32: ([\d.]+) tiles/s by 2 tasks at once, from (\d+) tiles of 5 slides", rows["clock"].found
+    )
+    assert measured and float(measured[1]) > 1 and int(measured[2]) > 10
+    assert "5 slides, about" in rows["clock"].found and "for 1 h: 1 machine like this" in rows["clock"].found
+    assert not Path(place.config.output.root).exists()  # it changes nothing
+
+
+def test_a_check_that_fails_or_hangs_keeps_no_other_from_running(place: Place) -> None:
+    def hangs(place: Place) -> Row:
+        place.spark.sparkContext.parallelize([0], 1).map(lambda _: __import__("time").sleep(600)).collect()
+        raise AssertionError("the job was not cancelled")
+
+    def fails(place: Place) -> Row:
+        place.ask(lambda: 1 // 0)
+        raise AssertionError("no error came back")
+
+    def refuses(place: Place) -> Row:
+        raise ConfigError("slides.root: no folder at /nowhere")
+
+    checks = [
+        Check("hangs", hangs, 2.0),
+        Check("fails", fails, 60.0),
+        Check("refuses", refuses, 60.0),
+        Check("waits", refuses, 60.0, ("refuses",)),
+        Check("works", lambda _: Row("ok", "fine"), 60.0, ()),
+    ]
+    hung, failed, refused, waited, worked = look(place, checks)
+    assert (hung.status, hung.found) == ("FAIL", "no answer in 2 s")
+    assert failed.status == "FAIL" and "ZeroDivisionError" in failed.found
+    assert (refused.status, refused.found) == ("FAIL", "slides.root: no folder at /nowhere")
+    assert (waited.status, waited.found) == ("skip", "not looked at, for it needs refuses")
+    assert (worked.status, worked.what) == ("ok", "works")
