@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -231,5 +232,7 @@ def test_clients_get_every_word_as_given_and_the_first_that_fails_ends_it(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_readme_names_every_place(place: str) -> None:
+def test_what_a_place_names_is_in_the_repository_and_the_place_in_the_readme(place: str) -> None:
+    named = re.findall(r"\$root/([\w./]+)", (ROOT / f"conf/places/{place}.yaml").read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
     assert f"`{place}`" in README
