@@ -21,9 +21,10 @@ from jobs.training.cohort import CohortError, TrainingSet, feature_settings, rea
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
 from jobs.training.errors import FeedError, NoTableError
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
-from jobs.training.model.checkpoints import load_checkpoint
+from jobs.training.model.checkpoints import has_checkpoint, load_checkpoint
 from jobs.training.model.files import ModelCard, ModelError, load_card, model_versions
 from jobs.training.model.mil import ModelSpec
+from jobs.training.records import RecordsError
 from jobs.training.splitting import SPLITS
 from jobs.training.task import Task, bag_columns, run_task
 from udfs.telling import new_run_id
@@ -33,6 +34,8 @@ from udfs.wsi.store import absolute_uri, public_uri
 def train(config: Config, arguments: argparse.Namespace) -> int:
     """Check, train, report; or go on with a run, or do one again and compare."""
     try:
+        if arguments.resume or arguments.reproduce:
+            _refuse_settings(arguments)
         if arguments.resume:
             task = _resumed(config, arguments.resume)
         elif arguments.reproduce:
@@ -46,7 +49,16 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     with _spark(n_processes) as spark:
         task = _placed(task, arguments.resume or arguments.reproduce, spark)
         _say(_plan_text(task))
-        report = run_task(task) if spark is None else on_executors(spark, n_processes, task.card.device, run_task, task)
+        try:
+            report = (
+                run_task(task) if spark is None else on_executors(spark, n_processes, task.card.device, run_task, task)
+            )
+        except RecordsError as error:
+            raise ConfigError(str(error)) from None
+        except BaseException:
+            if has_checkpoint(task.folder, task.storage_options):
+                _say(f"slidelake train: --resume {task.card.model_id} goes on after its last whole epoch")
+            raise
     print(
         "\n".join(["", f"slidelake train, run {task.card.model_id}", report, f"  files     {public_uri(task.folder)}/"])
     )
@@ -86,6 +98,16 @@ def _planned(config: Config) -> Task:
         versions=model_versions(),
     )
     return _task(config, card, members, resume=False)
+
+
+def _refuse_settings(arguments: argparse.Namespace) -> None:
+    """A run that is gone on with or done again has its own."""
+    place = ("training.output", "training.mlflow")
+    given = [word.partition("=")[0] for word in arguments.overrides]
+    for name in given:
+        if name.startswith("training.") and name not in place:
+            which = "--resume" if arguments.resume else "--reproduce"
+            raise ConfigError(f"{which} goes by the run's own settings: leave out {name}, or begin a new run")
 
 
 def _resumed(config: Config, run_id: str) -> Task:

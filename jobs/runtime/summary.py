@@ -82,7 +82,8 @@ def _patients_lines(run: Run, survey: pd.DataFrame) -> list[str]:
 def _next_steps(run: Run) -> list[str]:
     root = public_uri(run.config.output.root)
     after = {"slides": "the features job encodes the tiles", "features": "the patients job makes a row a patient"}
-    done = f'polars.read_delta("{root}/patients"), or notebooks/tables.ipynb for a tour'
+    table = "predictions" if run.job == "predict" else "patients"
+    done = f'polars.read_delta("{root}/{table}"), or notebooks/tables.ipynb for a tour'
     steps = [f"  next      {after.get(run.job, done)}"]
     if run.counts["slides_failed"]:
         steps.append(

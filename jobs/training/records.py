@@ -23,6 +23,10 @@ from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write
 Figures = Mapping[str, float]  # `SPLIT_NAME`: train_loss, validation_auroc, ...; and epoch
 
 
+class RecordsError(Exception):
+    """There is no place for the figures where one was asked for."""
+
+
 class Records:
     """The figures of one run. A run that is resumed writes each epoch once all the same."""
 
@@ -52,8 +56,8 @@ class Records:
         self._told = False
         self._events = f"{folder.rstrip('/')}/tensorboard"
         self._local = Path(self._events) if "://" not in folder else Path(tempfile.mkdtemp(prefix="slidelake-events-"))
+        self._mlflow = _mlflow_run(mlflow_uri, run_id, settings) if mlflow_uri else None
         self._board = SummaryWriter(str(self._local), purge_step=first_epoch or None)
-        self._mlflow = _MlflowRun(mlflow_uri, run_id, settings) if mlflow_uri else None
 
     def write(self, history: Sequence[Figures], news: Figures) -> None:
         """Put down the run so far; of it, `news` are not told yet."""
@@ -128,6 +132,17 @@ def write_metrics(
         write_deltalake(table, data, mode="overwrite", predicate=f"run_id = '{run_id}'")
         return
     write_deltalake(table_uri, data, mode="append", name="training_metrics", storage_options=options)
+
+
+def _mlflow_run(uri: str, run_id: str, settings: Mapping[str, Any]) -> "_MlflowRun":
+    """Raises RecordsError: MLflow is not installed, or does not take it."""
+    try:
+        return _MlflowRun(uri, run_id, settings)
+    except Exception as error:  # of whatever its client uses
+        why = redact(next(iter(str(error).splitlines()), ""), secrets_of(uri, None))
+        raise RecordsError(
+            f"training.mlflow can't be used ({type(error).__name__}: {why}): correct it, or leave it out"
+        ) from None
 
 
 class _MlflowRun:

@@ -1,6 +1,7 @@
 """The job train on a synthetic table of patients: what it finds, writes, repeats and refuses. No Spark is started."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -370,7 +371,11 @@ def test_mlflow_gets_the_same_figures_and_costs_no_training(
         raise OSError("no such place")
 
     monkeypatch.setattr(Recorder, "finish", broken)
+    capsys.readouterr()
     assert train.main(["--config", settings(tmp_path, epochs=1, mlflow=uri)]) == 1
+    [hint] = re.findall(r"slidelake train: --resume (\S+) goes on after its last whole epoch", capsys.readouterr().err)
+    assert train.main(["--config", settings(tmp_path), "--resume", hint, "training.epochs=9"]) == 2
+    assert "--resume goes by the run's own settings: leave out training.epochs" in capsys.readouterr().err
     [failed, _] = client.search_runs([experiment.experiment_id])
     assert failed.info.status == "FAILED"
     monkeypatch.undo()
@@ -379,6 +384,11 @@ def test_mlflow_gets_the_same_figures_and_costs_no_training(
     capsys.readouterr()
     trained(tmp_path, epochs=2, mlflow=uri)  # all the same
     assert capsys.readouterr().err.count("MLflow can't be told (OSError)") == 1
+    models = set((tmp_path / "models").iterdir())
+    assert train.main(["--config", settings(tmp_path, mlflow="nowhere://x")]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("slidelake train: training.mlflow can't be used (") and told.endswith("leave it out")
+    assert set((tmp_path / "models").iterdir()) == models
 
 
 def test_help_names_what_is_the_jobs_own(capsys: pytest.CaptureFixture[str]) -> None:

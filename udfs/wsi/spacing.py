@@ -29,7 +29,11 @@ def mean_mpp(mpp_x: float | None, mpp_y: float | None) -> float | None:
 
 
 def plan_reading(
-    level_downsamples: Sequence[float], tile_px: int, slide_mpp: float | None, target_mpp: float | None
+    level_downsamples: Sequence[float],
+    tile_px: int,
+    slide_mpp: float | None,
+    target_mpp: float | None,
+    setting: str = "tiling.mpp",
 ) -> Reading:
     """Choose the level for a target spacing.
 
@@ -38,6 +42,7 @@ def plan_reading(
         tile_px: edge of a finished tile.
         slide_mpp: um a level-0 pixel, None where unknown.
         target_mpp: um a pixel of a finished tile, None for level 0 as scanned.
+        setting: that it comes from, for messages.
 
     Raises:
         SlideError: `mpp_unknown` or `mpp_too_coarse`.
@@ -47,14 +52,14 @@ def plan_reading(
     if slide_mpp is None:
         raise SlideError(
             ErrorCode.MPP_UNKNOWN,
-            f"tiling.mpp is {target_mpp} um/px and the slide's own is in neither its header nor the CSV: add it to the "
+            f"{setting} is {target_mpp} um/px and the slide's own is in neither its header nor the CSV: add it to the "
             "CSV's mpp column",
         )
     downsample = target_mpp / slide_mpp
     if downsample < _COARSEST:
         raise SlideError(
             ErrorCode.MPP_TOO_COARSE,
-            f"scanned at {slide_mpp:g} um/px, coarser than tiling.mpp = {target_mpp:g}: raise tiling.mpp to "
+            f"scanned at {slide_mpp:g} um/px, coarser than {setting} = {target_mpp:g}: raise {setting} to "
             f"{slide_mpp:g} or leave the slide out; if the header is wrong, put the true value in the CSV's mpp column",
         )
     finer = [i for i, d in enumerate(level_downsamples) if d <= downsample * _LEVEL_TOLERANCE]

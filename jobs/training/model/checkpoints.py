@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fsspec.core import url_to_fs
 
 from jobs.training.model.files import ModelError
 from udfs.wsi.checkpoint import StateDict
-from udfs.wsi.store import StorageOptions, public_uri, read_bytes, write_bytes
+from udfs.wsi.store import StorageOptions, options_for, public_uri, read_bytes, write_bytes
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -49,6 +50,12 @@ def save_checkpoint(folder: str, state: TrainingState, storage_options: StorageO
     write_bytes(f"{folder.rstrip('/')}/{CHECKPOINT}", buffer.getvalue(), storage_options)
 
 
+def has_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> bool:
+    """Whether a run left one there."""
+    fs, path = url_to_fs(folder, **options_for(folder, storage_options))
+    return bool(fs.exists(f"{path.rstrip('/')}/{CHECKPOINT}"))
+
+
 def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> TrainingState:
     """The state that was last written, on the CPU.
 
@@ -60,7 +67,8 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
         data = read_bytes(uri, storage_options)
     except FileNotFoundError:
         raise ModelError(
-            f"no {CHECKPOINT} in {public_uri(folder)}: the run is finished, or was never begun there"
+            f"no {CHECKPOINT} in {public_uri(folder)}: a run that is finished has none, nor has one that ended before its first "
+            "epoch did"
         ) from None
     try:
         return TrainingState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))

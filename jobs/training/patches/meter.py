@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
+_MOST_PARALLEL = 256  # processes: more is no advice
+
 
 @dataclass(frozen=True)
 class MeterReading:
@@ -43,7 +45,12 @@ class MeterReading:
     def __str__(self) -> str:
         sign, verdict = (">", "holds") if self.holds else ("<=", "does not hold")
         share = self.waited_s / self.seconds if self.seconds else 0.0
-        enough = f"n_parallel {self.enough_parallel} would be enough" if self.enough_parallel else "no step was taken"
+        if self.enough_parallel is None:
+            enough = "no step was taken"
+        elif self.enough_parallel > _MOST_PARALLEL:
+            enough = "no n_parallel would be enough for a trainer that takes no time"
+        else:
+            enough = f"n_parallel {self.enough_parallel} would be enough"
         by_unit = "" if self.mixing_units is None else f", {self.mixing_units:.2f} by unit"
         skipped = f", {self.n_skipped:,} SKIPPED" if self.n_skipped else ""
         return (

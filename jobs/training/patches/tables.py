@@ -60,6 +60,11 @@ def patches_of_tables(
         names = [split] if isinstance(split, str) else sorted(split)
         rows = _read(root, "patients", ("patient_id",), versions, storage_options, ("split", names))
         of_split = set(rows["patient_id"].to_pylist())
+        if not of_split:
+            raise ValueError(
+                f"no patient of split {' or '.join(names)} in {public_uri(root)}: correct the name, or run the splits job where "
+                "no patient has a split yet"
+            )
         wanted = of_split if wanted is None else wanted & of_split
     good = [row for row in slides.to_pylist() if wanted is None or row["patient_id"] in wanted]
     good.sort(key=lambda row: str(row["image_id"]))
@@ -150,7 +155,7 @@ def _span(row: Mapping[str, Any], patch_px: int, mpp: float | None, level: int) 
             )
         return patch_px * float(downsamples[level])
     try:
-        return plan_reading(downsamples, patch_px, mean_mpp(row["mpp_x"], row["mpp_y"]), mpp).span_px
+        return plan_reading(downsamples, patch_px, mean_mpp(row["mpp_x"], row["mpp_y"]), mpp, "mpp").span_px
     except SlideError as error:
         raise ValueError(f"{row['image_id']}: {error}") from None
 

@@ -132,7 +132,7 @@ def _units_of(
             )
         level, region_px = spec.level, spec.patch_px
     else:
-        reading = plan_reading(downsamples, spec.patch_px, mpp, spec.mpp)
+        reading = plan_reading(downsamples, spec.patch_px, mpp, spec.mpp, "mpp")
         level, region_px = reading.level, reading.region_px
     blocks = index.levels[level] if index else None
     corners = xy_px[members]
