@@ -131,6 +131,7 @@ def _run(
 ) -> int:
     run = Run(config, start_session(f"slidelake {job}"), job)
     try:
+        run.tables.check_catalog()
         read = run.tables.versions()
         try:
             status = work(run, arguments)

@@ -161,7 +161,7 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]
             yield from _walk(info.annotation, f"{prefix}{name}.")
         else:
             default = "required" if info.is_required() else _yaml(info.default)
-            yield f"{prefix}{name}", default, info.description or ""
+            yield f"{prefix}{info.alias or name}", default, info.description or ""
 
 
 def _yaml(value: Any) -> str:

@@ -64,7 +64,7 @@ class Run:
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tables = Tables(self.spark, self.config.output.root, self.run_id)
+        self.tables = Tables(self.spark, self.config.output.root, self.run_id, self.config.output.schema_name)
         self.progress = Progress(0, 0)
 
     @property

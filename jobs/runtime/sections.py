@@ -9,9 +9,11 @@ from udfs.wsi.store import StoreOptions
 
 
 class Section(BaseModel):
-    """What all sections have: no unknown keys, no changes, no NaN."""
+    """What all sections have: no unknown keys, no changes, no NaN; the names of settings, whatever attributes are called."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
@@ -50,6 +52,13 @@ class Output(Section):
     """Where the tables go."""
 
     root: str = Field(description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...")
+    schema_name: str | None = Field(  # BaseModel has a `schema` of its own
+        None,
+        alias="schema",
+        pattern=r"^[^\s.`]+(\.[^\s.`]+)?$",
+        description="SCHEMA or CATALOG.SCHEMA of Spark's catalog (Unity Catalog, Hive), there already, where the tables get "
+        "their names too; null registers none",
+    )
     embedding_dtype: Literal["float32", "float16"] = Field(
         "float32",
         description="of the bags in patients; float16 halves them and rounds to 3 digits; a patient with numbers above "

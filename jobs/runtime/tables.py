@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
+from jobs.runtime.catalog import literal, refuse_unusable, register
 from udfs import schemas
 from udfs.wsi.store import absolute_uri, public_uri
 
@@ -22,6 +23,16 @@ SCHEMAS = {
     "splits": schemas.SPLITS,
     "predictions": schemas.PREDICTIONS,
     "runs": schemas.RUNS,
+}
+_COMMENTS = {
+    "slides": "A row an image of the CSV: header, um/px, levels, status, error, number of tiles, tissue fraction",
+    "tiles": "A row a tile with enough tissue: its place, the level it is read from, its background fraction",
+    "indexes": "A row a slide that was read: where its compressed blocks lie, so that workers need no header",
+    "features": "A row a tile that was encoded: embeddings and colour histogram",
+    "patients": "A row a patient with tiles: bags of embeddings, mean histogram, label, split, completeness",
+    "splits": "A row a patient that was dealt: split, fold, number of images, seed",
+    "predictions": "A row a patient and a model: probability by class, attention of each tile",
+    "runs": "A row a run: settings (secrets masked), versions, Delta versions read and written, counts, seconds",
 }
 _PROPERTIES = {
     # What keeps a table readable for deltalake, polars, DuckDB and petastorm alike.
@@ -66,14 +77,23 @@ class Tables:
     spark: SparkSession
     root: str
     run_id: str
+    schema: str | None = None  # of Spark's catalog, where they get their names too
     _known: dict[str, int] = field(default_factory=dict)  # the version of each table that this run has seen or made
 
     def path(self, name: str) -> str:
         """Where the table lies."""
         return f"{absolute_uri(self.root).rstrip('/')}/{name}"  # Delta wants no relative path
 
+    def check_catalog(self) -> None:
+        """Raise ConfigError where the tables can't be in the catalog's schema."""
+        if self.schema:
+            refuse_unusable(self.spark, self.schema, {name: self.path(name) for name in SCHEMAS})
+
     def create(self, name: str) -> None:
-        """Make the table where it is not there yet; one of an older version gets the columns and properties that it lacks."""
+        """Make the table where it is not there yet; one of an older version gets the columns and properties that it lacks.
+
+        In the catalog's schema it gets its name, where it has none.
+        """
         schema, path, layout = spark_schema(SCHEMAS[name]), self.path(name), _LAYOUT.get(name, {})
         if DeltaTable.isDeltaTable(self.spark, path):
             have = set(self.read(name).columns)
@@ -84,10 +104,14 @@ class Tables:
                 if self.property(name, key) is None:
                     self.set_property(name, key, value)
         else:
-            builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema)
+            builder = (
+                DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema).comment(_COMMENTS[name])
+            )
             for key, value in (_PROPERTIES | layout).items():
                 builder = builder.property(key, value)
             builder.execute()
+        if self.schema:
+            register(self.spark, self.schema, name, path, _COMMENTS[name])
         self._known[name] = self.version(name)
 
     def version(self, name: str) -> int:
@@ -102,8 +126,7 @@ class Tables:
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        self.spark.sql(f"ALTER TABLE delta.`{self.path(name)}` SET TBLPROPERTIES ('{key}' = '{quoted}')")
+        self.spark.sql(f"ALTER TABLE delta.`{self.path(name)}` SET TBLPROPERTIES ('{key}' = {literal(value)})")
         self._known[name] = self.version(name)
 
     def read(self, name: str) -> DataFrame:
@@ -135,9 +158,9 @@ class Tables:
         """
         gone = sorted(set(present))
         keys = sorted({*written, *gone})
-        where = f"{key} IN ({', '.join(_literal(value) for value in keys)})"
+        where = f"{key} IN ({', '.join(literal(value) for value in keys)})"
         if among:
-            where += f" AND {among[0]} = {_literal(among[1])}"
+            where += f" AND {among[0]} = {literal(among[1])}"
         self._write(name, rows, where if gone else None)
 
     def append(self, name: str, rows: DataFrame) -> None:
@@ -187,9 +210,4 @@ class Tables:
 
 
 def _type(column: StructField) -> str:
-    return f"{column.dataType.simpleString()} COMMENT {_literal(column.metadata.get('comment', ''))}"
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return f"{column.dataType.simpleString()} COMMENT {literal(column.metadata.get('comment', ''))}"

@@ -208,7 +208,7 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, info in model.model_fields.items():
         below = info.annotation
         nested = isinstance(below, type) and issubclass(below, BaseModel)
-        keys += dotted_keys(below, f"{prefix}{name}.") if nested else [prefix + name]  # type: ignore[arg-type]
+        keys += dotted_keys(below, f"{prefix}{name}.") if nested else [prefix + (info.alias or name)]  # type: ignore[arg-type]
     return keys
 
 
@@ -220,9 +220,9 @@ def test_every_setting_is_described_with_its_default() -> None:
     config = Config.model_validate(MINIMAL)
     for key, (default, _) in described.items():
         if default != "required":
-            value: Any = config
+            value: Any = config.model_dump()
             for part in key.split("."):
-                value = getattr(value, part)
+                value = value[part]
             assert yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value), key
 
 
