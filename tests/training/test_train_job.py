@@ -386,8 +386,8 @@ def test_mlflow_gets_the_same_figures_and_costs_no_training(
     assert capsys.readouterr().err.count("MLflow can't be told (OSError)") == 1
     models = set((tmp_path / "models").iterdir())
     assert train.main(["--config", settings(tmp_path, mlflow="nowhere://x")]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("slidelake train: training.mlflow can't be used (") and told.endswith("leave it out")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("slidelake train: training.mlflow can't be used (") and last.endswith("leave it out")
     assert set((tmp_path / "models").iterdir()) == models
 
 
