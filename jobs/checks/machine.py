@@ -24,24 +24,30 @@ _GPU = "spark.executor.resource.gpu"
 
 def scratch(place: Place) -> Row:
     """Room for what Spark keeps between stages."""
-    tasks = Counter[str]()
-    free: dict[tuple[str, str], int] = {}
+    executors = Counter(one.host for one in place.probes)
+    free: dict[str, dict[int, int]] = {host: {} for host in executors}  # by device: several folders may share one
+    folders, unusable = set(), set()
     for one in place.probes:
-        tasks[one.host] += math.ceil(place.stage.slots() / place.n_executors)
-        free |= {(one.host, folder): n_bytes for folder, n_bytes in one.scratch_bytes.items()}
-    unusable = [f"{folder} on {host}" for (host, folder), n_bytes in free.items() if n_bytes < 0]
+        for folder, disk in one.scratch.items():
+            folders.add(folder)
+            if disk:
+                free[one.host][disk[0]] = disk[1]
+            else:
+                unusable.add(f"{folder} on {one.host}")
     remedy = "set spark.local.dir (YARN: yarn.nodemanager.local-dirs; Kubernetes: a volume spark-local-dir-1) to a local disk"
     if unusable:
         return Row("FAIL", f"can't be written: {some(sorted(unusable))}", remedy)
+    at_once = math.ceil(place.stage.slots() / place.n_executors)
     short = []
-    for host in sorted(tasks):
-        has, needs = sum(n for (of, _), n in free.items() if of == host), tasks[host] * _SCRATCH_A_TASK_BYTES
+    for host, n in executors.items():
+        has, needs = sum(free[host].values()), n * at_once * _SCRATCH_A_TASK_BYTES
         if has < needs:
-            short.append(f"{_gb(has)} on {host} for {tasks[host]} tasks, which may take {_gb(needs)}")
+            short.append(f"{_gb(has)} on {host} for {n * at_once} tasks, which may take {_gb(needs)}")
     if short:
         return Row("FAIL", some(short, 3, "; "), f"{remedy} with more room, or set run.wave_slides lower")
-    folders = some(sorted({folder for _, folder in free}), 1)
-    return Row("ok", f"{_gb(min(free.values()))} free or more in {folders}")
+    return Row(
+        "ok", f"{_gb(min(sum(disks.values()) for disks in free.values()))} free or more in {some(sorted(folders), 1)}"
+    )
 
 
 def memory(place: Place) -> Row:
@@ -55,7 +61,7 @@ def memory(place: Place) -> Row:
         if limit < _ADDRESSES_BYTES:
             return Row(
                 "FAIL",
-                f"spark.executor.pyspark.memory gives a worker {_gb(limit)}; with torch it maps {_gb(_ADDRESSES_BYTES)}",
+                f"spark.executor.pyspark.memory gives a worker {_gb(limit)}; importing torch maps {_gb(_ADDRESSES_BYTES)}",
                 "leave it unset, and let spark.executor.memoryOverhead have the memory of the workers",
             )
     heap, rooms = heap_bytes(place.spark), []

@@ -49,10 +49,19 @@ _OF_STORES = {
 }
 TASKS_AN_EXECUTOR = 2  # Spark hands them out in turns: none is left out
 _TRIES = 3  # of four attempts each: one executor in two may be broken, and the others still be asked
-# Run by sh, for the executor's own JVM: what Python is there, or that there is none.
-_SHELL = 'cat > /dev/null; export SLIDELAKE_EXECUTOR=$PPID; "$0" -c "$1" "$2" 2>&1 || echo "$(hostname): $0 ended with status $?"'
+# Run by sh: what the Python of the executor says last, or if it does not run, by which host and why.
+_SHELL = r"""
+cat > /dev/null
+export SLIDELAKE_EXECUTOR=$PPID
+if said=$("$0" -c "$1" "$2" 2>&1); then who=; else who="$(uname -n): "; fi
+printf '%s%s\n' "$who" "$(printf '%s\n' "$said" | tail -n 1)"
+"""
 
 Answer = TypeVar("Answer")
+
+
+class NoPythonError(Exception):
+    """No executor has a Python that runs."""
 
 
 class ExecutorError(Exception):
@@ -68,7 +77,7 @@ class Probe:
     python: str
     packages: dict[str, str | None]
     memory_bytes: int
-    scratch_bytes: dict[str, int]
+    scratch: dict[str, list[int] | None]
     gpus: int
 
 
@@ -138,15 +147,16 @@ class Place:
 
     @cached_property
     def probes(self) -> list[Probe]:
-        """Those of the executors that have a Python, each once, by host."""
+        """Those of the executors whose Python runs, each once, by host; raises NoPythonError where there is none."""
         found = [Probe(**json.loads(line)) for line in self._told if line.startswith("{")]
-        return sorted(
-            {(one.host, one.executor): one for one in found}.values(), key=lambda one: (one.host, one.executor)
-        )
+        if not found:
+            raise NoPythonError
+        once = {(one.host, one.executor): one for one in found}
+        return [once[key] for key in sorted(once)]
 
     @cached_property
     def unprobed(self) -> list[str]:
-        """What executors without a Python that runs say; the last line of each tells host and command."""
+        """What executors without a Python that runs say, a line each."""
         return sorted({line for line in self._told if not line.startswith("{")})
 
     def ask(self, *functions: Callable[[], Answer]) -> list[Answer]:

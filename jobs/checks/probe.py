@@ -48,18 +48,18 @@ def memory_bytes() -> int:
     return min(limits)
 
 
-def scratch_bytes(configured: list[str]) -> dict[str, int]:
-    """Free bytes by folder that Spark spills to, -1 where nothing can be written."""
+def scratch(configured: list[str]) -> dict[str, list[int] | None]:
+    """By folder that Spark spills to: its device and the bytes free there; None where nothing can be written."""
     named = os.environ.get("LOCAL_DIRS") or os.environ.get("SPARK_EXECUTOR_DIRS") or os.environ.get("SPARK_LOCAL_DIRS")
-    free = {}
+    found: dict[str, list[int] | None] = {}
     for folder in named.replace(":", ",").split(",") if named else configured or [tempfile.gettempdir()]:
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"slidelake")
-            free[folder] = shutil.disk_usage(folder).free
+            found[folder] = [Path(folder).stat().st_dev, shutil.disk_usage(folder).free]
         except OSError:
-            free[folder] = -1
-    return free
+            found[folder] = None
+    return found
 
 
 def gpus() -> int:
@@ -79,7 +79,7 @@ def main(asked: dict[str, Any]) -> None:
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "packages": {name: version_of(name) for name in asked["packages"]},
         "memory_bytes": memory_bytes(),
-        "scratch_bytes": scratch_bytes(asked["scratch"]),
+        "scratch": scratch(asked["scratch"]),
         "gpus": gpus(),
     }
     print(json.dumps(found))

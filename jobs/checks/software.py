@@ -93,9 +93,8 @@ def packages(place: Place) -> Row:
                 missing.add(f"{name} on {one.host}")
             elif there != here.get(name):
                 other.add(f"{name} {there} on {one.host} (driver {here.get(name, 'none')})")
-    told = [f"missing: {some(sorted(missing))}"] * bool(missing) + [f"other versions: {some(sorted(other))}"] * bool(
-        other
-    )
+    kinds = (("missing", missing), ("other versions", other))
+    told = [f"{what}: {some(sorted(names))}" for what, names in kinds if names]
     if told:
         return Row(
             "FAIL",
@@ -103,7 +102,7 @@ def packages(place: Place) -> Row:
             "install slidelake and its extras on every node from the driver's lock file, or ship an environment by --archives",
         )
     lacking = [name for name in place.packages if name not in here]
-    if lacking or not place.probes:
+    if lacking:
         return Row(
             "FAIL", f"missing on the driver: {some(lacking)}", "pip install slidelake with its extras on the driver"
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jobs.checks.place import Place, cause_of
+from jobs.checks.place import NoPythonError, Place, cause_of
 from jobs.runtime.config import ConfigError
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
@@ -60,6 +60,8 @@ def _in_time(place: Place, check: Check) -> Row:
             rows.append(check.look(place))
         except ConfigError as error:  # its text has the remedy
             rows.append(Row("FAIL", str(error)))
+        except NoPythonError:
+            rows.append(Row("skip", "not looked at, for no executor has a Python that runs"))
         except Exception as error:
             rows.append(Row("FAIL", cause_of(error), "look for it in the logs of driver and executors"))
 

@@ -109,6 +109,7 @@ def test_the_probe_tells_of_missing_packages_full_disks_and_limits(tmp_path: Pat
     said = subprocess.run([sys.executable, str(probe.__file__), asked], capture_output=True, check=True, env={})
     found = json.loads(said.stdout)
     assert found["packages"]["no-such-package"] is None and found["packages"]["numpy"]
-    assert found["scratch_bytes"][str(tmp_path)] > 0 and found["scratch_bytes"][str(tmp_path / "none")] == -1
+    device, free = found["scratch"][str(tmp_path)]
+    assert device == tmp_path.stat().st_dev and free > 0 and found["scratch"][str(tmp_path / "none")] is None
     assert 0 < found["memory_bytes"] < 2**50
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))

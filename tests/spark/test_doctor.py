@@ -64,3 +64,11 @@ def test_a_check_that_fails_or_hangs_keeps_no_other_from_running(place: Place) -
     assert (refused.status, refused.found) == ("FAIL", "slides.root: no folder at /nowhere")
     assert (waited.status, waited.found) == ("skip", "not looked at, for it needs refuses")
     assert (worked.status, worked.what) == ("ok", "works")
+
+
+def test_executors_without_a_python_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place.spark.sparkContext, "pythonExec", "/nowhere/python3.11")
+    checks = [check for check in CHECKS if check.what in ("executors", "python", "packages", "code")]
+    _, python, packages, code = look(place, checks)
+    assert (python.status, packages.status, code.status) == ("FAIL", "skip", "skip")
+    assert "/nowhere/python3.11: not found" in python.found and "PYSPARK_PYTHON" in python.remedy
