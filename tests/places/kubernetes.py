@@ -36,6 +36,7 @@ class Kubernetes:
         self._kept: dict[tuple[str, str, str], Manifest] = {}  # namespace, plural, name
         self._watchers: list[tuple[web.Request, web.WebSocketResponse]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._pods: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
 
     def of(self, kind: str) -> list[Manifest]:
@@ -108,7 +109,7 @@ class Kubernetes:
         self._kept[key] = manifest
         if manifest["kind"] == "Pod":
             manifest["status"] = {"phase": "Pending", "podIP": HOST}
-            self._loop.call_later(0.1, lambda: self._loop.create_task(self._run(key)))
+            self._pods.add(self._loop.create_task(self._run(key)))
         return web.json_response(manifest, status=201)
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -127,9 +128,12 @@ class Kubernetes:
     # --- the kubelet ---
 
     async def _run(self, key: tuple[str, str, str]) -> None:
-        """A pod, from its start to its end."""
+        """A pod, from its start, once its config maps are there, to its end."""
         pod = self._kept[key]
         container = pod["spec"]["containers"][0]
+        maps = {volume["configMap"]["name"] for volume in pod["spec"]["volumes"] if "configMap" in volume}
+        while not all((key[0], "configmaps", name) in self._kept for name in maps):
+            await asyncio.sleep(0.02)
         places = self._places(pod, container)
         work = self._folder / key[2]
         work.mkdir(parents=True)
