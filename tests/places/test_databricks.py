@@ -66,7 +66,7 @@ def test_a_task_runs_the_job_of_its_name_after_the_one_whose_table_it_reads() ->
     assert {name: [each["task_key"] for each in TASKS[name].get("depends_on", [])] for name in TASKS} == {
         "slides": []
     } | {name: [table] for name, table in READS.items()}
-    settings = {key for key, _, _ in describe_settings()} | {"output.schema"}
+    settings = {key for key, _, _ in describe_settings()}
     for name, each in TASKS.items():
         job, flag, _, *overrides = each["python_wheel_task"]["parameters"]
         assert job == name and job in JOBS and flag == "--config"
