@@ -50,7 +50,7 @@ def test_a_measured_runtime_is_told_and_kept_with_the_tables(
     kept = Tables(spark, config.output.root, "test").property("features", "slidelake.encoder")
     assert f'"runtime": "{runtime}", "precision": "{precision}"' in str(kept)
 
-    monkeypatch.setattr(encoders, "_measured", None)  # to call it would be an error
+    monkeypatch.setattr(encoders, "measure_runtimes", None)  # to call it would be an error
     with unchanged(config, *TABLES):
         later = preprocess_in(spark, config)
     assert later.encoder_runs_by == (runtime, precision)
@@ -63,7 +63,7 @@ def test_a_choice_of_openvino_asks_for_it_where_it_is_not_installed_and_matters(
 ) -> None:
     config = again(encoder={"runtime": "auto"})
     measured = [Measured("torch", "fp32", 10.0, 1.0), Measured("openvino", precision, 20.0, 1.0)]
-    monkeypatch.setattr(encoders, "_measured", lambda *_: measured)
+    monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: measured)
     assert preprocess_in(spark, config).encoder_runs_by == ("openvino", precision)
     monkeypatch.setattr(encoders, "find_spec", lambda _: None)
     if precision == "fp32":  # PyTorch gives the same rows
@@ -77,6 +77,6 @@ def test_a_choice_of_openvino_asks_for_it_where_it_is_not_installed_and_matters(
 def test_a_precision_that_is_not_right_is_refused(
     spark: SparkSession, again: Again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoders, "_measured", lambda *_: [Measured("torch", "bf16", 10.0, 0.99)])
+    monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: [Measured("torch", "bf16", 10.0, 0.99)])
     with pytest.raises(ConfigError, match=r"cosine to fp32 is 0\.99000 .* leave it out"):
         preprocess_in(spark, again(encoder={"runtime": "auto", "precision": "bf16"}))
