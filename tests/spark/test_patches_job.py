@@ -59,7 +59,7 @@ def test_patches_of_another_spacing_need_no_other_table_and_those_of_tables_read
     finished: Finished,
 ) -> None:
     root = finished.config.output.root
-    with pytest.raises(ValueError, match=r"c1: mpp_unknown: tiling\.mpp is 1\.0"):
+    with pytest.raises(ValueError, match=r"c1: mpp_unknown: mpp is 1\.0"):
         patches_of_tables(root, 128, mpp=1.0)
     spec = patches_of_tables(root, 128, mpp=1.0, patients={"001"})
     assert {slide.image_id for slide in spec.slides} == {"a1", "a2"}
