@@ -13,7 +13,7 @@ from tests.environments import ROOT, without_path
 from tests.faults.commands import end_session, wait_until
 from tests.stores.process import HOST, ask, free_port
 
-_COMMAND_S = 300  # ten times what the longest takes on two idle cores
+_COMMAND_S = 600  # torch's agents wait up to 300 s for one another at their end, where one is gone too soon
 _SPARK = Path(pyspark.__file__).parent
 _ENVIRONMENT = {
     "SPARK_LOCAL_IP": HOST,
