@@ -114,13 +114,13 @@ def test_emr_gets_a_step_whose_arguments_are_whole_whatever_is_in_them(say: Say,
 
 
 def test_databricks_runs_the_task_of_the_job_with_the_settings_in_a_volume(say: Say, checkout: Path) -> None:
-    copy, deploy, run = lines(
+    deploy, copy, run = lines(  # the first deployment makes the volume
         say("--on", "databricks", "--dry-run", "features", "--config", "my.yaml", "run.unit_tiles=9")
     )
     assert copy[-2:] == [f"{checkout.parent}/my.yaml", "dbfs:/Volumes/lab/slides/files/my.yaml"]
     assert deploy[2:] == ["databricks", "bundle", "deploy", "--var", "tables=s3://bucket/tables"]
     task, arguments = run[: run.index("--")], run[run.index("--") + 1 :]
-    assert task[2:] == ["databricks", "bundle", "run", *deploy[-2:], "--only", "features", "slidelake"]
+    assert task[2:] == ["databricks", "bundle", "run", *deploy[-2:], "--only", "features", "alone"]
     settings = ["--config", "/Volumes/lab/slides/files/my.yaml", "output.root=s3://bucket/tables"]
     assert arguments == ["features", *settings, "run.unit_tiles=9"]
 

@@ -22,6 +22,7 @@ FOLDER = ROOT / "conf/databricks"
 TEXT = (FOLDER / "databricks.yml").read_text()
 BUNDLE: dict[str, Any] = yaml.safe_load(TEXT)
 JOB: dict[str, Any] = BUNDLE["resources"]["jobs"]["slidelake"]
+ALONE: dict[str, Any] = BUNDLE["resources"]["jobs"]["alone"]
 TASKS: dict[str, dict[str, Any]] = {each["task_key"]: each for each in JOB["tasks"]}
 READS = {"features": "slides", "patients": "features", "splits": "patients", "train": "splits"}
 
@@ -31,8 +32,9 @@ def as_the_client_has_it(job: dict[str, Any]) -> dict[str, Any]:
     return dict(JobSettings.from_dict(job).as_dict())
 
 
-def test_the_client_knows_every_field_of_the_job() -> None:
-    assert as_the_client_has_it(JOB) == JOB
+@pytest.mark.parametrize("job", [JOB, ALONE], ids=["pipeline", "alone"])
+def test_the_client_knows_every_field_of_the_job(job: dict[str, Any]) -> None:
+    assert as_the_client_has_it(job) == job
 
 
 @pytest.mark.parametrize(
@@ -74,9 +76,16 @@ def test_a_task_runs_the_job_of_its_name_after_the_one_whose_table_it_reads() ->
     assert TASKS["features"]["job_cluster_key"] == "gpus"
 
 
+def test_every_job_is_there_to_be_run_alone_with_what_comes_along() -> None:
+    assert [each["task_key"] for each in ALONE["tasks"]] == list(JOBS)
+    assert all({"task_key", "job_cluster_key", "python_wheel_task", "libraries"} == set(each) for each in ALONE["tasks"])
+    place = yaml.safe_load((ROOT / "conf/places/databricks.yaml").read_text())
+    assert "--only $job alone -- $job " in " ".join(place["commands"][-1].split())
+
+
 def test_the_wheel_has_the_entry_point_of_the_tasks() -> None:
     project = (ROOT / "pyproject.toml").read_text()
-    for each in TASKS.values():
+    for each in (*TASKS.values(), *ALONE["tasks"]):
         wheel = each["python_wheel_task"]
         assert f'name = "{wheel["package_name"]}"' in project
         assert f'{wheel["entry_point"]} = "jobs.__main__:{task.__name__}"' in project
