@@ -78,7 +78,9 @@ def test_a_task_runs_the_job_of_its_name_after_the_one_whose_table_it_reads() ->
 
 def test_every_job_is_there_to_be_run_alone_with_what_comes_along() -> None:
     assert [each["task_key"] for each in ALONE["tasks"]] == list(JOBS)
-    assert all({"task_key", "job_cluster_key", "python_wheel_task", "libraries"} == set(each) for each in ALONE["tasks"])
+    assert all(
+        {"task_key", "job_cluster_key", "python_wheel_task", "libraries"} == set(each) for each in ALONE["tasks"]
+    )
     place = yaml.safe_load((ROOT / "conf/places/databricks.yaml").read_text())
     assert "--only $job alone -- $job " in " ".join(place["commands"][-1].split())
 
