@@ -3,7 +3,8 @@
     spark-submit assignment.py FOLDER EXECUTORS '[[GPUS_PER_TASK, CPUS_PER_TASK, AT_ONCE], ...]'
 
 For each of these it runs twice AT_ONCE tasks, of which each waits until AT_ONCE have begun, and adds a line to
-FOLDER/found.jsonl: {"slots": ..., "tasks": [{"executor", "pid", "address", "cpus", "began", "ended"}, ...]}.
+FOLDER/found.jsonl: {"slots": ..., "tasks": [{"executor", "pid", "address", "cpus", "began", "ended"}, ...]}. Where AT_ONCE is 0,
+the profile is to be refused: {"refused": ...}.
 """
 
 import json
@@ -16,7 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark import TaskContext
+from pyspark.sql import SparkSession
 
+from jobs.runtime.config import ConfigError
 from jobs.runtime.resources import features_resources
 from jobs.runtime.sections import Resources
 from jobs.runtime.session import start_session
@@ -56,6 +59,19 @@ def meeting(folder: Path, at_once: int) -> Callable[[Iterable[pa.RecordBatch]], 
     return run
 
 
+def ran(spark: SparkSession, resources: Resources, begun: Path, at_once: int) -> dict[str, Any]:
+    """How tasks of such resources ran, or why none did."""
+    try:
+        stage = features_resources(spark, resources)
+    except ConfigError as error:
+        assert not at_once, error
+        return {"refused": str(error)}
+    begun.mkdir()
+    rows = spark.range(0, 2 * at_once, numPartitions=2 * at_once)
+    tasks = rows.mapInArrow(meeting(begun, at_once), _COLUMNS, profile=stage.profile).collect()
+    return {"slots": stage.slots(), "tasks": [task.asDict() for task in tasks]}
+
+
 def main(folder: Path, executors: int, asked: list[tuple[float | None, int | None, int]]) -> None:
     """See above."""
     spark = start_session("assignment")
@@ -63,14 +79,9 @@ def main(folder: Path, executors: int, asked: list[tuple[float | None, int | Non
     while context._jsc.sc().statusStore().executorList(True).size() < executors + 1:  # the driver is one of them
         time.sleep(0.1)
     for number, (gpus, cpus, at_once) in enumerate(asked):
-        begun = folder / f"begun{number}"
-        begun.mkdir()
-        stage = features_resources(spark, Resources(gpus_per_task=gpus, cpus_per_task=cpus))
-        rows = spark.range(0, 2 * at_once, numPartitions=2 * at_once)
-        tasks = rows.mapInArrow(meeting(begun, at_once), _COLUMNS, profile=stage.profile).collect()
-        line = {"slots": stage.slots(), "tasks": [task.asDict() for task in tasks]}
+        resources = Resources(gpus_per_task=gpus, cpus_per_task=cpus)
         with (folder / "found.jsonl").open("a") as found:
-            print(json.dumps(line), file=found)
+            print(json.dumps(ran(spark, resources, folder / f"begun{number}", at_once)), file=found)
     spark.stop()
 
 
