@@ -1,7 +1,6 @@
 """What the tests on YARN share: a cluster."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,14 +11,14 @@ from tests.yarn.teams import Laptop, laptop
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yarn]:
-    """YARN with 8 GB, 8 cores and 4 GPUs."""
+    """YARN with 10 GB, 8 cores and 4 GPUs."""
     with yarn(tmp_path_factory.mktemp("yarn"), gpus=4) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def laptop_of(cluster: Yarn, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Laptop]:
-    """A laptop of a team: laptop_of("team_a", {"spark.executor.instances": 2})."""
+    """Makes a team's laptop from its queue and its settings of Spark."""
     make_dist()
     folder = tmp_path_factory.mktemp("node")
     archive = pack(environment_without_checkout(folder / "environment").parents[1], folder / "environment.tar.gz")
@@ -33,8 +32,8 @@ def laptop_of(cluster: Yarn, tmp_path_factory: pytest.TempPathFactory) -> Callab
 # Two Python workers beside the JVM; a driver, and what it needs beside its heap.
 SMALL: dict[str, object] = {
     "spark.driver.memory": "1g",
-    "spark.driver.memoryOverhead": "512m",
+    "spark.driver.memoryOverhead": "1g",
     "spark.executor.cores": 2,
     "spark.executor.memory": "512m",
-    "spark.executor.memoryOverhead": "2g",
+    "spark.executor.memoryOverhead": "2560m",
 }

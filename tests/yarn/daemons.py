@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from tests.stores.process import HOST, ask, free_port
 
 JARS = ROOT / ".venv/hadoop"
 LEAST_MB = 512  # of a container, which has a multiple of it
-MEMORY_MB = 8192
+MEMORY_MB = 10240
 _JAVA = ("java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 _OPENED = [part for name in ("lang", "util", "nio") for part in ("--add-opens", f"java.base/java.{name}=ALL-UNNAMED")]
 _LOGGING = """\
@@ -32,6 +33,15 @@ log4j.appender.console=org.apache.log4j.ConsoleAppender
 log4j.appender.console.layout=org.apache.log4j.PatternLayout
 log4j.appender.console.layout.ConversionPattern=%d %p %c{1}: %m%n
 """
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a queue has of the cluster."""
+
+    mb: int
+    gpus: int
+    containers: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,32 @@ class Yarn:
         found = (self.ask("apps")["apps"] or {}).get("app", [])
         return sorted(found, key=lambda app: int(app["id"].rpartition("_")[2]))
 
+    def used(self, queue: str) -> Used:
+        """What a queue has now."""
+        queues = self.ask("scheduler")["scheduler"]["schedulerInfo"]["queues"]["queue"]
+        [found] = [each for each in queues if each["queueName"] == queue]
+        resources = found["resourcesUsed"]["resourceInformations"]["resourceInformation"]
+        amounts = {each["name"]: each["value"] for each in resources}
+        return Used(amounts["memory-mb"], amounts["yarn.io/gpu"], found["numContainers"])
+
+    @contextmanager
+    def watching(self, *queues: str) -> Iterator[list[tuple[Used, ...]]]:
+        """While the block runs, what these queues have together at a time, over and over."""
+        seen: list[tuple[Used, ...]] = []
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.2):
+                seen.append(tuple(self.used(queue) for queue in queues))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield seen
+        finally:
+            ended.set()
+            watcher.join()
+
     def log(self, app: str, name: str = "stdout") -> str:
         """What the driver of an application said."""
         [file] = self.folder.glob(f"logs/{app}/container_*_000001/{name}")
@@ -63,7 +99,7 @@ class Yarn:
 
 @contextmanager
 def yarn(folder: Path, *, gpus: int) -> Iterator[Yarn]:
-    """A ResourceManager, and a NodeManager of 8 GB, 8 cores and so many GPUs of which each container sees one; ends with the block."""
+    """A ResourceManager, and a NodeManager of 10 GB, 8 cores and so many GPUs, of which a container sees one."""
     assert list(JARS.glob("hadoop-yarn-*.jar")), f"{JARS} is not there: make cluster-test installs it"
     conf, page = folder / "conf", free_port()
     conf.mkdir()
@@ -120,6 +156,7 @@ def _site(folder: Path, page: int) -> dict[str, object]:
         f"{node}.webapp.address": f"{HOST}:0",
         f"{node}.resource.memory-mb": MEMORY_MB,
         f"{node}.resource.cpu-vcores": 8,
+        f"{node}.resource.memory.enforced": "false",  # by cgroups: without them it is the NodeManager that ends what takes more
         f"{node}.local-dirs": folder / "local",
         f"{node}.log-dirs": folder / "logs",
         f"{node}.admin-env": f"PATH={_pretend_gpu(folder)}:{os.defpath}",  # of containers

@@ -1,4 +1,4 @@
-"""Teams who send jobs to YARN: each from a laptop with a checkout, by `slidelake submit`, to nodes that have neither code nor packages."""
+"""Teams who send jobs to YARN from a laptop with a checkout, by `slidelake submit`, to nodes with neither code nor packages."""
 
 import os
 import subprocess
