@@ -23,7 +23,7 @@ help:  ## list the targets
 # --- set-up: each stamp is newer than what it depends on, so a second call does nothing -------------------------------
 
 setup: $(VENV)/.java $(VENV)/.packages $(VENV)/.spark  ## install what is missing: Java 17, .venv, Spark's jars
-.PHONY: help setup demo test check bench dist dist-env lock clean
+.PHONY: help setup demo test cluster-test check bench dist dist-env lock clean
 
 # $(call apt_install,PACKAGE): by apt where the user may, else one line on what is missing.
 define apt_install
@@ -89,6 +89,17 @@ $(VENV)/.newest: conf/locks/newest-pyarrow.txt | $(VENV)/.uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --target $(VENV)/newest -r conf/locks/newest-pyarrow.txt
 	touch $@
 
+# YARN's daemons for the tests, from Maven Central as Delta's jars are; all of them, and no others, as locked.
+$(VENV)/.hadoop: conf/locks/hadoop/ivy.xml conf/locks/hadoop/jars.sha256 $(VENV)/.packages $(VENV)/.java
+	echo "installing Hadoop's YARN (80 MB) ..." >&2
+	rm -rf $(VENV)/hadoop
+	"$(JAVA)" -cp "$$(echo $(VENV)/lib/python3*/site-packages/pyspark/jars/ivy-*.jar)" org.apache.ivy.Main -warn \
+	  -ivy conf/locks/hadoop/ivy.xml -retrieve "$(VENV)/hadoop/[artifact]-[revision].[ext]" >/dev/null \
+	  || { echo "Hadoop's jars can't be had from Maven Central" >&2; exit 1; }
+	(cd $(VENV)/hadoop && LC_ALL=C && sha256sum *.jar) | diff - conf/locks/hadoop/jars.sha256 >&2 \
+	  || { echo "Hadoop's jars (<) are not those of conf/locks/hadoop/jars.sha256 (>)" >&2; exit 1; }
+	touch $@
+
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade \
   --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
@@ -151,6 +162,9 @@ demo: setup  ## from a real slide and a small cohort made from it to predictions
 
 test: setup $(VENV)/.azurite $(VENV)/.newest  ## the whole test suite
 	python -m pytest
+
+cluster-test: setup $(VENV)/.azurite $(VENV)/.newest $(VENV)/.hadoop  ## the same and the tests on YARN, in one run
+	python -m pytest -m ''
 
 check: setup  ## format, lint, types, import contracts
 	ruff format --check .

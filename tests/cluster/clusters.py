@@ -58,19 +58,26 @@ def standalone(folder: Path, *, cores: int, gpus: Sequence[int]) -> Iterator[str
 @contextmanager
 def _daemon(folder: Path, name: str, *arguments: str, gpus: int = 0) -> Iterator[None]:
     command = [str(_SPARK / "bin/spark-class"), f"org.apache.spark.deploy.{name}", "--host", HOST, *arguments]
-    environment = without_path() | _ENVIRONMENT | {"SPARK_WORKER_OPTS": _gpus_of_a_worker(folder, gpus)}
-    with (folder / f"{name}.log").open("ab") as said:
+    environment = _ENVIRONMENT | {"SPARK_WORKER_OPTS": _gpus_of_a_worker(folder, gpus)}
+    with daemon(command, environment, folder / f"{name}.log"):
+        yield
+
+
+@contextmanager
+def daemon(command: Sequence[str], environment: Mapping[str, str], log: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """A process that works in the folder of its log, with these variables and no way to the checkout; ends with the block."""
+    with log.open("ab") as said:
         process = subprocess.Popen(
             command,
-            cwd=folder,
-            env=environment,
+            cwd=log.parent,
+            env={**without_path(), **environment},
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        yield
+        yield process
     finally:
         end_session(process.pid)
         process.wait()

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from pyspark.sql import SparkSession
 
 from jobs.runtime.config import Config
 from tests.cluster.clusters import pretend_gpus, submit
+from tests.cluster.events import Task, at_once, by_profile
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in
 from tests.environments import CODE, make_dist, pack
 from tests.faults.frames import assert_same_rows, frames
 
 A_GPU_EACH = {"spark.executor.resource.gpu.amount": 1}
-Task = dict[str, Any]
 Place = tuple[str, str | None]  # an executor, and the address of a GPU there
 
 
@@ -46,12 +46,6 @@ def assigned(
             )
         result.append((found["slots"], places))
     return result
-
-
-def at_once(tasks: Iterable[Task]) -> int:
-    """The most tasks that ran at one time."""
-    times: list[tuple[float, float]] = [(task["began"], task["ended"]) for task in tasks]
-    return max(sum(begins <= began < ends for begins, ends in times) for began, _ in times)
 
 
 def everywhere(places: dict[Place, list[Task]]) -> int:
@@ -155,27 +149,9 @@ def test_the_main_job_with_code_and_packages_shipped_on_shared_gpus_gives_the_ta
         assert_same_rows(found, expected[name])
 
     [events] = log.iterdir()
-    ran = [json.loads(line) for line in events.read_text().splitlines()]
-    profiles = {
-        event["Resource Profile Id"]: event["Task Resource Requests"]
-        for event in ran
-        if event["Event"] == "SparkListenerResourceProfileAdded"
-    }
-    [ours] = profiles.keys() - {0}  # one for all waves
-    assert profiles[ours]["gpu"]["Amount"] == 0.5
-    stages = {
-        event["Stage Info"]["Stage ID"]: event["Stage Info"]["Resource Profile Id"]
-        for event in ran
-        if event["Event"] == "SparkListenerStageSubmitted"
-    }
-    tasks: dict[int, list[Task]] = {}
-    for event in ran:
-        if event["Event"] == "SparkListenerTaskEnd":
-            info, metrics = event["Task Info"], event["Task Metrics"]
-            # "Finish Time" is when the driver has the result, and by then the next task may run.
-            ended = info["Launch Time"] + metrics["Executor Deserialize Time"] + metrics["Executor Run Time"]
-            task = {"executor": info["Executor ID"], "began": info["Launch Time"], "ended": ended}
-            tasks.setdefault(stages[event["Stage ID"]], []).append(task)
+    asked, tasks = by_profile(events)
+    [ours] = asked.keys() - {0}  # one for all waves
+    assert asked[ours]["gpu"]["Amount"] == 0.5
     print(f"\n{len(tasks[0])} tasks without GPU; with: {Counter(task['executor'] for task in tasks[ours])}")
     assert {task["executor"] for task in tasks[ours]} == {"0", "1"}
     assert at_once(tasks[ours]) == 4

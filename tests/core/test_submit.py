@@ -23,6 +23,7 @@ SECRET = "c2VjcmV0LW9mLXRoZS1jbGk"
 YOURS = {
     "master": "spark://node0:7077",
     "node_python": "/opt/slidelake/bin/python",
+    "event_logs": "hdfs:///spark-logs",
     "image": "registry/slidelake:1",
     "namespace": "team-a",
     "uploads": "s3a://bucket/uploads",

@@ -1,0 +1,39 @@
+"""What the tests on YARN share: a cluster."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.environments import environment_without_checkout, make_dist, pack
+from tests.yarn.daemons import Yarn, yarn
+from tests.yarn.teams import Laptop, laptop
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yarn]:
+    """YARN with 10 GB, 8 cores and 4 GPUs."""
+    with yarn(tmp_path_factory.mktemp("yarn"), gpus=4) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def laptop_of(cluster: Yarn, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Laptop]:
+    """Makes a team's laptop from its queue and its settings of Spark."""
+    make_dist()
+    folder = tmp_path_factory.mktemp("node")
+    archive = pack(environment_without_checkout(folder / "environment").parents[1], folder / "environment.tar.gz")
+
+    def make(queue: str, conf: dict[str, object]) -> Laptop:
+        return laptop(tmp_path_factory.mktemp(queue), cluster, archive, queue, SMALL | conf)
+
+    return make
+
+
+# Two Python workers beside the JVM; a driver, and what it needs beside its heap.
+SMALL: dict[str, object] = {
+    "spark.driver.memory": "1g",
+    "spark.driver.memoryOverhead": "1g",
+    "spark.executor.cores": 2,
+    "spark.executor.memory": "512m",
+    "spark.executor.memoryOverhead": "2560m",
+}
