@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 JAVA := $(if $(JAVA_HOME),$(JAVA_HOME)/bin/)java
 DELTA := io.delta delta-spark_2.13 4.0.1
+# The newest whose jar is in Maven Central (that of 4.4.1 is not); it is for Spark 4.2.0, and none is for Spark 4.3.
+NEWEST_DELTA := io.delta delta-spark_4.2_2.13 4.4.0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON := $(CURDIR)/$(BIN)/python
 # importing torch from source takes 15 s a process, from bytecode 3 s
@@ -60,15 +62,20 @@ $(VENV)/.java: | $(VENV)/.uv
 	is_new || { echo "$$(command -v java) is still older than Java 17: put Java 17 first on PATH or point JAVA_HOME at it" >&2; exit 1; }
 	touch $@
 
+# $(call complete_spark,SPARK_HOME,GROUP ARTIFACT VERSION)
+define complete_spark
+conf/spark/jars.sh $(1) conf/locks/jars.sha256 $(2)
+mkdir -p $(1)/conf
+ln -sf $(CURDIR)/conf/spark/local.conf $(1)/conf/spark-defaults.conf
+ln -sf $(CURDIR)/conf/log4j2.properties $(1)/conf/log4j2.properties
+endef
+
 # Delta's jars from Maven Central by coordinates (Ivy keeps them in ~/.ivy2), checked, beside Spark's own; and Spark's
 # defaults of this place, so that a bare `spark-submit jobs/JOB.py` finds both.
 $(VENV)/.spark: $(VENV)/.packages $(VENV)/.java conf/spark/jars.sh conf/locks/jars.sha256 conf/spark/local.conf conf/log4j2.properties
 	spark=$$($(BIN)/python -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parent)')
 	rm -f $$spark/jars/delta-*.jar
-	conf/spark/jars.sh $$spark conf/locks/jars.sha256 $(DELTA)
-	mkdir -p $$spark/conf
-	ln -sf $(CURDIR)/conf/spark/local.conf $$spark/conf/spark-defaults.conf
-	ln -sf $(CURDIR)/conf/log4j2.properties $$spark/conf/log4j2.properties
+	$(call complete_spark,$$spark,$(DELTA))
 	touch $@
 
 # The Azure blob server that tests read from; a program of Node.
@@ -82,11 +89,13 @@ $(VENV)/.azurite: conf/locks/azurite/package-lock.json | $(VENV)/.uv
 	npm ci --prefix $(VENV)/azurite --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
 	touch $@
 
-# numpy and pyarrow as they are without petastorm, which a test puts before those of .venv: the feed has to work there, too.
-$(VENV)/.newest: conf/locks/newest-pyarrow.txt | $(VENV)/.uv
-	echo "installing the newest pyarrow beside .venv's own ..." >&2
+# The newest Spark that there is a Delta for, and pyarrow and NumPy as new as they get without petastorm: tests put them before
+# those of .venv, for jobs and feed have to work there, too. Pandas 3 is new to Spark 4.2, which warns of it.
+$(VENV)/.newest: conf/locks/newest-spark.txt $(VENV)/.java conf/spark/jars.sh conf/locks/jars.sha256 conf/spark/local.conf | $(VENV)/.uv
+	echo "installing the newest Spark and pyarrow beside .venv's own ..." >&2
 	rm -rf $(VENV)/newest
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --target $(VENV)/newest -r conf/locks/newest-pyarrow.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --target $(VENV)/newest -r conf/locks/newest-spark.txt
+	$(call complete_spark,$(VENV)/newest/pyspark,$(NEWEST_DELTA))
 	touch $@
 
 # YARN's daemons for the tests, from Maven Central as Delta's jars are; all of them, and no others, as locked.
@@ -105,10 +114,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --custo
 
 lock:  ## resolve the newest versions that pyproject.toml allows
 	$(COMPILE) --constraint conf/locks/constraints.txt \
-	  --extra train --extra mlflow --extra demo --extra azure --extra s3 --extra openslide --extra openvino --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
+	  --extra spark --extra train --extra mlflow --extra demo --extra azure --extra s3 --extra openslide --extra openvino --extra bench --group dev pyproject.toml -o conf/locks/dev.txt
 	$(COMPILE) --constraint conf/locks/dev.txt \
-	  --extra train --extra mlflow --extra azure --extra s3 --extra gcs --extra openslide --extra openvino pyproject.toml -o conf/locks/runtime.txt
-	printf '%s\n' numpy pyarrow | $(COMPILE) - -o conf/locks/newest-pyarrow.txt
+	  --extra spark --extra train --extra mlflow --extra azure --extra s3 --extra gcs --extra openslide --extra openvino pyproject.toml -o conf/locks/runtime.txt
+	printf '%s\n' delta-spark==$(lastword $(NEWEST_DELTA)) 'pandas<3' numpy pyarrow | $(COMPILE) - -o conf/locks/newest-spark.txt
 	npm install --prefix conf/locks/azurite --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit \
 	  --no-fund --loglevel=error
 

@@ -4,6 +4,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from jobs.runtime.arguments import BAD_CONFIG
+
 JOBS = {
     "preprocess": "slides to patients, in one Spark application",
     "slides": "tables slides and tiles: headers, tissue, tile coordinates",
@@ -23,7 +25,15 @@ def main() -> int:
     """Dispatch; returns the exit status."""
     job, *rest = sys.argv[1:] or ["--help"]
     if job in JOBS:
-        status: int = import_module(f"jobs.{job}").main(rest)
+        try:
+            run = import_module(f"jobs.{job}").main
+        except ModuleNotFoundError as error:
+            if error.name != "pyspark":
+                raise
+            remedy = "pip install 'slidelake[spark]', or use the Python of a platform that has Spark"
+            print(f"slidelake {job}: PySpark is missing: {remedy}", file=sys.stderr)
+            return BAD_CONFIG
+        status: int = run(rest)
         return status
     if job == "submit":
         submitted: int = import_module("jobs.submit").main(rest, JOBS)
@@ -38,7 +48,7 @@ def main() -> int:
         print(f"slidelake {version('slidelake')}")
         return 0
     print(f"slidelake: no job {job!r}; there are {', '.join(JOBS)}", file=sys.stderr)
-    return 2
+    return BAD_CONFIG
 
 
 def task() -> None:

@@ -1,4 +1,4 @@
-"""Where the newest pyarrow, and the NumPy that it needs, hide those that petastorm needs; all else is as in .venv."""
+"""Where the newest Spark, pyarrow, pandas and NumPy hide those that training by petastorm needs; all else is as in .venv."""
 
 import os
 import subprocess
@@ -10,12 +10,23 @@ _OVERLAY = Path(sys.prefix) / "newest"
 
 def run_with_newest_pyarrow(module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """`python -m module arguments` there, whatever its status."""
+    return _run(sys.executable, "-m", module, *arguments)
+
+
+def submit_to_newest_spark(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`spark-submit script arguments` there, whatever its status."""
+    small = ("--conf", "spark.driver.memory=2g", "--conf", "spark.sql.shuffle.partitions=2")
+    return _run(str(_OVERLAY / "pyspark/bin/spark-submit"), *small, script, *arguments)
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
     assert _OVERLAY.is_dir(), f"{_OVERLAY} is not there: make test installs it"
+    there = {
+        "PYTHONPATH": str(_OVERLAY),
+        "SPARK_HOME": str(_OVERLAY / "pyspark"),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+    }
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=os.environ | {"PYTHONPATH": str(_OVERLAY)},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
+        command, env=os.environ | there, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
     )

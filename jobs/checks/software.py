@@ -9,12 +9,11 @@ from pyspark.sql import functions as F
 from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
 from jobs.checks.table import Row
 from jobs.runtime.resources import executors_of
-from jobs.runtime.session import DELTA_COORDINATES, has_delta
+from jobs.runtime.session import delta_remedy, has_delta, refuse_unusable_spark
 from udfs.reach import code_digest
 from udfs.telling import package_versions, some
 
 _OLDEST_JAVA = 17
-_SPARK = "4.0"
 _DELTA = "io.delta.package"  # Scala's package object, which has the version
 
 
@@ -44,22 +43,20 @@ def java(place: Place) -> Row:
 
 
 def spark(place: Place) -> Row:
-    """The same Spark everywhere, of the version that slidelake is made for."""
+    """The same Spark everywhere, and one that the jobs can use."""
     here, there = place.spark.version, _on_executors(place, "org.apache.spark.package", "SPARK_VERSION")
     if there != {here}:
         return Row("FAIL", _differ(here, there), "submit with the Spark that the cluster runs")
-    if here.split(".")[:2] != _SPARK.split("."):
-        return Row(
-            "FAIL", f"{here}, slidelake needs {_SPARK}", f"use Spark {_SPARK}, or a runtime of the platform that has it"
-        )
+    refuse_unusable_spark()  # by a ConfigError, which has the remedy
     return Row("ok", _same(here))
 
 
 def delta(place: Place) -> Row:
     """Delta's jar, the same everywhere."""
+    remedy = delta_remedy(place.spark.version)
     if not has_delta(place.spark):
-        return Row("FAIL", "not on Spark's class path", f"add --packages {DELTA_COORDINATES} to spark-submit")
-    remedy = f"add --packages {DELTA_COORDINATES} to spark-submit, which sends it to all executors"
+        return Row("FAIL", "not on Spark's class path", remedy)
+    remedy += ", which sends it to all executors"
     try:
         here, there = _delta_here(place), _on_executors(place, _DELTA, "VERSION")
     except Exception as error:

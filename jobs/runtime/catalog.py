@@ -6,11 +6,11 @@ The catalog holds names and places; what a table is, Delta's log tells, which li
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from jobs.runtime.config import ConfigError
+from jobs.runtime.delta_table import DeltaTable
 from udfs.wsi.store import public_uri
 
 

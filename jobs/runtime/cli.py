@@ -14,7 +14,7 @@ from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.run import Run, Stage, work_in_waves
-from jobs.runtime.session import start_session
+from jobs.runtime.session import refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
 from udfs.wsi.store import redact, secrets_of
@@ -80,6 +80,7 @@ def main(
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
+        refuse_unusable_spark()
         read_cohort(config)  # a bad CSV ends here: Spark takes long to start
         check(config)
         return _run(job, config, work, arguments)

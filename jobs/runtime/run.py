@@ -34,7 +34,6 @@ from udfs.wsi.store import Traffic, absolute_uri
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
 _RECORDED_PACKAGES = [
     "slidelake",
-    "pyspark",
     "delta-spark",
     "pyarrow",
     "torch",
@@ -138,7 +137,8 @@ class Run:
             "started_at": self.started_at,
             "finished_at": datetime.now(UTC),
             "config": json.dumps(self.config.masked()),
-            "versions": package_versions(_RECORDED_PACKAGES) | {"encoder": " ".join(self.encoder_runs_by)},
+            "versions": package_versions(_RECORDED_PACKAGES)
+            | {"pyspark": self.spark.version, "encoder": " ".join(self.encoder_runs_by)},
             "features": self.recipe,
             "tables_read": read,
             "tables_written": {name: number for name, number in after.items() if read.get(name) != number},

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,35 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from jobs.runtime.config import ConfigError
+from jobs.runtime.delta_table import DeltaTable
 from jobs.runtime.streams import is_submitted
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
-DELTA_COORDINATES = f"io.delta:delta-spark_2.13:{version('delta-spark')}"
+# Which Delta fits which Spark; whatever is installed, for on a platform that is the platform's.
+_DELTA = {
+    (4, 0): "io.delta:delta-spark_2.13:4.0.1",
+    (4, 1): "io.delta:delta-spark_4.1_2.13:4.4.0",
+    (4, 2): "io.delta:delta-spark_4.2_2.13:4.4.0",
+}
+_OLDEST_SPARK = (4, 0)
 _PACKAGED_CONF = Path(__file__).parent / "conf"  # conf/spark/local.conf and conf/log4j2.properties, in a wheel
 _LOCAL_TASK_FAILURES = 4  # what clusters have; Spark's local mode would end the run at the first death of a worker
+
+
+def refuse_unusable_spark() -> None:
+    """Look at the Spark that there is, before it starts.
+
+    Raises:
+        ConfigError: it lacks what the jobs use, or Delta's Python side is missing.
+    """
+    found = pyspark.__version__
+    if _release(found) < _OLDEST_SPARK:
+        raise ConfigError(
+            f"this is Spark {found}, and only since 4.0 can mapInArrow be given GPUs: use Spark 4.0 or later, which EMR has "
+            "from emr-spark-8.0.0 on and Databricks from 17.3 LTS on"
+        )
+    if DeltaTable is None:
+        raise ConfigError(f"Delta's Python side is missing: {delta_remedy(found)}, or pip install 'slidelake[spark]'")
 
 
 def start_session(name: str) -> SparkSession:
@@ -28,9 +50,17 @@ def start_session(name: str) -> SparkSession:
     """
     session = open_session(name)
     if not has_delta(session):
+        remedy = delta_remedy(session.version)
         session.stop()
-        raise ConfigError(f"Delta is not on Spark's class path: add --packages {DELTA_COORDINATES} to spark-submit")
+        raise ConfigError(f"Delta is not on Spark's class path: {remedy}")
     return session
+
+
+def delta_remedy(spark_version: str) -> str:
+    """What gives that version of Spark its Delta, jar and Python side."""
+    major, minor = _release(spark_version)
+    unknown = f"io.delta:delta-spark_{major}.{minor}_2.13:VERSION (docs.delta.io/releases tells which fits)"
+    return f"add --packages {_delta_for(spark_version) or unknown} to spark-submit"
 
 
 def open_session(name: str) -> SparkSession:
@@ -40,8 +70,9 @@ def open_session(name: str) -> SparkSession:
     if not submitted:
         if _PACKAGED_CONF.is_dir():
             os.environ.setdefault("SPARK_CONF_DIR", str(_PACKAGED_CONF))
-        if not list(Path(pyspark.__file__).parent.glob("jars/delta-spark_*.jar")):
-            builder = builder.config("spark.jars.packages", DELTA_COORDINATES)
+        coordinates = _delta_for(pyspark.__version__)
+        if coordinates and not list(Path(pyspark.__file__).parent.glob("jars/delta-spark_*.jar")):
+            builder = builder.config("spark.jars.packages", coordinates)
     master = _master(submitted)
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -88,6 +119,17 @@ def with_retries(master: str) -> str:
     """A bare local master with the retries of a cluster: ``local[2]`` as ``local[2,4]``; any other as it is."""
     match = re.fullmatch(r"local(?:\[([^\],]+)\])?", master)
     return f"local[{match[1] or 1},{_LOCAL_TASK_FAILURES}]" if match else master
+
+
+def _delta_for(spark_version: str) -> str | None:
+    """Coordinates of the Delta that fits, None where none was known when this was written."""
+    return _DELTA.get(_release(spark_version))
+
+
+def _release(version: str) -> tuple[int, int]:
+    """Major and minor of a version, whatever a platform puts behind: ``4.0.2-amzn-0`` is (4, 0)."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _master(submitted: bool) -> str:

@@ -219,7 +219,8 @@ def patient_hash(images: pd.DataFrame, config: Config) -> str | None:
     first = rows.iloc[0]
     dtype = config.output.embedding_dtype
     how = [config.histogram.bins, *([] if dtype == "float32" else [dtype])]
-    return settings_hash(patients.VERSION, first["center_id"], first["label"], *how, parts)
+    label = None if pd.isna(first["label"]) else first["label"]  # some versions of pandas make None NaN
+    return settings_hash(patients.VERSION, first["center_id"], label, *how, parts)
 
 
 def plan_waves(stale: Mapping[str, int], slides_a_wave: int) -> list[list[str]]:

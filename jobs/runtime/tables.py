@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
 from jobs.runtime.catalog import literal, refuse_unusable, register
+from jobs.runtime.delta_table import DeltaTable
 from udfs import schemas
 from udfs.wsi.store import absolute_uri, public_uri
 

@@ -6,10 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pyspark
 import yaml
 
 from jobs.__main__ import JOBS
 from jobs.runtime.config import Config, describe_settings, load_config
+from jobs.runtime.session import delta_remedy
 from jobs.runtime.tables import SCHEMAS
 from jobs.training.splitting import SPLITS, Patient, assign_splits
 from tests.slides.demo import COHORT
@@ -66,14 +68,34 @@ def test_the_readme_names_every_job_and_table() -> None:
     assert all(f"| `{table}` |" in README for table in SCHEMAS)
 
 
-def test_the_delta_jar_of_the_set_up_is_the_one_that_the_readme_and_the_wheel_name() -> None:
-    files = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "conf/places").iterdir(), *(ROOT / "conf/spark").iterdir()]
-    text = "".join(file.read_text() for file in files)
-    coordinates = re.findall(r"io\.delta[: ]delta-spark_2\.13[: ]([\d.]+\d)", text)
-    locked = re.search(r"^delta-spark==([\d.]+)", (ROOT / "conf/locks/dev.txt").read_text(), re.MULTILINE)
-    jars = re.findall(r"delta-spark_2\.13-([\d.]+)\.jar", (ROOT / "conf/locks/jars.sha256").read_text())
-    assert locked is not None
-    assert {*coordinates, *jars} == {locked[1]}
+def test_the_delta_jars_of_the_set_up_are_those_that_documents_locks_and_messages_name() -> None:
+    places = [*(ROOT / "conf/places").iterdir(), *(ROOT / "conf/spark").iterdir(), ROOT / "conf/k8s/Dockerfile"]
+    named: dict[str, set[str]] = {}
+    for file in (ROOT / "Makefile", ROOT / "README.md", *places):
+        for artifact, version in re.findall(r"io\.delta[: ](delta-spark_[\d._]+)[: ]([\d.]+\d)", file.read_text()):
+            named.setdefault(artifact, set()).add(version)
+    oldest, newest = (_pins(lock) for lock in ("dev.txt", "newest-spark.txt"))
+    assert named == {"delta-spark_2.13": {oldest["delta-spark"]}, "delta-spark_4.2_2.13": {newest["delta-spark"]}}
+    sums = (ROOT / "conf/locks/jars.sha256").read_text()
+    for pins, artifact in zip((oldest, newest), named, strict=True):
+        assert f"  {artifact}-{pins['delta-spark']}.jar" in sums
+        assert f"io.delta:{artifact}:{pins['delta-spark']} to spark-submit" in delta_remedy(pins["pyspark"])
+
+
+def test_the_jars_of_stores_are_those_of_the_hadoop_that_spark_has() -> None:
+    [client] = (Path(pyspark.__file__).parent / "jars").glob("hadoop-client-api-*.jar")
+    hadoop = client.stem.removeprefix("hadoop-client-api-")
+    text = "".join((ROOT / "conf/k8s" / name).read_text() for name in ("Dockerfile", "README.md"))
+    assert set(re.findall(r"org\.apache\.hadoop (hadoop-\w+) ([\d.]+\d)", text)) == {
+        ("hadoop-azure", hadoop),
+        ("hadoop-aws", hadoop),
+    }
+    sums = (ROOT / "conf/locks/jars.sha256").read_text()
+    assert f"  hadoop-azure-{hadoop}.jar" in sums and f"  hadoop-aws-{hadoop}.jar" in sums
+
+
+def _pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "conf/locks" / lock).read_text(), re.MULTILINE))
 
 
 def test_the_locks_name_no_host() -> None:

@@ -1,8 +1,14 @@
-"""Where a job runs: as it is told, and with the retries of a cluster where that is one machine."""
+"""Where a job runs: as it is told, with the retries of a cluster where that is one machine; and which Spark it refuses."""
 
+import os
+import subprocess
+import sys
+
+import pyspark
 import pytest
 
-from jobs.runtime.session import with_retries
+from jobs.runtime.config import ConfigError
+from jobs.runtime.session import delta_remedy, refuse_unusable_spark, with_retries
 
 
 @pytest.mark.parametrize(
@@ -19,3 +25,61 @@ from jobs.runtime.session import with_retries
 )
 def test_a_bare_local_master_is_given_retries_and_no_other_is_touched(told: str, master: str) -> None:
     assert with_retries(told) == master
+
+
+@pytest.mark.parametrize("version", ["3.5.9", "3.5.6-amzn-1", "3.2.0"])
+def test_a_spark_that_is_too_old_is_refused_with_the_platforms_that_have_a_later_one(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(pyspark, "__version__", version)
+    with pytest.raises(
+        ConfigError, match=f"Spark {version}, .* use Spark 4.0 .* emr-spark-8.0.0 .* 17.3 LTS"
+    ) as refused:
+        refuse_unusable_spark()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("version", ["4.0.0", "4.0.2-amzn-0", "4.2.0", "4.3.0.dev0", "5.0.0"])
+def test_a_later_spark_is_not_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(pyspark, "__version__", version)
+    refuse_unusable_spark()
+
+
+def test_the_remedy_names_the_delta_of_the_spark_that_there_is() -> None:
+    assert delta_remedy("4.0.2-amzn-0") == "add --packages io.delta:delta-spark_2.13:4.0.1 to spark-submit"
+    assert "io.delta:delta-spark_4.1_2.13:4.4.0 to" in delta_remedy("4.1.4")
+    assert "io.delta:delta-spark_5.0_2.13:VERSION (docs.delta.io/releases tells which fits) to" in delta_remedy("5.0.0")
+
+
+def said_by(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+WITHOUT_DELTA = """
+import importlib.metadata, sys
+def version(name): raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.version = version
+sys.modules["delta"] = None
+from jobs.runtime import session, tables
+try:
+    session.refuse_unusable_spark()
+except session.ConfigError as error:
+    print(error)
+"""
+
+
+def test_where_delta_has_no_python_side_and_no_package_is_known_the_tables_import_and_the_remedy_is_told() -> None:
+    done = said_by(WITHOUT_DELTA)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        f"Delta's Python side is missing: {delta_remedy(pyspark.__version__)}, or pip install 'slidelake[spark]'\n"
+    )
+
+
+def test_without_pyspark_the_command_says_in_one_line_where_to_get_it() -> None:
+    code = "import sys; sys.modules['pyspark'] = None; from jobs.__main__ import main; sys.exit(main())"
+    done = said_by(code, "preprocess", "--config", "my.yaml")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("slidelake preprocess: PySpark is missing: pip install 'slidelake[spark]'")

@@ -91,8 +91,9 @@ def test_the_wheel_has_the_entry_point_of_the_tasks() -> None:
         wheel = each["python_wheel_task"]
         assert f'name = "{wheel["package_name"]}"' in project
         assert f'{wheel["entry_point"]} = "jobs.__main__:{task.__name__}"' in project
-        (library,) = each["libraries"]
+        library, *more = each["libraries"]
         assert library == {"whl": "../../dist/slidelake-*.whl"}
+        assert all(f'"{extra["pypi"]["package"]}"' in project for extra in more)
     assert "../../dist" in BUNDLE["sync"]["paths"]
 
 
