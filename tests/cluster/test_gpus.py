@@ -16,6 +16,7 @@ from jobs.runtime.config import Config
 from tests.cluster.clusters import pretend_gpus, submit
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in
 from tests.environments import CODE, make_dist, pack
+from tests.events import event_log_conf, read_events
 from tests.faults.frames import assert_same_rows, frames
 
 A_GPU_EACH = {"spark.executor.resource.gpu.amount": 1}
@@ -131,8 +132,7 @@ def test_the_main_job_with_code_and_packages_shipped_on_shared_gpus_gives_the_ta
     resources = {"gpus_per_task": 0.5}
     log = tmp_path / "events"
     log.mkdir()
-    logged = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
-    conf = A_GPU_EACH | {f"spark.eventLog.{key}": value for key, value in logged.items()}
+    conf = A_GPU_EACH | event_log_conf(log)
     make_dist()
     archive = pack(node_python.parents[1], tmp_path / "environment.tar.gz")
     conf |= {"spark.submit.pyFiles": str(CODE), "spark.archives": f"{archive}#environment"}
@@ -151,8 +151,7 @@ def test_the_main_job_with_code_and_packages_shipped_on_shared_gpus_gives_the_ta
     for name, found in frames(Path(config.output.root)).items():
         assert_same_rows(found, expected[name])
 
-    [events] = log.iterdir()
-    ran = [json.loads(line) for line in events.read_text().splitlines()]
+    ran = read_events(log)
     profiles = {
         event["Resource Profile Id"]: event["Task Resource Requests"]
         for event in ran
