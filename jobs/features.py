@@ -47,6 +47,7 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
     in_wave = F.col("patient_id").isin(sorted(set(work["patient_id"])))
     tiles = selected_tiles(run.tables, run.config).where(in_wave).join(wanted_rows, "image_id")
     with run.stage("plan"):
+        run.step("work units")
         kept: DataFrame | None = None
         if present:  # rows that are still right stay; only tiles that are new are encoded
             right = run.tables.read("features").where(F.col("image_id").isin(sorted(present)))
@@ -60,19 +61,18 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         units.unpersist()
         return
     with run.stage("features", n_tiles, lambda: int(done.value)):
-        encoded = (
-            _in_tasks(run, units, planned)
-            .mapInArrow(
-                encode_tiles(run.feature_spec, run.run_id, done.add, tiles_ahead=n_tiles),
-                spark_schema(ENCODED),
-                profile=features_resources(run.spark, run.config.resources).profile,
-            )
-            .persist(StorageLevel.DISK_ONLY)
+        run.step(f"encode {n_tiles:,} tiles")
+        encoded = _in_tasks(run, units, planned).mapInArrow(
+            encode_tiles(run.feature_spec, run.run_id, done.add, tiles_ahead=n_tiles),
+            spark_schema(ENCODED),
+            profile=features_resources(run.spark, run.config.resources).profile,
         )
+        encoded = run.show_work(encoded).persist(StorageLevel.DISK_ONLY)
         ends = encoded.where("x_px IS NULL").select(
-            "image_id", "n_tiles", "error_code", "error_message", "size_bytes", "traffic"
+            "image_id", "n_tiles", "error_code", "error_message", "size_bytes", "work"
         )
         ended = ends.collect()  # here the tiles are encoded
+        run.step("write")
         failed = {
             unit.image_id: (unit.image_id, unit.error_code, unit.error_message, "failed", run.run_id)
             for unit in ended
@@ -88,7 +88,7 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         if kept is not None:
             good = good.unionByName(kept.where(~of_failed))
         run.counts["tiles_encoded"] += sum(unit.n_tiles for unit in ended)
-        run.count_reads("features", ended)
+        run.count_work("features", ended)
         run.tables.put("features", good, "image_id", work["image_id"], present)
         for frame in (units, encoded):
             frame.unpersist()

@@ -196,6 +196,7 @@ def _one_window(
         cells = [pa.array([text], pa.string()) for text in told]
         yield pa.RecordBatch.from_arrays(cells, ["manifest", "error_code", "error_message"])
 
+    spark.sparkContext.setJobDescription(f"patches: epoch {epoch}, window {window}")  # of this thread's jobs
     [row] = spark.range(0, 1, 1, 1).mapInArrow(run, _WRITTEN).collect()
     if row.error_code:
         raise SlideError(ErrorCode(row.error_code), row.error_message)

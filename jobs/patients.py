@@ -40,6 +40,7 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
     ids = sorted(set(wave["patient_id"]))
     in_wave = F.col("patient_id").isin(ids)
     with run.stage("patients"):
+        run.step(f"state of {len(ids):,} patients")
         slides = run.tables.read("slides").where(in_wave).select("image_id", "status").toPandas().set_index("image_id")
         features = run.tables.read("features").where(in_wave)
         images = (
@@ -73,6 +74,7 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         complete = bags.join(F.broadcast(info), "patient_id").withColumn("n_tiles", counted.cast("int"))
         size = 2 * sum(row["wanted_tiles"] for row in build) * _bytes_a_tile(run)
         complete = complete.coalesce(max(1, math.ceil(size / _BYTES_A_FILE)))
+        run.step(f"bags of {len(build):,} patients, write")
         run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
         run.counts["patients_built"] += len(build)
 

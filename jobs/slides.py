@@ -38,14 +38,14 @@ def find(run: Run, wave: pd.DataFrame) -> None:
     images = work[~work["gone"].astype(bool)].rename(columns={"want_slide_hash": "params_hash"})
     done = run.spark.sparkContext.accumulator(0)
     with run.stage("slides", len(images), lambda: int(done.value)):
+        run.step(f"find tissue on {len(images):,} slides")
         columns = [column.split()[0] for column in _INPUT.split(", ")]
         rows = run.spark.createDataFrame(_plain(images[columns]), _INPUT)
         # A task a slide: even over executors, and a task that dies tells which slide killed it.
-        found = (
-            rows.repartitionByRange(max(1, len(images)), "image_id")
-            .mapInPandas(find_tissue(run.tissue_spec, run.run_id, done.add), spark_schema(FOUND_TISSUE))
-            .persist(StorageLevel.DISK_ONLY)
+        found = rows.repartitionByRange(max(1, len(images)), "image_id").mapInPandas(
+            find_tissue(run.tissue_spec, run.run_id, done.add), spark_schema(FOUND_TISSUE)
         )
+        found = run.show_work(found).persist(StorageLevel.DISK_ONLY)
         zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
         constant = [name for name in SCHEMAS["tiles"].names if name not in ("x_px", "y_px", "background_fraction")]
         tiles = (
@@ -53,8 +53,9 @@ def find(run: Run, wave: pd.DataFrame) -> None:
             .withColumn("tile_px", F.lit(run.config.tiling.tile_px))
             .select(*constant, zipped)
         )
-        read = found.select("image_id", "n_tiles", "size_bytes", "traffic").collect()  # here the slides are read
-        run.count_reads("slides", read)
+        read = found.select("image_id", "n_tiles", "size_bytes", "work").collect()  # here the slides are read
+        run.count_work("slides", read)
+        run.step("write")
         tiles = tiles.coalesce(max(1, math.ceil(sum(slide.n_tiles for slide in read) / _TILES_A_FILE)))
         run.tables.put("tiles", tiles, "image_id", work["image_id"], work.loc[work["tile_rows"] > 0, "image_id"])
         indexes = found.where("index IS NOT NULL").coalesce(1)
@@ -69,6 +70,7 @@ def _correct_metadata(run: Run, images: pd.DataFrame) -> None:
     """Centre, label, number and place come from CSV and listing: where they changed, no slide need be read again."""
     if len(images):
         with run.stage("slides"):
+            run.step(f"correct {len(images):,} rows")
             schema = "image_id string, center_id string, label string, image_num int, uri string"
             rows = run.spark.createDataFrame(_plain(images[["image_id", *METADATA.values()]]), schema)
             run.tables.upsert("slides", rows, "image_id", METADATA)

@@ -230,6 +230,7 @@ def on_executors(spark: SparkSession, n_processes: int, device: str, work: Calla
     from pyspark.ml.torch.distributor import TorchDistributor  # noqa: PLC0415 - imports much that one process does not need
 
     local = is_local(spark)
+    spark.sparkContext.setJobDescription(f"train: {n_processes} processes")
     distributor = TorchDistributor(n_processes, local_mode=local, use_gpu=device == "cuda" and not local)
     return distributor.run(work, *arguments)
 

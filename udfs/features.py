@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import ENCODED, HISTOGRAM
+from udfs.stopwatch import Stopwatch
 from udfs.task import gpu_address, keep_what_is_loaded, slot_cpus, task_number
 from udfs.wsi import Slide, SlideError, open_slide
 from udfs.wsi.background import in_background
@@ -97,17 +98,20 @@ def encode_tiles(
             encode = inference(models.encoder, models.stain, spec.bins)
             encode.batch_size  # noqa: B018  measured here, where a failure is no slide's
             steps = _steps(chain([first], readings), encode)
+            pulled, spent = Stopwatch(), Stopwatch()  # the latter runs on while the next batch is made or waited for
             if (
                 slot_cpus() > 1 or models.encoder.device.type != "cpu"
             ):  # else reading would only take turns with the rest
                 steps = in_background(steps, _BATCHES_AHEAD)
             with closing(steps):
-                for step, encoded in encode((step, step.tiles) for step in steps):
+                for step, encoded in spent.during(encode((step, step.tiles) for step in pulled.during(steps))):
                     constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
                     constant["run_id"] = run_id
                     if encoded:
                         yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded))
                     else:
+                        if work := step.end.get("work"):
+                            work["encoded_s"] = spent.take() - pulled.take()
                         yield _batch(1, constant | step.end, {})
                         done(len(step.unit["x_px"]))
         if models.encoder.device.type == "cuda":  # an idle worker keeps nothing from those that work
@@ -211,15 +215,18 @@ def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, 
     """Read unit after unit."""
     for reading in readings:
         end: dict[str, Any] = {"n_tiles": 0}
+        watch, waited_s = Stopwatch(), reading.slide.traffic.waited_s if reading.slide else 0.0
         try:
-            for xy_px, tiles in _batches(reading, encode):
+            for xy_px, tiles in watch.during(_batches(reading, encode)):
                 yield _Step(reading.unit, xy_px, tiles)
                 end["n_tiles"] += len(tiles)
         except Exception as error:
             failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
             end |= {"error_code": failed.code.value, "error_message": failed.message}
         if reading.slide:
-            end |= {"size_bytes": reading.slide.file.size_bytes, "traffic": asdict(reading.slide.traffic)}
+            traffic = reading.slide.traffic
+            work = asdict(traffic) | {"decoded_s": watch.take() - (traffic.waited_s - waited_s)}
+            end |= {"size_bytes": reading.slide.file.size_bytes, "work": work}
         yield _Step(reading.unit, end=end)
 
 

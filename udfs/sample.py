@@ -78,7 +78,7 @@ def take_sample(
         looked = next(iter(find_tissue(tissue, "doctor")([_as_input(uri, mpp)])))
         found = cast(dict[str, Any], looked.iloc[0].to_dict())
         taken = time.monotonic() - begun
-        read = found["traffic"]["bytes"] if found["traffic"] else 0
+        read = found["work"]["bytes"] if found["work"] else 0
         sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, found["error_message"] or ""))
         if found["status"] != "ok":
             continue
@@ -108,7 +108,7 @@ def _encode(sample: Sample, encode: Any, units: Sequence[pa.RecordBatch], second
             continue
         [end] = batch.to_pylist()  # how a unit went
         sample.n_tiles += end["n_tiles"]
-        sample.n_bytes += end["traffic"]["bytes"] if end["traffic"] else 0
+        sample.n_bytes += end["work"]["bytes"] if end["work"] else 0
         if end["error_message"]:
             sample.errors.append(end["error_message"])
     sample.seconds += time.monotonic() - begun

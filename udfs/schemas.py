@@ -209,6 +209,19 @@ READS = pa.list_(
     )
 )
 
+WORK_OF_STAGE = pa.map_(
+    _STRING,
+    pa.struct(
+        [
+            pa.field("requests", _LONG),
+            pa.field("bytes_read", _LONG),
+            pa.field("seconds_waited", _DOUBLE),
+            pa.field("seconds_decoding", _DOUBLE),
+            pa.field("seconds_encoding", _DOUBLE),
+        ]
+    ),
+)
+
 RUNS = pa.schema(
     [
         _column("run_id", _STRING, "the run", required=True),
@@ -237,6 +250,13 @@ RUNS = pa.schema(
             "what reading each slide cost in stage slides or features: size of its file and bytes read of it, requests to the "
             "store, seconds that workers waited for bytes; without attempts that died or never opened the file",
         ),
+        _column(
+            "work",
+            WORK_OF_STAGE,
+            "what all workers together did in stage slides or features: requests to the store, bytes read, seconds by the "
+            "clock that they waited for bytes, made tiles or masks of them, and encoded tiles; as in reads, without attempts "
+            "that died",
+        ),
     ]
 )
 
@@ -251,7 +271,16 @@ MEASURED_ENCODERS = pa.schema(
     ]
 )
 
-TRAFFIC = pa.struct([pa.field("requests", _LONG), pa.field("bytes", _LONG), pa.field("waited_s", _DOUBLE)])
+# By the clock of the thread that reads or encodes: where these are two, they run at once.
+WORK = pa.struct(
+    [
+        pa.field("requests", _LONG),
+        pa.field("bytes", _LONG),  # that came
+        pa.field("waited_s", _DOUBLE),  # for bytes
+        pa.field("decoded_s", _DOUBLE),  # blocks to tiles of their size, or to the mask: all of reading but waiting
+        pa.field("encoded_s", _DOUBLE),  # tiles to embeddings and histograms
+    ]
+)
 
 FOUND_TISSUE = pa.schema(
     [
@@ -262,7 +291,7 @@ FOUND_TISSUE = pa.schema(
         pa.field("level_read", _INT),
         pa.field("downsample", _DOUBLE),
         pa.field("index", pa.binary()),  # null where the slide failed, or its blocks are not ours to read
-        pa.field("traffic", TRAFFIC),  # null where the slide did not open
+        pa.field("work", WORK),  # null where the slide did not open
     ]
 )
 
@@ -287,7 +316,7 @@ UNITS = pa.schema(
 )
 
 # A row a tile, and after those of each unit one row on how it went, with the columns of tiles null: tiles encoded, the
-# error where it ended in one, size of the file and traffic where it was opened.
+# error where it ended in one, size of the file and work where it was opened.
 ENCODED = pa.schema(
     [field.with_nullable(True) for field in FEATURES]
     + [
@@ -295,6 +324,6 @@ ENCODED = pa.schema(
         pa.field("error_code", _STRING),
         pa.field("error_message", _STRING),
         pa.field("size_bytes", _LONG),
-        pa.field("traffic", TRAFFIC),
+        pa.field("work", WORK),
     ]
 )

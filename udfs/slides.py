@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from time import perf_counter
 from typing import Any, cast
 
 import pandas as pd
@@ -60,10 +61,13 @@ def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any
             raise SlideError(ErrorCode(record["error_code"]), record["error_message"])
         check_quarantine(record["image_id"])
         with open_slide(uri, spec.storage_options, threads=slot_cpus()) as slide:
+            begun, waited_s = perf_counter(), slide.traffic.waited_s
             try:
                 row |= _look(spec, slide, record["mpp"])
             finally:
-                row |= {"size_bytes": slide.file.size_bytes, "traffic": asdict(slide.traffic)}
+                decoded_s = perf_counter() - begun - (slide.traffic.waited_s - waited_s)
+                work = asdict(slide.traffic) | {"decoded_s": decoded_s, "encoded_s": 0.0}
+                row |= {"size_bytes": slide.file.size_bytes, "work": work}
     except Exception as error:
         row |= _failure(as_slide_error(error, uri, spec.storage_options))
     return row

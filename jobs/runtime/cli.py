@@ -43,7 +43,6 @@ def run_job(
     """A job that brings tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
-        run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
         survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retries and arguments.retry_failed)
         return conclude(run, survey)
 
@@ -131,6 +130,7 @@ def _run(
     job: str, config: Config, work: Callable[[Run, argparse.Namespace], int], arguments: argparse.Namespace
 ) -> int:
     run = Run(config, start_session(f"slidelake {job}"), job)
+    run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
     try:
         run.tables.check_catalog()
         read = run.tables.versions()

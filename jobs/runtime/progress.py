@@ -75,6 +75,12 @@ class Progress:
             if name == "features":
                 self._tile_seconds += time.monotonic() - begun
 
+    def describe(self, step: str = "") -> str:
+        """Where the run is, for Spark's UI: ``wave 3/12: features, write``, outside waves ``plan: survey of 16 images``."""
+        if self._waves:
+            return f"wave {self._wave}/{self._waves}: {self._stage}{f', {step}' if step else ''}"
+        return f"{self._stage}{f': {step}' if step else ''}"
+
     def close(self) -> None:
         """Take the bar off the screen."""
         self._bar.close()

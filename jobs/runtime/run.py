@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 import pandas as pd
-from pyspark.sql import Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
 from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import Config, ConfigError
@@ -22,6 +22,7 @@ from jobs.runtime.resources import features_resources
 from jobs.runtime.session import slots
 from jobs.runtime.survey import plan_waves, take_survey
 from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
+from jobs.runtime.work import NoAccumulatorsError, Work, in_accumulators
 from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
 from udfs.slides import TissueSpec
@@ -29,7 +30,7 @@ from udfs.telling import new_run_id, package_versions
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.spec import Precision, Runtime
-from udfs.wsi.store import Traffic, absolute_uri
+from udfs.wsi.store import absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
 _RECORDED_PACKAGES = [
@@ -54,10 +55,11 @@ class Run:
     run_id: str = field(default_factory=new_run_id)
     counts: Counter[str] = field(default_factory=Counter)
     timings: dict[str, float] = field(default_factory=dict)
-    reads: dict[tuple[str, str], tuple[int, Traffic]] = field(default_factory=dict)  # file size, by image_id and stage
+    reads: dict[tuple[str, str], tuple[int, Work]] = field(default_factory=dict)  # file size, by image_id and stage
     problems: list[str] = field(default_factory=list)  # what is no slide's fault, a line each
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
+    shows_work: bool = True  # in Spark's UI
     recipe: Recipe = field(default_factory=dict)  # of the features; empty in jobs that have nothing to do with them
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
@@ -116,15 +118,46 @@ class Run:
         """Time a stage and show how far it is; see `Progress.stage`."""
         begun = monotonic()
         with self.progress.stage(name, total, done):
-            yield
+            self.step("")
+            try:
+                yield
+            finally:
+                self._describe(f"slidelake {self.job}")
         self.timings[name] = self.timings.get(name, 0.0) + monotonic() - begun
 
-    def count_reads(self, stage: str, rows: Iterable[Row]) -> None:
-        """Take what workers tell of reading into account; rows have image_id, size_bytes and traffic, null where unread."""
+    def step(self, what: str) -> None:
+        """Name what Spark is given to do next in this stage: its UI has it as description of jobs, their stages and queries."""
+        self._describe(self.progress.describe(what))
+
+    def _describe(self, text: str) -> None:
+        self.spark.sparkContext.setJobDescription(text)
+
+    def show_work(self, rows: DataFrame) -> DataFrame:
+        """The rows, whose work Spark's UI shows as they are computed; see `in_accumulators`."""
+        if self.shows_work:
+            try:
+                return in_accumulators(rows)
+            except NoAccumulatorsError as error:
+                self.shows_work = False
+                self.progress.say(
+                    f"slidelake: Spark's UI shows no sums of requests, bytes and seconds, for Spark {self.spark.version} can't "
+                    f"add them up ({error}): look for them in table runs, column work"
+                )
+        return rows
+
+    def count_work(self, stage: str, rows: Iterable[Row]) -> None:
+        """Take what workers tell of their work into account; rows have image_id, size_bytes and work, null where unread."""
         for row in rows:
-            if row.traffic:
-                _, before = self.reads.get((row.image_id, stage), (0, Traffic()))
-                self.reads[row.image_id, stage] = row.size_bytes, before + Traffic(*row.traffic)
+            if row.work:
+                _, before = self.reads.get((row.image_id, stage), (0, Work()))
+                self.reads[row.image_id, stage] = row.size_bytes, before + Work(*row.work)
+
+    def work(self) -> dict[str, Work]:
+        """What all workers did, by stage."""
+        sums: dict[str, Work] = {}
+        for (_, stage), (_, work) in sorted(self.reads.items()):
+            sums[stage] = sums.get(stage, Work()) + work
+        return sums
 
     def record(self, status: str, read: dict[str, int]) -> None:
         """Append the run to table runs."""
@@ -144,7 +177,10 @@ class Run:
             "tables_written": {name: number for name, number in after.items() if read.get(name) != number},
             "counts": dict(self.counts),
             "timings": dict(self.timings),
-            "reads": [(*of, size, *astuple(traffic)) for of, (size, traffic) in sorted(self.reads.items())],
+            "reads": [
+                (*of, size, work.requests, work.bytes, work.waited_s) for of, (size, work) in sorted(self.reads.items())
+            ],
+            "work": {stage: astuple(work) for stage, work in self.work().items()},
         }
         rows = self.spark.createDataFrame([tuple(row[name] for name in RUNS.names)], spark_schema(RUNS))
         self.tables.append("runs", rows)
@@ -179,15 +215,18 @@ def work_in_waves(
     with run.stage("plan"):
         images = read_cohort(config)
         located = locate(images, config)
+        run.step("tables")
         for name in SCHEMAS:
             run.tables.create(name)
         models = None
         if encodes:
             features_resources(run.spark, config.resources)  # what no executor can give ends the run here
+            run.step("encoder runtimes")
             run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
             models = (*run.models.fingerprint, *_numerics(run))
             run.recipe = full_recipe(config, run.models, run.encoder_runs_by)
             check()
+        run.step(f"survey of {len(images):,} images")
         survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
         _tell_unreachable(run, survey)
         work = survey[stale(run, survey)]
@@ -202,6 +241,7 @@ def work_in_waves(
                 stage(run, wave)
     finally:
         run.progress.close()
+        run.progress = Progress(0, 0)
     run.counts["waves"] = len(waves)
     return survey
 

@@ -3,8 +3,9 @@
 import pandas as pd
 
 from jobs.runtime.run import Run
+from jobs.runtime.work import Work
 from udfs.telling import some
-from udfs.wsi.store import Traffic, public_uri
+from udfs.wsi.store import public_uri
 
 
 def failed_slides(run: Run, survey: pd.DataFrame) -> list[str]:
@@ -50,14 +51,14 @@ def _tiles_line(run: Run, slides: pd.DataFrame) -> str:
 
 
 def _read_lines(run: Run) -> list[str]:
-    """What was read of the files of the slides that were read; nothing where none was."""
+    """What was read of the files of the slides that were read, and what workers did with it; nothing where none was."""
     if not run.reads:
         return []
     total = sum({image_id: size for (image_id, _), (size, _) in run.reads.items()}.values())
-    traffic = sum((traffic for _, traffic in run.reads.values()), Traffic())
+    work = sum(run.work().values(), Work())
     return [
-        f"  read      {readable_size(traffic.bytes)} of {readable_size(total)}, the size of the slides read, in "
-        f"{traffic.requests:,} requests; workers waited {traffic.waited_s:.1f} s for them"
+        f"  read      {readable_size(work.bytes)} of {readable_size(total)}, the size of the slides read, in {work.requests:,} "
+        f"requests; workers spent {work.waited_s:.1f} s waiting, {work.decoded_s:.1f} decoding, {work.encoded_s:.1f} encoding"
     ]
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Generator
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -123,7 +124,9 @@ def test_each_tile_is_normalised_counted_and_embedded(
 ) -> None:
     path = small_slides / f"{name}.tif"
     pixels = tifffile.imread(path, key=0)
+    begun = perf_counter()
     rows, [end] = encode(FeatureSpec(spec.encoder, str(stainnet) if stained else None, 16), unit(path, CORNERS))
+    taken = perf_counter() - begun
     assert sorted([row["x_px"], row["y_px"]] for row in rows) == sorted(CORNERS.tolist())
     for row in rows:
         tile = tile_at(pixels, row)
@@ -137,7 +140,10 @@ def test_each_tile_is_normalised_counted_and_embedded(
         assert (row["image_id"], row["patient_id"], row["params_hash"], row["run_id"]) == (name, "007", "p", "run")
         assert row["error_code"] is None and row["error_message"] is None
     assert (end["n_tiles"], end["error_code"], end["size_bytes"]) == (len(CORNERS), None, path.stat().st_size)
-    assert end["traffic"]["requests"] >= 1 and 0 < end["traffic"]["bytes"] <= 1.2 * end["size_bytes"]
+    work = end["work"]
+    assert work["requests"] >= 1 and 0 < work["bytes"] <= 1.2 * end["size_bytes"]
+    assert min(work["decoded_s"], work["encoded_s"]) > 0
+    assert work["waited_s"] + work["decoded_s"] + work["encoded_s"] < taken, "no second counts twice"
 
 
 def test_at_a_target_mpp_a_fractional_region_is_brought_to_the_tile(spec: FeatureSpec, small_slides: Path) -> None:
@@ -169,7 +175,7 @@ def test_a_slide_that_does_not_decode_is_one_row_and_the_next_goes_on(
     rows, ends = encode(spec, unit(bad, corners), unit(tmp_path / "gone.tif", corners), unit(good, corners))
     assert [end["error_code"] for end in ends] == ["tile_data_corrupt", "file_missing", None]
     assert all("upload" in end["error_message"] or "check" in end["error_message"] for end in ends[:2])
-    assert [end["traffic"] is None for end in ends] == [False, True, False]
+    assert [end["work"] is None for end in ends] == [False, True, False]
     assert sum(row["image_id"] == "a1" for row in rows) == len(corners)
 
 
@@ -222,7 +228,7 @@ def test_with_an_index_no_header_is_read_and_the_rows_are_the_same(
     rows, ends_by_index = encode(spec, *units)
     assert rows == expected
     for end, by_index in zip(ends, ends_by_index, strict=True):
-        assert by_index["traffic"]["bytes"] < end["traffic"]["bytes"]
+        assert by_index["work"]["bytes"] < end["work"]["bytes"]
 
 
 def test_an_index_of_another_version_is_passed_over(

@@ -80,9 +80,10 @@ def test_the_index_and_what_reading_cost_come_with_the_row(
     assert index is not None
     assert (index.width_px, index.height_px, len(index.levels)) == (good["width_px"], good["height_px"], 3)
     assert index.file.size_bytes == good["size_bytes"] == path.stat().st_size
-    assert good["traffic"]["requests"] >= 1 and 0 < good["traffic"]["bytes"] < good["size_bytes"]
-    assert (gone["index"], gone["traffic"]) == (None, None)
-    assert (bad["status"], bad["index"]) == ("failed", None) and bad["traffic"]["bytes"] > 0
+    assert good["work"]["requests"] >= 1 and 0 < good["work"]["bytes"] < good["size_bytes"]
+    assert good["work"]["decoded_s"] > 0 and good["work"]["encoded_s"] == 0
+    assert (gone["index"], gone["work"]) == (None, None)
+    assert (bad["status"], bad["index"]) == ("failed", None) and bad["work"]["bytes"] > 0
 
 
 def test_a_slide_that_openslide_reads_has_tiles_and_no_index(pixels: NDArray[Any], tmp_path: Path) -> None:

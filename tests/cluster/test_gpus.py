@@ -1,22 +1,11 @@
 """GPUs as Spark's own schedulers assign them to the features stage: a standalone cluster of real daemons, local-cluster."""
 
 import json
-import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import pytest
-import yaml
-from pyspark.sql import SparkSession
-
-from jobs.runtime.config import Config
 from tests.cluster.clusters import pretend_gpus, submit
-from tests.cluster.events import Task, at_once, by_profile
-from tests.conftest import SMALL_COHORT, config_in, preprocess_in
-from tests.environments import CODE, make_dist, pack
-from tests.faults.frames import assert_same_rows, frames
+from tests.events import Task, at_once
 
 A_GPU_EACH = {"spark.executor.resource.gpu.amount": 1}
 Place = tuple[str, str | None]  # an executor, and the address of a GPU there
@@ -90,71 +79,6 @@ def test_with_dynamic_allocation_the_stage_gets_executors_with_gpus_beside_those
     assert {address for _, address in whole} == {"0"} and len(whole) == 2
     assert everywhere(whole) == 2
     assert not {executor for executor, _ in plain} & {executor for executor, _ in whole}
-
-
-@pytest.fixture
-def command(small_slides: Path, encoder_weights: Path, tmp_path: Path) -> Callable[..., tuple[Config, Any]]:
-    """Submit the main job on the small cohort, tables in a folder of the test's own."""
-
-    def run(master: str, conf: Mapping[str, object], resources: dict[str, Any]) -> tuple[Config, Any]:
-        folder = tmp_path / "cluster"
-        folder.mkdir()
-        config = cohort_config(folder, small_slides, encoder_weights, resources)
-        settings = folder / "config.yaml"
-        settings.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        return config, submit(folder, master, conf, "jobs/preprocess.py", "--config", str(settings))
-
-    return run
-
-
-def cohort_config(folder: Path, slides: Path, weights: Path, resources: dict[str, Any]) -> Config:
-    """Two slides, a wave each, in many units and in batches of one size everywhere."""
-    rows = [row for row in SMALL_COHORT if row[0] in ("a1", "b1")]
-    run, encoder = {"wave_slides": 1, "unit_tiles": 2}, {"batch_size": 2, "device": "auto"}
-    tiling = {"max_background": 1.0}
-    return config_in(folder, slides, weights, rows, tiling=tiling, run=run, encoder=encoder, resources=resources)
-
-
-def test_the_main_job_with_code_and_packages_shipped_on_shared_gpus_gives_the_tables_of_a_local_run(
-    two_nodes: str,
-    node_python: Path,
-    command: Callable[..., tuple[Config, Any]],
-    spark: SparkSession,
-    small_slides: Path,
-    encoder_weights: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    resources = {"gpus_per_task": 0.5}
-    log = tmp_path / "events"
-    log.mkdir()
-    logged = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
-    conf = A_GPU_EACH | {f"spark.eventLog.{key}": value for key, value in logged.items()}
-    make_dist()
-    archive = pack(node_python.parents[1], tmp_path / "environment.tar.gz")
-    conf |= {"spark.submit.pyFiles": str(CODE), "spark.archives": f"{archive}#environment"}
-    conf |= {"spark.pyspark.python": "./environment/bin/python", "spark.pyspark.driver.python": sys.executable}
-    config, said = command(two_nodes, conf, resources)
-    assert said.returncode == 0, said.stderr
-    assert "resources:" not in said.stderr
-
-    here = tmp_path / "here"
-    here.mkdir()
-    local = cohort_config(here, small_slides, encoder_weights, resources)
-    capsys.readouterr()
-    preprocess_in(spark, local)
-    assert capsys.readouterr().err.count("resources: Spark runs on this machine alone") == 1
-    expected = frames(Path(local.output.root))
-    for name, found in frames(Path(config.output.root)).items():
-        assert_same_rows(found, expected[name])
-
-    [events] = log.iterdir()
-    asked, tasks = by_profile(events)
-    [ours] = asked.keys() - {0}  # one for all waves
-    assert asked[ours]["gpu"]["Amount"] == 0.5
-    print(f"\n{len(tasks[0])} tasks without GPU; with: {Counter(task['executor'] for task in tasks[ours])}")
-    assert {task["executor"] for task in tasks[ours]} == {"0", "1"}
-    assert at_once(tasks[ours]) == 4
 
 
 def test_without_gpus_the_stage_runs_on_processors_and_says_so(two_nodes: str, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The main job on a standalone cluster, sent there by `slidelake submit` from a laptop with the checkout, to nodes without."""
 
-import json
 import shlex
 import threading
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psutil
 import pytest
 import yaml
@@ -20,6 +20,7 @@ from jobs.runtime.config import Config
 from tests.cluster.clusters import standalone, submit_words
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in, write_csv
 from tests.environments import CODE, ROOT, make_dist
+from tests.events import accumulated, event_log_conf, read_events
 from tests.faults.frames import assert_same_rows, frames
 from tests.slides.make import write_mosaic
 
@@ -139,9 +140,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
         assert client == "spark-submit"
         packages = words.index("--packages")  # the nodes' Spark is that of .venv, which has Delta
         del words[packages : packages + 2]
-        logged = {"enabled": "true", "dir": log.as_uri(), "rolling.enabled": "false", "compress": "false"}
-        conf = CONF | {f"spark.eventLog.{key}": value for key, value in logged.items()}
-        said = submit_words(nodes, words, conf)
+        said = submit_words(nodes, words, CONF | event_log_conf(log))
     assert said.returncode == 0, said.stderr
     assert len(killed) == 1, "no executor was met while it encoded"
 
@@ -156,7 +155,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
     node_of = {
         int(code.parent.name): int(code.parts[-4].removeprefix("work")) for code in nodes.glob(f"work*/*/*/{CODE.name}")
     }
-    events = [json.loads(line) for line in next(log.iterdir()).read_text().splitlines()]
+    events = read_events(log)
     added = {
         int(event["Executor ID"]): event["Executor Info"]["Resource Profile Id"]
         for event in events
@@ -171,3 +170,9 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
         if event["Event"] == "SparkListenerTaskEnd" and event["Task End Reason"]["Reason"] == "ExecutorLostFailure"
     ]
     assert len(lost) == 1 and lost[0] != 0, "a task of the features stage went with it"
+
+    n_tiles = expected["features"].height
+    shown = accumulated(events)[f"wave 1/1: features, encode {n_tiles} tiles"]
+    [work] = pl.read_delta(f"{config.output.root}/runs")["work"]
+    assert shown["tiles"] >= n_tiles, "units that were done on the executor that died are done, and counted, twice"
+    assert shown["bytes read"] >= work["features"]["bytes_read"] > 0

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +15,7 @@ import yaml
 from jobs import __main__ as command
 from jobs.__main__ import JOBS
 from jobs.runtime.config import Config, describe_settings
+from tests.events import Events, accumulated, descriptions, event_log_options, read_events
 from tests.slides.damage import BAD_SLIDES
 
 ROOT = Path(__file__).parents[2]
@@ -177,9 +179,12 @@ def test_a_users_mistake_is_one_line_from_the_shell_too(config_file: Path) -> No
     assert done.stderr == "slidelake preprocess: unknown setting encoder.nmae: did you mean encoder.name?\n"
 
 
-def test_a_run_names_failed_slides_and_keeps_secrets(small_slides: Path, config_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "slides"
+def test_a_run_names_failed_slides_and_keeps_secrets(
+    small_slides: Path, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, log = tmp_path / "slides", tmp_path / "events"
     folder.mkdir()
+    log.mkdir()
     (folder / "a1.tif").symlink_to(small_slides / "a1.tif")
     (folder / "a2.tif").symlink_to(small_slides / "a2.tif")
     BAD_SLIDES["zero_bytes"](small_slides / "a1.tif", folder, "b1")
@@ -187,7 +192,9 @@ def test_a_run_names_failed_slides_and_keeps_secrets(small_slides: Path, config_
         "image_id,center_id,patient_id,image_num\na1,n,001,0\na2,n,002,0\nb1,n,002,1\n"
     )
     arguments = ("--config", str(config_file), f"slides.root={folder}")
+    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", " ".join([*event_log_options(log), "pyspark-shell"]))
     done = said_by(*SLIDELAKE, "preprocess", *arguments)
+    monkeypatch.delenv("PYSPARK_SUBMIT_ARGS")
     assert done.returncode == 3, done.stderr
     [failed] = [line for line in done.stderr.splitlines() if "failed:" in line]
     assert failed.startswith("slidelake: failed: b1: file_empty: ") and "upload it again" in failed
@@ -202,6 +209,44 @@ def test_a_run_names_failed_slides_and_keeps_secrets(small_slides: Path, config_
     runs = pl.read_delta(str(tables / "runs"))
     assert sorted(runs["status"]) == ["done", "done"]
     assert "***" in runs["config"][0]
+    for ran in (done, ignored):  # as the log of a driver has it, where there is no terminal
+        assert ran.stdout.count("slidelake preprocess, run ") == ran.stderr.count("slidelake: plan ...") == 1
+        assert not {"\r", "\x1b"} & {*ran.stdout, *ran.stderr}, "what is for a terminal"
+        assert (ran.stdout.count("failed: b1:"), ran.stderr.count("failed: b1:")) == (0, 1)
+    [work] = [work for work in runs["work"] if work]  # the second run read nothing
+    assert_watched(read_events(log), work, done.stdout)
     for said in (done.stdout, done.stderr, ignored.stdout, ignored.stderr, str(runs.to_dicts())):
         assert SECRET not in said
     assert not [path for path in tables.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def assert_watched(events: Events, work: dict[str, dict[str, float]], said: str) -> None:
+    """Spark's UI reads like the flow, and its sums are those of table runs and of the summary."""
+    flow = [step for step, _ in groupby(descriptions(events)) if not step.startswith("Delta: ")]
+    expected = [
+        "plan: tables",
+        "plan: survey of 3 images",
+        "wave 1/1: slides, find tissue on 3 slides",
+        "wave 1/1: slides, write",
+        "wave 1/1: plan, work units",
+        "wave 1/1: features, encode 4 tiles",
+        "wave 1/1: features, write",
+        "wave 1/1: patients, state of 2 patients",
+        "wave 1/1: patients, bags of 2 patients, write",
+        "slidelake preprocess",
+    ]
+    assert list(dict.fromkeys(reversed(flow))) == expected[::-1]
+    finds, encodes = expected[2], expected[5]
+    sums = accumulated(events)
+    assert sums.keys() == {finds, encodes}, "only stages that read slides, and each once"
+    for stage, step in (("slides", finds), ("features", encodes)):
+        here, there = sums[step], work[stage]
+        assert (here["tiles"], here["requests"], here["bytes read"]) == (4, there["requests"], there["bytes_read"])
+        for name, column in (("waiting for bytes", "waited"), ("decoding", "decoding"), ("encoding", "encoding")):
+            in_ms = pytest.approx(1000 * there[f"seconds_{column}"], abs=2)  # whole ones for each of two slides
+            assert here.get(f"{name}, ms", 0) == in_ms
+        assert there["seconds_decoding"] > 0
+    encoding = work["features"]["seconds_encoding"]
+    assert work["slides"]["seconds_encoding"] == 0 < encoding
+    decoding = sum(of_stage["seconds_decoding"] for of_stage in work.values())
+    assert f" {decoding:.1f} decoding, {encoding:.1f} encoding\n" in said

@@ -112,6 +112,10 @@ def test_the_run_is_on_record(finished: Finished) -> None:
     for (image_id, _), read in reads.items():
         assert read["size_bytes"] == sizes[image_id]
         assert 0 < read["bytes_read"] < 2 * read["size_bytes"] and read["requests"] > 0 and read["seconds_waited"] >= 0
+    for stage, work in row["work"].items():
+        of_stage = [read for (_, read_in), read in reads.items() if read_in == stage]
+        for name in ("requests", "bytes_read", "seconds_waited"):
+            assert work[name] == pytest.approx(sum(read[name] for read in of_stage))
 
 
 def test_secrets_are_in_no_file_and_no_row(finished: Finished) -> None:

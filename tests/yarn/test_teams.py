@@ -12,8 +12,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.runtime.config import Config
-from tests.cluster.events import at_once, by_profile, read
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in, write_csv
+from tests.events import at_once, by_profile, read_events
 from tests.faults.commands import wait_until
 from tests.faults.frames import assert_same_rows, frames
 from tests.stores.process import ask
@@ -99,7 +99,7 @@ def test_a_long_job_of_one_team_does_not_keep_the_others_from_starting(works: Wo
     print(f"\n  {'queue':<7}", *(f"{name:<10}" for name in columns), "executors taken back")
     times = []
     for work in (works.a, works.b):
-        tasks = [task for of_a_profile in by_profile(work.log)[1].values() for task in of_a_profile]
+        tasks = [task for of_a_profile in by_profile(read_events(work.log))[1].values() for task in of_a_profile]
         first, last = min(task["began"] for task in tasks), max(task["ended"] for task in tasks)
         times.append([work.app["startedTime"], work.app["launchTime"], first, last, work.app["finishedTime"]])
         told = (f"{datetime.fromtimestamp(ms / 1000, UTC):%H:%M:%S}  " for ms in times[-1])
@@ -118,7 +118,7 @@ def test_a_long_job_of_one_team_does_not_keep_the_others_from_starting(works: Wo
 def test_the_tables_are_those_of_a_local_run_though_an_executor_was_taken_away(
     works: Works, spark: SparkSession, small_slides: Path, encoder_weights: Path, tmp_path: Path
 ) -> None:
-    [taken, *_] = [event for event in read(works.a.log) if event["Event"] == "SparkListenerExecutorRemoved"]
+    [taken, *_] = [event for event in read_events(works.a.log) if event["Event"] == "SparkListenerExecutorRemoved"]
     assert "preempted" in taken["Removed Reason"]
     local = cohort(tmp_path / "local", small_slides, encoder_weights, _COPIES, waves=_COPIES * len(SMALL_COHORT))
     preprocess_in(spark, local)
@@ -133,12 +133,12 @@ def test_the_tables_are_those_of_a_local_run_though_an_executor_was_taken_away(
 
 def test_gpus_go_to_the_features_stage_alone_and_the_history_server_has_the_jobs(works: Works) -> None:
     for work in (works.a, works.b):
-        asked, tasks = by_profile(work.log)
+        asked, tasks = by_profile(read_events(work.log))
         [ours] = asked.keys() - {0}
         assert "gpu" not in asked[0] and asked[ours]["gpu"]["Amount"] == 0.5
         assert len(tasks[0]) > len(tasks[ours]) > 0
     assert at_once(tasks[ours]) == 2, "on the one GPU of B's executor"
-    ran = sum(event["Event"] == "SparkListenerJobStart" for event in read(works.b.log))
+    ran = sum(event["Event"] == "SparkListenerJobStart" for event in read_events(works.b.log))
     team = works.b.laptop
     with history_server(event_logs(team.cluster), team.spark) as url:
 

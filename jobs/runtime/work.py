@@ -1,0 +1,77 @@
+"""What workers tell of their work, summed: for table runs, and for Spark's UI."""
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from py4j.protocol import Py4JError
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+_SUMS = "sums"  # a column that is of no interest, once it was computed
+
+
+@dataclass(frozen=True)
+class Work:
+    """As `udfs.schemas.WORK`."""
+
+    requests: int = 0
+    bytes: int = 0
+    waited_s: float = 0.0
+    decoded_s: float = 0.0
+    encoded_s: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+
+class NoAccumulatorsError(Exception):
+    """This Spark has not what they are fed by."""
+
+
+def in_accumulators(rows: DataFrame) -> DataFrame:
+    """The rows, whose columns n_tiles and work are added up in accumulators of Spark's as they are computed; persist them.
+
+    The UI and the history server show these with the stage that computed the rows, and the event log has them. What a task
+    that died had told is not in them; rows that are computed again, for their executor is gone, count twice.
+
+    Args:
+        rows: with n_tiles and `udfs.schemas.WORK`, both null where there is nothing to tell.
+
+    Raises:
+        NoAccumulatorsError: in which case the rows are as good without.
+    """
+    sums = {
+        "tiles": F.col("n_tiles"),
+        "requests": F.col("work.requests"),
+        "bytes read": F.col("work.bytes"),
+        "waiting for bytes, ms": 1000 * F.col("work.waited_s"),
+        "decoding, ms": 1000 * F.col("work.decoded_s"),
+        "encoding, ms": 1000 * F.col("work.encoded_s"),
+    }
+    # What is never more than zero, such as the encoding of stage slides, is not shown.
+    whole = {name: F.nullif(F.round(column).cast("bigint"), F.lit(0)) for name, column in sums.items()}
+    return rows.withColumn(_SUMS, F.array(*(_added(rows, name, column) for name, column in whole.items())))
+
+
+def _added(rows: DataFrame, name: str, column: Column) -> Column:
+    """To compute it adds the column, a bigint, to an accumulator of that name.
+
+    Python's accumulators have no names, and the UI shows none without. The JVM's have, but nothing of Python's public API feeds
+    them. Catalyst does: it calls methods of objects, as it does to make the beans of Java's users.
+    """
+    jvm: Any = rows.sparkSession._jvm
+    context: Any = rows.sparkSession.sparkContext._jsc
+    try:
+        catalyst, bridge = (
+            jvm.org.apache.spark.sql.catalyst.expressions,
+            jvm.org.apache.spark.sql.classic.ExpressionUtils,
+        )
+        accumulator = catalyst.Literal.fromObject(context.sc().longAccumulator(name))
+        setters = jvm.PythonUtils.toScalaMap({"add": bridge.expression(column._jc)})
+        fed = catalyst.objects.InitializeJavaBean(accumulator, setters)
+        # An expression of a type that rows can have, and which is not deterministic: so none is left out or computed twice.
+        none, boolean = jvm.PythonUtils.toSeq([]), jvm.org.apache.spark.sql.types.DataType.fromDDL("boolean")
+        told = catalyst.objects.Invoke(fed, "isZero", boolean, none, none, True, True, False)
+        return type(column)(bridge.column(told))
+    except (TypeError, Py4JError) as error:
+        raise NoAccumulatorsError(str(error)) from None
