@@ -1,6 +1,7 @@
 """What the tests on YARN share: a cluster."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yarn]:
 
 
 @pytest.fixture(scope="session")
-def laptop_of(cluster: Yarn, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Laptop]:
-    """Makes a team's laptop from its queue and its settings of Spark."""
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages, without slidelake's, as an archive; and dist/ is built."""
     make_dist()
     folder = tmp_path_factory.mktemp("node")
-    archive = pack(environment_without_checkout(folder / "environment").parents[1], folder / "environment.tar.gz")
+    return pack(environment_without_checkout(folder / "environment").parents[1], folder / "environment.tar.gz")
+
+
+@pytest.fixture(scope="session")
+def laptop_of(cluster: Yarn, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Laptop]:
+    """Makes a team's laptop from its queue and its settings of Spark."""
 
     def make(queue: str, conf: dict[str, object]) -> Laptop:
         return laptop(tmp_path_factory.mktemp(queue), cluster, archive, queue, SMALL | conf)

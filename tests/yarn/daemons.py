@@ -145,26 +145,23 @@ def _site(folder: Path, page: int) -> dict[str, object]:
     """yarn-site.xml beside conf/yarn's."""
     manager, node = "yarn.resourcemanager", "yarn.nodemanager"
     ports = {f"{name}.address": f"{HOST}:{free_port()}" for name in ("scheduler", "resource-tracker", "admin")}
-    return (
-        {f"{manager}.{name}": address for name, address in ports.items()}
-        | {
-            f"{manager}.hostname": HOST,
-            f"{manager}.address": f"{HOST}:{free_port()}",
-            f"{manager}.webapp.address": f"{HOST}:{page}",
-            "yarn.scheduler.minimum-allocation-mb": LEAST_MB,
-            f"{node}.hostname": HOST,
-            f"{node}.address": f"{HOST}:0",
-            f"{node}.localizer.address": f"{HOST}:0",
-            f"{node}.webapp.address": f"{HOST}:0",
-            f"{node}.resource.memory-mb": MEMORY_MB,
-            f"{node}.resource.cpu-vcores": 8,
-            f"{node}.resource.memory.enforced": "false",  # by cgroups: without them it is the NodeManager that ends what takes more
-            f"{node}.local-dirs": folder / "local",
-            f"{node}.log-dirs": folder / "logs",
-            f"{node}.admin-env": f"PATH={_pretend_gpu(folder)}:{os.defpath}",  # of containers
-            f"{node}.disk-health-checker.max-disk-utilization-per-disk-percentage": 99,
-        }
-    )
+    return {f"{manager}.{name}": address for name, address in ports.items()} | {
+        f"{manager}.hostname": HOST,
+        f"{manager}.address": f"{HOST}:{free_port()}",
+        f"{manager}.webapp.address": f"{HOST}:{page}",
+        "yarn.scheduler.minimum-allocation-mb": LEAST_MB,
+        f"{node}.hostname": HOST,
+        f"{node}.address": f"{HOST}:0",
+        f"{node}.localizer.address": f"{HOST}:0",
+        f"{node}.webapp.address": f"{HOST}:0",
+        f"{node}.resource.memory-mb": MEMORY_MB,
+        f"{node}.resource.cpu-vcores": 8,
+        f"{node}.resource.memory.enforced": "false",  # by cgroups; without, the NodeManager ends what takes more
+        f"{node}.local-dirs": folder / "local",
+        f"{node}.log-dirs": folder / "logs",
+        f"{node}.admin-env": f"PATH={_pretend_gpu(folder)}:{os.defpath}",  # of containers
+        f"{node}.disk-health-checker.max-disk-utilization-per-disk-percentage": 99,
+    }
 
 
 def _pretend_gpu(folder: Path) -> Path:
