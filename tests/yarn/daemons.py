@@ -156,7 +156,7 @@ def _site(folder: Path, page: int) -> dict[str, object]:
         f"{node}.webapp.address": f"{HOST}:0",
         f"{node}.resource.memory-mb": MEMORY_MB,
         f"{node}.resource.cpu-vcores": 8,
-        f"{node}.resource.memory.enforced": "false",  # by cgroups; without, the NodeManager ends what takes more
+        f"{node}.resource.memory.enforced": "false",  # by cgroups; so NodeManager does it
         f"{node}.local-dirs": folder / "local",
         f"{node}.log-dirs": folder / "logs",
         f"{node}.admin-env": f"PATH={_pretend_gpu(folder)}:{os.defpath}",  # of containers
