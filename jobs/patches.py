@@ -18,7 +18,7 @@ from tqdm import tqdm
 from jobs.runtime.cli import DONE, FAILED, SLIDES_FAILED
 from jobs.runtime.cli import main as run_main
 from jobs.runtime.cohort import locate, read_cohort
-from jobs.runtime.config import ConfigError
+from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.run import Run
 from jobs.runtime.session import slots
 from jobs.runtime.streams import terminal
@@ -212,8 +212,6 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
     """The patients of the CSV, as section `patches` says."""
     del arguments
     settings, config = run.config.patches, run.config
-    if not settings.folder:
-        raise ConfigError("patches.folder is required: a folder on a disk that executors and trainer share")
     images = read_cohort(config)
     with run.stage("plan"):
         located = locate(images, config)
@@ -242,7 +240,7 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
     )
     try:
         with run.stage("patches"):
-            done = read_ahead(run.spark, spec, settings.folder, producer)
+            done = read_ahead(run.spark, spec, str(settings.folder), producer)
     except SlideError as error:
         print(f"slidelake: failed: {error.message}; or patches.on_bad_slide=skip leaves it out", file=sys.stderr)
         return FAILED
@@ -253,9 +251,14 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
     return SLIDES_FAILED if done.skipped and config.on_failed_slides == "report" else DONE
 
 
+def _need_folder(config: Config) -> None:
+    if not config.patches.folder:
+        raise ConfigError("patches.folder is required: a folder on a disk that executors and trainer share")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("patches", __doc__, read_cohort_ahead, argv)
+    return run_main("patches", __doc__, read_cohort_ahead, argv, check=_need_folder)
 
 
 if __name__ == "__main__":

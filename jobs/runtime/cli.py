@@ -30,6 +30,16 @@ exit status:
 """
 
 
+# Sections that one job alone reads.
+_ONE_JOBS = {
+    "stainnet": "stainnet",
+    "splits": "splits",
+    "training": "train",
+    "predict": "predict",
+    "patches": "patches",
+}
+
+
 def run_job(
     job: str,
     description: str | None,
@@ -167,11 +177,12 @@ def _parse(
     settings = "\n".join(
         textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
         for key, default, text in describe_settings()
+        if _ONE_JOBS.get(key.partition(".")[0], job) == job
     )
     parser = Parser(
         prog=f"slidelake {job}",
         description=description,
-        epilog=f"settings, in FILE or as key=value [default]:\n{settings}\n\n{_EXIT_STATUS}",
+        epilog=f"settings, in FILE or as key=value [default]; those of other jobs are left out:\n{settings}\n\n{_EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the settings, YAML; a path or any fsspec URI")

@@ -1,6 +1,7 @@
 """One version of a table, whatever happens to the table; versions that can't be fed are refused with the remedy."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,8 +89,13 @@ def test_a_vacuumed_version_is_refused_and_the_newest_is_not(tmp_path: Path, bac
 
 
 def test_there_is_no_such_version_or_table(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(FeedError, match=r"version 99 of .* can't be opened .*: name a version that its history has"):
-        make_feed(str(table), version=99)
+    newest = DeltaTable(str(table)).version()
+    for version in (99, -1):
+        told = (
+            f"{table} has no version {version}, it has versions 0 to {newest}: name one of them, or none for the newest"
+        )
+        with pytest.raises(FeedError, match=f"^{re.escape(told)}$"):
+            make_feed(str(table), version=version)
     with pytest.raises(FeedError, match=f"no Delta table at {tmp_path}/none: run the patients job, or correct the URI"):
         make_feed(str(tmp_path / "none"))
 

@@ -135,6 +135,11 @@ def test_bad_arguments_are_one_line_and_status_2(say: Say, arguments: list[str],
     assert err.count("\n") == 1 and (said in err or "no such file" in err)
 
 
+def test_patches_without_a_folder_are_refused_before_spark_starts(say: Say, config_file: Path) -> None:
+    status, out, err = say("patches", "--config", str(config_file))
+    assert (status, out, err.count("\n")) == (2, "", 1) and "patches.folder is required" in err
+
+
 def test_an_environment_variable_that_is_not_set_is_named(
     say: Say, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,12 +150,15 @@ def test_an_environment_variable_that_is_not_set_is_named(
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_help_explains_every_setting(say: Say, job: str) -> None:
+def test_help_explains_every_setting_but_those_of_other_jobs(say: Say, job: str) -> None:
     status, out, err = say(job, "--help")
     assert (status, err) == (0, "")
     keys = [key for key, _, _ in describe_settings()]
     assert len(keys) > 25 and {"tiling.tile_px", "encoder.name", "output.root", "on_failed_slides"} <= set(keys)
-    assert [key for key in keys if f"  {key} " not in out] == []
+    left_out = {key.partition(".")[0] for key in keys if f"  {key} " not in out}
+    own = {"stainnet", "splits", "training", "predict", "patches"}
+    assert left_out == own - {"training" if job == "train" else job}
+    assert [key for key in keys if f"  {key} " in out and key.partition(".")[0] in left_out] == []
     assert all(text for _, _, text in describe_settings())
     assert "exit status" in out
 

@@ -5,11 +5,9 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from jobs.training.errors import FeedError, NoTableError
-from jobs.training.tables.pinned import check_kind, opened_parquet
+from jobs.training.errors import FeedError
+from jobs.training.tables.pinned import check_kind, open_version, opened_parquet
 from jobs.training.tables.stores import TableStore
 from udfs.wsi.store import StorageOptions
 
@@ -32,14 +30,7 @@ def read_columns(
     """
     store = TableStore(uri, storage_options)
     with store.log(version) as folder:
-        try:
-            table = DeltaTable(folder, version=version)
-        except TableNotFoundError:
-            raise NoTableError(f"no Delta table at {store.uri}") from None
-        except DeltaError as error:
-            raise FeedError(
-                f"version {version} of {store.uri} can't be opened ({' '.join(str(error).split())}): its history is gone"
-            ) from None
+        table = open_version(folder, version, store.uri)
         check_kind(table, store.uri)
         found = table.version()
         actions = pa.table(table.get_add_actions()).select(["path", "size_bytes"]).to_pylist()

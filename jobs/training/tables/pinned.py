@@ -70,7 +70,7 @@ def pin_table(uri: str, version: int | None, storage_options: StorageOptions | N
     """
     store = TableStore(uri, storage_options)
     with store.log(version) as folder:
-        table = _opened(folder, version, store.uri)
+        table = open_version(folder, version, store.uri)
         pinned = table.version()
         check_kind(table, store.uri)
         actions = pa.table(table.get_add_actions())
@@ -102,16 +102,35 @@ def gone(version: int, uri: str, error: FileNotFoundError) -> FeedError:
     )
 
 
-def _opened(folder: str, version: int | None, uri: str) -> DeltaTable:
+def open_version(folder: str, version: int | None, uri: str) -> DeltaTable:
+    """A version of the table whose log lies in a local folder; the newest where None.
+
+    Raises:
+        NoTableError: there is no table.
+        FeedError: it has no such version, or its log can't be read.
+    """
     try:
         return DeltaTable(folder, version=version)
     except TableNotFoundError:
         raise NoTableError(f"no Delta table at {uri}: run the patients job, or correct the URI") from None
-    except DeltaError as error:
+    except (DeltaError, OverflowError) as error:  # the latter for a version below 0
+        there = [] if version is None else _versions(folder)
+        if there and version not in there:
+            has = f"it has versions {min(there)} to {max(there)}"
+            raise FeedError(
+                f"{uri} has no version {version}, {has}: name one of them, or none for the newest"
+            ) from None
         which = uri if version is None else f"version {version} of {uri}"
-        raise FeedError(
-            f"{which} can't be opened ({' '.join(str(error).split())}): name a version that its history has"
-        ) from None
+        text = " ".join(str(error).split())
+        raise FeedError(f"{which} can't be opened ({text}): its log is damaged, restore it from a copy") from None
+
+
+def _versions(folder: str) -> list[int]:
+    """Those whose commit is in the log; none where it can't be read."""
+    try:
+        return [commit["version"] for commit in DeltaTable(folder).history()]
+    except DeltaError:
+        return []
 
 
 def check_kind(table: DeltaTable, uri: str) -> None:
