@@ -25,6 +25,7 @@ NAMES = (  # each a module of this package with run()
     "memory",
     "predict",
     "scale",
+    "growth",
     "learn",
     "gpu",
 )

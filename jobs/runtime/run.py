@@ -1,5 +1,6 @@
 """One run of a job: what it works with, how it goes through its waves, and the record that it leaves."""
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -239,6 +240,8 @@ def work_in_waves(
             run.progress.wave(int(work["patient_id"].isin(patients).sum()))
             for stage in stages:
                 stage(run, wave)
+            # What py4j names of the JVM is in cycles: plans and broadcasts of a wave would stay until Python looks for these.
+            gc.collect()
     finally:
         run.progress.close()
         run.progress = Progress(0, 0)

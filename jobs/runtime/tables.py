@@ -42,8 +42,12 @@ _PROPERTIES = {
 # Training reads a row group at a time: small ones make small steps. As properties of the table these hold for whoever writes
 # it, with whatever settings of Spark.
 _ROW_GROUPS = {"parquet.block.size": str(32 << 20)}
+# Delta's smallest and largest of each column cost more than all else about writing a tile, so they are kept only where a stage
+# looks for its rows by them.
+_STATISTICS = {"delta.dataSkippingStatsColumns": "image_id,patient_id"}
 _LAYOUT = {
-    "features": _ROW_GROUPS,
+    "tiles": _STATISTICS,
+    "features": _ROW_GROUPS | _STATISTICS,
     "patients": _ROW_GROUPS
     | {
         # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.

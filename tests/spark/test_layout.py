@@ -37,6 +37,17 @@ def test_no_statistics_are_kept_of_bags(finished: Finished) -> None:
         assert kept["patient_id"] and not kept["embeddings_avg"] and not kept["embeddings_max"]
 
 
+@pytest.mark.parametrize("name", ["tiles", "features"])
+def test_a_row_a_tile_pays_for_no_statistics_but_those_that_find_it(finished: Finished, name: str) -> None:
+    log = (Path(finished.config.output.root) / name / "_delta_log").glob("*.json")
+    actions = [json.loads(line) for commit in log for line in commit.read_text().splitlines()]
+    kept = [json.loads(action["add"]["stats"]) for action in actions if "add" in action]
+    assert len(kept) == 2  # waves
+    for statistics in kept:
+        assert statistics["numRecords"] > 0
+        assert set(statistics["minValues"]) == set(statistics["maxValues"]) == {"image_id", "patient_id"}
+
+
 @pytest.fixture
 def settings_of_somebody_else(spark: SparkSession) -> Iterator[None]:
     """What users' own Spark may have: many shuffle partitions, large row groups."""
