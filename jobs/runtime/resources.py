@@ -128,10 +128,19 @@ def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> lis
 
 def executors_of(session: SparkSession) -> list[Executor]:
     """The executors that have come and not gone."""
+    return [Executor(row.totalCores(), _gpus(row.resources())) for row in _executors(session) if row.isActive()]
+
+
+def executors_gone(session: SparkSession) -> set[str]:
+    """The ids of executors that have come and gone: that died, or that the cluster took away."""
+    return {row.id() for row in _executors(session) if not row.isActive()}
+
+
+def _executors(session: SparkSession) -> list[Any]:
     context: Any = session.sparkContext
-    summaries = context._jsc.sc().statusStore().executorList(True)
+    summaries = context._jsc.sc().statusStore().executorList(False)
     rows = (summaries.apply(i) for i in range(summaries.size()))
-    return [Executor(row.totalCores(), _gpus(row.resources())) for row in rows if row.id() != "driver"]
+    return [row for row in rows if row.id() != "driver"]
 
 
 def _gpus(resources: Any) -> int:

@@ -13,13 +13,14 @@ from typing import Any
 
 import pandas as pd
 from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
 
 from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.progress import Progress
 from jobs.runtime.recipe import Recipe, full_recipe
-from jobs.runtime.resources import features_resources
+from jobs.runtime.resources import executors_gone, features_resources
 from jobs.runtime.session import slots
 from jobs.runtime.survey import plan_waves, take_survey
 from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
@@ -27,7 +28,8 @@ from jobs.runtime.work import NoAccumulatorsError, Work, in_accumulators
 from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
 from udfs.slides import TissueSpec
-from udfs.telling import new_run_id, package_versions
+from udfs.telling import new_run_id, package_versions, some
+from udfs.wsi import ErrorCode
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.spec import Precision, Runtime
@@ -238,8 +240,14 @@ def work_in_waves(
         for patients in waves:
             wave = survey[survey["patient_id"].isin(patients)]
             run.progress.wave(int(work["patient_id"].isin(patients).sum()))
+            gone = executors_gone(run.spark)
             for stage in stages:
                 stage(run, wave)
+            if given_up := _given_up_for_executors(run, wave, gone):
+                survey_now = take_survey(images, located, run.tables, config, models, retry_failed=True)
+                wave = survey_now[survey_now["patient_id"].isin(given_up)]
+                for stage in stages:
+                    stage(run, wave)
             # What py4j names of the JVM is in cycles: plans and broadcasts of a wave would stay until Python looks for these.
             gc.collect()
     finally:
@@ -247,6 +255,23 @@ def work_in_waves(
         run.progress = Progress(0, 0)
     run.counts["waves"] = len(waves)
     return survey
+
+
+def _given_up_for_executors(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
+    """The patients of slides that this wave gave up as `worker_died` while executors went, beside those of `gone`.
+
+    A task that begins anew is not told why: because its worker died of the slide, or because its executor was taken away, by a
+    queue whose share it was in or with its node. So the slides get another chance, of two more deaths.
+    """
+    if executors_gone(run.spark) <= gone:
+        return set()
+    died = (F.col("run_id") == run.run_id) & (F.col("error_code") == ErrorCode.WORKER_DIED.value)
+    rows = run.tables.read("slides").where(died & F.col("image_id").isin(list(wave["image_id"])))
+    given_up = rows.select("image_id", "patient_id").collect()
+    if given_up:
+        names = some(sorted(row.image_id for row in given_up))
+        run.progress.say(f"slidelake: executors went while they worked on {names}: these are taken up again")
+    return {row.patient_id for row in given_up}
 
 
 def _numerics(run: Run) -> tuple[str, ...]:

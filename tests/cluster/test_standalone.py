@@ -23,7 +23,9 @@ from tests.environments import CODE, ROOT, make_dist
 from tests.events import accumulated, event_log_conf, read_events
 from tests.faults.frames import assert_same_rows, frames
 from tests.slides.make import write_mosaic
+from udfs.failures import DEATHS_BEFORE_QUARANTINE
 
+KILLS = DEATHS_BEFORE_QUARANTINE  # so that the slide would be given up, had they been its own doing
 # Executors of a core each: two from the start, and one that the features stage asks for, where the GPU is.
 CONF: dict[str, object] = {
     "spark.dynamicAllocation.enabled": "true",
@@ -66,13 +68,16 @@ def settings(folder: Path, slides: Path, weights: Path, wide: Path) -> Config:
 
 
 @contextmanager
-def killing_an_executor_that_encodes(slide: Path) -> Iterator[list[int]]:
-    """While the block runs, kill -9 one executor with a GPU as soon as a worker of it has the slide open: its process id."""
+def killing_executors_that_encode(slide: Path) -> Iterator[list[int]]:
+    """While the block runs, kill -9 an executor with a GPU as soon as a worker of it has the slide open, twice: process ids.
+
+    The task goes with it, and is the first to run on the one that comes in its place.
+    """
     killed: list[int] = []
     ended = threading.Event()
 
     def hunt() -> None:
-        while not killed and not ended.wait(0.05):
+        while len(killed) < KILLS and not ended.wait(0.05):
             for executor in executors_with_gpus():
                 with suppress(psutil.Error):
                     killed.extend(executor.pid for worker in executor.children(True) if kill_both(worker, executor))
@@ -129,7 +134,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
     make_dist()
     config = settings(tmp_path / "cluster", small_slides, encoder_weights, wide)
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    with standalone(nodes, cores=2, gpus=(1, 0)) as master, killing_an_executor_that_encodes(wide) as killed:
+    with standalone(nodes, cores=2, gpus=(1, 0)) as master, killing_executors_that_encode(wide) as killed:
         described = yaml.safe_load((ROOT / "conf/places/standalone.yaml").read_text())
         described["yours"] = {"master": master, "node_python": str(node_python)}
         place.write_text(yaml.safe_dump(described))
@@ -142,7 +147,8 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
         del words[packages : packages + 2]
         said = submit_words(nodes, words, CONF | event_log_conf(log))
     assert said.returncode == 0, said.stderr
-    assert len(killed) == 1, "no executor was met while it encoded"
+    assert len(killed) == KILLS, "not so many executors were met while they encoded"
+    assert "executors went while they worked on wide: these are taken up again" in said.stderr
 
     local = settings(tmp_path / "local", small_slides, encoder_weights, wide)
     preprocess_in(spark, local)
@@ -163,16 +169,17 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
     }
     plain = {node_of[number] for number, profile in added.items() if profile == 0}
     with_gpu = [node_of[number] for number, profile in added.items() if profile != 0]
-    assert plain == {0, 1} and with_gpu == [0, 0], "the second in place of the one that was killed"
+    assert plain == {0, 1} and with_gpu == [0] * (1 + KILLS), "others in place of those that were killed"
     lost = [
         added[int(event["Task Info"]["Executor ID"])]
         for event in events
         if event["Event"] == "SparkListenerTaskEnd" and event["Task End Reason"]["Reason"] == "ExecutorLostFailure"
     ]
-    assert len(lost) == 1 and lost[0] != 0, "a task of the features stage went with it"
+    assert len(lost) == KILLS and 0 not in lost, "a task of the features stage went with each"
 
-    n_tiles = expected["features"].height
-    shown = accumulated(events)[f"wave 1/1: features, encode {n_tiles} tiles"]
+    shown = [sums for stage, sums in accumulated(events).items() if stage.startswith("wave 1/1: features, encode ")]
+    assert len(shown) == 2, "all slides, then the one that was taken up again"
+    tiles, read = (sum(sums[name] for sums in shown) for name in ("tiles", "bytes read"))
     [work] = pl.read_delta(f"{config.output.root}/runs")["work"]
-    assert shown["tiles"] >= n_tiles, "units that were done on the executor that died are done, and counted, twice"
-    assert shown["bytes read"] >= work["features"]["bytes_read"] > 0
+    assert tiles >= expected["features"].height, "what was done on executors that died is done, and counted, twice"
+    assert read >= work["features"]["bytes_read"] > 0
