@@ -10,6 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from benchmarks.work import Unit, n_tiles
 from jobs.runtime.session import slots, start_session
 from jobs.runtime.tables import spark_schema
+from jobs.runtime.work import in_accumulators
 from udfs.features import FeatureSpec, encode_tiles
 from udfs.schemas import ENCODED, UNITS
 from udfs.units import pack_tasks
@@ -33,7 +34,7 @@ def encode() -> int:
     [(spark, planned, spec, tiles)] = _prepared
     done = spark.sparkContext.accumulator(0)
     function: Any = encode_tiles(spec, "benchmark", done.add, tiles_ahead=tiles)
-    encoded = planned.mapInArrow(function, spark_schema(ENCODED)).persist(StorageLevel.DISK_ONLY)
+    encoded = in_accumulators(planned.mapInArrow(function, spark_schema(ENCODED))).persist(StorageLevel.DISK_ONLY)
     ends = encoded.where("x_px IS NULL").select("n_tiles", "error_message").collect()
     encoded.unpersist(blocking=True)
     if sum(end.n_tiles for end in ends) != tiles:

@@ -56,9 +56,10 @@ def _read_lines(run: Run) -> list[str]:
         return []
     total = sum({image_id: size for (image_id, _), (size, _) in run.reads.items()}.values())
     work = sum(run.work().values(), Work())
+    encoding = f", {work.encoded_s:.1f} encoding" if work.encoded_s else ""
     return [
         f"  read      {readable_size(work.bytes)} of {readable_size(total)}, the size of the slides read, in {work.requests:,} "
-        f"requests; workers spent {work.waited_s:.1f} s waiting, {work.decoded_s:.1f} decoding, {work.encoded_s:.1f} encoding"
+        f"requests; workers spent {work.waited_s:.1f} s waiting, {work.decoded_s:.1f} decoding{encoding}"
     ]
 
 

@@ -7,8 +7,6 @@ from py4j.protocol import Py4JError
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-_SUMS = "sums"  # a column that is of no interest, once it was computed
-
 
 @dataclass(frozen=True)
 class Work:
@@ -29,7 +27,7 @@ class NoAccumulatorsError(Exception):
 
 
 def in_accumulators(rows: DataFrame) -> DataFrame:
-    """The rows, whose columns n_tiles and work are added up in accumulators of Spark's as they are computed; persist them.
+    """The rows, whose columns n_tiles and work are added up in accumulators of Spark's while they are computed; persist them.
 
     The UI and the history server show these with the stage that computed the rows, and the event log has them. What a task
     that died had told is not in them; rows that are computed again, for their executor is gone, count twice.
@@ -50,26 +48,26 @@ def in_accumulators(rows: DataFrame) -> DataFrame:
     }
     # What is never more than zero, such as the encoding of stage slides, is not shown.
     whole = {name: F.nullif(F.round(column).cast("bigint"), F.lit(0)) for name, column in sums.items()}
-    return rows.withColumn(_SUMS, F.array(*(_added(rows, name, column) for name, column in whole.items())))
+    added = F.array(*(_added(rows, name, column) for name, column in whole.items()))
+    # A condition that all rows meet: unlike a column, it copies no row, and rows of tiles are through before it is looked at.
+    return rows.where(F.col("n_tiles").isNull() | (F.size(added) == len(whole)))
 
 
 def _added(rows: DataFrame, name: str, column: Column) -> Column:
-    """To compute it adds the column, a bigint, to an accumulator of that name.
+    """A boolean; to compute it adds the column, a bigint, to an accumulator of that name, unless it is null.
 
-    Python's accumulators have no names, and the UI shows none without. The JVM's have, but nothing of Python's public API feeds
-    them. Catalyst does: it calls methods of objects, as it does to make the beans of Java's users.
+    PySpark's accumulators have no names, and the UI shows none without. The JVM's have, but nothing in PySpark's API feeds them.
+    Catalyst can: its expressions call methods of objects, as they do to fill the beans of Java's users.
     """
     jvm: Any = rows.sparkSession._jvm
     context: Any = rows.sparkSession.sparkContext._jsc
     try:
-        catalyst, bridge = (
-            jvm.org.apache.spark.sql.catalyst.expressions,
-            jvm.org.apache.spark.sql.classic.ExpressionUtils,
-        )
+        catalyst = jvm.org.apache.spark.sql.catalyst.expressions
+        bridge = jvm.org.apache.spark.sql.classic.ExpressionUtils
         accumulator = catalyst.Literal.fromObject(context.sc().longAccumulator(name))
         setters = jvm.PythonUtils.toScalaMap({"add": bridge.expression(column._jc)})
         fed = catalyst.objects.InitializeJavaBean(accumulator, setters)
-        # An expression of a type that rows can have, and which is not deterministic: so none is left out or computed twice.
+        # What it gives back is of no interest; that it is not deterministic keeps the optimiser from moving or doubling it.
         none, boolean = jvm.PythonUtils.toSeq([]), jvm.org.apache.spark.sql.types.DataType.fromDDL("boolean")
         told = catalyst.objects.Invoke(fed, "isZero", boolean, none, none, True, True, False)
         return type(column)(bridge.column(told))
