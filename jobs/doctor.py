@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.checks import clock, data, machine, software
+from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, as_text, look
 from jobs.runtime.cli import DONE, FAILED, main_alone
@@ -35,6 +36,7 @@ CHECKS = (
     Check("memory", machine.memory, _QUICK_S, ("executors",)),
     Check("gpus", machine.gpus, _QUICK_S, ("executors",)),
     Check("store", data.store, _LONG_S, ("executors",)),
+    Check("output", output, _LONG_S, ("executors", "code")),
     Check("encoder", data.encoder, _LONG_S, ("executors", "packages", "memory")),
     Check("clock", clock.clock, _LONG_S + 2 * clock.SAMPLE_S, ("python", "store", "encoder")),
 )

@@ -1,4 +1,4 @@
-"""What an executor has and reaches, for the job doctor: slidelake's own code, a range of a slide. Imports no model."""
+"""What an executor has and reaches, for the job doctor: slidelake's code, a range of a slide, a folder. Imports no model."""
 
 import hashlib
 import socket
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import File, StorageOptions
@@ -37,6 +38,11 @@ def read_range(uri: str, storage_options: StorageOptions) -> Reached:
     except SlideError as error:
         return Reached(host, error=error.code, message=error.message)
     return Reached(host, len(data), time.perf_counter() - begun)
+
+
+def sees_folder(path: str) -> tuple[str, bool]:
+    """This host, and whether it has the folder."""
+    return socket.gethostname(), Path(path).is_dir()
 
 
 def code_digest() -> str:

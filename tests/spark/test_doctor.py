@@ -1,12 +1,14 @@
 """The doctor where all is well: every check has something to look at, and finds it good."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
+from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, Row, as_text, look
 from jobs.doctor import CHECKS
@@ -30,6 +32,7 @@ def test_all_is_well_on_this_machine(place: Place) -> None:
     assert place.spark.version in rows["spark"].found
     assert "(1 of 1 looked at)" in rows["python"].found
     assert "read 65,536 bytes of" in rows["store"].found and "a1.tif" in rows["store"].found
+    assert rows["output"].found == f"driver and an executor can write to {place.config.output.root}"
     assert "test_efficientnet" in rows["encoder"].found and "by cpu" in rows["encoder"].found
     measured = re.search(
         r"torch fp32: ([\d.]+) tiles/s by 2 tasks at once, from (\d+) tiles of 5 slides", rows["clock"].found
@@ -64,6 +67,46 @@ def test_a_check_that_fails_or_hangs_keeps_no_other_from_running(place: Place) -
     assert (refused.status, refused.found) == ("FAIL", "slides.root: no folder at /nowhere")
     assert (waited.status, waited.found) == ("skip", "not looked at, for it needs refuses")
     assert (worked.status, worked.what) == ("ok", "works")
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("{tmp}/file/tables", "can't be written by the driver"),
+        ("az://container/tables", 'No FileSystem for scheme "az"'),
+    ],
+)
+def test_an_output_that_cant_be_written_is_told_with_the_reason(
+    spark: SparkSession, small_config: Callable[..., Config], tmp_path: Path, root: str, said: str
+) -> None:
+    (tmp_path / "file").touch()
+    config = small_config(output={"root": root.format(tmp=tmp_path)})
+    row = output(Place(spark, config, []))
+    assert row.status == "FAIL" and said in row.found and root.format(tmp=tmp_path) in row.found
+    assert "a disk that all nodes share" in row.remedy
+
+
+def test_a_failed_look_at_the_output_leaves_nothing_and_takes_nothing(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(place.config.output.root)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(place, "ask", lambda *looks: [("node1", False) for _ in looks])
+    assert output(place).found == f"{root} on the driver is another folder on node1"
+    assert sorted(tmp_path.rglob("*")) == before
+    root.mkdir()
+    (root / "mine").touch()
+
+    def loses_its_folder(*looks: object) -> list[tuple[str, bool]]:
+        [folder] = root.glob("_doctor-*")
+        shutil.rmtree(folder)
+        folder.touch()
+        return [("node1", True) for _ in looks]
+
+    monkeypatch.setattr(place, "ask", loses_its_folder)
+    row = output(place)
+    assert row.status == "FAIL" and f"{root} can't be written by executors (" in row.found
+    assert sorted(root.iterdir()) == [root / "mine"]
 
 
 def test_executors_without_a_python_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,60 @@
+"""The check of where the tables go: the driver and an executor write there as Spark writes tables, and nothing of it stays."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from py4j.protocol import Py4JJavaError
+
+from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
+from jobs.checks.table import Row
+from udfs.reach import sees_folder
+from udfs.telling import some
+from udfs.wsi.store import absolute_uri, public_uri
+
+_REMEDY = (
+    "set output.root to a URI whose scheme Spark knows (s3a://, abfss://, gs:// with their connectors) or to a folder on a disk "
+    "that all nodes share, and give driver and executors the right to write there"
+)
+
+
+def output(place: Place) -> Row:
+    """output.root, written by the driver and by an executor."""
+    root = absolute_uri(place.config.output.root).rstrip("/")
+    shown, folder = public_uri(root), f"{root}/_doctor-{place.run.run_id}"
+    try:
+        with _made(place, folder):
+            if "://" not in folder or folder.startswith("file://"):
+                look = partial(sees_folder, folder.removeprefix("file://"))
+                answers = place.ask(*[look] * (TASKS_AN_EXECUTOR * place.n_executors))
+                blind = sorted({host for host, sees in answers if not sees})
+                if blind:  # before these write, for what they wrote would stay on their own disks
+                    return Row("FAIL", f"{shown} on the driver is another folder on {some(blind, 3)}", _REMEDY)
+            try:
+                place.spark.range(0, 1, 1, 1).selectExpr("'slidelake' AS text").write.text(f"{folder}/executor")
+            except Exception as error:
+                return Row("FAIL", f"{shown} can't be written by executors ({cause_of(error)})", _REMEDY)
+    except Py4JJavaError as error:
+        return Row("FAIL", f"{shown} can't be written by the driver ({cause_of(error)})", _REMEDY)
+    return Row("ok", f"driver and an executor can write to {shown}")
+
+
+@contextmanager
+def _made(place: Place, folder: str) -> Iterator[None]:
+    """A folder with a file in it while the block runs; then neither is there, nor any folder above that was not before."""
+    context: Any = place.spark.sparkContext
+    path = context._jvm.org.apache.hadoop.fs.Path
+    above = [path(folder)]
+    store = above[0].getFileSystem(context._jsc.hadoopConfiguration())
+    while (parent := above[-1].getParent()) is not None and not store.exists(parent):
+        above.append(parent)
+    try:
+        store.mkdirs(above[0])
+        store.create(path(f"{folder}/driver")).close()
+        yield
+    finally:
+        with suppress(Py4JJavaError):  # one that others have begun to write to stays
+            store.delete(above[0], True)
+            for parent in above[1:]:
+                store.delete(parent, False)
