@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
+from zipfile import ZipFile
 
 import yaml
 from pydantic import Field, ValidationError
@@ -20,6 +21,7 @@ from pydantic import Field, ValidationError
 from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
 from jobs.runtime.sections import Section
+from udfs.telling import new_run_id
 
 ROOT = Path(__file__).parents[1]
 _INTERRUPTED = 130
@@ -126,6 +128,7 @@ def _names(place: Place, job: str, config: Path) -> dict[str, str]:
         "config_name": config.name,
         "python": sys.executable,
         "version": version("slidelake"),
+        "submission": new_run_id(),  # a place of its own for what a job that waits shall find as it was sent
     }
     asked = place.names()
     for name, file, target in (
@@ -146,13 +149,17 @@ def _built(file: Path, target: str) -> Path:
     """What `make target` built, as new as its sources."""
     if not file.exists():
         raise ConfigError(f"{file} is not there: run `make {target}`")
-    lock = ROOT / "conf/locks/runtime.txt"
-    sources = (
-        [lock] if target == "dist-env" else [path for top in ("jobs", "udfs") for path in (ROOT / top).rglob("*.py")]
-    )
+    modules = [path for top in ("jobs", "udfs") for path in (ROOT / top).rglob("*.py")]
+    sources = [ROOT / "conf/locks/runtime.txt"] if target == "dist-env" else [ROOT / "pyproject.toml", *modules]
     newer = [path for path in sources if path.stat().st_mtime > file.stat().st_mtime]
     if newer:
         raise ConfigError(f"{file} is older than {newer[0].relative_to(ROOT)}: run `make {target}`")
+    if target == "dist":
+        # by name, for no time tells of a module that went: its folder's is also that of a new __pycache__
+        packed = {name for name in ZipFile(file).namelist() if name.endswith(".py")}
+        moved = sorted(packed ^ {path.relative_to(ROOT).as_posix() for path in modules})
+        if moved:
+            raise ConfigError(f"{file} and the checkout differ in {moved[0]}: run `make {target}`")
     return file
 
 

@@ -43,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A checkout like this one, but for conf/places, which a test fills in."""
     checkout = tmp_path / "checkout"
     (checkout / "conf/places").mkdir(parents=True)
-    for part in ("jobs", "udfs", "dist", "conf/spark", "conf/gpu", "conf/locks"):
+    for part in ("pyproject.toml", "jobs", "udfs", "dist", "conf/spark", "conf/gpu", "conf/locks"):
         (checkout / part).symlink_to(ROOT / part)
     monkeypatch.setattr(submit, "ROOT", checkout)
     yield checkout / "conf/places/standalone.yaml"

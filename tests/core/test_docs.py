@@ -80,6 +80,10 @@ def test_the_delta_jars_of_the_set_up_are_those_that_documents_locks_and_message
     for pins, artifact in zip((oldest, newest), named, strict=True):
         assert f"  {artifact}-{pins['delta-spark']}.jar" in sums
         assert f"io.delta:{artifact}:{pins['delta-spark']} to spark-submit" in delta_remedy(pins["pyspark"])
+    release = oldest["pyspark"].rpartition(".")[0]
+    for place in (ROOT / "conf/places").iterdir():
+        text = place.read_text()
+        assert ("io.delta:" in text) == (f"those for Spark {release}." in text), place
 
 
 def test_the_jars_of_stores_are_those_of_the_hadoop_that_spark_has() -> None:

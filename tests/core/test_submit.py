@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -22,12 +23,14 @@ PLACES = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
 SECRET = "c2VjcmV0LW9mLXRoZS1jbGk"
 YOURS = {
     "master": "spark://node0:7077",
+    "queue": "team_a",
     "node_python": "/opt/slidelake/bin/python",
     "event_logs": "hdfs:///spark-logs",
     "image": "registry/slidelake:1",
     "namespace": "team-a",
     "uploads": "s3a://bucket/uploads",
     "volume": "/Volumes/lab/slides/files",
+    "schema": "lab.slides",
     "tables": "s3://bucket/tables",
     "cluster": "j-1",
     "bucket": "s3://bucket/slidelake",
@@ -43,17 +46,20 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     places.mkdir(parents=True)
     for name in PLACES:
         place = yaml.safe_load((ROOT / f"conf/places/{name}.yaml").read_text())
-        place["yours"] = {key: value or YOURS[key] for key, value in place.get("yours", {}).items()}
+        place["yours"] = {key: YOURS[key] for key in place.get("yours", {})}
         (places / f"{name}.yaml").write_text(yaml.safe_dump(place))
     for top in ("jobs", "udfs"):
         (checkout / top).mkdir()
         (checkout / top / "code.py").touch()
     (checkout / "conf/locks").mkdir()
     (checkout / "conf/locks/runtime.txt").touch()
+    (checkout / "pyproject.toml").touch()
     (checkout / "dist").mkdir()
-    name = f"slidelake-{version('slidelake')}"
-    for file in (f"{name}.zip", f"{name}-py3-none-any.whl", "environment.tar.gz"):
-        (checkout / "dist" / file).touch()
+    for end in (".zip", "-py3-none-any.whl"):
+        with ZipFile(checkout / f"dist/slidelake-{version('slidelake')}{end}", "w") as code:
+            for name in ("jobs/code.py", "udfs/code.py", "jobs/runtime/conf/spark-defaults.conf"):
+                code.writestr(name, "")
+    (checkout / "dist/environment.tar.gz").touch()
     monkeypatch.setattr(submit, "ROOT", checkout)
     monkeypatch.chdir(tmp_path)
     settings = {"patients": "s3://lab/p.csv", "output": {"root": "s3://lab/tables"}}
@@ -110,20 +116,41 @@ def test_emr_gets_a_step_whose_arguments_are_whole_whatever_is_in_them(say: Say,
     assert step[:-1] == ["aws", "emr", "add-steps", "--cluster-id", "j-1", "--steps"]
     [told] = json.loads(step[-1])
     assert told["Args"][0] == "spark-submit"
-    assert told["Args"][-4:] == ["s3://bucket/slidelake/jobs/slides.py", "--config", "my.yaml", override]
-    assert {word for word in told["Args"] if word.startswith("s3://")} == {copy[4] for copy in copies}
+    assert told["Args"][-3:] == ["--config", "my.yaml", override]
+    there = [copy[4] for copy in copies]
+    assert {word for word in told["Args"] if word.startswith("s3://")} == set(there)
+    folder = there[0].rpartition("/")[0]
+    assert folder.rpartition("/")[0] == "s3://bucket/slidelake"
+    code = f"slidelake-{version('slidelake')}.zip"
+    assert there == [f"{folder}/{name}" for name in (code, "slides.py", "my.yaml")]
 
 
 def test_databricks_runs_the_task_of_the_job_with_the_settings_in_a_volume(say: Say, checkout: Path) -> None:
-    deploy, copy, run = lines(  # the first deployment makes the volume
+    wheel, deploy, mkdir, copy, run = lines(  # the first deployment makes the volume
         say("--on", "databricks", "--dry-run", "features", "--config", "my.yaml", "run.unit_tiles=9")
     )
-    assert copy[-2:] == [f"{checkout.parent}/my.yaml", "dbfs:/Volumes/lab/slides/files/my.yaml"]
+    assert wheel == ["test", "-f", f"{checkout}/dist/slidelake-{version('slidelake')}-py3-none-any.whl"]
+    folder = mkdir[-1].removeprefix("dbfs:")
+    assert folder.rpartition("/")[0] == "/Volumes/lab/slides/files"
+    assert copy[-2:] == [f"{checkout.parent}/my.yaml", f"dbfs:{folder}/my.yaml"]
     assert deploy[2:] == ["databricks", "bundle", "deploy", "--var", "tables=s3://bucket/tables"]
     task, arguments = run[: run.index("--")], run[run.index("--") + 1 :]
     assert task[2:] == ["databricks", "bundle", "run", *deploy[-2:], "--only", "features", "alone"]
-    settings = ["--config", "/Volumes/lab/slides/files/my.yaml", "output.root=s3://bucket/tables"]
+    settings = ["--config", f"{folder}/my.yaml", "output.root=s3://bucket/tables", "output.schema=lab.slides"]
     assert arguments == ["features", *settings, "run.unit_tiles=9"]
+
+
+@pytest.mark.parametrize(("place", "copy"), [("emr", ["aws", "s3", "cp"]), ("databricks", ["databricks", "fs", "cp"])])
+def test_no_submission_writes_over_what_one_that_waits_has_sent(say: Say, place: str, copy: list[str]) -> None:
+    first, second = (
+        {
+            words[-1]
+            for words in lines(say("--on", place, "--dry-run", "slides", "--config", "my.yaml"))
+            if words[:3] == copy
+        }
+        for _ in range(2)
+    )
+    assert first and not first & second
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -192,17 +219,29 @@ def test_without_what_make_dist_builds_or_with_what_is_older_than_the_code_nothi
     code, packages = (checkout / f"dist/slidelake-{version('slidelake')}.zip"), checkout / "dist/environment.tar.gz"
     for file, source, target in (
         (code, "jobs/code.py", "dist"),
+        (code, "pyproject.toml", "dist"),
         (packages, "conf/locks/runtime.txt", "dist-env"),
     ):
         assert say(*command)[0] == 0
-        os.utime(file, (1, 1))
+        then = file.stat().st_mtime + 1
+        os.utime(checkout / source, (then, then))
         older = f"slidelake submit: {file} is older than {source}: run `make {target}`\n"
         assert say(*command) == (2, "", older)
-        file.unlink()
-        assert say(*command) == (2, "", f"slidelake submit: {file} is not there: run `make {target}`\n")
-        file.touch()
+        os.utime(file, (then, then))
     packages.unlink()
-    assert say("--on", "standalone", *command[2:])[0] == 0  # which asks for no environment
+    assert say(*command) == (2, "", f"slidelake submit: {packages} is not there: run `make dist-env`\n")
+    standalone = ("--on", "standalone", *command[2:])
+    assert say(*standalone)[0] == 0  # which asks for no environment
+    code.unlink()
+    assert say(*standalone) == (2, "", f"slidelake submit: {code} is not there: run `make dist`\n")
+
+
+@pytest.mark.parametrize(("place", "end"), [("standalone", ".zip"), ("databricks", "-py3-none-any.whl")])
+def test_code_with_a_module_that_went_is_not_sent(say: Say, checkout: Path, place: str, end: str) -> None:
+    (checkout / "jobs/code.py").unlink()
+    code = checkout / f"dist/slidelake-{version('slidelake')}{end}"
+    refusal = f"slidelake submit: {code} and the checkout differ in jobs/code.py: run `make dist`\n"
+    assert say("--on", place, "--dry-run", "slides", "--config", "my.yaml") == (2, "", refusal)
 
 
 def test_a_client_that_is_not_there_is_named(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -230,6 +269,11 @@ def test_clients_get_every_word_as_given_and_the_first_that_fails_ends_it(
     client.write_text("#!/bin/sh\nexit 3\n")
     assert say("--on", "emr", "slides", "--config", "my.yaml") == (3, "", "")
     assert shutil.which("aws") == str(client)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_only_its_owner_knows_of_a_place_is_left_to_be_filled_in(place: str) -> None:
+    assert set(yaml.safe_load((ROOT / f"conf/places/{place}.yaml").read_text()).get("yours", {}).values()) <= {None}
 
 
 @pytest.mark.parametrize("place", PLACES)

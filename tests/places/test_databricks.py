@@ -59,9 +59,21 @@ def test_every_reference_is_to_something_of_the_bundle() -> None:
                 place = place[part]
     clusters = {cluster["job_cluster_key"] for cluster in JOB["job_clusters"]}
     assert {each["job_cluster_key"] for each in TASKS.values()} == clusters == {"processors", "gpus"}
-    volume = BUNDLE["resources"]["volumes"]["files"]
-    assert VolumeType(volume["volume_type"])
-    assert BUNDLE["variables"]["config"]["default"].split("/")[4] == volume["name"]
+    assert VolumeType(BUNDLE["resources"]["volumes"]["files"]["volume_type"])
+
+
+def test_all_follow_the_schema_by_the_name_that_a_target_gives_it() -> None:
+    """Mode development puts a prefix before it, whatever the presets say; a variable knows nothing of that."""
+    schema, volume = BUNDLE["resources"]["schemas"]["slidelake"], BUNDLE["resources"]["volumes"]["files"]
+    assert schema["name"] == "${var.schema}" and TEXT.count("${var.schema}") == 1
+    assert volume["schema_name"] == "${resources.schemas.slidelake.name}"
+    folder = f"/Volumes/{volume['catalog_name']}/{volume['schema_name']}/{volume['name']}"
+    by_name = f"output.schema={schema['catalog_name']}.{volume['schema_name']}"
+    for name, each in TASKS.items():
+        _, _, config, *overrides = each["python_wheel_task"]["parameters"]
+        assert config == f"{folder}/${{var.config}}"
+        # train needs no Spark, and so has no catalog
+        assert [word for word in overrides if "schema" in word] == ([] if name == "train" else [by_name])
 
 
 def test_a_task_runs_the_job_of_its_name_after_the_one_whose_table_it_reads() -> None:
@@ -95,6 +107,11 @@ def test_the_wheel_has_the_entry_point_of_the_tasks() -> None:
         assert library == {"whl": "../../dist/slidelake-*.whl"}
         assert all(f'"{extra["pypi"]["package"]}"' in project for extra in more)
     assert "../../dist" in BUNDLE["sync"]["paths"]
+
+
+def test_the_target_for_production_has_the_root_that_its_mode_asks_for() -> None:
+    targets = BUNDLE["targets"].values()
+    assert [each["workspace"]["root_path"] for each in targets if each["mode"] == "production"]
 
 
 def test_a_status_that_is_not_0_fails_the_task(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def laptop(folder: Path, cluster: Yarn, environment: Path, queue: str, conf: Map
     """A checkout with this queue and archive of packages, and these settings of Spark beside those of conf/spark/yarn.conf."""
     for part in ("conf/spark", "conf/places", "dist"):
         (folder / part).mkdir(parents=True)
-    for part in ("jobs", "udfs", "conf/gpu", "conf/locks"):
+    for part in ("pyproject.toml", "jobs", "udfs", "conf/gpu", "conf/locks"):
         (folder / part).symlink_to(ROOT / part)
     (folder / "dist" / CODE.name).symlink_to(CODE)
     (folder / "dist/environment.tar.gz").symlink_to(environment)
