@@ -181,7 +181,7 @@ check: setup  ## format, lint, types, import contracts
 	mypy
 	lint-imports
 
-bench: setup  ## benchmarks, all or ONLY=name,name
+bench: setup  ## benchmarks, all but the longest or ONLY=name,name
 	python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 clean:  ## remove what demo and benchmarks wrote

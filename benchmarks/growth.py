@@ -7,9 +7,10 @@ nothing is encoded. So what is measured is what comes on top of reading and enco
 `seconds` are those of the stages, which Spark's start and the gauges between waves are no part of; `cpu_seconds` those of the
 processors in all processes, start included, on which other work on the machine has little say. `again` is a second run, with
 nothing to do; `resumed` goes on where a run was killed in the middle of the cohort, and has to end with the same rows.
-`heap_first_mb` and `heap_last_mb` are what the JVM's heap holds after the second and after the last wave, full collection done;
-`late_vs_early` is what a slide takes of the processors in the last quarter of the waves beside the first one, without the first
-wave. The last line is the straight line through the shares' processor seconds, and what it leaves unexplained.
+The first wave, which starts workers, aside: `heap_early_mb` and `heap_late_mb` are what the JVM's heap holds in the first and in
+the last quarter of the waves, full collection done, the medians; `late_vs_early` is what a slide takes of the processors in the
+last quarter beside the first. The last line is the straight line through the shares' processor seconds, and what it leaves
+unexplained.
 """
 
 import json
@@ -20,8 +21,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -72,14 +74,10 @@ def measured(share: float) -> Line:
         line: Line = {"share": share, "slides": slides, "tiles": tiles, "waves": len(gauges)}
         line |= {"seconds": sum(timings.values())} | {f"{stage}_seconds": taken for stage, taken in timings.items()}
         line |= {"ms_a_slide": 1000 * sum(timings.values()) / slides, "cpu_seconds": gauges[-1]["cpu"]}
-        line |= {"cpu_ms_a_slide": 1000 * gauges[-1]["cpu"] / slides, "late_vs_early": _late_vs_early(gauges)}
+        line |= {"cpu_ms_a_slide": 1000 * gauges[-1]["cpu"] / slides, **_early_and_late(gauges)}
         again = _run(folder, "tables")
         line["again_seconds"] = sum(_timings(folder, "tables").values())
         line |= {
-            "heap_first_mb": gauges[1]["heap"] / 1e6,
-            "heap_last_mb": gauges[-1]["heap"] / 1e6,
-            "python_first_mb": gauges[1]["python"] / 1e6,
-            "python_last_mb": gauges[-1]["python"] / 1e6,
             "jvm_mb": max(whole.jvm, again.jvm) / 1e6,
             "workers_mb": whole.workers / 1e6,
         }
@@ -117,14 +115,14 @@ def straight(lines: Sequence[Line]) -> Line:
     slope, start = np.polyfit(slides, seconds, 1, w=1 / seconds)
     fitted = start + slope * slides
     off = 1 - ((seconds - fitted) ** 2).sum() / ((seconds - seconds.mean()) ** 2).sum()
-    heap = np.polyfit(slides, [float(line["heap_last_mb"]) for line in lines], 1)[0]
+    heap = np.polyfit(slides, [float(line["heap_late_mb"]) for line in lines], 1)[0]
     return {
         "share": "line",
         "cpu_seconds_at_0": float(start),
         "cpu_ms_a_slide": float(1000 * slope),
         "r_squared": f"{off:.5f}",
         "largest_deviation": float(np.abs(seconds / fitted - 1).max()),
-        "last_vs_first": float(lines[-1]["ms_a_slide"]) / float(lines[0]["ms_a_slide"]),
+        "last_vs_first": float(lines[-1]["cpu_ms_a_slide"]) / float(lines[0]["cpu_ms_a_slide"]),
         "heap_kb_a_slide": float(heap * 1000),
     }
 
@@ -151,9 +149,11 @@ def _timings(folder: Path, tables: str) -> dict[str, float]:
     return dict(runs["timings"].to_list()[-1])
 
 
-def _late_vs_early(gauges: Gauges) -> float:
-    """How much longer a slide takes at the end of a run than at its beginning."""
-    ends = [gauge["cpu"] for gauge in gauges]
-    a_slide = [(end - begin) / gauge["images"] for begin, end, gauge in zip(ends, ends[1:], gauges[1:], strict=False)]
-    quarter = max(1, len(a_slide) // 4)
-    return fmean(a_slide[-quarter:]) / fmean(a_slide[:quarter])
+def _early_and_late(gauges: Gauges) -> Line:
+    """The first and the last quarter of the waves, without the first wave."""
+    cpu_a_slide = [(end["cpu"] - begin["cpu"]) / end["images"] for begin, end in pairwise(gauges)]
+    quarter = max(1, len(cpu_a_slide) // 4)
+    line: Line = {"late_vs_early": fmean(cpu_a_slide[-quarter:]) / fmean(cpu_a_slide[:quarter])}
+    for when, some in (("early", gauges[1 : quarter + 1]), ("late", gauges[-quarter:])):
+        line |= {f"{what}_{when}_mb": median(gauge[what] for gauge in some) / 1e6 for what in ("heap", "python")}
+    return line
