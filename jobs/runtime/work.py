@@ -4,7 +4,8 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from py4j.protocol import Py4JError
-from pyspark.sql import Column, DataFrame
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 _SUMS = "sums"  # a column that is of no interest, once it was computed
@@ -25,7 +26,20 @@ class Work:
 
 
 class NoAccumulatorsError(Exception):
-    """This Spark has not what they are fed by."""
+    """This Spark has not what they are fed by, or refuses it."""
+
+
+def try_accumulators(spark: SparkSession) -> None:
+    """Add to one, which has no name and so is not shown: an engine may refuse only when it is to compute.
+
+    Raises:
+        NoAccumulatorsError: `in_accumulators` is not to be used here.
+    """
+    one = spark.range(1)
+    try:
+        one.select(_added(one, None, F.lit(1).cast("bigint"))).collect()
+    except (TypeError, Py4JError, PySparkException) as error:
+        raise NoAccumulatorsError(str(error).partition("\n")[0]) from None
 
 
 def in_accumulators(rows: DataFrame) -> DataFrame:
@@ -35,10 +49,8 @@ def in_accumulators(rows: DataFrame) -> DataFrame:
     that died had told is not in them; rows that are computed again, for their executor is gone, count twice.
 
     Args:
-        rows: with n_tiles and `udfs.schemas.WORK`, both null where there is nothing to tell.
-
-    Raises:
-        NoAccumulatorsError: in which case the rows are as good without.
+        rows: with n_tiles and `udfs.schemas.WORK`, both null where there is nothing to tell; of a Spark that `try_accumulators`
+            found fit.
     """
     sums = {
         "tiles": F.col("n_tiles"),
@@ -53,25 +65,22 @@ def in_accumulators(rows: DataFrame) -> DataFrame:
     return rows.withColumn(_SUMS, F.array(*(_added(rows, name, column) for name, column in whole.items())))
 
 
-def _added(rows: DataFrame, name: str, column: Column) -> Column:
-    """To compute it adds the column, a bigint, to an accumulator of that name.
+def _added(rows: DataFrame, name: str | None, column: Column) -> Column:
+    """To compute it adds the column, a bigint, to a new accumulator of that name.
 
     Python's accumulators have no names, and the UI shows none without. The JVM's have, but nothing of Python's public API feeds
     them. Catalyst does: it calls methods of objects, as it does to make the beans of Java's users.
     """
     jvm: Any = rows.sparkSession._jvm
     context: Any = rows.sparkSession.sparkContext._jsc
-    try:
-        catalyst, bridge = (
-            jvm.org.apache.spark.sql.catalyst.expressions,
-            jvm.org.apache.spark.sql.classic.ExpressionUtils,
-        )
-        accumulator = catalyst.Literal.fromObject(context.sc().longAccumulator(name))
-        setters = jvm.PythonUtils.toScalaMap({"add": bridge.expression(column._jc)})
-        fed = catalyst.objects.InitializeJavaBean(accumulator, setters)
-        # An expression of a type that rows can have, and which is not deterministic: so none is left out or computed twice.
-        none, boolean = jvm.PythonUtils.toSeq([]), jvm.org.apache.spark.sql.types.DataType.fromDDL("boolean")
-        told = catalyst.objects.Invoke(fed, "isZero", boolean, none, none, True, True, False)
-        return type(column)(bridge.column(told))
-    except (TypeError, Py4JError) as error:
-        raise NoAccumulatorsError(str(error)) from None
+    catalyst, bridge = (
+        jvm.org.apache.spark.sql.catalyst.expressions,
+        jvm.org.apache.spark.sql.classic.ExpressionUtils,
+    )
+    accumulator = catalyst.Literal.fromObject(context.sc().longAccumulator(*([name] if name else [])))
+    setters = jvm.PythonUtils.toScalaMap({"add": bridge.expression(column._jc)})
+    fed = catalyst.objects.InitializeJavaBean(accumulator, setters)
+    # An expression of a type that rows can have, and which is not deterministic: so none is left out or computed twice.
+    none, boolean = jvm.PythonUtils.toSeq([]), jvm.org.apache.spark.sql.types.DataType.fromDDL("boolean")
+    told = catalyst.objects.Invoke(fed, "isZero", boolean, none, none, True, True, False)
+    return type(column)(bridge.column(told))
