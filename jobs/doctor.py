@@ -7,6 +7,7 @@ from it how long the cohort takes.
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,10 +16,10 @@ from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, as_text, look
 from jobs.runtime.cli import DONE, FAILED, main_alone
-from jobs.runtime.cohort import read_cohort
+from jobs.runtime.cohort import read_cohort, secrets_in
 from jobs.runtime.config import Config
 from jobs.runtime.session import open_session
-from udfs.wsi.store import redact, secrets_of
+from udfs.wsi.store import redact
 
 _QUICK_S, _LONG_S = (
     60.0,
@@ -45,21 +46,22 @@ CHECKS = (
 def examine(config: Config, arguments: argparse.Namespace) -> int:
     """Print the table; returns the exit status."""
     images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-    secrets = secrets_of(config.slides.root, config.slides.storage_options)
-    for uri in (config.patients, config.output.root, config.encoder.weights, config.stain.weights):
-        secrets += secrets_of(uri, None)
-    for image in images:
-        secrets += secrets_of(image.uri, None)
+    secrets = secrets_in(config, images)
     spark = open_session("slidelake doctor")
     try:
+        place = Place(spark, config, images, arguments.deadline)
         print(f"\nslidelake doctor, {spark.sparkContext.master}")
         failed = 0
-        for row in look(Place(spark, config, images, arguments.deadline), CHECKS):
+        for row in look(place, CHECKS):
             print(redact(as_text(row), secrets), flush=True)
             failed += row.status == "FAIL"
         print(f"\n{failed or 'none'} of {len(CHECKS)} checks failed")
     finally:
         spark.stop()
+    if place.left:  # Python would wait for what their threads have begun, hours where a store is silent
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(FAILED)
     return FAILED if failed else DONE
 
 

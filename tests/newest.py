@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.faults.commands import run_to_end
+
 _OVERLAY = Path(sys.prefix) / "newest"
+_COMMAND_S = 300
 
 
 def run_with_newest_pyarrow(module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -27,6 +30,4 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
         "SPARK_LOCAL_IP": "127.0.0.1",
         "PYSPARK_PYTHON": sys.executable,
     }
-    return subprocess.run(
-        command, env=os.environ | there, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-    )
+    return run_to_end(command, os.environ | there, _COMMAND_S)

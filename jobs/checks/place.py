@@ -91,6 +91,7 @@ class Place:
     deadline_h: float | None = None
     run: Run = field(init=False)
     executors: list[Executor] = field(default_factory=list)  # filled by the first check; none in local mode
+    left: list[str] = field(default_factory=list)  # checks that took too long: their threads may wait yet
 
     def __post_init__(self) -> None:
         self.run = Run(self.config, self.spark, "doctor")

@@ -9,6 +9,11 @@ from jobs.checks.place import NoPythonError, Place, cause_of
 from jobs.runtime.config import ConfigError
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
+_SILENT_EXECUTORS = "look at the logs of the executors for what holds it up"
+_SILENT_STORE = (
+    "it is the driver that waits: give it, too, a route to slides, tables and weights (proxy, firewall, endpoint), "
+    "and look at its log"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ def as_text(row: Row) -> str:
 
 
 def _in_time(place: Place, check: Check) -> Row:
-    """What the check finds. One that takes too long is left to itself, and the jobs that it waits for are cancelled."""
+    """What the check finds. One that takes too long is left to itself (`Place.left`), and the jobs that it waits for are
+    cancelled.
+    """
     context = place.spark.sparkContext
     rows: list[Row] = []
 
@@ -69,8 +76,12 @@ def _in_time(place: Place, check: Check) -> Row:
     thread.start()
     thread.join(check.limit_s)
     if thread.is_alive():
+        place.left.append(check.what)
+        tracker = context.statusTracker()
+        jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(check.what)]
+        waits_for_executors = any(job and job.status == "RUNNING" for job in jobs)
         context.cancelJobGroup(check.what)
         return Row(
-            "FAIL", f"no answer in {check.limit_s:g} s", "look at the logs of the executors for what holds it up"
+            "FAIL", f"no answer in {check.limit_s:g} s", _SILENT_EXECUTORS if waits_for_executors else _SILENT_STORE
         )
     return rows[0]

@@ -11,13 +11,13 @@ import pandas as pd
 import yaml
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
-from jobs.runtime.cohort import read_cohort
+from jobs.runtime.cohort import Image, read_cohort, secrets_in
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
-from udfs.wsi.store import redact, secrets_of
+from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
 
@@ -90,9 +90,9 @@ def main(
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
         refuse_unusable_spark()
-        read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+        images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
         check(config)
-        return _run(job, config, work, arguments)
+        return _run(job, config, images, work, arguments)
     except ConfigError as error:
         print(f"slidelake {job}: {error}", file=sys.stderr)
         return BAD_CONFIG
@@ -127,17 +127,17 @@ def main_alone(
         return BAD_CONFIG
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            secrets = (
-                *secrets_of(config.training.mlflow, config.slides.storage_options),
-                *secrets_of(config.training.output, None),
-            )
-            print(redact(traceback.format_exc(), secrets), file=sys.stderr)
+            print(redact(traceback.format_exc(), secrets_in(config)), file=sys.stderr)
         print(f"slidelake {job}: stopped by {type(error).__name__}", file=sys.stderr)
         return FAILED
 
 
 def _run(
-    job: str, config: Config, work: Callable[[Run, argparse.Namespace], int], arguments: argparse.Namespace
+    job: str,
+    config: Config,
+    images: Sequence[Image],
+    work: Callable[[Run, argparse.Namespace], int],
+    arguments: argparse.Namespace,
 ) -> int:
     run = Run(config, start_session(f"slidelake {job}"), job)
     run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
@@ -150,8 +150,7 @@ def _run(
             raise
         except (Exception, KeyboardInterrupt) as error:
             if not isinstance(error, KeyboardInterrupt):
-                secrets = secrets_of(None, config.slides.storage_options)
-                print(redact(traceback.format_exc(), secrets), file=sys.stderr)
+                print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
             name = type(error).__name__
             with suppress(Exception):  # where Spark itself is gone there is nothing to write with
                 run.record(f"stopped by {name}", read)

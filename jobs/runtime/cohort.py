@@ -59,6 +59,23 @@ def read_cohort(config: Config) -> list[Image]:
         raise ConfigError(f"patients: {public_uri(config.patients)}: {error}") from None
 
 
+def secrets_in(config: Config, images: Iterable[Image] = ()) -> tuple[str, ...]:
+    """Every text in settings and CSV that must not be shown, longest first: see `redact`."""
+    found = set(secrets_of(None, config.slides.storage_options))
+    for text in (*_texts(config.model_dump(mode="json")), *(image.uri for image in images)):
+        found.update(secrets_of(text, None))
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    """All that may be URIs, however deep."""
+    if isinstance(settings, Mapping):
+        for value in settings.values():
+            yield from _texts(value)
+    elif isinstance(settings, str):
+        yield settings
+
+
 def cohort_bytes(config: Config) -> bytes:
     """The CSV as it is; raises ConfigError where it can't be read."""
     name = public_uri(config.patients)

@@ -24,7 +24,7 @@ from jobs.runtime.resources import executors_gone, features_resources
 from jobs.runtime.session import slots
 from jobs.runtime.survey import plan_waves, take_survey
 from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
-from jobs.runtime.work import NoAccumulatorsError, Work, in_accumulators
+from jobs.runtime.work import NoAccumulatorsError, Work, in_accumulators, try_accumulators
 from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
 from udfs.slides import TissueSpec
@@ -62,7 +62,6 @@ class Run:
     problems: list[str] = field(default_factory=list)  # what is no slide's fault, a line each
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
-    shows_work: bool = True  # in Spark's UI
     recipe: Recipe = field(default_factory=dict)  # of the features; empty in jobs that have nothing to do with them
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
@@ -137,16 +136,19 @@ class Run:
 
     def show_work(self, rows: DataFrame) -> DataFrame:
         """The rows, whose work Spark's UI shows as they are computed; see `in_accumulators`."""
-        if self.shows_work:
-            try:
-                return in_accumulators(rows)
-            except NoAccumulatorsError as error:
-                self.shows_work = False
-                self.progress.say(
-                    f"slidelake: Spark's UI shows no sums of requests, bytes and seconds, for Spark {self.spark.version} can't "
-                    f"add them up ({error}): look for them in table runs, column work"
-                )
-        return rows
+        return in_accumulators(rows) if self._can_show_work else rows
+
+    @cached_property
+    def _can_show_work(self) -> bool:
+        try:
+            try_accumulators(self.spark)
+        except NoAccumulatorsError as error:
+            self.progress.say(
+                f"slidelake: Spark's UI shows no sums of requests, bytes and seconds, for Spark {self.spark.version} can't "
+                f"add them up ({error}): look for them in table runs, column work"
+            )
+            return False
+        return True
 
     def count_work(self, stage: str, rows: Iterable[Row]) -> None:
         """Take what workers tell of their work into account; rows have image_id, size_bytes and work, null where unread."""

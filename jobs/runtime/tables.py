@@ -104,8 +104,9 @@ class Tables:
             new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in have]
             if new:
                 self.spark.sql(f"ALTER TABLE delta.`{path}` ADD COLUMNS ({', '.join(new)})")
+            has = self._properties(name) if layout else {}
             for key, value in layout.items():
-                if self.property(name, key) is None:
+                if key not in has:
                     self.set_property(name, key, value)
         else:
             builder = (
@@ -124,9 +125,11 @@ class Tables:
 
     def property(self, name: str, key: str) -> str | None:
         """A property of the table."""
-        properties = DeltaTable.forPath(self.spark, self.path(name)).detail().select("properties").collect()[0][0]
-        value: str | None = properties.get(key)
-        return value
+        return self._properties(name).get(key)
+
+    def _properties(self, name: str) -> dict[str, str]:
+        found: dict[str, str] = DeltaTable.forPath(self.spark, self.path(name)).detail().collect()[0]["properties"]
+        return found
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""

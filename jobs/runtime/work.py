@@ -4,7 +4,8 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from py4j.protocol import Py4JError
-from pyspark.sql import Column, DataFrame
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 
@@ -23,7 +24,20 @@ class Work:
 
 
 class NoAccumulatorsError(Exception):
-    """This Spark has not what they are fed by."""
+    """This Spark has not what they are fed by, or refuses it."""
+
+
+def try_accumulators(spark: SparkSession) -> None:
+    """Add to one, which has no name and so is not shown: an engine may refuse only when it is to compute.
+
+    Raises:
+        NoAccumulatorsError: `in_accumulators` is not to be used here.
+    """
+    one = spark.range(1)
+    try:
+        one.select(_added(one, None, F.lit(1).cast("bigint"))).collect()
+    except (TypeError, Py4JError, PySparkException) as error:
+        raise NoAccumulatorsError(str(error).partition("\n")[0]) from None
 
 
 def in_accumulators(rows: DataFrame) -> DataFrame:
@@ -33,10 +47,8 @@ def in_accumulators(rows: DataFrame) -> DataFrame:
     that died had told is not in them; rows that are computed again, for their executor is gone, count twice.
 
     Args:
-        rows: with n_tiles and `udfs.schemas.WORK`, both null where there is nothing to tell.
-
-    Raises:
-        NoAccumulatorsError: in which case the rows are as good without.
+        rows: with n_tiles and `udfs.schemas.WORK`, both null where there is nothing to tell; of a Spark that `try_accumulators`
+            found fit.
     """
     sums = {
         "tiles": F.col("n_tiles"),
@@ -53,23 +65,20 @@ def in_accumulators(rows: DataFrame) -> DataFrame:
     return rows.where(F.col("n_tiles").isNull() | (F.size(added) == len(whole)))
 
 
-def _added(rows: DataFrame, name: str, column: Column) -> Column:
-    """A boolean; to compute it adds the column, a bigint, to an accumulator of that name, unless it is null.
+def _added(rows: DataFrame, name: str | None, column: Column) -> Column:
+    """A boolean; to compute it adds the column, a bigint, to a new accumulator of that name, unless it is null.
 
     PySpark's accumulators have no names, and the UI shows none without. The JVM's have, but nothing in PySpark's API feeds them.
     Catalyst can: its expressions call methods of objects, as they do to fill the beans of Java's users.
     """
     jvm: Any = rows.sparkSession._jvm
     context: Any = rows.sparkSession.sparkContext._jsc
-    try:
-        catalyst = jvm.org.apache.spark.sql.catalyst.expressions
-        bridge = jvm.org.apache.spark.sql.classic.ExpressionUtils
-        accumulator = catalyst.Literal.fromObject(context.sc().longAccumulator(name))
-        setters = jvm.PythonUtils.toScalaMap({"add": bridge.expression(column._jc)})
-        fed = catalyst.objects.InitializeJavaBean(accumulator, setters)
-        # What it gives back is of no interest; that it is not deterministic keeps the optimiser from moving or doubling it.
-        none, boolean = jvm.PythonUtils.toSeq([]), jvm.org.apache.spark.sql.types.DataType.fromDDL("boolean")
-        told = catalyst.objects.Invoke(fed, "isZero", boolean, none, none, True, True, False)
-        return type(column)(bridge.column(told))
-    except (TypeError, Py4JError) as error:
-        raise NoAccumulatorsError(str(error)) from None
+    catalyst = jvm.org.apache.spark.sql.catalyst.expressions
+    bridge = jvm.org.apache.spark.sql.classic.ExpressionUtils
+    accumulator = catalyst.Literal.fromObject(context.sc().longAccumulator(*([name] if name else [])))
+    setters = jvm.PythonUtils.toScalaMap({"add": bridge.expression(column._jc)})
+    fed = catalyst.objects.InitializeJavaBean(accumulator, setters)
+    # What it gives back is of no interest; that it is not deterministic keeps the optimiser from moving or doubling it.
+    none, boolean = jvm.PythonUtils.toSeq([]), jvm.org.apache.spark.sql.types.DataType.fromDDL("boolean")
+    told = catalyst.objects.Invoke(fed, "isZero", boolean, none, none, True, True, False)
+    return type(column)(bridge.column(told))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyspark
 
 from tests.environments import ROOT, without_path
-from tests.faults.commands import end_session, wait_until
+from tests.faults.commands import end_session, run_to_end, wait_until
 from tests.stores.process import HOST, ask, free_port
 
 _COMMAND_S = 600  # torch's agents wait up to 300 s for one another at their end, where one is gone too soon
@@ -112,22 +112,7 @@ def submit_words(folder: Path, words: Sequence[str], conf: Mapping[str, object])
     """`spark-submit` with these words and, before them, these settings and those of a small machine."""
     settings = [part for key, value in (_SMALL | dict(conf)).items() for part in ("--conf", f"{key}={value}")]
     command = [str(_SPARK / "bin/spark-submit"), *settings, *words]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=without_path() | _ENVIRONMENT | {"SPARK_HOME": str(_home(folder))},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=_COMMAND_S)
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
-    finally:
-        end_session(process.pid)
-        process.wait()
+    return run_to_end(command, without_path() | _ENVIRONMENT | {"SPARK_HOME": str(_home(folder))}, _COMMAND_S)
 
 
 def _home(folder: Path) -> Path:

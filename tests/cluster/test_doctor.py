@@ -1,4 +1,4 @@
-"""The doctor on two executors where five things are broken: each has its row, and its row says what to do."""
+"""The doctor on two executors: on nodes that have all, and where five things are broken, each with what to do about it."""
 
 import os
 import sys
@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.doctor import CHECKS
 from jobs.runtime.config import Config
 from tests.cluster.clusters import submit
+from tests.environments import CODE, make_dist
 from tests.stores.process import HOST, free_port
 
 SECRET = "c2VjcmV0LW9mLXRoZS1zdG9yZQ"
@@ -44,6 +46,44 @@ def python_by_executor(folder: Path) -> Path:
     return script
 
 
+def settings(config: Config, folder: Path) -> str:
+    """The settings as a file; its path."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return str(file)
+
+
+def rows_of(table: str) -> dict[str, tuple[str, str]]:
+    """By check: its status, and its line with the remedy."""
+    rows: dict[str, tuple[str, str]] = {}
+    for line in table.splitlines():
+        if line[:6].strip() in ("ok", "warn", "FAIL", "skip"):
+            what = line.split()[1]
+            rows[what] = (line.split()[0], line)
+        elif line.strip().startswith("-> "):
+            rows[what] = (rows[what][0], rows[what][1] + line)
+    return rows
+
+
+def test_all_is_well_on_a_standalone_cluster_whose_nodes_have_the_packages_and_are_sent_the_code(
+    two_nodes: str, node_python: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    make_dist()
+    conf = {
+        "spark.pyspark.python": node_python,
+        "spark.pyspark.driver.python": sys.executable,
+        "spark.submit.pyFiles": CODE,
+        "spark.cores.max": 2,  # one on each node
+    }
+    file = settings(small_config(tiling={"max_background": 0.5}), tmp_path)
+    said = submit(tmp_path, two_nodes, conf, "jobs/doctor.py", "--config", file, "--deadline", "1")
+    print(f"\n{said.stdout}")
+    assert said.returncode == 0, said.stdout + said.stderr
+    rows = rows_of(said.stdout)
+    assert {what: status for what, (status, _) in rows.items()} == dict.fromkeys((check.what for check in CHECKS), "ok")
+    assert f"slidelake doctor, {two_nodes}\n" in said.stdout and "2 executors" in rows["executors"][1]
+
+
 def test_five_things_that_are_broken_are_told_apart(
     small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,8 +91,6 @@ def test_five_things_that_are_broken_are_told_apart(
     config = small_config(slide, encoder={"device": "auto"}, resources={"gpus_per_task": 1})
     csv = Path(config.patients)
     csv.write_text(csv.read_text().replace(",label\n", ",uri\n"))
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     (tmp_path / "bin").mkdir()
     no_gpus = tmp_path / "bin/nvidia-smi"
     no_gpus.write_text("#!/bin/sh\nexit 9\n")
@@ -63,17 +101,11 @@ def test_five_things_that_are_broken_are_told_apart(
         "spark.pyspark.driver.python": sys.executable,
         "spark.executor.pyspark.memory": "1g",
     }
-    said = submit(tmp_path, "local-cluster[2,1,1024]", conf, "jobs/doctor.py", "--config", str(file))
+    said = submit(tmp_path, "local-cluster[2,1,1024]", conf, "jobs/doctor.py", "--config", settings(config, tmp_path))
     print(f"\n{said.stdout}")
     assert said.returncode == 1, said.stderr
     assert SECRET not in said.stdout + said.stderr and "Traceback" not in said.stdout + said.stderr
-    rows: dict[str, tuple[str, str]] = {}
-    for line in said.stdout.splitlines():
-        if line[:6].strip() in ("ok", "warn", "FAIL", "skip"):
-            what = line.split()[1]
-            rows[what] = (line.split()[0], line)
-        elif line.strip().startswith("-> "):
-            rows[what] = (rows[what][0], rows[what][1] + line)
+    rows = rows_of(said.stdout)
     here = ".".join(map(str, sys.version_info[:3]))
     broken = {
         "python": ("1 of 2 executors have another than the driver's", "3.9.18 on", "PYSPARK_PYTHON", here),

@@ -98,6 +98,34 @@ def test_the_jars_of_stores_are_those_of_the_hadoop_that_spark_has() -> None:
     assert f"  hadoop-azure-{hadoop}.jar" in sums and f"  hadoop-aws-{hadoop}.jar" in sums
 
 
+def test_what_hides_secrets_from_sparks_ui_knows_those_of_the_readme_and_hides_no_other_setting() -> None:
+    words = [line.split(maxsplit=1) for path in (ROOT / "conf/spark").glob("*.conf") for line in _settings(path)]
+    emr = [path.read_text() for path in (ROOT / "conf/emr").glob("*.json") if "spark-defaults" in path.read_text()]
+    words += [list(pair) for text in emr for pair in re.findall(r'"(spark\.[\w.]+)": "(.*)"', text)]
+    found = [value for key, value in words if key == "spark.redaction.regex"]
+    assert len(found) == 4 + 3 and len(set(found)) == 1
+    hides = re.compile(found[0]).search
+    names = {"AZURE_STORAGE_KEY", *re.findall(r"\$\{(\w+)\}", README)}
+    by_settings = re.findall(r"spark\.[\w.]+\.AZURE_STORAGE_KEY", README)
+    assert {key.split(".")[1] for key in by_settings} == {"yarn", "kubernetes"}
+    told = ("X_SAS", "X_TOKEN", "SECRET_X", "X_PASSWORD_X", "AZURE_STORAGE_CONNECTION_STRING")
+    hadoop = ("spark.hadoop.fs.azure.account.key.lab.dfs.core.windows.net", "spark.hadoop.fs.s3a.access.key")
+    command = "org.apache.spark.deploy.SparkSubmit --conf spark.yarn.appMasterEnv.AZURE_STORAGE_KEY=x pyspark-shell"
+    variables = [f"spark.emr-serverless.driverEnv.{name}" for name in (*names, *told)]
+    assert [text for text in (*by_settings, *variables, *hadoop, command) if not hides(text)] == []
+    assert [text for pair in words for text in pair if hides(text) and text not in found] == []
+    sql = (
+        "spark.sql.mapKeyDedupPolicy",
+        "spark.sql.requireAllClusterKeysForCoPartition",
+        "spark.io.encryption.keySizeBits",
+    )
+    assert [key for key in sql if hides(key)] == []
+
+
+def _settings(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
 def _pins(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "conf/locks" / lock).read_text(), re.MULTILINE))
 

@@ -1,5 +1,6 @@
 """The command line: what ends before Spark starts, what a whole run says, and its exit status."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from pyspark.sql import SparkSession
 
 from jobs import __main__ as command
 from jobs.__main__ import JOBS
+from jobs.runtime import cli
 from jobs.runtime.config import Config, describe_settings
+from jobs.runtime.run import Run
 from tests.events import Events, accumulated, descriptions, event_log_options, read_events
 from tests.slides.damage import BAD_SLIDES
 
@@ -181,6 +185,33 @@ def test_print_config_masks_secrets_and_applies_overrides(say: Say, config_file:
     assert SECRET not in out
 
 
+def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
+    spark: SparkSession,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    settings = ("slides.root", "encoder.weights", "stain.weights", "training.mlflow")
+    secrets = {place: f"{SECRET}-{place}" for place in (*settings, "CSV")}
+    (tmp_path / "patients.csv").write_text(
+        f"image_id,center_id,patient_id,image_num,uri\na1,n,001,0,https://host/a1.tif?sig={secrets['CSV']}\n"
+    )
+    monkeypatch.setenv("SLIDELAKE_TEST_KEY", SECRET)
+    monkeypatch.setattr("jobs.runtime.cli.start_session", lambda name: spark)
+    monkeypatch.setattr(spark, "stop", lambda: None)
+
+    def fail(run: Run, arguments: argparse.Namespace) -> int:
+        raise RuntimeError(f"the last of it, {' '.join(secrets.values())}; and {SECRET}")
+
+    arguments = ["--config", str(config_file), *(f"{key}=https://me:{secrets[key]}@host/x" for key in settings)]
+    arguments.append("output.root=/dev/null")  # no record of it can be written, which is no reason to show more
+    assert cli.main("preprocess", "", fail, arguments) == 1
+    said = capfd.readouterr().err
+    assert "RuntimeError: the last of it, *** *** " in said and "stopped by RuntimeError" in said
+    assert SECRET not in said
+
+
 def test_a_users_mistake_is_one_line_from_the_shell_too(config_file: Path) -> None:
     done = said_by(*SLIDELAKE, "preprocess", "--config", str(config_file), "encoder.nmae=x")
     assert (done.returncode, done.stdout) == (2, "")
@@ -200,7 +231,9 @@ def test_a_run_names_failed_slides_and_keeps_secrets(
         "image_id,center_id,patient_id,image_num\na1,n,001,0\na2,n,002,0\nb1,n,002,1\n"
     )
     arguments = ("--config", str(config_file), f"slides.root={folder}")
-    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", " ".join([*event_log_options(log), "pyspark-shell"]))
+    given = "spark.yarn.appMasterEnv.SLIDELAKE_TEST_KEY"  # as where a driver gets its variables by settings of Spark
+    options = [*event_log_options(log), "--conf", f"{given}={SECRET}"]
+    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", " ".join([*options, "pyspark-shell"]))
     done = said_by(*SLIDELAKE, "preprocess", *arguments)
     monkeypatch.delenv("PYSPARK_SUBMIT_ARGS")
     assert done.returncode == 3, done.stderr
@@ -223,7 +256,9 @@ def test_a_run_names_failed_slides_and_keeps_secrets(
         assert (ran.stdout.count("failed: b1:"), ran.stderr.count("failed: b1:")) == (0, 1)
     [work] = [work for work in runs["work"] if work]  # the second run read nothing
     assert_watched(read_events(log), work, done.stdout)
-    for said in (done.stdout, done.stderr, ignored.stdout, ignored.stderr, str(runs.to_dicts())):
+    [logged] = [file.read_text() for file in log.iterdir()]
+    assert f'"{given}":"*********(redacted)"' in logged
+    for said in (done.stdout, done.stderr, ignored.stdout, ignored.stderr, str(runs.to_dicts()), logged):
         assert SECRET not in said
     assert not [path for path in tables.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 

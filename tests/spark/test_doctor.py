@@ -1,11 +1,15 @@
 """The doctor where all is well: every check has something to look at, and finds it good."""
 
+import os
 import re
 import shutil
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from pyspark.sql import SparkSession
 
 from jobs.checks.output import output
@@ -14,6 +18,18 @@ from jobs.checks.table import Check, Row, as_text, look
 from jobs.doctor import CHECKS
 from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError
+from tests.conftest import write_csv
+from tests.faults.commands import run_to_end
+from tests.stores.process import HOST
+
+# The doctor, in haste and with one check: where the driver finds the slides.
+LOCATES = """\
+import sys
+from jobs import doctor
+from jobs.checks.table import Check
+doctor.CHECKS = (Check("slides", lambda place: place.located, 2.0),)
+sys.exit(doctor.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -62,7 +78,7 @@ def test_a_check_that_fails_or_hangs_keeps_no_other_from_running(place: Place) -
         Check("works", lambda _: Row("ok", "fine"), 60.0, ()),
     ]
     hung, failed, refused, waited, worked = look(place, checks)
-    assert (hung.status, hung.found) == ("FAIL", "no answer in 2 s")
+    assert (hung.status, hung.found) == ("FAIL", "no answer in 2 s") and "logs of the executors" in hung.remedy
     assert failed.status == "FAIL" and "ZeroDivisionError" in failed.found
     assert (refused.status, refused.found) == ("FAIL", "slides.root: no folder at /nowhere")
     assert (waited.status, waited.found) == ("skip", "not looked at, for it needs refuses")
@@ -107,6 +123,22 @@ def test_a_failed_look_at_the_output_leaves_nothing_and_takes_nothing(
     row = output(place)
     assert row.status == "FAIL" and f"{root} can't be written by executors (" in row.found
     assert sorted(root.iterdir()) == [root / "mine"]
+
+
+def test_it_ends_though_the_driver_waits_for_a_store_that_stays_silent(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    with socket.create_server((HOST, 0), backlog=100) as silent:
+        uri = f"http://{HOST}:{silent.getsockname()[1]}"
+        config = small_config()
+        rows = [(f"s{i}", "north", f"{i}", 0, f"{uri}/{i}.tif") for i in range(100)]  # more than are asked for at once
+        write_csv(Path(config.patients), rows, "image_id,center_id,patient_id,image_num,uri")
+        file = tmp_path / "my.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        done = run_to_end([sys.executable, "-c", LOCATES, "--config", str(file)], os.environ, 60)
+    assert done.returncode == 1, done.stderr
+    assert "FAIL  slides    no answer in 2 s\n" in done.stdout and "it is the driver that waits" in done.stdout
+    assert done.stdout.endswith("1 of 1 checks failed\n") and "Traceback" not in done.stderr
 
 
 def test_executors_without_a_python_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from jobs.runtime.config import Config
 from jobs.runtime.run import Run
@@ -89,3 +90,14 @@ def test_a_spark_that_is_built_otherwise_shows_none_and_says_so_once(
     assert said.count("\n") == 1 and "table runs, column work" in said
     assert len(rows.collect()) == 4
     assert shown(run.spark, run.run_id) == {}
+
+
+def test_an_engine_that_refuses_only_when_it_computes_shows_none_and_the_rows_are_there(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "jobs.runtime.work._added", lambda rows, name, column: F.raise_error(F.lit("not in this engine"))
+    )
+    assert len(run.show_work(two_tasks(run.spark)).collect()) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "not in this engine" in said and "table runs, column work" in said

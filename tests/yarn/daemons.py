@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,31 +66,29 @@ class Yarn:
         found = (self.ask("apps")["apps"] or {}).get("app", [])
         return sorted(found, key=lambda app: int(app["id"].rpartition("_")[2]))
 
-    def used(self, queue: str) -> Used:
-        """What a queue has now."""
-        queues = self.ask("scheduler")["scheduler"]["schedulerInfo"]["queues"]["queue"]
-        [found] = [each for each in queues if each["queueName"] == queue]
-        resources = found["resourcesUsed"]["resourceInformations"]["resourceInformation"]
-        amounts = {each["name"]: each["value"] for each in resources}
-        return Used(amounts["memory-mb"], amounts["yarn.io/gpu"], found["numContainers"])
+    def used(self, *queues: str) -> tuple[Used, ...]:
+        """What these queues have now, all at one time."""
+        found = self.ask("scheduler")["scheduler"]["schedulerInfo"]["queues"]["queue"]
+        by_name = {each["queueName"]: each for each in found}
+        return tuple(_used(by_name[queue]) for queue in queues)
 
     @contextmanager
     def watching(self, *queues: str) -> Iterator[list[tuple[Used, ...]]]:
-        """While the block runs, what these queues have together at a time, over and over."""
+        """While the block runs, what these queues have together at a time, over and over; raises what it meets at the end."""
         seen: list[tuple[Used, ...]] = []
         ended = threading.Event()
 
         def watch() -> None:
             while not ended.wait(0.2):
-                seen.append(tuple(self.used(queue) for queue in queues))
+                seen.append(self.used(*queues))
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield seen
-        finally:
-            ended.set()
-            watcher.join()
+        with ThreadPoolExecutor(1) as pool:
+            watcher = pool.submit(watch)
+            try:
+                yield seen
+            finally:
+                ended.set()
+            watcher.result()
 
     def log(self, app: str, name: str = "stdout") -> str:
         """What the driver of an application said."""
@@ -141,6 +140,13 @@ def history_server(folder: Path, spark: Path) -> Iterator[str]:
         yield f"http://{HOST}:{port}/api/v1"
 
 
+def _used(queue: Mapping[str, Any]) -> Used:
+    """What a queue has, by what the ResourceManager tells of it."""
+    resources = queue["resourcesUsed"]["resourceInformations"]["resourceInformation"]
+    amounts = {each["name"]: each["value"] for each in resources}
+    return Used(amounts["memory-mb"], amounts["yarn.io/gpu"], queue["numContainers"])
+
+
 def _site(folder: Path, page: int) -> dict[str, object]:
     """yarn-site.xml beside conf/yarn's."""
     manager, node = "yarn.resourcemanager", "yarn.nodemanager"
@@ -184,9 +190,17 @@ def _daemon(cluster: Yarn, name: str) -> "Iterator[subprocess.Popen[bytes]]":
         try:
             yield process
         finally:
-            with suppress(psutil.NoSuchProcess):
-                for container in psutil.Process(process.pid).children(recursive=True):
+            for container in _children(process.pid):
+                with suppress(psutil.NoSuchProcess):
                     container.kill()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    """All that came from a process, which may have died."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _read(file: Path) -> dict[str, object]:

@@ -30,7 +30,11 @@ def test_all_is_well_and_memory_is_that_of_the_container(
     assert status == 0, said + cluster.log(app, "stderr")
     rows = {line.split()[1]: line for line in table.splitlines() if line[:6].strip() in ("ok", "warn", "FAIL", "skip")}
     assert {what: line.split()[0] for what, line in rows.items()} == dict.fromkeys(rows, "ok")
-    assert len(rows) == len(CHECKS) and "slidelake doctor, yarn" in table and f"none of {len(CHECKS)} checks failed" in table
+    assert (
+        len(rows) == len(CHECKS)
+        and "slidelake doctor, yarn" in table
+        and f"none of {len(CHECKS)} checks failed" in table
+    )
     assert (
         "an executor has 1 by Spark, 1 visible" in rows["gpus"] and "2 tasks of features at once" in rows["executors"]
     )

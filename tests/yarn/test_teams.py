@@ -85,7 +85,7 @@ def works(
     a = laptop_of("team_a", {"spark.executor.instances": 2})
     b = laptop_of("team_b", {"spark.executor.instances": 1})
     with a.submitting("preprocess", config_a) as long:
-        wait_until(lambda: cluster.used("team_a").containers == 3, 120, "a driver and two executors run", every=0.2)
+        wait_until(lambda: cluster.used("team_a")[0].containers == 3, 120, "a driver and two executors run", every=0.2)
         with cluster.watching("team_a", "team_b") as seen:
             status, said = b.run("preprocess", config_b)
         assert status == 0, said
