@@ -198,7 +198,7 @@ def _daemon(cluster: Yarn, name: str) -> "Iterator[subprocess.Popen[bytes]]":
 def _children(pid: int) -> list[psutil.Process]:
     """All that came from a process, which may have died."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return list(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 
