@@ -81,7 +81,7 @@ def test_all_is_well_on_a_standalone_cluster_whose_nodes_have_the_packages_and_a
     assert said.returncode == 0, said.stdout + said.stderr
     rows = rows_of(said.stdout)
     assert {what: status for what, (status, _) in rows.items()} == dict.fromkeys((check.what for check in CHECKS), "ok")
-    assert f"slidelake doctor, {two_nodes}\n" in said.stdout and "2 executors" in rows["executors"][1]
+    assert f"slidelake doctor, {two_nodes}\n" in said.stdout and "executors 2 of 1 cores" in rows["executors"][1]
 
 
 def test_five_things_that_are_broken_are_told_apart(
