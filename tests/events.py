@@ -65,9 +65,11 @@ def by_profile(events: Events) -> tuple[dict[int, Any], dict[int, list[Task]]]:
     tasks: dict[int, list[Task]] = {}
     for event in events:
         if event["Event"] == "SparkListenerTaskEnd":
-            info, metrics = event["Task Info"], event["Task Metrics"]
-            # "Finish Time" is when the driver has the result, and by then the next task may run.
-            ended = info["Launch Time"] + metrics["Executor Deserialize Time"] + metrics["Executor Run Time"]
+            info, metrics = event["Task Info"], event.get("Task Metrics")
+            ended = info["Finish Time"]
+            if metrics:  # of a task that went with its executor there may be none
+                # "Finish Time" is when the driver has the result, and by then the next task may run.
+                ended = info["Launch Time"] + metrics["Executor Deserialize Time"] + metrics["Executor Run Time"]
             task = {"executor": info["Executor ID"], "began": info["Launch Time"], "ended": ended}
             tasks.setdefault(stages[event["Stage ID"]], []).append(task)
     return asked, tasks
