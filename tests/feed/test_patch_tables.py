@@ -105,5 +105,5 @@ def test_tables_in_a_store_are_read_as_those_on_a_disk(root: str, monkeypatch: p
         assert remote.slides == local.slides, "indexes and URIs are the same, too"
         with pytest.raises(ValueError, match=r"no table patients in s3://"):
             patches_of_tables(f"s3://{s3.bucket}", 50, split="train", storage_options=s3.storage_options())
-        with pytest.raises(FeedError, match="version 7 of s3://"):
+        with pytest.raises(FeedError, match=r"s3://.* has no version 7, it has versions 0 to 0"):
             patches_of_tables(f"s3://{s3.bucket}", 50, versions={"tiles": 7}, storage_options=s3.storage_options())
