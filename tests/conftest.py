@@ -16,6 +16,7 @@ from jobs import preprocess
 from jobs.runtime.config import Config
 from jobs.runtime.run import Run, work_in_waves
 from jobs.runtime.session import start_session
+from tests.environments import environment_without_checkout
 from tests.slides.make import write_slide
 from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 
@@ -84,6 +85,12 @@ def small_slides(pixels: NDArray[Any], tmp_path_factory: pytest.TempPathFactory)
     write_slide(folder / "c1.tif", pixels[2 * TILE_PX : 4 * TILE_PX, : 3 * TILE_PX], compression="jpeg", mpp=None)
     write_slide(folder / "d1.tif", tissue[::-1, ::-1], compression="none", tile_px=None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def node_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has all packages but slidelake."""
+    return environment_without_checkout(tmp_path_factory.mktemp("node") / "environment")
 
 
 SMALL_COHORT = [

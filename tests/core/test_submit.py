@@ -29,6 +29,7 @@ YOURS = {
     "image": "registry/slidelake:1",
     "namespace": "team-a",
     "uploads": "s3a://bucket/uploads",
+    "executor": "executor.yaml",
     "volume": "/Volumes/lab/slides/files",
     "schema": "lab.slides",
     "tables": "s3://bucket/tables",

@@ -6,7 +6,7 @@ cluster's DNS would do, names are replaced: paths by those of this machine, serv
 
 import asyncio
 import json
-import os
+import re
 import subprocess
 import threading
 import uuid
@@ -17,6 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.environments import without_path
 from tests.faults.commands import end_session
 from tests.stores.process import HOST
 
@@ -149,7 +150,7 @@ class Kubernetes:
             process = subprocess.Popen(
                 [str(ROOT / "conf/k8s/entrypoint.sh"), *(_replaced(word, places) for word in container["args"])],
                 cwd=work,
-                env=os.environ | image | environment,
+                env=without_path() | image | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -197,11 +198,16 @@ def _key(request: web.Request) -> tuple[str, str, str]:
 
 
 def _selects(request: web.Request, manifest: Manifest) -> bool:
-    """Whether it has the labels and the name that are asked for, which Spark says so: a=b,c=d."""
+    """Whether it has the labels and the name that are asked for, which Spark says so: a=b,c!=d."""
     metadata = manifest["metadata"]
     has = {"metadata.name": metadata["name"]} | metadata.get("labels", {})
     asked = f"{request.query.get('labelSelector', '')},{request.query.get('fieldSelector', '')}"
-    return all(has.get(pair.partition("=")[0]) == pair.partition("=")[2] for pair in asked.split(",") if pair)
+    return all(_holds(pair, has) for pair in asked.split(",") if pair)
+
+
+def _holds(asked: str, has: Mapping[str, str]) -> bool:
+    key, equals, value = re.split("(!?=)", asked, maxsplit=1)
+    return (has.get(key) == value) == (equals == "=")
 
 
 def _no_such(request: web.Request) -> web.Response:

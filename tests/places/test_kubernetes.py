@@ -1,9 +1,7 @@
 """conf/k8s and conf/spark/kubernetes.conf: against Kubernetes' schemas, and as the pods that Spark makes of them."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,15 @@ import kubernetes_validate
 import pyspark
 import pytest
 import yaml
+from pyspark.sql import SparkSession
 
+from jobs.runtime.config import Config
 from tests.cluster.clusters import pretend_gpus
+from tests.conftest import SMALL_COHORT, config_in, preprocess_in
+from tests.environments import make_dist
+from tests.events import by_profile, event_log_conf, read_events
+from tests.faults.frames import assert_same_rows, frames
+from tests.laptop import Laptop, checkout_of
 from tests.places.kubernetes import Kubernetes, Manifest
 from tests.stores.process import free_port
 
@@ -101,7 +106,7 @@ def test_the_image_copies_what_there_is_and_has_the_delta_and_the_paths_that_are
 
 
 IMAGE = "registry.example.com/slidelake:0.1.0"
-SMALL = {  # for a machine that is all nodes at once; what memory there is beside the heap stays as configured
+SMALL: dict[str, object] = {  # for a machine that is all nodes at once; memory beside the heap stays as configured
     "spark.driver.memory": "1g",
     "spark.executor.memory": "512m",
     "spark.executor.cores": 1,
@@ -110,58 +115,68 @@ SMALL = {  # for a machine that is all nodes at once; what memory there is besid
     "spark.kubernetes.allocation.batch.delay": "101ms",
     "spark.kubernetes.report.interval": "100ms",
     "spark.blockManager.port": 0,
+    "spark.sql.shuffle.partitions": 2,
     "spark.ui.enabled": "false",
 }
 
 
-def test_spark_makes_the_pods_and_they_run_the_features_stage_on_executors_with_gpus(tmp_path: Path) -> None:
+def settings(folder: Path, slides: Path, weights: Path) -> Config:
+    """Three slides of two patients, batches of one size everywhere, and a GPU for a task that encodes."""
+    folder.mkdir()
+    encoder, tiling = {"batch_size": 2, "device": "auto"}, {"max_background": 0.8}
+    resources = {"gpus_per_task": 1}
+    return config_in(folder, slides, weights, SMALL_COHORT[:3], tiling=tiling, encoder=encoder, resources=resources)
+
+
+def test_the_main_job_runs_in_the_pods_that_spark_makes_and_encodes_in_those_with_gpus(
+    node_python: Path, spark: SparkSession, small_slides: Path, encoder_weights: Path, tmp_path: Path
+) -> None:
     """In cluster mode: spark-submit makes the driver's pod, the driver those of executors; all of them run, as processes."""
+    make_dist()
     image = {
         "/opt/spark": SPARK,
-        "/opt/slidelake/bin/python": sys.executable,
+        "/opt/slidelake/bin/python": node_python,
         "/opt/slidelake/discover.sh": pretend_gpus(tmp_path, 1),
     }
-    uploads, found = tmp_path / "uploads", tmp_path / "found"
+    uploads, events = tmp_path / "uploads", tmp_path / "events"
     uploads.mkdir()
-    found.mkdir()
+    events.mkdir()
     cluster = Kubernetes(tmp_path / "pods", image)
     with cluster.running():
-        conf = SMALL | {
-            "spark.kubernetes.namespace": "team-a",
-            "spark.kubernetes.container.image": IMAGE,
-            "spark.kubernetes.executor.podTemplateFile": "conf/k8s/executor-gpu.yaml",
-            "spark.kubernetes.file.upload.path": f"file://{uploads}",
+        yours = {
+            "master": f"k8s://{cluster.url}",
+            "image": IMAGE,
+            "namespace": "team-a",
+            "uploads": uploads.as_uri(),
+            "executor": "executor-gpu.yaml",
+        }
+        conf = {
+            **SMALL,
+            **event_log_conf(events),
             "spark.kubernetes.driver.master": cluster.url,
             "spark.driver.port": free_port(),
             "spark.driver.blockManager.port": free_port(),
         }
-        settings = [part for key, value in conf.items() for part in ("--conf", f"{key}={value}")]
-        job = ("tests/cluster/assignment.py", str(found), "1", json.dumps([(None, None, 1), (1, None, 1)]))
-        place = ("--master", f"k8s://{cluster.url}", "--deploy-mode", "cluster")
-        submitted = subprocess.run(
-            [
-                str(SPARK / "bin/spark-submit"),
-                *place,
-                "--properties-file",
-                "conf/spark/kubernetes.conf",
-                *settings,
-                *job,
-            ],
-            cwd=ROOT,
-            env=os.environ | {"PYSPARK_PYTHON": sys.executable},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        driver, executor, gpu_executor = cluster.of("Pod")
+        checkout = checkout_of(tmp_path / "checkout", "k8s", yours, "kubernetes.conf", conf)
+        config = settings(tmp_path / "cluster", small_slides, encoder_weights)
+        status, said = Laptop("k8s", checkout, {}).run("preprocess", config)
+        driver, *executors = cluster.of("Pod")
         phase = cluster.phase(driver)
     logs = "".join(log.read_text() for log in (tmp_path / "pods").glob("*/log"))
-    assert (submitted.returncode, phase) == (0, "Succeeded"), submitted.stderr + logs
+    assert (status, phase) == (0, "Succeeded"), said + logs
+    executor, gpu_executor = executors
 
-    plain, on_gpu = (json.loads(line)["tasks"] for line in (found / "found.jsonl").read_text().splitlines())
-    assert {task["address"] for task in plain} == {None}
-    assert {task["address"] for task in on_gpu} == {"0"}
+    local = settings(tmp_path / "local", small_slides, encoder_weights)
+    preprocess_in(spark, local)
+    expected = frames(Path(local.output.root))
+    assert expected["features"].height > 10
+    for name, found in frames(Path(config.output.root)).items():
+        assert_same_rows(found, expected[name])
+
+    asked, tasks = by_profile(read_events(events))
+    [ours] = asked.keys() - {0}
+    assert "gpu" not in asked[0] and asked[ours]["gpu"]["Amount"] == 1
+    assert {task["executor"] for task in tasks[0]}.isdisjoint(task["executor"] for task in tasks[ours])
 
     for manifest in cluster.made:
         validate(manifest)
@@ -173,10 +188,8 @@ def test_spark_makes_the_pods_and_they_run_the_features_stage_on_executors_with_
         assert_merged(manifests(template)[0], pod)
         assert pod["spec"]["containers"][0]["image"] == IMAGE
         assert pod["spec"]["containers"][0]["args"][0] == pod["metadata"]["labels"]["spark-role"]
-    assert (
-        str(tmp_path / "pods") not in (said := json.dumps([driver, executor, gpu_executor]))
-        and sys.executable not in said
-    )
+    told = json.dumps([driver, executor, gpu_executor])
+    assert not any(here in told for here in (str(tmp_path / "pods"), str(node_python), sys.executable))
     assert [resources(pod) for pod in (driver, executor, gpu_executor)] == [
         {"cpu": "2", "memory": "3072Mi"},
         {"cpu": "1", "memory": "8704Mi"},

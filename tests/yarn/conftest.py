@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.environments import environment_without_checkout, make_dist, pack
+from tests.environments import make_dist, pack
 from tests.yarn.daemons import Yarn, yarn
-from tests.yarn.teams import Laptop, laptop
+from tests.yarn.teams import Team, team
 
 
 @pytest.fixture(scope="session")
@@ -18,19 +18,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yarn]:
 
 
 @pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archive(node_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages, without slidelake's, as an archive; and dist/ is built."""
     make_dist()
-    folder = tmp_path_factory.mktemp("node")
-    return pack(environment_without_checkout(folder / "environment").parents[1], folder / "environment.tar.gz")
+    return pack(node_python.parents[1], tmp_path_factory.mktemp("archive") / "environment.tar.gz")
 
 
 @pytest.fixture(scope="session")
-def laptop_of(cluster: Yarn, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Laptop]:
+def team_of(cluster: Yarn, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Team]:
     """Makes a team's laptop from its queue and its settings of Spark."""
 
-    def make(queue: str, conf: dict[str, object]) -> Laptop:
-        return laptop(tmp_path_factory.mktemp(queue), cluster, archive, queue, SMALL | conf)
+    def make(queue: str, conf: dict[str, object]) -> Team:
+        return team(tmp_path_factory.mktemp(queue), cluster, archive, queue, SMALL | conf)
 
     return make
 

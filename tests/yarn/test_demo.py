@@ -15,7 +15,7 @@ from tests.conftest import preprocess_in
 from tests.environments import CODE, ROOT
 from tests.faults.frames import assert_same_rows, frames
 from tests.slides.demo import COHORT, WEIGHTS_NAME, build_demo
-from tests.yarn.teams import Laptop
+from tests.yarn.teams import Team
 from udfs.wsi.stain import StainNet
 
 pytestmark = pytest.mark.yarn
@@ -44,7 +44,7 @@ def settings(demo: Path, place: str) -> Config:
 
 
 def test_the_demo_has_the_same_tables_here_on_a_standalone_cluster_and_on_yarn(
-    demo: Path, spark: SparkSession, laptop_of: Callable[..., Laptop], archive: Path, tmp_path: Path
+    demo: Path, spark: SparkSession, team_of: Callable[..., Team], archive: Path, tmp_path: Path
 ) -> None:
     local, alone, yarn = (settings(demo, place) for place in ("local", "standalone", "yarn"))
     preprocess_in(spark, local)
@@ -61,7 +61,7 @@ def test_the_demo_has_the_same_tables_here_on_a_standalone_cluster_and_on_yarn(
         said = submit(tmp_path, master, conf, "jobs/preprocess.py", "--config", str(file))
     assert said.returncode == 0, said.stderr
 
-    team = laptop_of("team_a", {"spark.executor.instances": 2, "spark.executor.cores": 1})
+    team = team_of("team_a", {"spark.executor.instances": 2, "spark.executor.cores": 1})
     status, told = team.run("preprocess", yarn)
     assert status == 0, told
 

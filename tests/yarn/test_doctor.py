@@ -9,7 +9,7 @@ import pytest
 from jobs.doctor import CHECKS
 from jobs.runtime.config import Config
 from tests.yarn.daemons import LEAST_MB, Yarn
-from tests.yarn.teams import Laptop
+from tests.yarn.teams import Team
 
 pytestmark = pytest.mark.yarn
 
@@ -17,11 +17,11 @@ _HEAP_MB, _OVERHEAD_MB = 600, 3800
 
 
 def test_all_is_well_and_memory_is_that_of_the_container(
-    cluster: Yarn, laptop_of: Callable[..., Laptop], small_config: Callable[..., Config]
+    cluster: Yarn, team_of: Callable[..., Team], small_config: Callable[..., Config]
 ) -> None:
     config = small_config(encoder={"device": "auto"}, resources={"gpus_per_task": 0.5}, tiling={"max_background": 0.5})
     conf = {"spark.executor.instances": 1, "spark.executor.memory": f"{_HEAP_MB}m"}
-    team = laptop_of("team_b", conf | {"spark.executor.memoryOverhead": f"{_OVERHEAD_MB}m"})
+    team = team_of("team_b", conf | {"spark.executor.memoryOverhead": f"{_OVERHEAD_MB}m"})
     with cluster.watching("team_b") as seen:
         status, said = team.run("doctor", config, "--deadline", "1")
     app = cluster.apps()[-1]["id"]

@@ -18,7 +18,7 @@ from tests.faults.commands import wait_until
 from tests.faults.frames import assert_same_rows, frames
 from tests.stores.process import ask
 from tests.yarn.daemons import MEMORY_MB, Used, Yarn, history_server
-from tests.yarn.teams import Laptop, event_logs
+from tests.yarn.teams import Team, event_logs
 
 pytestmark = pytest.mark.yarn
 
@@ -31,7 +31,7 @@ class Work:
     """A team's job when it has ended."""
 
     config: Config
-    laptop: Laptop
+    team: Team
     app: dict[str, Any]  # as the ResourceManager tells it
 
     @property
@@ -42,7 +42,7 @@ class Work:
     @property
     def log(self) -> Path:
         """Its event log."""
-        [file] = event_logs(self.laptop.cluster).glob(f"{self.app['id']}*")
+        [file] = event_logs(self.team.cluster).glob(f"{self.app['id']}*")
         return file
 
 
@@ -73,7 +73,7 @@ def cohort(folder: Path, slides: Path, weights: Path, copies: int, waves: int) -
 @pytest.fixture(scope="module")
 def works(
     cluster: Yarn,
-    laptop_of: Callable[..., Laptop],
+    team_of: Callable[..., Team],
     small_slides: Path,
     encoder_weights: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -82,8 +82,8 @@ def works(
     folder = tmp_path_factory.mktemp("tables")
     config_a = cohort(folder / "a", small_slides, encoder_weights, _COPIES, waves=1)
     config_b = cohort(folder / "b", small_slides, encoder_weights, 1, waves=5)
-    a = laptop_of("team_a", {"spark.executor.instances": 2})
-    b = laptop_of("team_b", {"spark.executor.instances": 1})
+    a = team_of("team_a", {"spark.executor.instances": 2})
+    b = team_of("team_b", {"spark.executor.instances": 1})
     with a.submitting("preprocess", config_a) as long:
         wait_until(lambda: cluster.used("team_a")[0].containers == 3, 120, "a driver and two executors run", every=0.2)
         with cluster.watching("team_a", "team_b") as seen:
@@ -139,7 +139,7 @@ def test_gpus_go_to_the_features_stage_alone_and_the_history_server_has_the_jobs
         assert len(tasks[0]) > len(tasks[ours]) > 0
     assert at_once(tasks[ours]) == 2, "on the one GPU of B's executor"
     ran = sum(event["Event"] == "SparkListenerJobStart" for event in read_events(works.b.log))
-    team = works.b.laptop
+    team = works.b.team
     with history_server(event_logs(team.cluster), team.spark) as url:
 
         def told(path: str) -> Any:
