@@ -10,7 +10,7 @@ from pathlib import Path
 import pyspark
 
 from tests.environments import ROOT, without_path
-from tests.faults.commands import end_session, run_to_end, wait_until
+from tests.faults.commands import run_to_end, started, wait_until
 from tests.stores.process import HOST, ask, free_port
 
 _COMMAND_S = 600  # torch's agents wait up to 300 s for one another at their end, where one is gone too soon
@@ -66,21 +66,8 @@ def _daemon(folder: Path, name: str, *arguments: str, gpus: int = 0) -> Iterator
 @contextmanager
 def daemon(command: Sequence[str], environment: Mapping[str, str], log: Path) -> "Iterator[subprocess.Popen[bytes]]":
     """A process that works in the folder of its log, with these variables and no way to the checkout; ends with the block."""
-    with log.open("ab") as said:
-        process = subprocess.Popen(
-            command,
-            cwd=log.parent,
-            env={**without_path(), **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
+    with started(command, {**without_path(), **environment}, log.parent, log) as process:
         yield process
-    finally:
-        end_session(process.pid)
-        process.wait()
 
 
 def _gpus_of_a_worker(folder: Path, gpus: int) -> str:

@@ -31,11 +31,24 @@ def preprocess_command(
     """
     settings = log.with_suffix(".yaml")
     settings.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "jobs", "preprocess", "--config", str(settings)]
+    with started(command, {**os.environ, **_ENVIRONMENT, **(environment or {})}, _ROOT, log) as process:
+        yield process
+
+
+@contextmanager
+def started(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process while it runs, in that folder and with these variables and no others; what it says goes to the end of `log`.
+
+    It leads a session, of which every process is killed on leaving.
+    """
     with log.open("ab") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", "preprocess", "--config", str(settings)],
-            cwd=_ROOT,
-            env={**os.environ, **_ENVIRONMENT, **(environment or {})},
+            command,
+            cwd=folder,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
