@@ -36,6 +36,7 @@ from udfs.wsi.encoder.spec import Precision, Runtime
 from udfs.wsi.store import absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
+_FATE = ("status", "error_code", "error_message")  # of a slide
 _RECORDED_PACKAGES = [
     "slidelake",
     "delta-spark",
@@ -245,7 +246,7 @@ def work_in_waves(
             gone = executors_gone(run.spark)
             for stage in stages:
                 stage(run, wave)
-            if given_up := _given_up_for_executors(run, wave, gone):
+            if given_up := _take_back(run, wave, gone):
                 survey_now = take_survey(images, located, run.tables, config, models, retry_failed=True)
                 wave = survey_now[survey_now["patient_id"].isin(given_up)]
                 for stage in stages:
@@ -259,20 +260,25 @@ def work_in_waves(
     return survey
 
 
-def _given_up_for_executors(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
+def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     """The patients of slides that this wave gave up as `worker_died` while executors went, beside those of `gone`.
 
     A task that begins anew is not told why: because its worker died of the slide, or because its executor was taken away, by a
-    queue whose share it was in or with its node. So the slides get another chance, of two more deaths.
+    queue whose share it was in or with its node. So the slides get another chance, of two more deaths. Those that were given up
+    while they were encoded are good again in table slides, for their tiles are there.
     """
     if executors_gone(run.spark) <= gone:
         return set()
     died = (F.col("run_id") == run.run_id) & (F.col("error_code") == ErrorCode.WORKER_DIED.value)
     rows = run.tables.read("slides").where(died & F.col("image_id").isin(list(wave["image_id"])))
-    given_up = rows.select("image_id", "patient_id").collect()
+    given_up = rows.select("image_id", "patient_id", "n_tiles").collect()
     if given_up:
         names = some(sorted(row.image_id for row in given_up))
         run.progress.say(f"slidelake: executors went while they worked on {names}: these are taken up again")
+    good = [(row.image_id, "ok", None, None) for row in given_up if row.n_tiles]
+    if good:
+        schema = "image_id string, status string, error_code string, error_message string"
+        run.tables.upsert("slides", run.spark.createDataFrame(good, schema), "image_id", _FATE)
     return {row.patient_id for row in given_up}
 
 
