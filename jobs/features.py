@@ -34,19 +34,20 @@ def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
 
 def encode(run: Run, wave: pd.DataFrame) -> None:
     """Bring features up to date for a wave; a slide whose data does not decode is marked failed in slides."""
-    work = _with_slides_done(run, wave[wave["features_stale"]])
-    if work.empty:
-        return
-    present = set(work.loc[work["feature_rows"] > 0, "image_id"])
-    done = run.spark.sparkContext.accumulator(0)
-    wanted = work.loc[
-        work["slide_ok"] & work["uri"].notna(), ["image_id", "uri", "want_features_hash", "file_version_now"]
-    ]
-    schema = "image_id string, uri string, want_features_hash string, file_version string"
-    wanted_rows = F.broadcast(run.spark.createDataFrame(list(wanted.itertuples(index=False, name=None)), schema))
-    in_wave = F.col("patient_id").isin(sorted(set(work["patient_id"])))
-    tiles = selected_tiles(run.tables, run.config).where(in_wave).join(wanted_rows, "image_id")
     with run.stage("plan"):
+        run.step("slides that are done")
+        work = _with_slides_done(run, wave[wave["features_stale"]])
+        if work.empty:
+            return
+        present = set(work.loc[work["feature_rows"] > 0, "image_id"])
+        done = run.spark.sparkContext.accumulator(0)
+        wanted = work.loc[
+            work["slide_ok"] & work["uri"].notna(), ["image_id", "uri", "want_features_hash", "file_version_now"]
+        ]
+        schema = "image_id string, uri string, want_features_hash string, file_version string"
+        wanted_rows = F.broadcast(run.spark.createDataFrame(list(wanted.itertuples(index=False, name=None)), schema))
+        in_wave = F.col("patient_id").isin(sorted(set(work["patient_id"])))
+        tiles = selected_tiles(run.tables, run.config).where(in_wave).join(wanted_rows, "image_id")
         run.step("work units")
         kept: DataFrame | None = None
         if present:  # rows that are still right stay; only tiles that are new are encoded

@@ -13,6 +13,8 @@ import yaml
 from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.cohort import Image, read_cohort, secrets_in
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
+from jobs.runtime.interrupt import CtrlC
+from jobs.runtime.resources import telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
@@ -61,6 +63,7 @@ def run_job(
 
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     """Print the summary of a run and further lines, name failed slides; returns the exit status."""
+    run.step("summary")
     failed = failed_slides(run, survey)
     print("\n".join([summarise(run, survey), *lines]))
     for line in (*failed, *run.problems):
@@ -145,13 +148,14 @@ def _run(
         run.tables.check_catalog()
         read = run.tables.versions()
         try:
-            status = work(run, arguments)
+            with CtrlC(run.spark) as ctrl_c, telling_who_is_awaited(run.spark):
+                status = work(run, arguments)
         except ConfigError:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if not isinstance(error, KeyboardInterrupt):
+            if not ctrl_c.came:
                 print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
-            name = type(error).__name__
+            name = "Ctrl-C" if ctrl_c.came else type(error).__name__
             with suppress(Exception):  # where Spark itself is gone there is nothing to write with
                 run.record(f"stopped by {name}", read)
             print(

@@ -78,8 +78,8 @@ class Progress:
     def describe(self, step: str = "") -> str:
         """Where the run is, for Spark's UI: ``wave 3/12: features, write``, outside waves ``plan: survey of 16 images``."""
         if self._waves:
-            return f"wave {self._wave}/{self._waves}: {self._stage}{f', {step}' if step else ''}"
-        return f"{self._stage}{f': {step}' if step else ''}"
+            return f"wave {self._wave}/{self._waves}: {', '.join(part for part in (self._stage, step) if part)}"
+        return ": ".join(part for part in (self._stage, step) if part)
 
     def close(self) -> None:
         """Take the bar off the screen."""

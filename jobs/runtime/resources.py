@@ -4,6 +4,8 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -110,20 +112,43 @@ def _is_dynamic(session: SparkSession) -> bool:
 
 def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> list[Executor]:
     """Those that there are, at least one: with the first task, Spark waits until one has come."""
-    late = threading.Timer(
-        _PATIENCE_S,
-        _say,
-        [f"no executor in {_PATIENCE_S:g} s: Spark waits for a worker with the cores, memory and GPUs of one free"],
-    )
-    late.daemon = True
-    late.start()
     session.range(1).count()
-    late.cancel()
     found = executors_of(session)
     if not any(executor.tasks(cpus, gpus) for executor in found):
         time.sleep(_LATECOMERS_S)
         found = executors_of(session)
     return found
+
+
+@contextmanager
+def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
+    """While the block runs and no executor has come, a line every half minute: Spark itself would wait in silence."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_PATIENCE_S) and not executors_of(session):
+            _say(
+                f"no executor yet: Spark waits for a worker that has free what one takes ({asked_of_a_worker(session)}); "
+                "the cluster's own page tells what is free, ask for no more"
+            )
+
+    thread = threading.Thread(target=watch, name="executors", daemon=True)
+    if not is_local(session):
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def asked_of_a_worker(session: SparkSession) -> str:
+    """What Spark's settings take for an executor, as far as they say it."""
+    conf = session.sparkContext.getConf()
+    keys = ("spark.executor.cores", "spark.executor.memory", "spark.executor.memoryOverhead", f"{_GPU}.amount")
+    told = ", ".join(f"{key}={value}" for key in keys if (value := conf.get(key, None)))
+    return told or "all cores of a worker and 1 GB"
 
 
 def executors_of(session: SparkSession) -> list[Executor]:

@@ -167,6 +167,7 @@ class Run:
 
     def record(self, status: str, read: dict[str, int]) -> None:
         """Append the run to table runs."""
+        self.step("record")
         self.tables.create("runs")  # one of an older version gets its new columns
         after = self.tables.versions()
         row: dict[str, Any] = {

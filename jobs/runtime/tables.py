@@ -99,7 +99,8 @@ class Tables:
         In the catalog's schema it gets its name, where it has none.
         """
         schema, path, layout = spark_schema(SCHEMAS[name]), self.path(name), _LAYOUT.get(name, {})
-        if DeltaTable.isDeltaTable(self.spark, path):
+        is_there = DeltaTable.isDeltaTable(self.spark, path)
+        if is_there:
             have = set(self.read(name).columns)
             new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in have]
             if new:
@@ -117,7 +118,8 @@ class Tables:
             builder.execute()
         if self.schema:
             register(self.spark, self.schema, name, path, _COMMENTS[name])
-        self._known[name] = self.version(name)
+        # One that was not there has its first version, or another run has made it meanwhile, which is to be noticed.
+        self._known[name] = self.version(name) if is_there or self.schema else 0
 
     def version(self, name: str) -> int:
         """The Delta version of a table that is there."""
@@ -128,8 +130,7 @@ class Tables:
         return self._properties(name).get(key)
 
     def _properties(self, name: str) -> dict[str, str]:
-        found: dict[str, str] = DeltaTable.forPath(self.spark, self.path(name)).detail().collect()[0]["properties"]
-        return found
+        return {row.key: row.value for row in self.spark.sql(f"SHOW TBLPROPERTIES delta.`{self.path(name)}`").collect()}
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""

@@ -66,22 +66,3 @@ def test_tasks_spread_over_the_two_gpus_of_a_node(tmp_path: Path) -> None:
     for places, on_a_gpu in ((one, 1), (half, 2), (threads, None)):
         assert {address for _, address in places} >= ({"0", "1"} if on_a_gpu else {"0"})
         assert all(at_once(tasks) == on_a_gpu for tasks in places.values() if on_a_gpu)
-
-
-def test_with_dynamic_allocation_the_stage_gets_executors_with_gpus_beside_those_without(
-    two_nodes: str, tmp_path: Path
-) -> None:
-    dynamic = "spark.dynamicAllocation"
-    conf = {f"{dynamic}.enabled": "true", f"{dynamic}.shuffleTracking.enabled": "true", f"{dynamic}.maxExecutors": 2}
-    conf |= {"spark.executor.resource.gpu.amount": 0, "spark.executor.cores": 1, "spark.executor.memory": "450m"}
-    (_, plain), (_, whole) = assigned(tmp_path, two_nodes, conf, 0, (None, None, 2), (1, None, 2))
-    assert {address for _, address in plain} == {None}
-    assert {address for _, address in whole} == {"0"} and len(whole) == 2
-    assert everywhere(whole) == 2
-    assert not {executor for executor, _ in plain} & {executor for executor, _ in whole}
-
-
-def test_without_gpus_the_stage_runs_on_processors_and_says_so(two_nodes: str, tmp_path: Path) -> None:
-    [(slots, places)] = assigned(tmp_path, two_nodes, {}, 2, (1, None, 6))
-    assert slots == everywhere(places) == 6
-    assert (tmp_path / "said.txt").read_text().count("resources: executors have no GPU") == 1

@@ -1,4 +1,4 @@
-"""The driver killed at random moments and started again: never a doubled row, never half a patient, the same end."""
+"""The driver ended at random moments and started again: never a doubled row, never half a patient, the same end."""
 
 import os
 import random
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from pyspark.sql import SparkSession
 
+from jobs.runtime.cli import FAILED
 from jobs.runtime.config import Config
 from tests.conftest import preprocess_in, write_csv
 from tests.faults.commands import end_session, preprocess_command, session_of, wait_until
@@ -22,7 +23,6 @@ from tests.faults.frames import KEYS, assert_same_rows, frame, frames
 PATIENTS = 5  # a wave each
 COMMITS_A_WAVE = 5  # tiles, indexes, slides, features, patients
 SEED = 20
-KILLS = 2  # of the driver's Python and its JVM, and one of the former alone
 COMMAND_S = 300  # ten times what it takes on two idle cores
 
 Kill = Callable[[subprocess.Popen[bytes]], None]
@@ -50,7 +50,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
     root = Path(config.output.root)
 
     draw = random.Random(SEED)
-    kills: list[Kill] = [*[_kill_driver_and_jvm] * KILLS, _kill_python_and_let_the_jvm_notice]
+    kills: list[Kill] = [_kill_driver_and_jvm, _press_ctrl_c, _kill_python_and_let_the_jvm_notice]
     for number, kill in enumerate(kills):
         commits = draw.choice([1, 2, 3, 4]) if number else 0  # the first is killed before it has committed anything
         delay_s = draw.uniform(0, commit_s)
@@ -72,6 +72,10 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
             f"{_commits(root)} of {PATIENTS * COMMITS_A_WAVE} commits there, "
             f"{frame(root, 'patients').height} of {PATIENTS} waves whole, gone after {gone_s:.1f} s"
         )
+        if kill is _press_ctrl_c:
+            said = log.read_text()
+            assert "preprocess: stopped by Ctrl-C; finished waves are in the tables" in said and "Traceback" not in said
+            assert pl.read_delta(str(root / "runs"))["status"].to_list() == ["stopped by Ctrl-C"]
         print(moment)
         record_property(f"kill_{number}", moment)
         _assert_sound(root, expected, moment)
@@ -85,6 +89,11 @@ def _kill_driver_and_jvm(job: subprocess.Popen[bytes]) -> None:
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     end_session(job.pid)  # what is left: Python workers, as when the machine goes
+
+
+def _press_ctrl_c(job: subprocess.Popen[bytes]) -> None:
+    os.killpg(job.pid, signal.SIGINT)  # to all processes of a terminal
+    assert job.wait(60) == FAILED
 
 
 def _kill_python_and_let_the_jvm_notice(job: subprocess.Popen[bytes]) -> None:

@@ -33,6 +33,12 @@ COHORT: list[tuple[Any, ...]] = [
 Again = Callable[..., Config]  # what fixture `again` gives
 
 
+def in_shared_session(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands of jobs run in this session, and leave it on."""
+    monkeypatch.setattr("jobs.runtime.cli.start_session", lambda name: spark)
+    monkeypatch.setattr(spark, "stop", lambda: None)
+
+
 @dataclass(frozen=True)
 class Done:
     """A run that is done, and its settings."""

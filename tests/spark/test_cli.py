@@ -21,6 +21,7 @@ from jobs.runtime.config import Config, describe_settings
 from jobs.runtime.run import Run
 from tests.events import Events, accumulated, descriptions, event_log_options, read_events
 from tests.slides.damage import BAD_SLIDES
+from tests.spark.conftest import in_shared_session
 
 ROOT = Path(__file__).parents[2]
 SECRET = "c2VjcmV0LW9mLXRoZS1jbGk"
@@ -198,8 +199,7 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
         f"image_id,center_id,patient_id,image_num,uri\na1,n,001,0,https://host/a1.tif?sig={secrets['CSV']}\n"
     )
     monkeypatch.setenv("SLIDELAKE_TEST_KEY", SECRET)
-    monkeypatch.setattr("jobs.runtime.cli.start_session", lambda name: spark)
-    monkeypatch.setattr(spark, "stop", lambda: None)
+    in_shared_session(spark, monkeypatch)
 
     def fail(run: Run, arguments: argparse.Namespace) -> int:
         raise RuntimeError(f"the last of it, {' '.join(secrets.values())}; and {SECRET}")
@@ -271,12 +271,14 @@ def assert_watched(events: Events, work: dict[str, dict[str, float]], said: str)
         "plan: survey of 3 images",
         "wave 1/1: slides, find tissue on 3 slides",
         "wave 1/1: slides, write",
+        "wave 1/1: plan, slides that are done",
         "wave 1/1: plan, work units",
         "wave 1/1: features, encode 4 tiles",
         "wave 1/1: features, write",
         "wave 1/1: patients, state of 2 patients",
         "wave 1/1: patients, bags of 2 patients, write",
-        "slidelake preprocess",
+        "summary",
+        "record",
     ]
     assert list(dict.fromkeys(reversed(flow))) == expected[::-1]
     finds, encodes = expected[2], expected[5]

@@ -14,8 +14,7 @@ from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.run import Run
 from jobs.runtime.tables import ConcurrentRunError, Tables
 from tests.conftest import preprocess_in
-from tests.spark.conftest import TABLES, Again, Finished, rows_of, unchanged, versions
-from tests.spark.test_cli import SLIDELAKE, said_by
+from tests.spark.conftest import TABLES, Again, Finished, in_shared_session, rows_of, unchanged, versions
 
 
 def files(config: Config) -> dict[str, int]:
@@ -53,13 +52,21 @@ def test_rows_stay_files_become_few_and_no_job_has_work_afterwards(
         assert preprocess_in(spark, config).counts["waves"] == 0
 
 
-def test_from_the_shell_it_leaves_a_record(again: Again, finished: Finished, tmp_path: Path) -> None:
+def test_from_the_command_line_it_leaves_a_record(
+    spark: SparkSession,
+    again: Again,
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = again()
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    done = said_by(*SLIDELAKE, "compact", "--config", str(path))
-    assert done.returncode == 0, done.stderr
-    assert "now 1 file of" in done.stdout and "slidelake: features ..." in done.stderr
+    in_shared_session(spark, monkeypatch)
+    assert compact.main(["--config", str(path)]) == 0
+    said = capsys.readouterr()
+    assert "now 1 file of" in said.out and "slidelake: features ..." in said.err
     last = pl.read_delta(f"{config.output.root}/runs").sort("started_at").to_dicts()[-1]
     assert (last["job"], last["status"]) == ("compact", "done")
     assert last["tables_written"] == {name: versions(finished.config)[name] + 1 for name in compact.TABLES}
