@@ -281,7 +281,7 @@ def assert_watched(events: Events, work: dict[str, dict[str, float]], said: str)
         "record",
     ]
     assert list(dict.fromkeys(reversed(flow))) == expected[::-1]
-    finds, encodes = expected[2], expected[5]
+    finds, encodes = expected[2], expected[6]
     sums = accumulated(events)
     assert sums.keys() == {finds, encodes}, "only stages that read slides, and each once"
     for stage, step in (("slides", finds), ("features", encodes)):
