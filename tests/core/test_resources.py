@@ -3,15 +3,17 @@
 import json
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from pyspark.sql import SparkSession
 
 from jobs.runtime import resources
 from jobs.runtime.config import ConfigError
-from jobs.runtime.resources import Executor, features_resources
+from jobs.runtime.resources import Executor, features_resources, telling_who_is_awaited
 from jobs.runtime.sections import Resources
 from udfs.features import device_of_this_task
 from udfs.wsi.encoder import EncoderSpec
@@ -133,6 +135,30 @@ def test_executors_without_gpus_go_without_and_one_line_says_so(
     cluster: Any = Cluster("yarn")
     assert features_resources(cluster, Resources(gpus_per_task=1)).profile is None
     assert capsys.readouterr().err.count("resources: executors have no GPU") == 1
+
+
+@pytest.mark.parametrize(("master", "lines"), [("spark://host:7077", 2), ("local[2]", 0)])
+def test_who_waits_for_executors_is_told_what_one_takes_until_one_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], master: str, lines: int
+) -> None:
+    come = iter([[], [], [Executor(4, 1)]])
+    asked = threading.Event()
+
+    def executors_of(session: SparkSession) -> list[Executor]:
+        found = next(come)
+        if found:
+            asked.set()
+        return found
+
+    monkeypatch.setattr(resources, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(resources, "executors_of", executors_of)
+    conf = {"spark.executor.memory": "8g", "spark.executor.resource.gpu.amount": "1"}
+    cluster: Any = Cluster(master, **conf)
+    with telling_who_is_awaited(cluster):
+        assert not lines or asked.wait(10)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert all("(spark.executor.memory=8g, spark.executor.resource.gpu.amount=1)" in line for line in said)
 
 
 @pytest.mark.parametrize(
