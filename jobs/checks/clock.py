@@ -9,11 +9,10 @@ from functools import partial
 
 from jobs.checks.place import Place
 from jobs.checks.table import Row
-from jobs.runtime.encoders import measure_runtimes
+from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.summary import readable_size
 from udfs.sample import Sample, take_sample
 from udfs.telling import some
-from udfs.wsi.choice import fastest
 
 SAMPLE_S = 30.0  # at most, but for what was begun; less where the cohort is small
 _MOST_TASKS = 64  # of a sample: more tell nothing new
@@ -51,9 +50,7 @@ def clock(place: Place) -> Row:
     if not slides:
         return Row("FAIL", "no slide of the cohort is there", "upload them, or mend slides.root and the CSV's uri")
     run = place.run
-    if place.config.encoder.runtime == "auto":
-        best = fastest(measure_runtimes(run, [uri for uri, _ in slides]))
-        run.encoder_runs_by = (best.runtime, best.precision) if best else run.encoder_runs_by
+    run.encoder_runs_by = settle_runtime(run, [uri for uri, _ in slides], keep=False)  # as the run to come will
     at_once = place.stage.slots()
     n_tasks = min(at_once, _MOST_TASKS, len(slides))
     n_sampled = min(len(slides), n_tasks * _SLIDES_A_TASK)

@@ -124,8 +124,9 @@ class Tables:
         return int(DeltaTable.forPath(self.spark, self.path(name)).history(1).collect()[0]["version"])
 
     def property(self, name: str, key: str) -> str | None:
-        """A property of the table."""
-        return self._properties(name).get(key)
+        """A property of the table; None where it has none such, or is not there."""
+        there = DeltaTable.isDeltaTable(self.spark, self.path(name))
+        return self._properties(name).get(key) if there else None
 
     def _properties(self, name: str) -> dict[str, str]:
         found: dict[str, str] = DeltaTable.forPath(self.spark, self.path(name)).detail().collect()[0]["properties"]

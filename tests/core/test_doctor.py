@@ -5,13 +5,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from jobs.checks import probe
-from jobs.checks.clock import Cohort, Workforce, estimate
+from jobs.checks.clock import Cohort, Workforce, clock, estimate
 from jobs.checks.machine import judge_gpus, judge_memory
+from jobs.checks.place import Place
+from jobs.runtime import encoders
+from jobs.runtime.config import Config
+from jobs.runtime.encoders import settle_runtime
 from udfs.sample import Sample, SeenSlide
+from udfs.wsi.choice import Measured
 
 HEAP = 8e9
 
@@ -78,6 +85,60 @@ def test_the_clock_adds_up() -> None:
     for said in ("60.0 tiles/s", "400 slides", "about 400,000 tiles", "2.4 h", "reads 6.00 GB of 1,000.00 GB"):
         assert said in row.found
     assert "writes 1.04 GB" in row.found  # 2,600 bytes a tile
+
+
+class OneSlide:
+    """A place with one slide, and as much of a run there as the clock asks for."""
+
+    def __init__(self, **encoder: str) -> None:
+        self.config = Config.model_validate({"patients": "p.csv", "output": {"root": "tables"}, "encoder": encoder})
+        self.properties: dict[str, str] = {}  # of table features
+        self.images = [SimpleNamespace(image_id="a1", patient_id="001", mpp=None)]
+        self.located = {"a1": SimpleNamespace(uri="a1.tif", info=SimpleNamespace(size_bytes=10**6))}
+        self.stage = SimpleNamespace(slots=lambda: 1)
+        self.n_executors, self.is_local, self.deadline_h = 1, True, None
+        self.run, self.tables, self.tissue_spec = self, self, None
+        self.models = SimpleNamespace(encoder=SimpleNamespace(fingerprint="3397d49c"))
+        self.encoder_runs_by = ("torch", "fp32")
+
+    @property
+    def feature_spec(self) -> tuple[str, str]:
+        return self.encoder_runs_by
+
+    def property(self, name: str, key: str) -> str | None:
+        return self.properties.get(key)
+
+    def set_property(self, name: str, key: str, value: str) -> None:
+        self.properties[key] = value
+
+    def ask(self, function: Any) -> list[Sample]:
+        self.clocked = function.args[2]
+        return [sampled()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "runs_by"),
+    [
+        ({"runtime": "openvino", "precision": "bf16"}, False, ("openvino", "bf16")),
+        ({"runtime": "torch", "precision": "bf16"}, False, ("torch", "bf16")),
+        ({"runtime": "torch"}, False, ("torch", "fp32")),
+        ({"runtime": "auto"}, False, ("torch", "fp32")),  # what is fastest now
+        ({"runtime": "auto"}, True, ("openvino", "bf16")),  # what was when the tables were made
+    ],
+)
+def test_the_clock_takes_the_encoder_as_the_run_would(
+    settings: dict[str, str], kept: bool, runs_by: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = OneSlide(**settings)
+    if kept:
+        monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: [Measured("openvino", "bf16", 20.0, 1.0)])
+        settle_runtime(cast(Any, place), ["a1.tif"])
+    before = dict(place.properties)
+    measured = [Measured("torch", "fp32", 20.0, 1.0), Measured("openvino", "bf16", 10.0, 1.0)]
+    monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: measured)
+    row = clock(cast(Place, place))
+    assert place.clocked == runs_by and row.found.startswith(f"{' '.join(runs_by)}: 30.0 tiles/s")
+    assert place.properties == before  # the doctor changes nothing
 
 
 def test_a_limit_on_tiles_shortens_the_run() -> None:

@@ -55,6 +55,7 @@ def test_all_is_well_on_this_machine(place: Place) -> None:
     )
     assert measured and float(measured[1]) > 1 and int(measured[2]) > 10
     assert "5 slides, about" in rows["clock"].found and "for 1 h: 1 machine like this" in rows["clock"].found
+    assert place.run.tables.property("features", "slidelake.encoder") is None  # which the clock asks for by `auto`
     assert not Path(place.config.output.root).exists()  # it changes nothing
 
 
