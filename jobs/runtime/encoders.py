@@ -46,7 +46,8 @@ def settle_runtime(run: "Run", uris: Sequence[str], *, keep: bool = True) -> tup
     if best is None:
         raise ConfigError(
             f"encoder.precision = {settings.precision}: its cosine to fp32 is {max(one.cosine for one in measured):.5f} on "
-            f"tiles of the cohort, less than {LEAST_COSINE}: leave it out, or set encoder.runtime to take it all the same"
+            f"tiles of the cohort, less than {LEAST_COSINE}",
+            "leave it out, or set encoder.runtime to take it all the same",
         )
     for one in measured:
         print(
@@ -67,8 +68,9 @@ def _kept(run: "Run", runtime: Runtime, precision: Precision) -> tuple[Runtime, 
     if precision == "fp32":
         return "torch", precision
     raise ConfigError(
-        f"these tables' embeddings were made with OpenVINO in {precision}, on processors: pip install 'slidelake[openvino]' and "
-        "set encoder.device to auto or cpu; or set encoder.runtime to torch, which encodes all tiles again"
+        f"these tables' embeddings were made with OpenVINO in {precision}, on processors",
+        "pip install 'slidelake[openvino]' and set encoder.device to auto or cpu; or set encoder.runtime to torch, which encodes "
+        "all tiles again",
     )
 
 

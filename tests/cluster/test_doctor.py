@@ -110,7 +110,12 @@ def test_five_things_that_are_broken_are_told_apart(
     rows = rows_of(said.stdout)
     here = ".".join(map(str, sys.version_info[:3]))
     broken = {
-        "python": ("1 of 2 executors have another than the driver's", "3.9.18 on", "PYSPARK_PYTHON", here),
+        "python": (
+            "1 of 2 executors have another than the driver's",
+            "3.9.18 on",
+            "point spark.pyspark.python (now",
+            here,
+        ),
         "packages": ("missing: timm on", "from the driver's lock file"),
         "memory": ("spark.executor.pyspark.memory gives a worker 1.1 GB", "leave it unset"),
         "gpus": ("an executor has 0 by Spark, 0 visible; 1 a task asked for", "resources.gpus_per_task to null"),
