@@ -1,13 +1,8 @@
-"""What an executor has and reaches, for the job doctor: slidelake's code, a range of a slide, a folder. Imports no model."""
+"""What an executor reaches, for the job doctor: a range of a slide. Imports no model."""
 
-import hashlib
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import File, StorageOptions
@@ -38,24 +33,3 @@ def read_range(uri: str, storage_options: StorageOptions) -> Reached:
     except SlideError as error:
         return Reached(host, error=error.code, message=error.message)
     return Reached(host, len(data), time.perf_counter() - begun)
-
-
-def sees_folder(path: str) -> tuple[str, bool]:
-    """This host, and whether it has the folder."""
-    return socket.gethostname(), Path(path).is_dir()
-
-
-def code_digest() -> str:
-    """A hash of what Spark runs on executors, package udfs as this process imports it."""
-    digest = hashlib.sha256()
-    for name, text in sorted(_sources(files("udfs"))):
-        digest.update(name.encode() + b"\0" + text + b"\0")
-    return digest.hexdigest()
-
-
-def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _sources(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".py"):
-            yield f"{prefix}{entry.name}", entry.read_bytes()

@@ -3,21 +3,21 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from jobs.checks.place import Place
 from jobs.checks.table import Row
-from jobs.runtime.encoders import measure_runtimes
+from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.summary import readable_size
 from udfs.sample import Sample, take_sample
 from udfs.telling import some
-from udfs.wsi.choice import fastest
 
 SAMPLE_S = 30.0  # at most, but for what was begun; less where the cohort is small
 _MOST_TASKS = 64  # of a sample: more tell nothing new
 _SLIDES_A_TASK = 3
+_HEAP_A_BAG_BYTE = 32  # README, Sizing: of the JVM that makes the row of the largest patient
 _OTHER_BYTES = 1_000  # of a tile in tables features and patients together, beside its embeddings
 
 
@@ -32,7 +32,14 @@ class Cohort:
 
     def tiles(self, a_slide: float) -> float:
         """Tiles of all patients, where a slide has so many."""
-        return sum(min(n * a_slide, self.most_tiles or math.inf) for n in self.patients.values())
+        return sum(self._bags(a_slide))
+
+    def most(self, a_slide: float) -> float:
+        """Tiles of the patient with most of them."""
+        return max(self._bags(a_slide))
+
+    def _bags(self, a_slide: float) -> Iterator[float]:
+        return (min(n * a_slide, self.most_tiles or math.inf) for n in self.patients.values())
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Workforce:
 
     tasks: int  # at once
     executors: int
+    heap_bytes: int  # of each of these
     is_local: bool
 
 
@@ -51,9 +59,7 @@ def clock(place: Place) -> Row:
     if not slides:
         return Row("FAIL", "no slide of the cohort is there", "upload them, or mend slides.root and the CSV's uri")
     run = place.run
-    if place.config.encoder.runtime == "auto":
-        best = fastest(measure_runtimes(run, [uri for uri, _ in slides]))
-        run.encoder_runs_by = (best.runtime, best.precision) if best else run.encoder_runs_by
+    run.encoder_runs_by = settle_runtime(run, [uri for uri, _ in slides], keep=False)  # as the run to come will
     at_once = place.stage.slots()
     n_tasks = min(at_once, _MOST_TASKS, len(slides))
     n_sampled = min(len(slides), n_tasks * _SLIDES_A_TASK)
@@ -70,9 +76,9 @@ def clock(place: Place) -> Row:
         Counter(image.patient_id for image, file in found if file.info),
         place.config.tiling.max_tiles_per_patient,
     )
-    workforce = Workforce(at_once, place.n_executors, place.is_local)
+    workforce = Workforce(at_once, place.n_executors, place.heap_bytes, place.is_local)
     numbers = 4 if place.config.output.embedding_dtype == "float32" else 2
-    row = estimate(samples, cohort, workforce, bytes_a_number=4 + numbers, deadline_h=place.deadline_h)
+    row = estimate(samples, cohort, workforce, bag_number_bytes=numbers, deadline_h=place.deadline_h)
     how = " ".join(run.encoder_runs_by)
     return replace(row, found=f"{how}: {row.found}")
 
@@ -82,7 +88,7 @@ def estimate(
     cohort: Cohort,
     workforce: Workforce,
     *,
-    bytes_a_number: int = 8,
+    bag_number_bytes: int = 4,
     deadline_h: float | None = None,
 ) -> Row:
     """What the samples of some tasks that ran at once say of the whole cohort.
@@ -91,7 +97,7 @@ def estimate(
         samples: one a task.
         cohort: what there is to do.
         workforce: all tasks at once; as fast as those of the samples.
-        bytes_a_number: of an embedding, in tables features and patients together.
+        bag_number_bytes: what a number of an embedding takes in table patients; in table features it is 4.
         deadline_h: hours that the run may take.
     """
     seen = [slide for sample in samples for slide in sample.slides]
@@ -108,26 +114,34 @@ def estimate(
     encoded = sum(sample.n_tiles for sample in busy)
     reads = cohort.slides * statistics.fmean(slide.n_bytes for slide in good)
     reads += n_tiles * sum(sample.n_bytes for sample in busy) / encoded
-    tables = n_tiles * (2 * busy[0].dim * bytes_a_number + _OTHER_BYTES)
+    tables = n_tiles * (2 * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
     found = (
         f"{rate:,.1f} tiles/s by {workforce.tasks} tasks at once, from {encoded:,} tiles of {len(good)} slides. Cohort: "
         f"{cohort.slides:,} slides, about {_rounded(n_tiles)} tiles, {_hours(hours)}, reads {readable_size(round(reads))} of "
         f"{readable_size(cohort.n_bytes)}, writes {readable_size(round(tables))}"
     )
+    remedies = []
     if errors:
         found += f"; {len(errors)} failures in the sample, such as {errors[0]}"
-    if deadline_h is None:
-        return Row("warn" if errors else "ok", found, "see README, How to read a failure" if errors else "")
-    needed = math.ceil(workforce.executors * hours / deadline_h)
-    who = "machine" if workforce.is_local else "executor"
-    told = f"{found}; for {deadline_h:g} h: {_count(needed, who)} like {'this' if workforce.is_local else 'these'}"
-    if needed <= workforce.executors:
-        return Row("warn" if errors else "ok", told)
-    return Row(
-        "warn",
-        told,
-        f"run on {_count(needed, who)}, of which there are {workforce.executors:,} now, or give it {_hours(hours)}",
-    )
+        remedies.append("see README, How to read a failure")
+    most = cohort.most(statistics.fmean(slide.n_tiles for slide in good))
+    heap = _HEAP_A_BAG_BYTE * most * busy[0].dim * bag_number_bytes
+    if heap > workforce.heap_bytes:
+        found += (
+            f"; the largest patient's {_rounded(most)} tiles need a heap of {readable_size(round(heap))}, which is "
+        )
+        found += readable_size(workforce.heap_bytes)
+        setting = "spark.driver.memory" if workforce.is_local else "spark.executor.memory"
+        remedies.append(f"set {setting} to {math.ceil(heap / 2**30)}g or more, see README, Sizing")
+    if deadline_h is not None:
+        needed = math.ceil(workforce.executors * hours / deadline_h)
+        who, these = ("machine", "this") if workforce.is_local else ("executor", "these")
+        found += f"; for {deadline_h:g} h: {_count(needed, who)} like {these}"
+        if needed > workforce.executors:
+            remedies.append(
+                f"run on {_count(needed, who)}, of which there are {workforce.executors:,} now, or give it {_hours(hours)}"
+            )
+    return Row("warn" if remedies else "ok", found, "; ".join(remedies))
 
 
 def _hours(hours: float) -> str:

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
-from jobs.checks.place import Place, cause_of
+from py4j.protocol import Py4JJavaError
+
+from jobs.checks.place import ExecutorError, MissingPackageError, Place, cause_of
 from jobs.checks.table import Row
 from udfs.reach import read_range
 from udfs.sample import load
+from udfs.telling import some
 from udfs.wsi import ErrorCode
 from udfs.wsi.store import absolute_uri, public_uri
 
@@ -25,6 +28,8 @@ def store(place: Place) -> Row:
         said = f"{reached.host}: {reached.error.value}: {reached.message}"
         if reached.error is not ErrorCode.FILE_MISSING:
             break
+    if lacking := place.lacking(place.store_packages):  # which says nothing of the store
+        raise MissingPackageError(some(lacking))
     return Row(
         "FAIL",
         said,
@@ -39,7 +44,7 @@ def encoder(place: Place) -> Row:
     here = place.run.models.fingerprint  # raises ConfigError, with a remedy
     try:
         loaded = place.ask_any(partial(load, place.run.feature_spec))
-    except Exception as error:
+    except (ExecutorError, Py4JJavaError) as error:
         return Row("FAIL", f"executors can't load it: {cause_of(error)}", remedy)
     if loaded.fingerprint != here:
         return Row("FAIL", f"{loaded.host} has other weights than the driver at the same place", remedy)

@@ -5,7 +5,6 @@ from collections import Counter
 
 from jobs.checks.place import Place
 from jobs.checks.table import Row
-from jobs.runtime.session import heap_bytes
 from udfs.telling import some
 
 # What `make bench ONLY=memory,predict` measures, torch and a network of EfficientNet-B0's size.
@@ -19,6 +18,7 @@ _LITTLE_HEAP_BYTES = (
 )
 _SCRATCH_A_TASK_BYTES = 1e9  # rows of 8 slides of 5,000 tiles, as the features stage keeps and sorts them
 _OVERHEAD_FACTOR, _LEAST_OVERHEAD_BYTES = "0.1", 384 << 20  # Spark's own
+_MORE_HEAP = "set spark.driver.memory to 2g or more (spark-submit: --driver-memory), see README, Sizing"
 _GPU = "spark.executor.resource.gpu"
 
 
@@ -64,17 +64,19 @@ def memory(place: Place) -> Row:
                 f"spark.executor.pyspark.memory gives a worker {_gb(limit)}; importing torch maps {_gb(_ADDRESSES_BYTES)}",
                 "leave it unset, and let spark.executor.memoryOverhead have the memory of the workers",
             )
-    heap, rooms = heap_bytes(place.spark), []
+    heap, rooms = place.heap_bytes, []
     for host, n in hosts.items():
         room = machine[host] / n
         if place.spark.sparkContext.master == "yarn":  # which ends a container that takes more
             room = min(room, heap + _overhead(place, heap) + (place.mib("spark.executor.pyspark.memory") or 0))
         rooms.append(room)
-    return judge_memory(min(rooms), heap, tasks)
+    return judge_memory(min(rooms), heap, tasks, is_local=place.is_local)
 
 
-def judge_memory(room: float, heap: float, tasks: int) -> Row:
-    """Whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes."""
+def judge_memory(room: float, heap: float, tasks: int, *, is_local: bool = False) -> Row:
+    """Whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes; and where that is the
+    driver's JVM, whether its heap will do. What an executor's needs, the clock tells by the largest patient.
+    """
     need = tasks * WORKER_BYTES + _JVM_BESIDE_BYTES
     each = max(0.0, room - heap - _JVM_BESIDE_BYTES) / tasks
     told = f"{_gb(room)} an executor, {_gb(heap)} of it heap: {_gb(each)} for each of {tasks} at once; a worker takes "
@@ -84,6 +86,10 @@ def judge_memory(room: float, heap: float, tasks: int) -> Row:
         f"give executors {_gb(heap + need)} (YARN, Kubernetes: spark.executor.memoryOverhead={need / 2**30:.0f}g), "
         f"or {fits} {'task' if fits == 1 else 'tasks'} at once (spark.executor.cores, resources.cpus_per_task), or a smaller heap"
     )
+    if room >= heap + need and is_local and heap < _LITTLE_HEAP_BYTES:
+        return Row(
+            "warn", f"{told}; a driver that does all needs a heap of {_gb(_LITTLE_HEAP_BYTES)} at least", _MORE_HEAP
+        )
     if room >= heap + need:
         return Row("ok", told)
     if room >= min(heap, _LITTLE_HEAP_BYTES) + need:

@@ -9,7 +9,7 @@ from py4j.protocol import Py4JJavaError
 
 from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
 from jobs.checks.table import Row
-from udfs.reach import sees_folder
+from udfs.node import sees_folder
 from udfs.telling import some
 from udfs.wsi.store import absolute_uri, public_uri
 

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from jobs.runtime.cohort import Image, Located, locate
 from jobs.runtime.config import Config
 from jobs.runtime.resources import Executor, StageResources, features_resources
 from jobs.runtime.run import Run
-from jobs.runtime.session import is_local
+from jobs.runtime.session import heap_bytes, is_local
 
 # What shapes the rows, and what executors read with; further ones come with settings, see `Place.packages`.
 _PACKAGES = (
@@ -47,6 +48,7 @@ _OF_STORES = {
     "gs": "gcsfs",
     "gcs": "gcsfs",
 }
+_OWN = ("jobs", "udfs")
 TASKS_AN_EXECUTOR = 2  # Spark hands them out in turns: none is left out
 _TRIES = 3  # of four attempts each: one executor in two may be broken, and the others still be asked
 # Run by sh: what the Python of the executor says last, or if it does not run, by which host and why.
@@ -61,11 +63,15 @@ Answer = TypeVar("Answer")
 
 
 class NoPythonError(Exception):
-    """No executor has a Python that runs."""
+    """No executor has a Python that runs, or that is the driver's."""
+
+
+class MissingPackageError(Exception):
+    """A package of others that executors lack, with the host's name."""
 
 
 class ExecutorError(Exception):
-    """What a function met on an executor, with the host's name."""
+    """What else a function met on an executor, with the host's name."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,11 @@ class Place:
         """1 in local mode."""
         return len(self.executors) or 1
 
+    @cached_property
+    def heap_bytes(self) -> int:
+        """The heap of a JVM that tasks run in: an executor's, or in local mode the driver's."""
+        return heap_bytes(self.spark)
+
     def conf(self, key: str, default: str = "") -> str:
         """A setting of Spark."""
         return self.spark.sparkContext.getConf().get(key, default) or default
@@ -126,14 +137,30 @@ class Place:
         """The files of the cohort; raises ConfigError."""
         return locate(self.images, self.config)
 
+    def executor_request(self) -> str:
+        """What Spark asks the cluster for, for an executor, as far as its settings say."""
+        asked = [f"{self.conf('spark.executor.memory', '1g')} of memory (spark.executor.memory)"]
+        for key, what in (
+            ("spark.executor.memoryOverhead", "beside it"),
+            ("spark.executor.cores", "cores"),
+            ("spark.executor.resource.gpu.amount", "GPUs"),
+        ):
+            if amount := self.conf(key):
+                asked.append(f"{amount} {what} ({key})")
+        return ", ".join(asked)
+
     @cached_property
     def packages(self) -> list[str]:
         """Those that executors need for these settings."""
+        runtime = {"openvino"} if self.config.encoder.runtime == "openvino" else set()
+        return [*_PACKAGES, *sorted({*self.store_packages} | runtime)]
+
+    @cached_property
+    def store_packages(self) -> list[str]:
+        """Those of them that reach the stores of these slides."""
         uris = [self.config.slides.root, *(image.uri for image in self.images)]
         protocols = {uri.partition("://")[0] for uri in uris if uri and "://" in uri}
-        stores = {_OF_STORES[protocol] for protocol in protocols if protocol in _OF_STORES}
-        runtime = {"openvino"} if self.config.encoder.runtime == "openvino" else set()
-        return [*_PACKAGES, *sorted(stores | runtime)]
+        return sorted({_OF_STORES[protocol] for protocol in protocols if protocol in _OF_STORES})
 
     @cached_property
     def _told(self) -> list[str]:
@@ -155,6 +182,12 @@ class Place:
         once = {(one.host, one.executor): one for one in found}
         return [once[key] for key in sorted(once)]
 
+    def lacking(self, packages: Sequence[str]) -> list[str]:
+        """Which of these packages is missing where."""
+        return sorted(
+            {f"{name} on {one.host}" for one in self.probes for name in packages if one.packages[name] is None}
+        )
+
     @cached_property
     def unprobed(self) -> list[str]:
         """What executors without a Python that runs say, a line each."""
@@ -164,31 +197,43 @@ class Place:
         """What functions return, each in a task of its own of the features stage; in the order in which they were given.
 
         Raises:
-            ExecutorError: what the first that failed says; Spark does not try it again.
+            MissingPackageError, ExecutorError: what the first that failed says; Spark does not try it again.
         """
         dumps: Any = cloudpickle.dumps
         pickled = [dumps(function) for function in functions]
 
-        def attempt(number: int) -> tuple[Any, str]:  # names nothing of this module, which executors may lack
+        def attempt(number: int) -> tuple[Any, str, str]:  # names nothing of this module, which executors may lack
             try:  # unpickling imports slidelake, which may be what fails
-                return pickle.loads(pickled[number])(), ""
+                return pickle.loads(pickled[number])(), "", ""
             except Exception as error:
-                return None, f"{socket.gethostname()}: {type(error).__name__}: {error}"
+                missing = str(error.name) if isinstance(error, ModuleNotFoundError) else ""
+                return None, f"{socket.gethostname()}: {type(error).__name__}: {error}", missing.partition(".")[0]
 
         tasks = self.spark.sparkContext.parallelize(range(len(functions)), len(functions))
         profile = self.stage.profile
         answers = (tasks.withResources(profile) if profile else tasks).map(attempt).collect()
-        for _, error in answers:
+        for _, error, missing in answers:
+            if missing and missing not in _OWN:
+                raise MissingPackageError(error)
             if error:
                 raise ExecutorError(error)
-        return [answer for answer, _ in answers]
+        return [answer for answer, _, _ in answers]
 
     def ask_any(self, function: Callable[[], Answer]) -> Answer:
-        """The same of one function, on any executor whose Python runs."""
+        """The same of one function, on any executor whose Python serves; raises NoPythonError where none was found."""
+        here = list(map(str, sys.version_info[:2]))
+        serve = [one.python.split(".")[:2] == here for one in self.probes]
+        if not any(serve):
+            raise NoPythonError
         for _ in range(_TRIES - 1):
             with suppress(Py4JJavaError):
                 return self.ask(function)[0]
-        return self.ask(function)[0]
+        try:
+            return self.ask(function)[0]
+        except Py4JJavaError:
+            if self.unprobed or not all(serve):
+                raise NoPythonError from None
+            raise
 
 
 def cause_of(error: Exception) -> str:

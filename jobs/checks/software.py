@@ -4,13 +4,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
-from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
-from jobs.checks.table import Row
+from jobs.checks.place import TASKS_AN_EXECUTOR, ExecutorError, Place, cause_of
+from jobs.checks.table import INSTALL, Row
 from jobs.runtime.resources import executors_of
 from jobs.runtime.session import delta_remedy, has_delta, refuse_unusable_spark
-from udfs.reach import code_digest
+from udfs.node import code_digest
 from udfs.telling import package_versions, some
 
 _OLDEST_JAVA = 17
@@ -68,7 +69,8 @@ def python(place: Place) -> Row:
     """A Python of the driver's version on every executor."""
     here = ".".join(str(part) for part in sys.version_info[:3])
     what = place.spark.sparkContext.pythonExec
-    remedy = f"point PYSPARK_PYTHON (now {what}) at Python {here} on every node, or ship an environment by --archives"
+    setting = "spark.pyspark.python" if place.conf("spark.pyspark.python") == what else "PYSPARK_PYTHON"
+    remedy = f"point {setting} (now {what}) at Python {here} on every node, or ship an environment by --archives"
     if place.unprobed:
         return Row("FAIL", f"does not run on executors: {some(place.unprobed, 3, '; ')}", remedy)
     wrong = [(one.host, one.python) for one in place.probes if one.python != here]
@@ -82,21 +84,19 @@ def python(place: Place) -> Row:
 def packages(place: Place) -> Row:
     """The driver's packages on every executor, in the driver's versions."""
     here = package_versions(place.packages)
-    missing, other = set(), set()
-    for one in place.probes:
-        for name in place.packages:
-            there = one.packages[name]
-            if there is None:
-                missing.add(f"{name} on {one.host}")
-            elif there != here.get(name):
-                other.add(f"{name} {there} on {one.host} (driver {here.get(name, 'none')})")
-    kinds = (("missing", missing), ("other versions", other))
-    told = [f"{what}: {some(sorted(names))}" for what, names in kinds if names]
+    other = {
+        f"{name} {there} on {one.host} (driver {here.get(name, 'none')})"
+        for one in place.probes
+        for name, there in one.packages.items()
+        if there not in (None, here.get(name))
+    }
+    kinds = (("missing", place.lacking(place.packages)), ("other versions", sorted(other)))
+    told = [f"{what}: {some(names)}" for what, names in kinds if names]
     if told:
         return Row(
             "FAIL",
             "; ".join(told),
-            "install slidelake and its extras on every node from the driver's lock file, or ship an environment by --archives",
+            INSTALL,
         )
     lacking = [name for name in place.packages if name not in here]
     if lacking:
@@ -115,7 +115,7 @@ def code(place: Place) -> Row:
     remedy = "ship the code with the job (--py-files), or install the same slidelake on every node"
     try:
         there = set(place.ask(*[code_digest] * (TASKS_AN_EXECUTOR * place.n_executors)))
-    except Exception as error:
+    except (ExecutorError, Py4JJavaError) as error:
         return Row("FAIL", f"slidelake does not import on executors ({cause_of(error)})", remedy)
     if there != {here}:
         return Row("FAIL", "executors have another slidelake than the driver", remedy)

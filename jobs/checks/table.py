@@ -1,15 +1,28 @@
 """Checks and their rows: each check by itself and within its time, whatever becomes of the others; the table for people."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jobs.checks.place import NoPythonError, Place, cause_of
+from jobs.checks.place import MissingPackageError, NoPythonError, Place, cause_of
 from jobs.runtime.config import ConfigError
+from jobs.runtime.resources import executors_gone, executors_of
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
+INSTALL = (
+    "install slidelake and its extras on every node from the driver's lock file, or ship an environment by --archives"
+)
+_SETTINGS = "mend what it names, in the settings or where they point: conf/cohort.yaml tells of each"
+_LOGS = "look for it in the logs of driver and executors"
 _SILENT_EXECUTORS = "look at the logs of the executors for what holds it up"
+_DEAD_EXECUTORS = (
+    "look at the logs of those executors, and at what the page of the master or ResourceManager says of their end"
+)
+_NO_EXECUTORS = (
+    "lower these settings to what a worker has free, as the page of the master or ResourceManager tells (Kubernetes: kubectl "
+    "describe pod), or wait for it; where that shows executors that ended at once, look at their logs"
+)
 _SILENT_STORE = (
     "it is the driver that waits: give it, too, a route to slides, tables and weights (proxy, firewall, endpoint), "
     "and look at its log"
@@ -18,12 +31,16 @@ _SILENT_STORE = (
 
 @dataclass(frozen=True)
 class Row:
-    """What a check found, and what to do about it; nothing where all is well."""
+    """What a check found, and what to do about it; nothing where all is well, never nothing where it failed."""
 
     status: Status
     found: str
     remedy: str = ""
     what: str = ""  # the check
+
+    def __post_init__(self) -> None:
+        if self.status == "FAIL" and not self.remedy:
+            raise ValueError(f"no remedy for {self.found!r}")
 
 
 @dataclass(frozen=True)
@@ -41,8 +58,7 @@ def look(place: Place, checks: Iterable[Check]) -> Iterator[Row]:
     failed: set[str] = set()
     for check in checks:
         missing = [name for name in check.needs if name in failed]
-        skipped = Row("skip", f"not looked at, for it needs {', '.join(missing)}")
-        row = skipped if missing else _in_time(place, check)
+        row = _skipped(", ".join(missing)) if missing else _in_time(place, check, failed)
         if row.status in ("FAIL", "skip"):
             failed.add(check.what)
         yield replace(row, what=check.what)
@@ -54,9 +70,13 @@ def as_text(row: Row) -> str:
     return f"  {row.status:<4}  {row.what:<9} {row.found}{remedy}"
 
 
-def _in_time(place: Place, check: Check) -> Row:
-    """What the check finds. One that takes too long is left to itself (`Place.left`), and the jobs that it waits for are
-    cancelled.
+def _skipped(needs: str) -> Row:
+    return Row("skip", f"not looked at, for it needs {needs}")
+
+
+def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
+    """What the check finds; what follows from those that failed is theirs. One that takes too long is left to itself
+    (`Place.left`), and the jobs that it waits for are cancelled.
     """
     context = place.spark.sparkContext
     rows: list[Row] = []
@@ -65,12 +85,15 @@ def _in_time(place: Place, check: Check) -> Row:
         context.setJobGroup(check.what, f"slidelake doctor: {check.what}", interruptOnCancel=True)
         try:
             rows.append(check.look(place))
-        except ConfigError as error:  # its text has the remedy
-            rows.append(Row("FAIL", str(error)))
+        except ConfigError as error:
+            rows.append(Row("FAIL", error.reason, error.remedy or _SETTINGS))
         except NoPythonError:
-            rows.append(Row("skip", "not looked at, for no executor has a Python that runs"))
+            rows.append(_skipped("python"))
+        except MissingPackageError as error:
+            told = str(error)
+            rows.append(_skipped(f"packages ({told})") if "packages" in failed else Row("FAIL", told, INSTALL))
         except Exception as error:
-            rows.append(Row("FAIL", cause_of(error), "look for it in the logs of driver and executors"))
+            rows.append(Row("FAIL", cause_of(error), _LOGS))
 
     thread = threading.Thread(target=run, name=check.what, daemon=True)
     thread.start()
@@ -81,7 +104,19 @@ def _in_time(place: Place, check: Check) -> Row:
         jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(check.what)]
         waits_for_executors = any(job and job.status == "RUNNING" for job in jobs)
         context.cancelJobGroup(check.what)
-        return Row(
-            "FAIL", f"no answer in {check.limit_s:g} s", _SILENT_EXECUTORS if waits_for_executors else _SILENT_STORE
-        )
+        return _silent(place, check.limit_s) if waits_for_executors else _no_answer(check.limit_s, _SILENT_STORE)
     return rows[0]
+
+
+def _silent(place: Place, limit_s: float) -> Row:
+    """Whether it is executors that do not answer, or that do not come."""
+    if place.is_local or executors_of(place.spark):
+        return _no_answer(limit_s, _SILENT_EXECUTORS)
+    if gone := len(executors_gone(place.spark)):
+        return Row("FAIL", f"no executor is there after {limit_s:g} s: {gone} came and went", _DEAD_EXECUTORS)
+    asked = place.executor_request()
+    return Row("FAIL", f"no executor has come in {limit_s:g} s, of those that Spark asks for: {asked}", _NO_EXECUTORS)
+
+
+def _no_answer(limit_s: float, remedy: str) -> Row:
+    return Row("FAIL", f"no answer in {limit_s:g} s", remedy)

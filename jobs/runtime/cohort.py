@@ -166,14 +166,15 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     by_name = [image for image in images if image.uri is None]
     if by_name and config.slides.root is None:
         raise ConfigError(
-            f"slides.root is not set and {len(by_name)} rows of the CSV have no uri ({by_name[0].image_id}, ...): set one"
+            f"slides.root is not set and {len(by_name)} rows of the CSV have no uri ({by_name[0].image_id}, ...)",
+            "set one",
         )
     found = _list_root(config) if by_name else {}
     if by_name and not any(image.image_id in found for image in by_name):
         raise ConfigError(
             f"slides.root: {public_uri(str(config.slides.root))} holds none of the {len(by_name)} slides of the CSV "
-            f"({by_name[0].image_id}, ...): is it mounted, and the right folder? slides.extensions are "
-            f"{', '.join(config.slides.extensions)}"
+            f"({by_name[0].image_id}, ...)",
+            f"is it mounted, and the right folder? slides.extensions are {', '.join(config.slides.extensions)}",
         )
     located = {image.image_id: _choose(image, found.get(image.image_id, []), config) for image in by_name}
 
@@ -196,13 +197,20 @@ def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]
     try:
         fs, path = url_to_fs(root, **options_for(root, options))
         if not fs.isdir(path):
-            raise ConfigError(f"slides.root: no folder at {public_uri(root)}")
+            raise ConfigError(
+                f"slides.root: no folder at {public_uri(root)}",
+                "set it to the folder or bucket with the slides, and mount it where it is a folder",
+            )
         listing: dict[str, Mapping[str, Any]] = fs.find(path, detail=True)
     except ConfigError:
         raise
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(root, options))
-        raise ConfigError(f"slides.root: {public_uri(root)} can't be listed ({text})") from None
+        raise ConfigError(
+            f"slides.root: {public_uri(root)} can't be listed ({text})",
+            "the driver needs credentials (slides.storage_options, or an identity of its own) with the right to list it, and a "
+            "route to it (proxy, firewall, endpoint)",
+        ) from None
     found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for name, info in listing.items():
         file = PurePosixPath(name)

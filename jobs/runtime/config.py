@@ -34,7 +34,16 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class ConfigError(Exception):
-    """Settings, a CSV or arguments that can't be used: one line for the user, exit status 2."""
+    """Settings, a CSV or arguments that can't be used: one line for the user, exit status 2.
+
+    Args:
+        reason: what can't be used and why, and what to do where no `remedy` is given.
+        remedy: what to do.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        self.reason, self.remedy = reason, remedy
 
 
 class Config(Section):

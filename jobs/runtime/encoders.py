@@ -22,9 +22,9 @@ _PROPERTY = "slidelake.encoder"  # of table features
 _SLIDES_LOOKED_AT = 64  # at most, from all over the cohort: tiles are taken of the first that has some
 
 
-def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]:
+def settle_runtime(run: "Run", uris: Sequence[str], *, keep: bool = True) -> tuple[Runtime, Precision]:
     """What the settings say; with `runtime: auto`, what the rows of table features were made with, so that all rows compare,
-    or what a measurement on tiles of the cohort finds fastest, which is then written down with the table.
+    or what a measurement on tiles of the cohort finds fastest, which is then written down with the table if it shall `keep`.
     """
     settings = run.config.encoder
     if settings.runtime != "auto":
@@ -46,7 +46,8 @@ def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]
     if best is None:
         raise ConfigError(
             f"encoder.precision = {settings.precision}: its cosine to fp32 is {max(one.cosine for one in measured):.5f} on "
-            f"tiles of the cohort, less than {LEAST_COSINE}: leave it out, or set encoder.runtime to take it all the same"
+            f"tiles of the cohort, less than {LEAST_COSINE}",
+            "leave it out, or set encoder.runtime to take it all the same",
         )
     for one in measured:
         print(
@@ -54,9 +55,9 @@ def settle_runtime(run: "Run", uris: Sequence[str]) -> tuple[Runtime, Precision]
             f"{' <- taken' if one is best else '' if one.cosine >= LEAST_COSINE else f' < {LEAST_COSINE}'}",
             file=sys.stderr,
         )
-    run.tables.set_property(
-        "features", _PROPERTY, json.dumps({"of": key, "runtime": best.runtime, "precision": best.precision})
-    )
+    if keep:
+        choice = {"of": key, "runtime": best.runtime, "precision": best.precision}
+        run.tables.set_property("features", _PROPERTY, json.dumps(choice))
     return best.runtime, best.precision
 
 
@@ -67,8 +68,9 @@ def _kept(run: "Run", runtime: Runtime, precision: Precision) -> tuple[Runtime, 
     if precision == "fp32":
         return "torch", precision
     raise ConfigError(
-        f"these tables' embeddings were made with OpenVINO in {precision}, on processors: pip install 'slidelake[openvino]' and "
-        "set encoder.device to auto or cpu; or set encoder.runtime to torch, which encodes all tiles again"
+        f"these tables' embeddings were made with OpenVINO in {precision}, on processors",
+        "pip install 'slidelake[openvino]' and set encoder.device to auto or cpu; or set encoder.runtime to torch, which encodes "
+        "all tiles again",
     )
 
 

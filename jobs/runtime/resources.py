@@ -92,8 +92,8 @@ def features_resources(session: SparkSession, settings: Resources) -> StageResou
         gpus = 0
     if cpus > most_cores:
         raise ConfigError(
-            f"resources.cpus_per_task is {cpus}, but an executor has {most_cores} cores: set it to {most_cores} or less, or "
-            f"spark.executor.cores to {cpus} where nodes have as many"
+            f"resources.cpus_per_task is {cpus}, but an executor has {most_cores} cores",
+            f"set it to {most_cores} or less, or spark.executor.cores to {cpus} where nodes have as many",
         )
     if not gpus and settings.cpus_per_task is None:
         return StageResources(session)

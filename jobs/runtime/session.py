@@ -35,11 +35,11 @@ def refuse_unusable_spark() -> None:
     found = pyspark.__version__
     if _release(found) < _OLDEST_SPARK:
         raise ConfigError(
-            f"this is Spark {found}, and only since 4.0 can mapInArrow be given GPUs: use Spark 4.0 or later, which EMR has "
-            "from emr-spark-8.0.0 on and Databricks from 17.3 LTS on"
+            f"this is Spark {found}, and only since 4.0 can mapInArrow be given GPUs",
+            "use Spark 4.0 or later, which EMR has from emr-spark-8.0.0 on and Databricks from 17.3 LTS on",
         )
     if DeltaTable is None:
-        raise ConfigError(f"Delta's Python side is missing: {delta_remedy(found)}, or pip install 'slidelake[spark]'")
+        raise ConfigError("Delta's Python side is missing", f"{delta_remedy(found)}, or pip install 'slidelake[spark]'")
 
 
 def start_session(name: str) -> SparkSession:
@@ -52,7 +52,7 @@ def start_session(name: str) -> SparkSession:
     if not has_delta(session):
         remedy = delta_remedy(session.version)
         session.stop()
-        raise ConfigError(f"Delta is not on Spark's class path: {remedy}")
+        raise ConfigError("Delta is not on Spark's class path", remedy)
     return session
 
 

@@ -126,8 +126,9 @@ class Tables:
         return int(DeltaTable.forPath(self.spark, self.path(name)).history(1).collect()[0]["version"])
 
     def property(self, name: str, key: str) -> str | None:
-        """A property of the table."""
-        return self._properties(name).get(key)
+        """A property of the table; None where it has none such, or is not there."""
+        there = DeltaTable.isDeltaTable(self.spark, self.path(name))
+        return self._properties(name).get(key) if there else None
 
     def _properties(self, name: str) -> dict[str, str]:
         return {row.key: row.value for row in self.spark.sql(f"SHOW TBLPROPERTIES delta.`{self.path(name)}`").collect()}

@@ -75,13 +75,15 @@ def test_all_is_well_on_a_standalone_cluster_whose_nodes_have_the_packages_and_a
         "spark.submit.pyFiles": CODE,
         "spark.cores.max": 2,  # one on each node
     }
-    file = settings(small_config(tiling={"max_background": 0.5}), tmp_path)
+    encoder = {"runtime": "openvino", "precision": "bf16"}
+    file = settings(small_config(tiling={"max_background": 0.5}, encoder=encoder), tmp_path)
     said = submit(tmp_path, two_nodes, conf, "jobs/doctor.py", "--config", file, "--deadline", "1")
     print(f"\n{said.stdout}")
     assert said.returncode == 0, said.stdout + said.stderr
     rows = rows_of(said.stdout)
     assert {what: status for what, (status, _) in rows.items()} == dict.fromkeys((check.what for check in CHECKS), "ok")
     assert f"slidelake doctor, {two_nodes}\n" in said.stdout and "executors 2 of 1 cores" in rows["executors"][1]
+    assert "clock     openvino bf16: " in rows["clock"][1]
 
 
 def test_five_things_that_are_broken_are_told_apart(
@@ -108,7 +110,12 @@ def test_five_things_that_are_broken_are_told_apart(
     rows = rows_of(said.stdout)
     here = ".".join(map(str, sys.version_info[:3]))
     broken = {
-        "python": ("1 of 2 executors have another than the driver's", "3.9.18 on", "PYSPARK_PYTHON", here),
+        "python": (
+            "1 of 2 executors have another than the driver's",
+            "3.9.18 on",
+            "point spark.pyspark.python (now",
+            here,
+        ),
         "packages": ("missing: timm on", "from the driver's lock file"),
         "memory": ("spark.executor.pyspark.memory gives a worker 1.1 GB", "leave it unset"),
         "gpus": ("an executor has 0 by Spark, 0 visible; 1 a task asked for", "resources.gpus_per_task to null"),

@@ -213,11 +213,11 @@ def test_a_uri_in_the_csv_wins_over_the_root(slides: Path) -> None:
 def test_a_root_that_is_needed_and_not_there_stops_the_job(slides: Path) -> None:
     with pytest.raises(ConfigError, match=r"slides\.root is not set and 2 rows of the CSV have no uri \(a, \.\.\.\)"):
         locate([image("a"), image("b")], config_for(slides.parent))
-    with pytest.raises(ConfigError, match=r"slides\.root: no folder at .*nowhere"):
+    with pytest.raises(ConfigError, match=r"slides\.root: no folder at .*nowhere: set it to the folder"):
         locate([image("a")], config_for(slides.parent, root=str(slides / "nowhere")))
     with pytest.raises(ConfigError, match=r"slides\.root: nosuch://host/x can't be listed") as caught:
         locate([image("a")], config_for(slides.parent, root="nosuch://u:SECRETSECRET@host/x"))
-    assert "SECRET" not in str(caught.value)
+    assert "SECRET" not in str(caught.value) and "credentials" in caught.value.remedy
 
 
 def test_a_root_that_holds_none_of_the_slides_stops_the_job(slides: Path) -> None:

@@ -1,17 +1,31 @@
-"""What the doctor says of figures that machines and samples gave: memory, GPUs, the clock."""
+"""What the doctor says of figures that machines and samples gave: memory, GPUs, the clock; and which fault is whose."""
 
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self, cast
 
 import pytest
+from py4j.protocol import Py4JJavaError
 
-from jobs.checks import probe
-from jobs.checks.clock import Cohort, Workforce, estimate
+from jobs.checks import data, probe, software, table
+from jobs.checks.clock import Cohort, Workforce, clock, estimate
 from jobs.checks.machine import judge_gpus, judge_memory
+from jobs.checks.place import ExecutorError, MissingPackageError, NoPythonError, Place, Probe
+from jobs.checks.table import Check, Row, look
+from jobs.runtime import encoders
+from jobs.runtime.config import Config, ConfigError
+from jobs.runtime.encoders import settle_runtime
+from udfs.node import code_digest
+from udfs.reach import Reached
 from udfs.sample import Sample, SeenSlide
+from udfs.wsi import ErrorCode
+from udfs.wsi.choice import Measured
 
 HEAP = 8e9
 
@@ -37,6 +51,15 @@ def test_the_remedy_for_memory_names_what_would_be_enough() -> None:
     row = judge_memory(room=12e9, heap=HEAP, tasks=8)
     assert "give executors 17.2 GB" in row.remedy and "3 tasks at once" in row.remedy
     assert judge_memory(17.2e9, HEAP, 8).status == judge_memory(12e9, HEAP, 3).status == "ok"
+
+
+def test_a_driver_that_does_all_needs_a_heap_as_the_readme_has_it() -> None:
+    assert (
+        judge_memory(16e9, heap=0.6e9, tasks=2).status == "ok"
+    )  # an executor's: the clock looks at the largest patient
+    little = judge_memory(16e9, heap=0.6e9, tasks=2, is_local=True)
+    assert little.status == "warn" and "spark.driver.memory" in little.remedy and "2.0 GB at least" in little.found
+    assert judge_memory(16e9, heap=2 << 30, tasks=2, is_local=True).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -68,16 +91,89 @@ def sampled(*, tiles: int = 300, errors: Sequence[str] = ()) -> Sample:
 
 
 COHORT = Cohort(slides=400, n_bytes=10**12, patients={"a": 100, "b": 300}, most_tiles=None)
-TWO_TASKS = Workforce(tasks=2, executors=1, is_local=False)
+TWO_TASKS = Workforce(tasks=2, executors=1, heap_bytes=8 * 10**9, is_local=False)
 
 
 def test_the_clock_adds_up() -> None:
-    row = estimate([sampled(), sampled()], COHORT, TWO_TASKS, bytes_a_number=8)
+    row = estimate([sampled(), sampled()], COHORT, TWO_TASKS)
     # 400,000 tiles at 60 a second are 1.85 h, 400 masks of 9 s by two tasks half an hour
     assert row.status == "ok" and row.remedy == ""
     for said in ("60.0 tiles/s", "400 slides", "about 400,000 tiles", "2.4 h", "reads 6.00 GB of 1,000.00 GB"):
         assert said in row.found
     assert "writes 1.04 GB" in row.found  # 2,600 bytes a tile
+
+
+class OneSlide:
+    """A place with one slide, and as much of a run there as the clock asks for."""
+
+    def __init__(self, **encoder: str) -> None:
+        self.config = Config.model_validate({"patients": "p.csv", "output": {"root": "tables"}, "encoder": encoder})
+        self.properties: dict[str, str] = {}  # of table features
+        self.images = [SimpleNamespace(image_id="a1", patient_id="001", mpp=None)]
+        self.located = {"a1": SimpleNamespace(uri="a1.tif", info=SimpleNamespace(size_bytes=10**6))}
+        self.stage = SimpleNamespace(slots=lambda: 1)
+        self.n_executors, self.heap_bytes, self.is_local, self.deadline_h = 1, 2 * 10**9, True, None
+        self.run, self.tables, self.tissue_spec = self, self, None
+        self.models = SimpleNamespace(encoder=SimpleNamespace(fingerprint="3397d49c"))
+        self.encoder_runs_by = ("torch", "fp32")
+
+    @property
+    def feature_spec(self) -> tuple[str, str]:
+        return self.encoder_runs_by
+
+    def property(self, name: str, key: str) -> str | None:
+        return self.properties.get(key)
+
+    def set_property(self, name: str, key: str, value: str) -> None:
+        self.properties[key] = value
+
+    def ask(self, function: Any) -> list[Sample]:
+        self.clocked = function.args[2]
+        return [sampled()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "runs_by"),
+    [
+        ({"runtime": "openvino", "precision": "bf16"}, False, ("openvino", "bf16")),
+        ({"runtime": "torch", "precision": "bf16"}, False, ("torch", "bf16")),
+        ({"runtime": "torch"}, False, ("torch", "fp32")),
+        ({"runtime": "auto"}, False, ("torch", "fp32")),  # what is fastest now
+        ({"runtime": "auto"}, True, ("openvino", "bf16")),  # what was when the tables were made
+    ],
+)
+def test_the_clock_takes_the_encoder_as_the_run_would(
+    settings: dict[str, str], kept: bool, runs_by: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = OneSlide(**settings)
+    if kept:
+        monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: [Measured("openvino", "bf16", 20.0, 1.0)])
+        settle_runtime(cast(Any, place), ["a1.tif"])
+    before = dict(place.properties)
+    measured = [Measured("torch", "fp32", 20.0, 1.0), Measured("openvino", "bf16", 10.0, 1.0)]
+    monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: measured)
+    row = clock(cast(Place, place))
+    assert place.clocked == runs_by and row.found.startswith(f"{' '.join(runs_by)}: 30.0 tiles/s")
+    assert place.properties == before  # the doctor changes nothing
+
+
+@pytest.mark.parametrize(
+    ("is_local", "bytes_", "needed"),
+    [
+        (False, 4, "set spark.executor.memory to 4g or more"),  # 300,000 tiles x 100 numbers x 4 bytes x 32 are 3.84 GB
+        (True, 2, "set spark.driver.memory to 2g or more"),
+    ],
+)
+def test_a_heap_that_is_small_for_the_largest_patient_is_told(is_local: bool, bytes_: int, needed: str) -> None:
+    enough = 300_000 * 100 * bytes_ * 32
+    little = Workforce(tasks=2, executors=1, heap_bytes=enough - 1, is_local=is_local)
+    row = estimate([sampled(), sampled()], COHORT, little, bag_number_bytes=bytes_, deadline_h=1)
+    assert row.status == "warn" and "the largest patient's 300,000 tiles need a heap of" in row.found
+    assert needed in row.remedy and "or give it 2.4 h" in row.remedy
+    fits = replace(little, heap_bytes=enough)
+    assert estimate([sampled(), sampled()], COHORT, fits, bag_number_bytes=bytes_).status == "ok"
+    limited = replace(COHORT, most_tiles=1_000)
+    assert estimate([sampled(), sampled()], limited, little, bag_number_bytes=bytes_).status == "ok"
 
 
 def test_a_limit_on_tiles_shortens_the_run() -> None:
@@ -113,3 +209,170 @@ def test_the_probe_tells_of_missing_packages_full_disks_and_limits(tmp_path: Pat
     assert device == tmp_path.stat().st_dev and free > 0 and found["scratch"][str(tmp_path / "none")] is None
     assert 0 < found["memory_bytes"] < 2**50
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+HERE = ".".join(map(str, sys.version_info[:3]))
+
+
+class Cluster:
+    """As much of a session and its context as checks ask for; tasks run in this process, and jobs that wait go on waiting."""
+
+    def __init__(self, conf: dict[str, str]) -> None:
+        self.sparkContext, self.conf = self, conf
+        self.master, self.defaultParallelism, self.pythonExec = "spark://node0:7077", 2, "/opt/python"
+
+    def getConf(self) -> dict[str, str]:
+        return self.conf
+
+    def setJobGroup(self, *_: object, **__: object) -> None: ...
+
+    def cancelJobGroup(self, _: str) -> None: ...
+
+    def statusTracker(self) -> Self:
+        return self
+
+    def getJobIdsForGroup(self, _: str) -> list[int]:
+        return [0]
+
+    def getJobInfo(self, _: int) -> Any:
+        return SimpleNamespace(status="RUNNING")
+
+    def parallelize(self, numbers: range, _: int) -> Any:
+        return SimpleNamespace(map=lambda task: SimpleNamespace(collect=lambda: [task(number) for number in numbers]))
+
+
+def cluster_of(*pythons: str, root: str = "slides", conf: dict[str, str] | None = None, lacks: str = "") -> Place:
+    """A place with an executor for each Python; the last lacks a package."""
+    config = Config.model_validate({"patients": "p.csv", "output": {"root": "tables"}, "slides": {"root": root}})
+    place = Place(cast(Any, Cluster(conf or {})), config, [])
+    packages: dict[str, str | None] = dict.fromkeys(place.packages, "1.0")
+    place.__dict__["probes"] = [
+        Probe(f"node{n}", "1", python, packages, 2**34, {}, 0) for n, python in enumerate(pythons)
+    ]
+    place.__dict__["unprobed"] = []
+    if lacks:
+        place.probes[-1].packages[lacks] = None
+    return place
+
+
+def test_no_check_fails_without_a_remedy() -> None:
+    with pytest.raises(ValueError, match="no remedy for 'it broke'"):
+        Row("FAIL", "it broke")
+
+    def forgets(_: Place) -> Row:
+        return Row("FAIL", "it broke")
+
+    def refuses(*said: str) -> Any:
+        def check(_: Place) -> Row:
+            raise ConfigError(*said)
+
+        return check
+
+    checks = [("forgets", forgets), ("refuses", refuses("no folder")), ("tells", refuses("no folder", "mount it"))]
+    forgot, refused, told = look(cluster_of(HERE), [Check(what, check, 60.0) for what, check in checks])
+    assert forgot.status == "FAIL" and forgot.remedy
+    assert (refused.status, refused.found) == ("FAIL", "no folder") and "conf/cohort.yaml" in refused.remedy
+    assert (told.status, told.found, told.remedy) == ("FAIL", "no folder", "mount it")
+
+
+@pytest.mark.parametrize(
+    ("there", "gone", "found", "remedy"),
+    [
+        (1, 0, "no answer in 0.1 s", "look at the logs of the executors"),
+        (1, 2, "no answer in 0.1 s", "look at the logs of the executors"),
+        (0, 2, "no executor is there after 0.1 s: 2 came and went", "look at the logs of those executors"),
+        (
+            0,
+            0,
+            "no executor has come in 0.1 s, of those that Spark asks for: 8g of memory (spark.executor.memory), "
+            "2 GPUs (spark.executor.resource.gpu.amount)",
+            "lower these settings to what a worker has free",
+        ),
+    ],
+)
+def test_executors_that_do_not_come_and_executors_that_do_not_answer(
+    there: int, gone: int, found: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "executors_of", lambda _: [None] * there)
+    monkeypatch.setattr(table, "executors_gone", lambda _: set(range(gone)))
+    place = cluster_of(HERE, conf={"spark.executor.memory": "8g", "spark.executor.resource.gpu.amount": "2"})
+    over = threading.Event()
+
+    def waits(_: Place) -> Row:
+        over.wait(60)
+        return Row("ok", "")
+
+    [row] = look(place, [Check("executors", waits, 0.1)])
+    over.set()
+    assert (row.status, row.found) == ("FAIL", found) and row.remedy.startswith(remedy)
+
+
+def test_what_follows_from_a_missing_package_is_no_fault_of_its_own() -> None:
+    place = cluster_of(HERE, lacks="numpy")
+
+    def imports(module: str) -> Any:
+        def check(_: Place) -> Row:
+            def fails() -> None:
+                raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+            place.ask(fails)
+            raise AssertionError("no error came back")
+
+        return check
+
+    [alone] = look(place, [Check("store", imports("numpy.linalg"), 60.0)])
+    assert alone.status == "FAIL" and "'numpy.linalg'" in alone.found and "on every node" in alone.remedy
+    packages, store = look(
+        place, [Check("packages", software.packages, 60.0), Check("store", imports("numpy.linalg"), 60.0)]
+    )
+    assert packages.status == "FAIL" and "numpy on node0" in packages.found
+    assert store.status == "skip" and "needs packages" in store.found
+    with pytest.raises(ExecutorError, match=r"No module named 'udfs\.node'"):
+        imports("udfs.node")(place)
+
+
+def test_the_code_is_looked_at_with_no_package_there() -> None:
+    command = [sys.executable, "-S", "-c", "from udfs.node import code_digest; print(code_digest())"]
+    said = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
+    assert said.stdout.strip() == code_digest()
+
+
+def test_a_store_that_is_read_by_a_missing_package_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    located = {"a1": SimpleNamespace(uri="s3://bucket/a1.svs")}
+    failed = Reached("node0", error=ErrorCode.READ_FAILED, message="no")
+    for lacks, judged in (("s3fs", False), ("timm", True)):
+        place = cluster_of(HERE, root="s3://bucket", lacks=lacks)
+        place.__dict__["located"] = located
+        monkeypatch.setattr(place, "ask_any", lambda _: failed)
+        if judged:
+            assert data.store(place).status == "FAIL"
+        else:
+            with pytest.raises(MissingPackageError, match="s3fs on node0"):
+                data.store(place)
+
+
+def test_what_follows_from_a_wrong_python_is_no_fault_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*_: object) -> None:
+        raise Py4JJavaError("Cannot run program", SimpleNamespace(_target_id="o1"))
+
+    with pytest.raises(NoPythonError):
+        cluster_of("3.9.18", "3.9.18").ask_any(lambda: 1)
+    assert cluster_of("3.9.18", HERE).ask_any(lambda: 1) == 1
+    for pythons, error in ((("3.9.18", HERE), NoPythonError), ((HERE, HERE), Py4JJavaError)):
+        place = cluster_of(*pythons)
+        monkeypatch.setattr(place, "ask", dies)
+        with pytest.raises(error):
+            place.ask_any(lambda: 1)
+
+
+@pytest.mark.parametrize(
+    ("conf", "setting"),
+    [
+        ({"spark.pyspark.python": "/opt/python"}, "spark.pyspark.python"),
+        ({"spark.pyspark.python": "/not/what/counts"}, "PYSPARK_PYTHON"),
+        ({}, "PYSPARK_PYTHON"),
+    ],
+)
+def test_the_remedy_for_a_wrong_python_names_the_setting_that_counts(conf: dict[str, str], setting: str) -> None:
+    row = software.python(cluster_of("3.9.18", conf=conf))
+    assert row.status == "FAIL" and row.remedy.startswith(f"point {setting} (now /opt/python) at Python {HERE}")

@@ -55,6 +55,7 @@ def test_all_is_well_on_this_machine(place: Place) -> None:
     )
     assert measured and float(measured[1]) > 1 and int(measured[2]) > 10
     assert "5 slides, about" in rows["clock"].found and "for 1 h: 1 machine like this" in rows["clock"].found
+    assert place.run.tables.property("features", "slidelake.encoder") is None  # which the clock asks for by `auto`
     assert not Path(place.config.output.root).exists()  # it changes nothing
 
 
@@ -143,7 +144,7 @@ def test_it_ends_though_the_driver_waits_for_a_store_that_stays_silent(
 
 def test_executors_without_a_python_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place.spark.sparkContext, "pythonExec", "/nowhere/python3.11")
-    checks = [check for check in CHECKS if check.what in ("executors", "python", "packages", "code")]
-    _, python, packages, code = look(place, checks)
-    assert (python.status, packages.status, code.status) == ("FAIL", "skip", "skip")
+    checks = [check for check in CHECKS if check.what in ("executors", "python", "packages", "code", "store")]
+    _, python, *others = look(place, checks)
+    assert (python.status, [row.status for row in others]) == ("FAIL", ["skip"] * 3)
     assert "/nowhere/python3.11: not found" in python.found and "PYSPARK_PYTHON" in python.remedy
