@@ -30,7 +30,7 @@ _INTERRUPTED = 130
 class Place(Section):
     """Where jobs can run."""
 
-    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in; names for the commands")
+    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in, where a command asks for it")
     commands: list[str] = Field(
         min_length=1,
         description="one after the other, as in a shell, each only if the one before was done; $NAME stands for what "
@@ -62,7 +62,7 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
         place = _place(given.on, known)
         settings = [word for word in arguments if "=" in word and not word.startswith("-")]
         shown = {word: masked_override(word) for word in settings}
-        _check_settings(given.config, settings)
+        _check_settings(given.config, settings, place)
         names = _names(place, given.job, Path(given.config).absolute())
         if given.dry_run:
             masked = [shown.get(word, word) for word in arguments]
@@ -96,7 +96,7 @@ def commands(place: Place, names: Mapping[str, str], arguments: Sequence[str]) -
 
 
 def _place(name: str, known: Sequence[str]) -> Place:
-    """The description of a place, filled in."""
+    """The description of a place, filled in as far as its commands ask."""
     if name not in known:
         here = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
         raise ConfigError(f"no place {name!r} in conf/places; {here}")
@@ -105,17 +105,28 @@ def _place(name: str, known: Sequence[str]) -> Place:
         place = Place.model_validate(yaml.safe_load((ROOT / file).read_text()))
     except (yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f"{file} is no place: {' '.join(str(error).split())}") from None
-    empty = sorted(name for name, value in place.yours.items() if not value)
+    asked = place.names()
+    empty = sorted(name for name, value in place.yours.items() if name in asked and not value)
     if empty:
         raise ConfigError(f"{file}: fill in {', '.join(empty)} under yours, as the file explains")
     return place
 
 
-def _check_settings(config: str, settings: Sequence[str]) -> None:
-    """Refuse here what the job would refuse there."""
+def _check_settings(config: str, settings: Sequence[str], place: Place) -> None:
+    """Refuse here what the job would refuse there, or would take for something else."""
     if not Path(config).is_file():
         raise ConfigError(f"--config {config}: no such file here: it goes along, so give one of this machine")
-    load_config(config, settings, expand=False)
+    loaded = load_config(config, settings, expand=False)
+    if "config_name" not in place.names():
+        return  # the driver reads the file here, and its paths
+    paths = {"patients": loaded.patients, "slides.root": loaded.slides.root, "output.root": loaded.output.root}
+    for key, path in paths.items():
+        by_place = any(f"{key}=" in command for command in place.commands)
+        if path and "://" not in path and not Path(path).is_absolute() and not by_place:
+            raise ConfigError(
+                f"{key} = {path} would be below a folder of the driver's own, which is in the cluster: give a URI, or the "
+                "whole path on a disk that all nodes share"
+            )
 
 
 def _names(place: Place, job: str, config: Path) -> dict[str, str]:

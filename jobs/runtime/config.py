@@ -128,6 +128,8 @@ def describe_settings() -> list[tuple[str, str, str]]:
 def masked_override(override: str) -> str:
     """A ``dotted.key=value`` as `Config.masked` would show it: whole, or ``key=***`` where its value holds a secret.
 
+    A value that is ``${NAME}`` and no more is none: it tells where the secret is.
+
     Raises:
         ConfigError: it is no setting.
     """
@@ -150,6 +152,8 @@ def _masked(settings: dict[str, Any]) -> dict[str, Any]:
             return {key: mask(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [mask(item) for item in value]
+        if isinstance(value, str) and _VARIABLE.fullmatch(value):
+            return value  # not yet taken from the environment
         return value if value is None or isinstance(value, bool) else _SECRET
 
     def public(value: Any) -> Any:

@@ -19,7 +19,7 @@ from jobs.__main__ import JOBS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PLACES = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
+PLACES = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml") if not path.stem.startswith("mine"))
 SECRET = "c2VjcmV0LW9mLXRoZS1jbGk"
 YOURS = {
     "master": "spark://node0:7077",
@@ -169,6 +169,48 @@ def test_no_secret_of_an_override_is_printed(say: Say, place: str, override: str
     status, out, err = say("--on", place, "--dry-run", "preprocess", "--config", "my.yaml", override)
     assert (status, err) == (0, "")
     assert SECRET not in out and f"{override.partition('=')[0]}=***" in out
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_name_of_a_secret_is_none(say: Say, place: str) -> None:
+    named = ("slides.storage_options={account_key: '${AZURE_STORAGE_KEY}'}", "slides.storage_options.sas=${A_SAS}")
+    status, out, err = say("--on", place, "--dry-run", "preprocess", "--config", "my.yaml", *named)
+    assert (status, err) == (0, "")
+    assert "***" not in out and all(part in out for part in ("${AZURE_STORAGE_KEY}", "${A_SAS}"))
+    for more in ("x", "${B}"):
+        _, out, _ = say("--on", place, "--dry-run", "preprocess", "--config", "my.yaml", named[1] + more)
+        assert "***" in out and "A_SAS" not in out
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("key", ["patients", "slides.root", "output.root"])
+def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another(
+    say: Say, place: str, key: str
+) -> None:
+    command = ("--on", place, "--dry-run", "slides", "--config", "my.yaml")
+    status, out, err = say(*command, f"{key}=data/x")
+    if place in ("local", "standalone") or (place, key) == ("databricks", "output.root"):  # whose file sets it
+        assert (status, err) == (0, "")
+    else:
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"{key} = data/x would be below a folder of the driver's own" in err
+    assert say(*command, f"{key}=/shared/x")[0] == 0
+
+
+def test_what_a_place_of_ones_own_does_not_ask_for_is_left_empty(say: Say, checkout: Path) -> None:
+    """As conf/places/standalone.yaml says of nodes that have no packages."""
+    text = (ROOT / "conf/places/standalone.yaml").read_text()
+    [(given, instead)] = re.findall(r"in place of `(.*)`:\n *# +(\S.*)\n", text)
+    *_, commands = text.partition("commands:\n")
+    text = text.replace(commands, commands.replace(f"    {given} ", f"    {instead} ")).replace(
+        "master:", "master: spark://a:7077"
+    )
+    (checkout / "conf/places/mine.yaml").write_text(text)
+    [words] = lines(say("--on", "mine", "--dry-run", "slides", "--config", "my.yaml"))
+    assert words[words.index("--archives") + 1] == f"{checkout}/dist/environment.tar.gz#environment"
+    assert [word for word in words if word.startswith("spark.pyspark.python=")] == [
+        "spark.pyspark.python=./environment/bin/python"
+    ]
 
 
 @pytest.mark.parametrize(
