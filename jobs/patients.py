@@ -72,11 +72,17 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
             "' feature rows for ', wanted_tiles, ' tiles: run again'))) "
         )
         complete = bags.join(F.broadcast(info), "patient_id").withColumn("n_tiles", counted.cast("int"))
-        size = 2 * sum(row["wanted_tiles"] for row in build) * _bytes_a_tile(run)
-        complete = complete.coalesce(max(1, math.ceil(size / _BYTES_A_FILE)))
+        complete = complete.coalesce(_tasks(run, [row["wanted_tiles"] for row in build]))
         run.step(f"bags of {len(build):,} patients, write")
         run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
         run.counts["patients_built"] += len(build)
+
+
+def _tasks(run: Run, tiles: Sequence[int]) -> int:
+    """How many tasks build and write the bags of so many tiles each: no more than one executor's heap has room for at once."""
+    bags = [n * _bytes_a_tile(run) for n in tiles]
+    files = math.ceil(2 * sum(bags) / _BYTES_A_FILE)
+    return max(1, min(files, heap_bytes(run.spark) // (HEAP_A_BAG * max(bags, default=1))))
 
 
 def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None:

@@ -13,9 +13,9 @@ VERSION = 1  # raise it when the same settings begin to give other rows: they ar
 
 # Of one bag. A row holds two, and Spark's rows hold less than 2 GiB.
 MAX_BAG_BYTES = 1 << 29
-# A row passes through Arrow, Spark's rows and Parquet's pages in many copies: measured, a heap of 4 GiB was too small for
-# two bags of 244 MiB.
-HEAP_A_BAG = 32
+# A row passes through Arrow, Spark's rows and Parquet's pages in many copies: measured, heaps of 32 times a bag were too small
+# for a task that makes its row, those of 64 times were not.
+HEAP_A_BAG = 64
 
 BAG_COLUMNS = (
     "n_tiles",

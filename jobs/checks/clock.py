@@ -11,13 +11,13 @@ from jobs.checks.place import Place
 from jobs.checks.table import Row
 from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.summary import readable_size
+from udfs.patients import HEAP_A_BAG
 from udfs.sample import Sample, take_sample
 from udfs.telling import some
 
 SAMPLE_S = 30.0  # at most, but for what was begun; less where the cohort is small
 _MOST_TASKS = 64  # of a sample: more tell nothing new
 _SLIDES_A_TASK = 3
-_HEAP_A_BAG_BYTE = 32  # README, Sizing: of the JVM that makes the row of the largest patient
 _OTHER_BYTES = 1_000  # of a tile in tables features and patients together, beside its embeddings
 
 
@@ -125,7 +125,7 @@ def estimate(
         found += f"; {len(errors)} failures in the sample, such as {errors[0]}"
         remedies.append("see README, How to read a failure")
     most = cohort.most(statistics.fmean(slide.n_tiles for slide in good))
-    heap = _HEAP_A_BAG_BYTE * most * busy[0].dim * bag_number_bytes
+    heap = HEAP_A_BAG * most * busy[0].dim * bag_number_bytes
     if heap > workforce.heap_bytes:
         found += (
             f"; the largest patient's {_rounded(most)} tiles need a heap of {readable_size(round(heap))}, which is "

@@ -160,12 +160,12 @@ def test_the_clock_takes_the_encoder_as_the_run_would(
 @pytest.mark.parametrize(
     ("is_local", "bytes_", "needed"),
     [
-        (False, 4, "set spark.executor.memory to 4g or more"),  # 300,000 tiles x 100 numbers x 4 bytes x 32 are 3.84 GB
-        (True, 2, "set spark.driver.memory to 2g or more"),
+        (False, 4, "set spark.executor.memory to 8g or more"),  # 300,000 tiles x 100 numbers x 4 bytes x 64 are 7.68 GB
+        (True, 2, "set spark.driver.memory to 4g or more"),
     ],
 )
 def test_a_heap_that_is_small_for_the_largest_patient_is_told(is_local: bool, bytes_: int, needed: str) -> None:
-    enough = 300_000 * 100 * bytes_ * 32
+    enough = 300_000 * 100 * bytes_ * 64
     little = Workforce(tasks=2, executors=1, heap_bytes=enough - 1, is_local=is_local)
     row = estimate([sampled(), sampled()], COHORT, little, bag_number_bytes=bytes_, deadline_h=1)
     assert row.status == "warn" and "the largest patient's 300,000 tiles need a heap of" in row.found

@@ -1,14 +1,18 @@
 """A bag too large for a table's cell costs its patient the row, and nobody else anything."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
+from jobs.patients import _tasks
 from jobs.runtime.config import Config
 from tests.conftest import preprocess_in
 from tests.spark.conftest import COHORT, Finished, by, rows_of, unchanged, without
+from udfs.patients import HEAP_A_BAG
 
 
 def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(
@@ -50,3 +54,18 @@ def test_a_row_that_has_become_too_large_is_taken_out(
     assert "patient 002" in problem
     expected = [row for row in rows_of(finished.config, "patients") if row["patient_id"] != "002"]
     assert rows_of(config, "patients") == expected
+
+
+@pytest.mark.parametrize(("room", "tasks"), [(0.5, 1), (1, 1), (2, 2), (3.9, 3), (100, 5)])
+def test_large_bags_are_built_by_as_many_tasks_as_the_heap_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, room: float, tasks: int
+) -> None:
+    dim, largest = 1280, 50_000
+    run: Any = SimpleNamespace(
+        spark=None,
+        models=SimpleNamespace(encoder=SimpleNamespace(dim=dim)),
+        config=SimpleNamespace(output=SimpleNamespace(embedding_dtype="float16")),
+    )
+    monkeypatch.setattr("jobs.patients.heap_bytes", lambda _: int(room * HEAP_A_BAG * largest * dim * 2))
+    assert _tasks(run, [largest, 1_000] * 5) == tasks, "five files of a quarter of a gigabyte"
+    assert _tasks(run, []) == 1
