@@ -38,7 +38,14 @@ def test_no_secret_of_a_uri_is_public(scheme: str, secret: str, user: str) -> No
 
 @pytest.mark.parametrize(
     "uri",
-    ["/data/slides/a.svs", "a#1?.svs", "s3://bucket/a.svs", "abfss://container@account.dfs/a.svs", "C:\\slides\\a.svs"],
+    [
+        "/data/slides/a.svs",
+        "a#1?.svs",
+        "s3://bucket/a.svs",
+        "abfss://container@account.dfs/a.svs",
+        "hdfs:///a.svs",
+        "C:\\slides\\a.svs",
+    ],
 )
 def test_a_uri_without_secrets_stays_as_it_is(uri: str) -> None:
     assert public_uri(uri) == uri

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from fsspec.registry import known_implementations
 
@@ -57,7 +57,7 @@ def public_uri(uri: str) -> str:
     # In abfss://container@account and the like, what precedes the @ is a container unless it holds a password.
     user, at, host = parts.netloc.rpartition("@")
     netloc = host if ":" in user or parts.scheme in _NETWORK_PROTOCOLS else f"{user}{at}{host}"
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    return f"{parts.scheme}://{netloc}{parts.path}"  # urlunsplit would take the empty host out of hdfs:///x
 
 
 def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple[str, ...]:
