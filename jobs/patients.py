@@ -10,6 +10,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.cli import run_job
+from jobs.runtime.resources import plain_executors
 from jobs.runtime.run import Run
 from jobs.runtime.session import heap_bytes
 from jobs.runtime.survey import feature_digest, patient_hash
@@ -79,10 +80,15 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
 
 
 def _tasks(run: Run, tiles: Sequence[int]) -> int:
-    """How many tasks build and write the bags of so many tiles each: no more than one executor's heap has room for at once."""
+    """How many tasks build and write the bags of so many tiles each.
+
+    For each executor no more than its heap has room for at once, were all bags as large as the largest: Spark deals tasks out in
+    turn where all are idle, as they are before this stage.
+    """
     bags = [n * _bytes_a_tile(run) for n in tiles]
     files = math.ceil(2 * sum(bags) / _BYTES_A_FILE)
-    return max(1, min(files, heap_bytes(run.spark) // (HEAP_A_BAG * max(bags, default=1))))
+    room = heap_bytes(run.spark) // (HEAP_A_BAG * max(bags, default=1))
+    return max(1, min(files, max(1, room) * plain_executors(run.spark)))
 
 
 def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None:

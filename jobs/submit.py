@@ -72,8 +72,6 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
     except ConfigError as error:
         print(f"slidelake submit: {error}", file=sys.stderr)
         return BAD_CONFIG
-    except KeyboardInterrupt:
-        return _INTERRUPTED  # the client has it, too, and says what it makes of it
 
 
 def commands(place: Place, names: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
@@ -121,7 +119,8 @@ def _check_settings(config: str, settings: Sequence[str], place: Place) -> None:
         return  # the driver reads the file here, and its paths
     paths = {"patients": loaded.patients, "slides.root": loaded.slides.root, "output.root": loaded.output.root}
     for key, path in paths.items():
-        by_place = any(f"{key}=" in command for command in place.commands)
+        is_given = any(word.startswith(f"{key}=") for word in settings)
+        by_place = not is_given and any(f"{key}=" in command for command in place.commands)
         if path and "://" not in path and not Path(path).is_absolute() and not by_place:
             raise ConfigError(
                 f"{key} = {path} would be below a folder of the driver's own, which is in the cluster: give a URI, or the "
@@ -181,7 +180,18 @@ def _run(lines: Sequence[Sequence[str]]) -> int:
     if missing:
         raise ConfigError(f"no {missing[0]} on PATH: install it, or activate the environment that has it")
     for line in lines:
-        status = subprocess.run(line, check=False).returncode
+        status = _status_of(line)
         if status:
             return status
     return 0
+
+
+def _status_of(line: Sequence[str]) -> int:
+    """The exit status of a command. Ctrl-C goes to it, too, and it takes its time to end in order."""
+    came = False
+    with subprocess.Popen(line) as client:
+        while True:
+            try:
+                return client.wait() or (_INTERRUPTED if came else 0)
+            except KeyboardInterrupt:
+                came = True

@@ -11,7 +11,7 @@ from jobs.checks.place import Place
 from jobs.checks.table import Row
 from jobs.runtime.encoders import settle_runtime
 from jobs.runtime.summary import readable_size
-from udfs.patients import HEAP_A_BAG
+from udfs.patients import HEAP_A_BAG, MAX_BAG_BYTES
 from udfs.sample import Sample, take_sample
 from udfs.telling import some
 
@@ -125,14 +125,20 @@ def estimate(
         found += f"; {len(errors)} failures in the sample, such as {errors[0]}"
         remedies.append("see README, How to read a failure")
     most = cohort.most(statistics.fmean(slide.n_tiles for slide in good))
-    heap = HEAP_A_BAG * most * busy[0].dim * bag_number_bytes
-    if heap > workforce.heap_bytes:
+    tile = busy[0].dim * bag_number_bytes
+    heap = HEAP_A_BAG * most * tile
+    if most * tile > MAX_BAG_BYTES:
+        found += f"; the largest patient's {_rounded(most)} tiles are more than a row can have"
+        remedies.append(f"set tiling.max_tiles_per_patient to {MAX_BAG_BYTES // tile:,} or less")
+    elif heap > workforce.heap_bytes:
         found += (
             f"; the largest patient's {_rounded(most)} tiles need a heap of {readable_size(round(heap))}, which is "
         )
         found += readable_size(workforce.heap_bytes)
         setting = "spark.driver.memory" if workforce.is_local else "spark.executor.memory"
-        remedies.append(f"set {setting} to {math.ceil(heap / 2**30)}g or more, see README, Sizing")
+        remedies.append(
+            f"set {setting} to {math.ceil(heap / 2**30)}g or more, or tiling.max_tiles_per_patient, see README, Sizing"
+        )
     if deadline_h is not None:
         needed = math.ceil(workforce.executors * hours / deadline_h)
         who, these = ("machine", "this") if workforce.is_local else ("executor", "these")

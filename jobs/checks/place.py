@@ -137,18 +137,6 @@ class Place:
         """The files of the cohort; raises ConfigError."""
         return locate(self.images, self.config)
 
-    def executor_request(self) -> str:
-        """What Spark asks the cluster for, for an executor, as far as its settings say."""
-        asked = [f"{self.conf('spark.executor.memory', '1g')} of memory (spark.executor.memory)"]
-        for key, what in (
-            ("spark.executor.memoryOverhead", "beside it"),
-            ("spark.executor.cores", "cores"),
-            ("spark.executor.resource.gpu.amount", "GPUs"),
-        ):
-            if amount := self.conf(key):
-                asked.append(f"{amount} {what} ({key})")
-        return ", ".join(asked)
-
     @cached_property
     def packages(self) -> list[str]:
         """Those that executors need for these settings."""

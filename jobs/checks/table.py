@@ -7,7 +7,7 @@ from typing import Literal
 
 from jobs.checks.place import MissingPackageError, NoPythonError, Place, cause_of
 from jobs.runtime.config import ConfigError
-from jobs.runtime.resources import executors_gone, executors_of
+from jobs.runtime.resources import REQUEST_REMEDY, executor_request, executors_gone, executors_of
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
 INSTALL = (
@@ -18,10 +18,6 @@ _LOGS = "look for it in the logs of driver and executors"
 _SILENT_EXECUTORS = "look at the logs of the executors for what holds it up"
 _DEAD_EXECUTORS = (
     "look at the logs of those executors, and at what the page of the master or ResourceManager says of their end"
-)
-_NO_EXECUTORS = (
-    "lower these settings to what a worker has free, as the page of the master or ResourceManager tells (Kubernetes: kubectl "
-    "describe pod), or wait for it; where that shows executors that ended at once, look at their logs"
 )
 _SILENT_STORE = (
     "it is the driver that waits: give it, too, a route to slides, tables and weights (proxy, firewall, endpoint), "
@@ -114,8 +110,8 @@ def _silent(place: Place, limit_s: float) -> Row:
         return _no_answer(limit_s, _SILENT_EXECUTORS)
     if gone := len(executors_gone(place.spark)):
         return Row("FAIL", f"no executor is there after {limit_s:g} s: {gone} came and went", _DEAD_EXECUTORS)
-    asked = place.executor_request()
-    return Row("FAIL", f"no executor has come in {limit_s:g} s, of those that Spark asks for: {asked}", _NO_EXECUTORS)
+    asked = executor_request(place.spark)
+    return Row("FAIL", f"no executor has come in {limit_s:g} s, of those that Spark asks for: {asked}", REQUEST_REMEDY)
 
 
 def _no_answer(limit_s: float, remedy: str) -> Row:

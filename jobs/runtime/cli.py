@@ -14,9 +14,9 @@ from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.cohort import Image, read_cohort, secrets_in
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.interrupt import CtrlC
-from jobs.runtime.resources import telling_who_is_awaited
+from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
-from jobs.runtime.session import refuse_unusable_spark, start_session
+from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
 from udfs.wsi.store import redact
@@ -143,28 +143,33 @@ def _run(
     arguments: argparse.Namespace,
 ) -> int:
     run = Run(config, start_session(f"slidelake {job}"), job)
-    run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
+    read: dict[str, int] = {}
+    ctrl_c = CtrlC(run.spark)
     try:
-        run.tables.check_catalog()
-        read = run.tables.versions()
-        try:
-            with CtrlC(run.spark) as ctrl_c, telling_who_is_awaited(run.spark):
-                status = work(run, arguments)
-        except ConfigError:
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if not ctrl_c.came:
-                print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
-            name = "Ctrl-C" if ctrl_c.came else type(error).__name__
-            with suppress(Exception):  # where Spark itself is gone there is nothing to write with
-                run.record(f"stopped by {name}", read)
-            print(
-                f"slidelake {job}: stopped by {name}; finished waves are in the tables, run the same command again to go on",
-                file=sys.stderr,
-            )
-            return FAILED
-        run.record("done", read)
+        with ctrl_c, telling_who_is_awaited(run.spark):
+            run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
+            run.tables.check_catalog()
+            read = run.tables.versions()
+            status = work(run, arguments)
+            if ctrl_c.came:  # in a call that was not Spark's to cancel
+                raise KeyboardInterrupt
+            run.record("done", read)
         return status
+    except ConfigError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if not ctrl_c.came:
+            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
+        name = "Ctrl-C" if ctrl_c.came else type(error).__name__
+        print(
+            f"slidelake {job}: stopped by {name}; finished waves are in the tables, run the same command again to go on",
+            file=sys.stderr,
+        )
+        # Where Spark itself is gone, or never had an executor, there is nothing to write with.
+        with suppress(Exception, KeyboardInterrupt):
+            if is_local(run.spark) or executors_of(run.spark):
+                run.record(f"stopped by {name}", read)
+        return FAILED
     finally:
         run.spark.stop()
 

@@ -42,8 +42,12 @@ class ConfigError(Exception):
     """
 
     def __init__(self, reason: str, remedy: str = "") -> None:
-        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        super().__init__(reason, remedy)
         self.reason, self.remedy = reason, remedy
+
+    def __str__(self) -> str:
+        """Both, in one line."""
+        return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
 
 
 class Config(Section):

@@ -11,6 +11,7 @@ from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 _AGAIN_S = 0.2
+_PATIENCE_S = 5.0  # with a JVM that answers no more
 
 
 class CtrlC:
@@ -18,8 +19,8 @@ class CtrlC:
 
     The JVM of spark-submit, which is in the terminal's process group, too, would end at once, and with it the record of the run.
     And PySpark's own handler asks the JVM to cancel jobs on the connection on which the program may be in the middle of asking
-    something else. So here a call that is on its way ends by itself, with an error, as soon as its job is cancelled, for which a
-    thread with a connection of its own asks; anywhere else KeyboardInterrupt is raised. A second Ctrl-C raises it in any case.
+    something else. So here a thread with a connection of its own asks for that: a call that is on its way ends by itself, with an
+    error, as soon as its job is cancelled. Anywhere else KeyboardInterrupt is raised as well, and by a second Ctrl-C in any case.
     """
 
     def __init__(self, session: SparkSession) -> None:
@@ -43,17 +44,17 @@ class CtrlC:
         """From here on Spark's jobs run again; a further Ctrl-C raises KeyboardInterrupt."""
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_PATIENCE_S)
         if self._before is not None:
             signal.signal(signal.SIGINT, signal.default_int_handler if self.came else self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del number
-        if self.came or not _asks_the_jvm(frame):
-            self.came = True
+        is_first, self.came = not self.came, True
+        if is_first:
+            self._thread.start()
+        if not (is_first and _asks_the_jvm(frame)):
             raise KeyboardInterrupt
-        self.came = True
-        self._thread.start()
 
     def _cancel(self) -> None:
         """Cancel all jobs, over and over: the next may not have begun yet."""

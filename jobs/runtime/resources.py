@@ -5,12 +5,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
+from py4j.protocol import Py4JError
 from pyspark.resource import ExecutorResourceRequests, ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
 
@@ -20,6 +21,10 @@ from jobs.runtime.session import is_local, slots
 
 _GPU = "spark.executor.resource.gpu"
 _PATIENCE_S = 30.0  # with a cluster that has no executor yet, before that is said
+REQUEST_REMEDY = (
+    "lower these settings to what a worker has free, as the page of the master or ResourceManager tells (Kubernetes: kubectl "
+    "describe pod), or wait for it; where that shows executors that ended at once, look at their logs"
+)
 _LATECOMERS_S = 3.0  # for a larger executor, where those that came first are too small
 
 
@@ -122,15 +127,14 @@ def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> lis
 
 @contextmanager
 def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
-    """While the block runs and no executor has come, a line every half minute: Spark itself would wait in silence."""
+    """While the block runs, a line every half minute in which Spark has work and no executor: it would wait in silence."""
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(_PATIENCE_S) and not executors_of(session):
-            _say(
-                f"no executor yet: Spark waits for a worker that has free what one takes ({asked_of_a_worker(session)}); "
-                "the cluster's own page tells what is free, ask for no more"
-            )
+        with suppress(Py4JError):  # a JVM that is gone is told of elsewhere
+            while not ended.wait(_PATIENCE_S) and not executors_of(session):
+                if session.sparkContext.statusTracker().getActiveJobsIds():
+                    _say(f"no executor yet: Spark waits for one, of {executor_request(session)}; {REQUEST_REMEDY}")
 
     thread = threading.Thread(target=watch, name="executors", daemon=True)
     if not is_local(session):
@@ -139,21 +143,30 @@ def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        if thread.is_alive():
-            thread.join()
 
 
-def asked_of_a_worker(session: SparkSession) -> str:
-    """What Spark's settings take for an executor, as far as they say it."""
+def executor_request(session: SparkSession) -> str:
+    """What Spark asks the cluster for, for an executor, as far as its settings say."""
     conf = session.sparkContext.getConf()
-    keys = ("spark.executor.cores", "spark.executor.memory", "spark.executor.memoryOverhead", f"{_GPU}.amount")
-    told = ", ".join(f"{key}={value}" for key in keys if (value := conf.get(key, None)))
-    return told or "all cores of a worker and 1 GB"
+    asked = [f"{conf.get('spark.executor.memory', None) or '1g'} of memory (spark.executor.memory)"]
+    for key, what in (
+        ("spark.executor.memoryOverhead", "beside it"),
+        ("spark.executor.cores", "cores"),
+        (f"{_GPU}.amount", "GPUs"),
+    ):
+        if amount := conf.get(key, None):
+            asked.append(f"{amount} {what} ({key})")
+    return ", ".join(asked)
 
 
 def executors_of(session: SparkSession) -> list[Executor]:
     """The executors that have come and not gone."""
     return [Executor(row.totalCores(), _gpus(row.resources())) for row in _executors(session) if row.isActive()]
+
+
+def plain_executors(session: SparkSession) -> int:
+    """How many run the stages that have no resources of their own; 1 where Spark runs on one machine."""
+    return sum(row.isActive() and row.resourceProfileId() == 0 for row in _executors(session)) or 1
 
 
 def executors_gone(session: SparkSession) -> set[str]:

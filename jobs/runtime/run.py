@@ -270,6 +270,7 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     """
     if executors_gone(run.spark) <= gone:
         return set()
+    run.step("slides that executors left behind")
     died = (F.col("run_id") == run.run_id) & (F.col("error_code") == ErrorCode.WORKER_DIED.value)
     rows = run.tables.read("slides").where(died & F.col("image_id").isin(list(wave["image_id"])))
     given_up = rows.select("image_id", "patient_id", "n_tiles").collect()

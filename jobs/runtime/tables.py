@@ -131,7 +131,8 @@ class Tables:
         return self._properties(name).get(key) if there else None
 
     def _properties(self, name: str) -> dict[str, str]:
-        return {row.key: row.value for row in self.spark.sql(f"SHOW TBLPROPERTIES delta.`{self.path(name)}`").collect()}
+        found: dict[str, str] = DeltaTable.forPath(self.spark, self.path(name)).detail().collect()[0]["properties"]
+        return found
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""

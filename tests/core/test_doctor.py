@@ -176,6 +176,13 @@ def test_a_heap_that_is_small_for_the_largest_patient_is_told(is_local: bool, by
     assert estimate([sampled(), sampled()], limited, little, bag_number_bytes=bytes_).status == "ok"
 
 
+def test_a_patient_beyond_any_heap_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.checks.clock.MAX_BAG_BYTES", 300_000 * 100 * 4 - 1)
+    row = estimate([sampled(), sampled()], COHORT, TWO_TASKS, bag_number_bytes=4)
+    assert row.status == "warn" and "300,000 tiles are more than a row can have" in row.found
+    assert "set tiling.max_tiles_per_patient to 299,999 or less" in row.remedy and "memory" not in row.remedy
+
+
 def test_a_limit_on_tiles_shortens_the_run() -> None:
     limited = Cohort(COHORT.slides, COHORT.n_bytes, COHORT.patients, most_tiles=500)
     assert "about 1,000 tiles, 30.3 min" in estimate([sampled(), sampled()], limited, TWO_TASKS).found

@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,6 +144,7 @@ def test_who_waits_for_executors_is_told_what_one_takes_until_one_comes(
 ) -> None:
     come = iter([[], [], [Executor(4, 1)]])
     asked = threading.Event()
+    tracker = SimpleNamespace(getActiveJobsIds=lambda: [1])
 
     def executors_of(session: SparkSession) -> list[Executor]:
         found = next(come)
@@ -154,11 +156,14 @@ def test_who_waits_for_executors_is_told_what_one_takes_until_one_comes(
     monkeypatch.setattr(resources, "executors_of", executors_of)
     conf = {"spark.executor.memory": "8g", "spark.executor.resource.gpu.amount": "1"}
     cluster: Any = Cluster(master, **conf)
+    cluster.statusTracker = lambda: tracker
     with telling_who_is_awaited(cluster):
         assert not lines or asked.wait(10)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == lines
-    assert all("(spark.executor.memory=8g, spark.executor.resource.gpu.amount=1)" in line for line in said)
+    assert all(
+        "of 8g of memory (spark.executor.memory), 1 GPUs (spark.executor.resource.gpu.amount);" in line for line in said
+    )
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another
 ) -> None:
     command = ("--on", place, "--dry-run", "slides", "--config", "my.yaml")
     status, out, err = say(*command, f"{key}=data/x")
-    if place in ("local", "standalone") or (place, key) == ("databricks", "output.root"):  # whose file sets it
+    if place in ("local", "standalone"):
         assert (status, err) == (0, "")
     else:
         assert (status, out, err.count("\n")) == (2, "", 1)
@@ -312,6 +312,24 @@ def test_clients_get_every_word_as_given_and_the_first_that_fails_ends_it(
     client.write_text("#!/bin/sh\nexit 3\n")
     assert say("--on", "emr", "slides", "--config", "my.yaml") == (3, "", "")
     assert shutil.which("aws") == str(client)
+
+
+def test_ctrl_c_leaves_the_client_its_time_to_end_in_order(
+    say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A terminal sends it to both, submit and client."""
+    client = tmp_path / "bin/aws"
+    client.parent.mkdir()
+    client.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys, time\n"
+        "def end(*_):\n    time.sleep(1)\n    print('ended in order', flush=True)\n    sys.exit(9)\n"
+        "signal.signal(signal.SIGINT, end)\n"
+        "for process in (os.getppid(), os.getpid()):\n    os.kill(process, signal.SIGINT)\n"
+        "time.sleep(60)\n"
+    )
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(client.parent))
+    assert say("--on", "emr", "slides", "--config", "my.yaml") == (9, "ended in order\n", "")
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -14,24 +14,28 @@ import yaml
 from jobs.runtime.config import Config
 
 _ROOT = Path(__file__).parents[2]
+_FEW_PARTITIONS = ("--conf", "spark.sql.shuffle.partitions=2")  # tables of a dozen rows
 _ENVIRONMENT = {
     "SPARK_LOCAL_IP": "127.0.0.1",
-    "PYSPARK_SUBMIT_ARGS": "--conf spark.sql.shuffle.partitions=2 pyspark-shell",  # tables of a dozen rows
+    "PYSPARK_PYTHON": sys.executable,  # by which spark-submit finds Spark
+    "PYSPARK_SUBMIT_ARGS": " ".join([*_FEW_PARTITIONS, "pyspark-shell"]),
 }
 
 
 @contextmanager
 def preprocess_command(
-    config: Config, log: Path, environment: Mapping[str, str] | None = None
+    config: Config, log: Path, environment: Mapping[str, str] | None = None, *, submitted: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`slidelake preprocess` while it runs; what it says goes to the end of `log`.
+    """`slidelake preprocess`, or spark-submit, while it runs; what it says goes to the end of `log`.
 
-    Its driver leads a session and a process group that the JVM joins; Spark's daemon of Python workers makes a group of
-    its own in that session. On leaving, every process of the session is killed.
+    Its driver, or spark-submit's JVM, leads a session and a process group that the other joins; Spark's daemon of Python
+    workers makes a group of its own in that session. On leaving, every process of the session is killed.
     """
     settings = log.with_suffix(".yaml")
     settings.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "jobs", "preprocess", "--config", str(settings)]
+    submit = [str(Path(sys.executable).parent / "spark-submit"), *_FEW_PARTITIONS, "jobs/preprocess.py"]
+    job = submit if submitted else [sys.executable, "-m", "jobs", "preprocess"]
+    command = [*job, "--config", str(settings)]
     with started(command, {**os.environ, **_ENVIRONMENT, **(environment or {})}, _ROOT, log) as process:
         yield process
 

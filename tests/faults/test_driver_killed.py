@@ -56,7 +56,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
         delay_s = draw.uniform(0, commit_s)
         log = tmp_path / f"killed_{number}.txt"
         before = _commits(root)
-        with preprocess_command(config, log) as job:
+        with preprocess_command(config, log, submitted=kill is _press_ctrl_c) as job:
             wait_until(
                 partial(_is_ripe, job, root, before + commits),
                 COMMAND_S,

@@ -192,8 +192,8 @@ def test_the_main_job_runs_in_the_pods_that_spark_makes_and_encodes_in_those_wit
     assert not any(here in told for here in (str(tmp_path / "pods"), str(node_python), sys.executable))
     assert [resources(pod) for pod in (driver, executor, gpu_executor)] == [
         {"cpu": "2", "memory": "3072Mi"},
-        {"cpu": "1", "memory": "8704Mi"},
-        {"cpu": "1", "memory": "8704Mi", "nvidia.com/gpu": "1"},
+        {"cpu": "1", "memory": "6656Mi"},
+        {"cpu": "1", "memory": "6656Mi", "nvidia.com/gpu": "1"},
     ]
     accounts = [pod["spec"]["serviceAccountName"] for pod in (driver, executor, gpu_executor)]
     assert accounts == ["slidelake-driver", "slidelake-executor", "slidelake-executor"]

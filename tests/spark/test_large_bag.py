@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 
 from jobs.patients import _tasks
 from jobs.runtime.config import Config
+from jobs.runtime.resources import plain_executors
 from tests.conftest import preprocess_in
 from tests.spark.conftest import COHORT, Finished, by, rows_of, unchanged, without
 from udfs.patients import HEAP_A_BAG
@@ -56,9 +57,11 @@ def test_a_row_that_has_become_too_large_is_taken_out(
     assert rows_of(config, "patients") == expected
 
 
-@pytest.mark.parametrize(("room", "tasks"), [(0.5, 1), (1, 1), (2, 2), (3.9, 3), (100, 5)])
+@pytest.mark.parametrize(
+    ("room", "executors", "tasks"), [(0.5, 1, 1), (1, 1, 1), (2, 1, 2), (3.9, 1, 3), (1, 3, 3), (2, 2, 4), (100, 1, 5)]
+)
 def test_large_bags_are_built_by_as_many_tasks_as_the_heap_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, room: float, tasks: int
+    monkeypatch: pytest.MonkeyPatch, room: float, executors: int, tasks: int
 ) -> None:
     dim, largest = 1280, 50_000
     run: Any = SimpleNamespace(
@@ -67,5 +70,10 @@ def test_large_bags_are_built_by_as_many_tasks_as_the_heap_has_room_for(
         config=SimpleNamespace(output=SimpleNamespace(embedding_dtype="float16")),
     )
     monkeypatch.setattr("jobs.patients.heap_bytes", lambda _: int(room * HEAP_A_BAG * largest * dim * 2))
+    monkeypatch.setattr("jobs.patients.plain_executors", lambda _: executors)
     assert _tasks(run, [largest, 1_000] * 5) == tasks, "five files of a quarter of a gigabyte"
     assert _tasks(run, []) == 1
+
+
+def test_on_one_machine_the_heap_is_that_of_one(spark: SparkSession) -> None:
+    assert plain_executors(spark) == 1
