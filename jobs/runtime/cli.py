@@ -99,6 +99,9 @@ def main(
     except ConfigError as error:
         print(f"slidelake {job}: {error}", file=sys.stderr)
         return BAD_CONFIG
+    except KeyboardInterrupt:  # Spark was still starting, or had ended already
+        print(f"slidelake {job}: stopped by Ctrl-C", file=sys.stderr)
+        return FAILED
 
 
 def main_alone(
