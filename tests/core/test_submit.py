@@ -294,16 +294,20 @@ def test_a_client_that_is_not_there_is_named(say: Say, monkeypatch: pytest.Monke
     assert err == "slidelake submit: no aws on PATH: install it, or activate the environment that has it\n"
 
 
-def test_clients_get_every_word_as_given_and_the_first_that_fails_ends_it(
-    say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The one client on PATH, aws, for the test to write."""
     client = tmp_path / "bin/aws"
     client.parent.mkdir()
+    client.touch(0o755)
+    monkeypatch.setenv("PATH", str(client.parent))
+    return client
+
+
+def test_clients_get_every_word_as_given_and_the_first_that_fails_ends_it(say: Say, client: Path) -> None:
     client.write_text(
         f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(7 * ('emr' in sys.argv))\n"
     )
-    client.chmod(0o755)
-    monkeypatch.setenv("PATH", str(client.parent))
     override = f"slides.storage_options={{account_key: {SECRET}}}"
     status, out, _ = say("--on", "emr", "slides", "--config", "my.yaml", override)
     asked = [json.loads(line) for line in out.splitlines()]
@@ -314,12 +318,8 @@ def test_clients_get_every_word_as_given_and_the_first_that_fails_ends_it(
     assert shutil.which("aws") == str(client)
 
 
-def test_ctrl_c_leaves_the_client_its_time_to_end_in_order(
-    say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ctrl_c_leaves_the_client_its_time_to_end_in_order(say: Say, client: Path) -> None:
     """A terminal sends it to both, submit and client."""
-    client = tmp_path / "bin/aws"
-    client.parent.mkdir()
     client.write_text(
         f"#!{sys.executable}\nimport os, signal, sys, time\n"
         "def end(*_):\n    time.sleep(1)\n    print('ended in order', flush=True)\n    sys.exit(9)\n"
@@ -327,8 +327,6 @@ def test_ctrl_c_leaves_the_client_its_time_to_end_in_order(
         "for process in (os.getppid(), os.getpid()):\n    os.kill(process, signal.SIGINT)\n"
         "time.sleep(60)\n"
     )
-    client.chmod(0o755)
-    monkeypatch.setenv("PATH", str(client.parent))
     assert say("--on", "emr", "slides", "--config", "my.yaml") == (9, "ended in order\n", "")
 
 
