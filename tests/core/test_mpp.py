@@ -26,7 +26,7 @@ Pair = tuple[float | None, float | None]
 
 UNKNOWN: Pair = (None, None)
 CM, INCH = (40_000.0, 40_000.0), (101_600.0, 101_600.0)  # pixels per unit at 0.25 um/px
-DPI_72 = {"per_unit": (72.0, 72.0), "unit": 2}
+DPI_72: dict[str, Any] = {"per_unit": (72.0, 72.0), "unit": 2}
 MACRO_XML = ("MACROIMAGE", 15.0)
 SLIDE_IMAGE = position_pixels(EDGE_PX, EDGE_PX)
 MACRO_IMAGE = ScnImage(position_pixels(128, 384), None)

@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _HEAD_BYTES = 2**16  # of a DICOM file or a text: what is asked for stands before all that is long
@@ -97,7 +97,7 @@ def _dicom(path: Path) -> Iterator[str]:
             yield f"{colours} pixels"
 
 
-def _text(path: Path, read: dict[str, tuple[str, ...]]) -> Iterator[str]:
+def _text(path: Path, read: Mapping[str, Sequence[str]]) -> Iterator[str]:
     text = _head(path).decode("utf-8-sig", errors="replace")
     for key, values in read.items():
         for value in re.findall(rf"^{key}[ \t]*=[ \t]*(.+?)\s*$", text, re.MULTILINE):

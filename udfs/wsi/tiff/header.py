@@ -50,7 +50,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         width, height = int(base.imagewidth), int(base.imagelength)
         check_size(uri, width, height)
         _check_grid(base)
-        levels = _pyramid(base, pages)
+        levels = _pyramid(base, pages, warnings)
         spacing = spacing_of(texts, base)
     except SlideError as error:
         if uri in error.message:
@@ -143,7 +143,7 @@ def _is_no_level(page: Any) -> bool:
     return bool(page.subfiletype & (_MASK | _MACRO)) or _NO_LEVEL.search(page.description) is not None
 
 
-def _pyramid(base: Any, pages: list[Any]) -> tuple[Level, ...]:
+def _pyramid(base: Any, pages: list[Any], warnings: list[str]) -> tuple[Level, ...]:
     """Level 0 and the pages that are smaller copies of it, told by structure; where it has SubIFDs, these alone."""
     size = int(base.imagewidth), int(base.imagelength)
     levels = {1.0: level_of(base)}
@@ -160,8 +160,8 @@ def _pyramid(base: Any, pages: list[Any]) -> tuple[Level, ...]:
             continue
         try:
             levels.setdefault(downsample, level_of(page, downsample))
-        except SlideError:
-            continue  # level 0 is good, which is enough
+        except SlideError as error:  # level 0 is good, which is enough
+            warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {error.message}")
     return tuple(levels[downsample] for downsample in sorted(levels))
 
 

@@ -133,9 +133,9 @@ def _philips(texts: Texts, base: Any) -> Pair:
     levels = "./Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array/DataObject"
     for part in (*slides, *(level for slide in slides for level in slide.iterfind(levels)), root):
         text = part.findtext("./Attribute[@Name='DICOM_PIXEL_SPACING']")
-        values = [_number(value) for value in re.split(r'[\s"\\]+', text or "") if value]
-        if len(values) == 2 and None not in values:
-            return values[1] * 1000, values[0] * 1000
+        mm = [number for value in re.split(r'[\s"\\]+', text or "") if (number := _number(value)) is not None]
+        if len(mm) == 2:
+            return mm[1] * 1000, mm[0] * 1000
     return None, None
 
 
