@@ -95,6 +95,10 @@ class SlideIndex:
     vendor: str
     levels: tuple[Level, ...]  # level 0 first
 
+    def finer_than(self, level: Level) -> tuple[Level, ...]:
+        """The levels above one of them, level 0 first."""
+        return self.levels[: self.levels.index(level)]
+
     def only(self, level: int, blocks: ArrayLike) -> "SlideIndex":
         """The index for reading just these blocks of one level."""
         levels = [lv.only(blocks if i == level else []) for i, lv in enumerate(self.levels)]
