@@ -44,6 +44,7 @@ SLIDES = pa.schema(
         _column("status", _STRING, "ok, no_tissue or failed"),
         _column("error_code", _STRING, "why it failed, a short code; null where it did not"),
         _column("error_message", _STRING, "why it failed and what to do about it"),
+        _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if there is nothing"),
         _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
         _column("tissue_fraction", _DOUBLE, "share of the slide at 1/mask_downsample that is not background, 0 to 1"),
         *_PROVENANCE,

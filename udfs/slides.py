@@ -90,6 +90,7 @@ def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) 
         "mpp_y": mpp_y,
         "level_downsamples": downsamples,
         "status": "ok" if keep.any() else "no_tissue",
+        "warnings": list(slide.warnings) or None,
         "n_tiles": int(keep.sum()),
         "tissue_fraction": float(1 - mask.mean()) if mask.size else 0.0,
         "x_px": grid[keep, 0],

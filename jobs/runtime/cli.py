@@ -18,7 +18,7 @@ from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
-from jobs.runtime.summary import failed_slides, summarise
+from jobs.runtime.summary import failed_slides, slide_warnings, summarise
 from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
@@ -62,11 +62,11 @@ def run_job(
 
 
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
-    """Print the summary of a run and further lines, name failed slides; returns the exit status."""
+    """Print the summary of a run and further lines, name failed slides and those with warnings; returns the exit status."""
     run.step("summary")
     failed = failed_slides(run, survey)
     print("\n".join([summarise(run, survey), *lines]))
-    for line in (*failed, *run.problems):
+    for line in (*slide_warnings(run, survey), *failed, *run.problems):
         print(f"slidelake: {line}", file=sys.stderr)
     bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE

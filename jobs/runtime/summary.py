@@ -7,12 +7,25 @@ from jobs.runtime.work import Work
 from udfs.telling import some
 from udfs.wsi.store import public_uri
 
+_MOST_WARNINGS = 10  # lines that a run prints of them
+
 
 def failed_slides(run: Run, survey: pd.DataFrame) -> list[str]:
     """A line for each image of the cohort that failed, from table slides."""
     slides = _slides(run, survey)
     failed = slides[slides["status"] == "failed"]
     return [f"failed: {row.image_id}: {row.error_code}: {row.error_message}" for row in failed.itertuples()]
+
+
+def slide_warnings(run: Run, survey: pd.DataFrame) -> list[str]:
+    """A line for each image of the cohort that was read with a warning, from table slides; ten lines and a count at most."""
+    slides = _slides(run, survey)
+    warned = slides[slides["warnings"].notna()]
+    lines = [f"warning: {row.image_id}: {'; '.join(row.warnings)}" for row in warned.itertuples()]
+    more = len(lines) - _MOST_WARNINGS
+    return lines[:_MOST_WARNINGS] + (
+        [f"... and {more:,} more, see column warnings of table slides"] if more > 0 else []
+    )
 
 
 def summarise(run: Run, survey: pd.DataFrame) -> str:
@@ -34,6 +47,7 @@ def _slides_line(run: Run, slides: pd.DataFrame) -> str:
     counts = run.counts
     counts.update(slides_ok=int(status.get("ok", 0)), slides_no_tissue=int(status.get("no_tissue", 0)))
     counts.update(slides_failed=int(status.get("failed", 0)))
+    counts.update(slides_with_warnings=int(slides["warnings"].notna().sum()))
     return (
         f"  slides    {counts['slides_ok']} ok, {counts['slides_no_tissue']} without tissue, "
         f"{counts['slides_failed']} failed{f' ({text})' if text else ''}"
@@ -95,6 +109,6 @@ def _next_steps(run: Run) -> list[str]:
 
 
 def _slides(run: Run, survey: pd.DataFrame) -> pd.DataFrame:
-    columns = ["image_id", "patient_id", "status", "n_tiles", "error_code", "error_message"]
+    columns = ["image_id", "patient_id", "status", "n_tiles", "error_code", "error_message", "warnings"]
     slides = run.tables.read("slides").select(columns).toPandas()
     return slides[slides["image_id"].isin(survey.index[~survey["gone"].astype(bool)])].sort_values("image_id")

@@ -84,6 +84,7 @@ class ForeignSlide:
     mpp_y: float | None
     vendor: str
     levels: tuple[ForeignLevel, ...]  # level 0 first
+    warnings: tuple[str, ...] = ()  # what to know about the slide, a sentence each
     index: None = None  # of TIFFs only: OpenSlide reads its own
     traffic: Traffic  # what staging has cost; nothing where the slide is local or was staged before
 

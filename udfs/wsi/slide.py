@@ -60,6 +60,7 @@ class Slide:
     mpp_y: float | None
     vendor: str
     levels: tuple[Level, ...]  # level 0 first
+    warnings: tuple[str, ...]  # what to know about the slide, a sentence each; none if an index was given
     index: SlideIndex
 
     def __init__(
@@ -71,7 +72,7 @@ class Slide:
         self.index = index
         self.width_px, self.height_px = index.width_px, index.height_px
         self.mpp_x, self.mpp_y = index.mpp_x, index.mpp_y
-        self.vendor, self.levels = index.vendor, index.levels
+        self.vendor, self.levels, self.warnings = index.vendor, index.levels, index.warnings
 
     @property
     def file(self) -> FileInfo:

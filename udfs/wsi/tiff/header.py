@@ -2,28 +2,27 @@
 
 import logging
 import re
-import warnings
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 import tifffile
-from tiffslide import TiffSlide
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.plausible import check_size, plausible_mpp
+from udfs.wsi.plausible import check_size
 from udfs.wsi.store import File
 from udfs.wsi.tiff.chain import check_chain
 from udfs.wsi.tiff.index import Level, SlideIndex
+from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
+from udfs.wsi.tiff.mpp import spacing_of
+from udfs.wsi.tiff.texts import XMP, Texts, text_of, texts_of
 
 _MAX_PAGES = 200
 
 _REDUCED, _MASK, _MACRO = 1, 4, 8  # bits of NewSubfileType; the last is Aperio's
 _NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
-_XMP = 700
 # How descriptions of pictures that are no levels begin, or Aperio's second line.
 _NO_LEVEL = re.compile(r"^(label|macro|thumbnail|probability)", re.IGNORECASE | re.MULTILINE)
-_OVERLAP = re.compile(rb"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")
-_VENDORS = {"is_svs": "aperio", "is_ndpi": "hamamatsu", "is_scn": "leica", "is_bif": "ventana", "is_philips": "philips"}
+_OVERLAP = re.compile(r"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")
 
 # tifffile reports what it stumbles over; here it becomes a SlideError or is of no interest to users.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -39,21 +38,20 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
     uri, size = file.uri, file.info.size_bytes
     stream.seek(0)
     _check_magic(stream.read(16), file)
-    vendor = "unknown"
+    vendor, warnings = "unknown", list[str]()
     try:
         is_ndpi = _is_ndpi(stream, size)
         check_chain(stream, is_ndpi=is_ndpi)
-        slide = TiffSlide(cast(Any, stream), tifffile_options={"is_ndpi": is_ndpi})
-        tiff = slide.ts_tifffile
-        vendor = next((name for flag, name in _VENDORS.items() if getattr(tiff, flag)), vendor)
-        pages = _image_pages(tiff)
+        tiff = tifffile.TiffFile(stream, is_ndpi=is_ndpi)
+        texts = texts_of(tiff.pages.first)
+        vendor = "hamamatsu" if is_ndpi else texts.vendor or vendor
+        pages = _image_pages(tiff, texts, warnings)
         base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
         width, height = int(base.imagewidth), int(base.imagelength)
         check_size(uri, width, height)
-        properties = _properties(slide, base)
-        vendor = str(properties.get("tiffslide.vendor") or vendor)
-        _check_one_area(base, properties)
+        _check_grid(base)
         levels = _pyramid(base, pages)
+        spacing = spacing_of(texts, base)
     except SlideError as error:
         if uri in error.message:
             raise
@@ -70,8 +68,9 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED, f"{uri} has {size:,} bytes where the header counts on {end:,}: upload it again"
         )
-    mpp_x, mpp_y = (plausible_mpp(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
-    return SlideIndex(file.info, width, height, mpp_x, mpp_y, vendor, levels)
+    return SlideIndex(
+        file.info, width, height, spacing.mpp_x, spacing.mpp_y, vendor, levels, (*warnings, *spacing.warnings)
+    )
 
 
 def _end_byte(level: Level) -> int:
@@ -116,8 +115,10 @@ def _is_ndpi(stream: BinaryIO, size: int) -> bool:
     return any(int.from_bytes(entries[at : at + 2], "little") == _NDPI for at in range(0, len(entries), 12))
 
 
-def _image_pages(tiff: Any) -> list[Any]:
+def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
+    if texts.vendor == "leica":
+        return _leica_pages(tiff, texts, warnings)
     if tiff.is_philips and tiff.series[0].kind == "philips":
         # Their directories count in what pads a level to whole tiles; tifffile cuts it away.
         return [level.keyframe for level in tiff.series[0].levels]
@@ -178,32 +179,24 @@ def _reduction(base: Any, page: Any) -> float | None:
     return downsample if page.is_tiled or page.is_ndpi or is_marked else None
 
 
-def _check_one_area(base: Any, properties: dict[str, Any]) -> None:
-    """Refuse slides whose tiles are no grid: put side by side they would show pixels twice, or areas of them not at all."""
-    xmp = base.tags.valueof(_XMP, default=b"")
-    if base.is_bif and _OVERLAP.search(xmp if isinstance(xmp, bytes) else str(xmp).encode()):
+def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
+    """The directories of the area that was scanned, of which only the XML tells which they are."""
+    if "scn" in texts.broken:
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT,
+            f"its Leica XML can't be parsed ({texts.broken['scn']}): the header is damaged; upload the slide again",
+        )
+    area = scanned_area(texts.xml["scn"])
+    if area.focal_planes > 1:
+        warnings.append(f"it has {area.focal_planes} focal planes: the first is read")
+    return [tiff.pages[number].aspage() for number in area.directories]
+
+
+def _check_grid(base: Any) -> None:
+    """Refuse slides whose tiles are no grid: put side by side they would show pixels twice."""
+    if base.is_bif and _OVERLAP.search(text_of(base, XMP)):
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,
             "its tiles overlap, as Ventana's older scanners write them, and are no grid: convert it with a program that "
             "stitches them, for example `vips tiffsave in.bif out.tif --tile --pyramid --compression jpeg --bigtiff`",
         )
-    areas = properties.get("tiffslide.series-composition")
-    if areas is not None and len(areas.located_series) > 1:
-        raise SlideError(
-            ErrorCode.UNSUPPORTED_FORMAT,
-            f"{len(areas.located_series)} areas were scanned apart: only slides of one area are read; convert it, for "
-            "example with `vips tiffsave in.scn out.tif --tile --pyramid --compression jpeg --bigtiff`",
-        )
-
-
-def _properties(slide: TiffSlide, base: Any) -> dict[str, Any]:
-    """Vendor and spacing by tiffslide's names; where it knows no way with a slide, the spacing that TIFF's own tags say."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it knows no more of a vendor is of no use to users
-            return slide.properties
-    except Exception:
-        if 282 not in base.tags:
-            return {}
-        per_um = base.get_resolution(tifffile.RESUNIT.MICROMETER)
-        return {f"tiffslide.mpp-{axis}": 1 / pixels for axis, pixels in zip("xy", per_um, strict=True) if pixels}

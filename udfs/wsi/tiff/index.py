@@ -94,6 +94,7 @@ class SlideIndex:
     mpp_y: float | None
     vendor: str
     levels: tuple[Level, ...]  # level 0 first
+    warnings: tuple[str, ...] = ()  # what to know about the slide; `to_bytes` leaves them out
 
     def finer_than(self, level: Level) -> tuple[Level, ...]:
         """The levels above one of them, level 0 first."""

@@ -1,0 +1,67 @@
+"""Leica SCN: which directories hold the slide, and at which spacing, as its XML says."""
+
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from udfs.wsi.errors import ErrorCode, SlideError
+
+
+@dataclass(frozen=True)
+class Area:
+    """A rectangle of the glass that was scanned."""
+
+    directories: tuple[int, ...]  # of its first focal plane, the widest first
+    focal_planes: int
+    mpp: tuple[float | None, float | None]  # um a pixel of the first directory, along x and y
+
+
+def scanned_area(scn: Element) -> Area:
+    """The one area that was scanned. The macro image, which shows the whole glass, is not one.
+
+    Args:
+        scn: root of the XML.
+
+    Raises:
+        SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
+    """
+    glass = _box(scn.find("{*}collection"))
+    images = [image for image in scn.iterfind(".//{*}image") if _levels(image)]
+    areas = [image for image in images if glass is None or _box(image.find("{*}view")) != glass]
+    if not areas:  # the whole glass was scanned
+        areas = sorted(images, key=lambda image: -_number(_levels(image)[0], "sizeX"))[:1]
+    if len(areas) != 1:
+        code = ErrorCode.UNSUPPORTED_FORMAT if areas else ErrorCode.HEADER_CORRUPT
+        raise SlideError(
+            code,
+            f"{len(areas)} areas of the glass were scanned apart, and only slides of one area are read: convert it, for "
+            "example with `vips tiffsave in.scn out.tif --tile --pyramid --compression jpeg --bigtiff`"
+            if areas
+            else "its Leica XML lists no image: the header is damaged; upload the slide again",
+        )
+    levels = _levels(areas[0])
+    first = [level for level in levels if level.get("z", "0") == levels[0].get("z", "0")]
+    view = _box(areas[0].find("{*}view")) or (0, 0, 0, 0)
+    mpp = [
+        nm / 1000 / (_number(first[0], size) or 1) or None
+        for nm, size in zip(view[2:], ("sizeX", "sizeY"), strict=True)
+    ]
+    planes = len({level.get("z", "0") for level in levels})
+    return Area(tuple(_number(level, "ifd") for level in first), planes, (mpp[0], mpp[1]))
+
+
+def _levels(image: Element) -> list[Element]:
+    """Its levels, the first focal plane before the others, the widest level of each first."""
+    levels = image.iterfind("{*}pixels/{*}dimension")
+    return sorted(levels, key=lambda level: (_number(level, "z"), -_number(level, "sizeX")))
+
+
+def _box(element: Element | None) -> tuple[int, int, int, int] | None:
+    """Left, top, width and height on the glass, nm; None if there are none."""
+    if element is None or element.get("sizeX") is None:
+        return None
+    left, top, width, height = (_number(element, name) for name in ("offsetX", "offsetY", "sizeX", "sizeY"))
+    return left, top, width, height
+
+
+def _number(element: Element, name: str) -> int:
+    return int(element.get(name, "0"))

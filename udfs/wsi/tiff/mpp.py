@@ -1,0 +1,215 @@
+"""The spacing of level 0, in um/px: what its own directory and the vendor's XML say, and which of these holds."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from udfs.wsi.plausible import plausible_mpp
+from udfs.wsi.tiff.leica import scanned_area
+from udfs.wsi.tiff.texts import DESCRIPTION, Texts, text_of
+
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_INCH = 2
+_UM_PER_RESOLUTION_UNIT = {_INCH: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}  # 1 is "none"; 4 and 5 are not in TIFF 6.0
+_SAME = 0.01  # two spacings that differ by less than this share are the same: mpp is seldom known better
+
+# OME's UnitsLength, of what can be the size of a pixel, and the words of ImageJ.
+_UM = {"pm": 1e-6, "\u00c5": 1e-4, "nm": 1e-3, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6}
+_UM |= {"fm": 1e-9, "am": 1e-12, "zm": 1e-15, "ym": 1e-18, "dam": 1e7, "hm": 1e8, "km": 1e9}
+_UM |= {"pt": 25_400 / 72, "thou": 25.4, "li": 25_400 / 12, "in": 25_400.0, "ft": 304_800.0, "yd": 914_400.0}
+_UM_BY_WORD = {  # in the singular
+    "micron": 1.0,
+    "micrometer": 1.0,
+    "micrometre": 1.0,
+    "inch": 25_400.0,
+    "inche": 25_400.0,
+    "nanometer": 1e-3,
+}
+_UM_BY_WORD |= {"nanometre": 1e-3, "millimeter": 1e3, "millimetre": 1e3, "centimeter": 1e4, "centimetre": 1e4}
+_UM_BY_WORD |= {"meter": 1e6, "metre": 1e6, "angstrom": 1e-4}
+
+Pair = tuple[float | None, float | None]  # along x and y; None where it is not said
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """um/px of level 0; None where the file does not say, or can't be true."""
+
+    mpp_x: float | None
+    mpp_y: float | None
+    warnings: tuple[str, ...] = ()
+
+
+def spacing_of(texts: Texts, base: Any) -> Spacing:
+    """The spacing of level 0.
+
+    The first source that says something plausible holds. Sources are in OpenSlide's order where it knows them; OME-XML
+    comes before the tags, as its specification has it.
+
+    Args:
+        texts: of the file.
+        base: `tifffile.TiffPage` of level 0.
+    """
+    sources: dict[str, Callable[[Texts, Any], Pair]] = {
+        "OME-XML": _ome,
+        "the Aperio header": _aperio,
+        "the Philips XML": _philips,
+        "the Ventana XML": _ventana,
+        "the ImageJ header": _imagej,
+        "the TIFF tags": _tags,
+        "the Leica XML": _leica,
+    }
+    found = {name: _plausible(read(texts, base)) for name, read in sources.items()}
+    said = {name: pair for name, pair in found.items() if pair is not None}
+    if not said:
+        return Spacing(None, None, tuple(texts.warnings))
+    (name, (pair, is_whole)), *others = said.items()
+    warnings = list(texts.warnings)
+    if not is_whole:
+        warnings.append(f"{name} have the spacing of one axis only, {pair[0]:.4g} um/px: pixels are taken for square")
+    for other, (value, _) in others:
+        if any(abs(one - two) > _SAME * one for one, two in zip(pair, value, strict=True)):
+            warnings.append(f"{_text(pair)} um/px by {name}, {_text(value)} by {other}: the first is used")
+    return Spacing(*pair, tuple(warnings))
+
+
+def _plausible(pair: Pair) -> tuple[tuple[float, float], bool] | None:
+    """The spacing, and whether both axes were given: one alone stands for both. None if an axis can't be true."""
+    given = [value for value in pair if value is not None]
+    mpp = [plausible_mpp(value) for value in given]
+    good = [value for value in mpp if value is not None]
+    return ((good[0], good[-1]), len(good) == 2) if good and len(good) == len(given) else None
+
+
+def _text(pair: tuple[float, float]) -> str:
+    x, y = (f"{value:.4g}" for value in pair)
+    return x if x == y else f"{x} x {y}"
+
+
+def _tags(texts: Texts, base: Any) -> Pair:
+    x, y = (_ratio(base.tags.valueof(code)) for code in (_X_RESOLUTION, _Y_RESOLUTION))
+    if texts.software.startswith("MedScan"):  # Trestle's scanners write um/px there
+        return x, y
+    per_um = _UM_PER_RESOLUTION_UNIT.get(base.tags.valueof(_RESOLUTION_UNIT, default=_INCH))
+    if per_um is None:
+        return None, None
+    return per_um / x if x else None, per_um / y if y else None
+
+
+def _aperio(texts: Texts, base: Any) -> Pair:
+    about = text_of(base, DESCRIPTION)
+    if not about.startswith("Aperio"):
+        return None, None
+    fields = dict(part.partition("=")[::2] for part in about.split("|")[1:])
+    mpp = _number({name.strip(): value for name, value in fields.items()}.get("MPP"))
+    return mpp, mpp
+
+
+def _imagej(texts: Texts, base: Any) -> Pair:
+    """ImageJ's tags are pixels per unit, and its description says which unit; so write others for it."""
+    about = text_of(base, DESCRIPTION)
+    if not about.startswith(("ImageJ=", "SCIFIO=")):
+        return None, None
+    fields = dict(line.partition("=")[::2] for line in about.splitlines())
+    x, y = (_ratio(base.tags.valueof(code)) for code in (_X_RESOLUTION, _Y_RESOLUTION))
+    unit = fields.get("unit")
+    um = [_um_of(fields.get(name, unit)) for name in ("unit", "yunit")]
+    return (um[0] / x if um[0] and x else None), (um[1] / y if um[1] and y else None)
+
+
+def _philips(texts: Texts, base: Any) -> Pair:
+    """The spacing of the slide, not that of the label or macro image: row spacing first, in mm."""
+    root = texts.xml.get("DataObject")
+    if root is None:
+        return None, None
+    slides = [
+        image
+        for image in root.iterfind("./Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject")
+        if (image.findtext("./Attribute[@Name='PIM_DP_IMAGE_TYPE']") or "").strip() == "WSI"
+    ]
+    levels = "./Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array/DataObject"
+    for part in (*slides, *(level for slide in slides for level in slide.iterfind(levels)), root):
+        text = part.findtext("./Attribute[@Name='DICOM_PIXEL_SPACING']")
+        values = [_number(value) for value in re.split(r'[\s"\\]+', text or "") if value]
+        if len(values) == 2 and None not in values:
+            return values[1] * 1000, values[0] * 1000
+    return None, None
+
+
+def _ventana(texts: Texts, base: Any) -> Pair:
+    scan = texts.xml.get("iScan")
+    mpp = None if scan is None else _number(scan.get("ScanRes"))
+    return mpp, mpp
+
+
+def _leica(texts: Texts, base: Any) -> Pair:
+    scn = texts.xml.get("scn")
+    return (None, None) if scn is None else scanned_area(scn).mpp
+
+
+def _ome(texts: Texts, base: Any) -> Pair:
+    root = texts.xml.get("OME")
+    pixels = None if root is None else _pixels_of(root, base)
+    if pixels is None:
+        return None, None
+    x, y = (_physical_size(pixels, axis) for axis in "XY")
+    return x, y
+
+
+def _physical_size(pixels: Element, axis: str) -> float | None:
+    size = _number(pixels.get(f"PhysicalSize{axis}"))
+    um = _um_of(pixels.get(f"PhysicalSize{axis}Unit", "um"))
+    return size * um if size and um else None
+
+
+def _pixels_of(root: Element, base: Any) -> Element | None:
+    """What OME-XML says of the image that level 0 is: the one whose planes it is among, else the one of its size."""
+    width, height = str(base.imagewidth), str(base.imagelength)
+    same_size = [
+        pixels
+        for pixels in root.iterfind("{*}Image/{*}Pixels")
+        if (pixels.get("SizeX", width), pixels.get("SizeY", height)) == (width, height)
+    ]
+    mine = [
+        pixels
+        for pixels in same_size
+        if any(_is_at(plane, base.index, root) for plane in pixels.iterfind("{*}TiffData"))
+    ]
+    return next(iter(mine or same_size), None)
+
+
+def _is_at(plane: Element, directory: int, root: Element) -> bool:
+    """Whether a TiffData element begins at a directory of this file."""
+    file = plane.findtext("{*}UUID")
+    is_here = file is None or root.get("UUID") is None or file.strip() == root.get("UUID")
+    return is_here and plane.get("IFD", "0") == str(directory)
+
+
+def _um_of(unit: str | None) -> float | None:
+    """Micrometres per unit of length; None for others, such as pixel."""
+    if unit is None:
+        return None
+    # Unicode has two micro signs, ImageJ escapes them, and of UTF-8 that was taken for Latin-1 the first byte is too many.
+    text = re.sub(r"\\u00b5", "\u00b5", unit.strip(), flags=re.IGNORECASE).replace("\u00c2\u00b5", "\u00b5")
+    plain = unicodedata.normalize("NFKC", text)
+    return _UM.get(plain, _UM_BY_WORD.get(plain.lower().removesuffix("s")))
+
+
+def _ratio(value: Any) -> float | None:
+    """A resolution tag as a number: TIFF's rational, or what else a writer took."""
+    numbers = value if isinstance(value, tuple) else (value, 1)
+    try:
+        return float(numbers[0]) / float(numbers[1]) or None
+    except (IndexError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _number(text: str | None) -> float | None:
+    """A number, with a decimal comma if the scanner's computer was set so; None if it is none."""
+    try:
+        return float((text or "").strip().replace(",", "."))
+    except ValueError:
+        return None

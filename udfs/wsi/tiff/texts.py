@@ -1,0 +1,65 @@
+"""What is written beside the pixels of a TIFF: text, and the XML of OME, Leica, Philips and Ventana."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+DESCRIPTION, SOFTWARE, XMP = 270, 305, 700  # tags
+
+_XML = {"OME": "OME-XML", "scn": "Leica XML", "DataObject": "Philips XML", "iScan": "Ventana XML"}
+_ELEMENT = re.compile(rf"<(?:[\w.-]+:)?({'|'.join(_XML)})[\s/>]")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the first directory says, where all of these writers put it."""
+
+    about: str  # the description
+    software: str
+    xml: dict[str, Element]  # by its name: OME, scn, DataObject or iScan
+    broken: dict[str, str]  # what the parser said of XML that it could not read, by the same names
+
+    @property
+    def vendor(self) -> str | None:
+        """Who made the scanner; None if nothing tells."""
+        names = {"scn": "leica", "DataObject": "philips", "iScan": "ventana"}
+        for name in (*self.xml, *self.broken):
+            if name in names:
+                return names[name]
+        if self.about.startswith("Aperio"):
+            return "aperio"
+        return "trestle" if self.software.startswith("MedScan") else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each XML that can't be parsed."""
+        return [f"its {_XML[name]} can't be parsed ({said}) and is not used" for name, said in self.broken.items()]
+
+
+def texts_of(first: Any) -> Texts:
+    """Read the text and parse the XML of a file's first `tifffile.TiffPage`."""
+    about = text_of(first, DESCRIPTION)
+    xml: dict[str, Element] = {}
+    broken: dict[str, str] = {}
+    for text in (about, text_of(first, XMP)):
+        if found := _ELEMENT.search(text):
+            try:
+                root = ElementTree.fromstring(text.strip("\ufeff \r\n\t"))
+            except ElementTree.ParseError as error:
+                broken[found[1]] = str(error)
+            else:
+                xml[found[1]] = next(part for part in root.iter() if part.tag.rpartition("}")[2] == found[1])
+    return Texts(about, text_of(first, SOFTWARE), xml, broken)
+
+
+def text_of(page: Any, tag: int) -> str:
+    """A tag as text, whatever type and encoding it has; empty if the page lacks it."""
+    value = page.tags.valueof(tag, default="")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value = value.decode("latin-1")
+    return str(value).rstrip("\0")
