@@ -31,7 +31,7 @@ from udfs.wsi.staintable import StainNormaliser
 from udfs.wsi.store import StorageOptions
 from udfs.wsi.tiff.index import SlideIndex
 
-VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
+VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
 
 _MOST_BATCH_BYTES = 256 << 20  # of pixels: five batches are alive at most, one filled, two waiting, two encoded
 _BATCHES_AHEAD = 2  # read and not yet encoded, beside the one that is

@@ -148,12 +148,14 @@ SUBSAMPLED_JPEG2000 = {
 """Blocks of 32 x 32 px whose chroma has fewer samples, as Aperio stores them, by OpenJPEG: a gradient, base64."""
 
 
+@pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])  # Aperio's own slides say RGB
 @pytest.mark.parametrize("chroma", SUBSAMPLED_JPEG2000)
-def test_subsampled_chroma_of_aperios_jpeg2000_is_openslides(tmp_path: Path, chroma: str) -> None:
+def test_subsampled_chroma_of_aperios_jpeg2000_is_openslides(tmp_path: Path, chroma: str, photometric: str) -> None:
     block = base64.b64decode(SUBSAMPLED_JPEG2000[chroma])
     path = tmp_path / "slide.svs"
     image = np.zeros((96, 64, 3), np.uint8)
-    write_aperio(path, image, Codec(lambda _: block, APERIO_YCBCR, "ycbcr", (2, 2)), levels=(), block=(32, 32))
+    stored = Codec(lambda _: block, APERIO_YCBCR, photometric, (2, 2) if photometric == "ycbcr" else None)
+    write_aperio(path, image, stored, levels=(), block=(32, 32))
     expected = by_openslide(path)
     assert len(np.unique(expected)) > 100
     assert_tiles(path, expected, edge=40, loss=1)  # rounded otherwise
@@ -162,6 +164,51 @@ def test_subsampled_chroma_of_aperios_jpeg2000_is_openslides(tmp_path: Path, chr
     with open_slide(str(path)) as slide, pytest.raises(SlideError) as caught:
         list(slide.read_tiles([(0, 0)], 32))
     assert caught.value.code is ErrorCode.TILE_DATA_CORRUPT
+
+
+@pytest.mark.parametrize("compression", [APERIO_YCBCR, 33004, APERIO_RGB, JPEG2000])
+@pytest.mark.parametrize(
+    ("photometric", "stored", "mct"),
+    [
+        ("rgb", "rgb", False),  # as Bio-Formats stores it
+        ("rgb", "rgb", True),
+        ("ycbcr", "ycbcr", False),
+        ("ycbcr", "rgb", True),  # YCbCr is what the codestream makes of RGB, and unmakes again
+    ],
+)
+def test_colours_of_jpeg2000_are_what_the_tag_says_and_the_codestream_undoes(
+    tissue: Pixels, tmp_path: Path, compression: int, photometric: str, stored: str, mct: bool
+) -> None:
+    path = tmp_path / "slide.tif"
+    write_encoded(path, tissue, jpeg2000_codec(compression, photometric, stored=stored, mct=mct))
+    assert_tiles(path, tissue, loss=0 if stored == "rgb" else 2)  # rounded on the way to YCbCr and back
+
+
+def test_a_jp2_file_in_a_block_says_its_own_colours(tissue: Pixels, tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    codec = jpeg2000_codec(JPEG2000, "ycbcr", mct=False, file_format="jp2", colourspace="SYCC")
+    write_encoded(path, tissue, codec)
+    assert_tiles(path, tissue, loss=2)
+
+
+@pytest.mark.parametrize(
+    ("compression", "photometric", "stored"),
+    [
+        (APERIO_YCBCR, "rgb", "ycbcr"),  # as its scanners write it
+        (APERIO_YCBCR, "ycbcr", "ycbcr"),
+        (APERIO_RGB, "rgb", "rgb"),
+        (APERIO_RGB, "ycbcr", "rgb"),
+    ],
+)
+def test_of_aperios_own_slides_the_compression_says_the_colours(
+    tissue: Pixels, tmp_path: Path, compression: int, photometric: str, stored: str
+) -> None:
+    path = tmp_path / "slide.svs"
+    codec = jpeg2000_codec(compression, photometric, stored=stored, mct=False)
+    write_aperio(path, tissue, codec)
+    expected = by_openslide(path)
+    assert np.abs(expected.astype(int) - tissue).max() <= 2
+    assert_tiles(path, expected)
 
 
 @pytest.mark.parametrize("tile_px", [96, None], ids=["tiles", "strips"])

@@ -71,13 +71,35 @@ def jpeg_codec(
     return Codec(encode, JPEG, photometric, factors, tables)
 
 
-def jpeg2000_codec(compression: int, photometric: str = "rgb") -> Codec:
-    """JPEG 2000 without loss. "ycbcr" stores Y, Cb and Cr without saying so in the stream, as Aperio does."""
+def jpeg2000_codec(
+    compression: int,
+    photometric: str = "rgb",
+    *,
+    stored: str | None = None,
+    mct: bool | None = None,
+    file_format: str = "j2k",
+    colourspace: str | None = None,
+) -> Codec:
+    """JPEG 2000 without loss.
+
+    photometric     what the directory says
+    stored          "rgb" or "ycbcr": what the blocks hold; None for what the directory says
+    mct             with the codestream's own colour transform, which decoders undo; None for RGB alone
+    file_format     "j2k" for bare codestreams, "jp2" for a file around each, which names its `colourspace`
+    """
+    stored = stored or photometric
 
     def encode(block: Pixels) -> bytes:
-        samples = ycbcr(block) if photometric == "ycbcr" else block
-        mct = photometric == "rgb"
-        return bytes(imagecodecs.jpeg2k_encode(samples, level=0, reversible=True, codecformat="j2k", mct=mct))
+        return bytes(
+            imagecodecs.jpeg2k_encode(
+                ycbcr(block) if stored == "ycbcr" else block,
+                level=0,
+                reversible=True,
+                codecformat=file_format,
+                colorspace=colourspace,
+                mct=stored == "rgb" if mct is None else mct,
+            )
+        )
 
     return Codec(encode, compression, photometric, (1, 1) if photometric == "ycbcr" else None)
 

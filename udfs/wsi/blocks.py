@@ -1,24 +1,45 @@
-"""Blocks of a level, fetched ahead and each decoded once, in the order asked for."""
+"""Blocks of a level, fetched ahead and each decoded once, in the order asked for; of a finer level where one is no good."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
+
+import numpy as np
 
 from udfs.wsi.ahead import ReadAhead
+from udfs.wsi.averaging import AreaAverage
 from udfs.wsi.errors import SlideError
+from udfs.wsi.plan import have_data
 from udfs.wsi.store import File
-from udfs.wsi.tiff.decode import Pixels, decode_block, new_buffer
+from udfs.wsi.tiff.decode import WHITE, Pixels, decode_block, new_buffer, scale_for
 from udfs.wsi.tiff.index import Level
+
+Finer = Callable[[], Sequence[Level]]
+_Decoded = Pixels | SlideError | None
 
 
 class BlockReader:
     """Reads blocks of one level. Fetching begins at once, decoding when the blocks are asked for."""
 
-    def __init__(self, file: File, level: Level, blocks: Sequence[int], *, scale: int = 1, threads: int = 1) -> None:
-        """See `decode_block` for `scale`; `threads` decode, where there is more than one."""
+    def __init__(
+        self,
+        file: File,
+        level: Level,
+        blocks: Sequence[int],
+        *,
+        finer: Finer = tuple,
+        scale: int = 1,
+        threads: int = 1,
+    ) -> None:
+        """See `decode_block` for `scale`; `threads` decode, where there is more than one.
+
+        `finer` gives the finer levels with all their blocks, level 0 first. It is called if a block is left out or does not
+        decode: scanners lose blocks of coarse levels whose pixels level 0 has.
+        """
         self._file, self._level, self._blocks = file, level, blocks
-        self._scale, self._threads = scale, threads
+        self._finer, self._scale, self._threads = finer, scale, threads
         starts, counts = level.byte_ranges(blocks)
         self._ahead = ReadAhead(file, starts.reshape(-1), counts.reshape(-1))
 
@@ -31,21 +52,22 @@ class BlockReader:
             SlideError: `tile_data_corrupt` and what reading raises.
         """
         with closing(self._ahead):
-            yield from self._decode_here() if self._threads == 1 else self._decode_in_threads()
+            for block, decoded in self._decode_here() if self._threads == 1 else self._decode_in_threads():
+                yield block, decoded if isinstance(decoded, np.ndarray) else self._replaced(block, decoded)
 
     def close(self) -> None:
         """Give up what is on its way."""
         self._ahead.close()
 
-    def _decode_here(self) -> Iterator[tuple[int, Pixels | None]]:
+    def _decode_here(self) -> Iterator[tuple[int, _Decoded]]:
         buffer = new_buffer(self._level)
         for i, block in enumerate(self._blocks):
             yield block, self._decode(block, self._data(i), buffer)
 
-    def _decode_in_threads(self) -> Iterator[tuple[int, Pixels | None]]:
+    def _decode_in_threads(self) -> Iterator[tuple[int, _Decoded]]:
         # One buffer more than blocks under way: the one whose pixels the caller looks at.
         buffers = deque(new_buffer(self._level) for _ in range(2 * self._threads + 1))
-        under_way: deque[tuple[int, Future[Pixels | None]]] = deque()
+        under_way: deque[tuple[int, Future[_Decoded]]] = deque()
         with ThreadPoolExecutor(self._threads, "slidelake-decode") as pool:
             for i, block in enumerate(self._blocks):
                 if len(under_way) == 2 * self._threads:
@@ -60,8 +82,60 @@ class BlockReader:
         planes = self._level.planes
         return [self._ahead.take(i * planes + plane) for plane in range(planes)]
 
-    def _decode(self, block: int, data: list[memoryview], buffer: Pixels) -> Pixels | None:
+    def _decode(self, block: int, data: list[memoryview], buffer: Pixels) -> _Decoded:
         try:
             return decode_block(self._level, block, data, buffer, self._scale)
         except SlideError as error:
-            raise SlideError(error.code, f"{self._file.uri}: {error.message}") from None
+            return SlideError(error.code, f"{self._file.uri}: {error.message}")
+
+    def _replaced(self, block: int, error: SlideError | None) -> Pixels | None:
+        """The pixels of a block that is left out or does not decode, as finer levels have them."""
+        if self._source is not None and (error or block in self._with_finer_data):
+            return self._averaged(block, *self._source)
+        if error:
+            raise error
+        return None
+
+    @cached_property
+    def _source(self) -> tuple[Level, Sequence[Level]] | None:
+        """The nearest finer level of which a pixel here is a whole number of pixels, and those that are finer still."""
+        levels = self._finer()
+        whole = [i for i, finer in enumerate(levels) if self._level.downsample % finer.downsample == 0]
+        return (levels[whole[-1]], levels[: whole[-1]]) if whole else None
+
+    @cached_property
+    def _with_finer_data(self) -> frozenset[int]:
+        """The blocks of which a finer level has data. What all levels leave out is glass."""
+        with_data = have_data(self._finer(), self._level, self._blocks)
+        return frozenset(np.asarray(self._blocks)[with_data].tolist())
+
+    def _averaged(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
+        """A block as the area average of `source`, of which just the region of the block is read."""
+        level, scale = self._level, self._scale
+        edge = round(level.downsample / source.downsample) * scale
+        shrunk = scale_for(source, edge)
+        edge //= shrunk  # pixels of the source, as they are decoded, that one pixel of the block spans
+        row, column = divmod(block, level.columns)
+        height = -(-min(level.block_height, level.height_px - row * level.block_height) // scale)
+        width = -(-min(level.block_width, level.width_px - column * level.block_width) // scale)
+        y, x = row * level.block_height // scale * edge, column * level.block_width // scale * edge
+        bottom, right = y + height * edge, x + width * edge
+        block_height, block_width = -(-source.block_height // shrunk), -(-source.block_width // shrunk)
+        rows = range(y // block_height, min(-(-bottom // block_height), source.rows))
+        columns = range(x // block_width, min(-(-right // block_width), source.columns))
+        blocks = [r * source.columns + c for r in rows for c in columns]
+        result = np.full((height, width, 3), WHITE, np.uint8)
+        average = AreaAverage(result, edge)
+        for number, pixels in BlockReader(self._file, source, blocks, finer=lambda: finer, scale=shrunk):
+            r, c = divmod(number, source.columns)
+            top, left = r * block_height, c * block_width
+            stored = np.full((block_height, block_width, 3), WHITE, np.uint8) if pixels is None else pixels
+            inside = stored[max(y - top, 0) : bottom - top, max(x - left, 0) : right - left]
+            top, left = max(top, y), max(left, x)
+            # A level that writers rounded up ends behind the source, whose last pixels then stand for the rest.
+            below = bottom - top - inside.shape[0] if r == rows[-1] else 0
+            beside = right - left - inside.shape[1] if c == columns[-1] else 0
+            average.add(np.pad(inside, ((0, below), (0, beside), (0, 0)), "edge"), top - y, left - x)
+            if c == columns[-1]:
+                average.flush(top - y + inside.shape[0] + below)
+        return result

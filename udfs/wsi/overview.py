@@ -36,7 +36,8 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
     if not result.size:  # a slide smaller than one pixel of the result
         return result
     scale = scale_for(level, edge)
-    reader = BlockReader(file, level, range(level.columns * level.rows), scale=scale, threads=threads)
+    blocks = range(level.columns * level.rows)
+    reader = BlockReader(file, level, blocks, finer=lambda: index.finer_than(level), scale=scale, threads=threads)
     if scale == 1 and edge <= MOST_EDGE_OF_MEANS and not (level.block_width % edge or level.block_height % edge):
         _average_each(reader, level, edge, result)
     else:

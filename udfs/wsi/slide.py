@@ -1,6 +1,7 @@
 """Open a slide from any fsspec URI and read it: the whole at 1/16, or tiles anywhere, each block decoded once."""
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -134,7 +135,8 @@ class Slide:
         Raises:
             SlideError: `tile_data_corrupt` and what reading raises, `file_changed` where an index is out of date.
         """
-        reader = TileReader(self._file, self.levels[level], xy_px, tile_px, threads=self._threads)
+        finer = (lambda: self._whole_levels[:level]) if level else tuple
+        reader = TileReader(self._file, self.levels[level], xy_px, tile_px, finer=finer, threads=self._threads)
         self._readers.append(reader)
         return self._tiles(reader)
 
@@ -145,6 +147,14 @@ class Slide:
         finally:
             reader.close()
             self._readers.remove(reader)
+
+    @cached_property
+    def _whole_levels(self) -> tuple[Level, ...]:
+        """The levels with all their blocks; of an index that was cut down, by the header."""
+        if all(level.listed is None for level in self.levels):
+            return self.levels
+        with open_stream(self._file) as stream:
+            return read_index(self._file, stream).levels
 
     def _check_unchanged(self) -> None:
         if self._unchanged:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from udfs.wsi.blocks import BlockReader
+from udfs.wsi.blocks import BlockReader, Finer
 from udfs.wsi.plan import Numbers, corners_at, overlaps
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels
@@ -22,8 +22,10 @@ _Cut = tuple[int, int, int, int, int, int, int, int, int]
 class TileReader:
     """Reads the tiles that it is made with. Fetching begins at once; iterate once for the pixels."""
 
-    def __init__(self, file: File, level: Level, xy_px: ArrayLike, tile_px: int, *, threads: int = 1) -> None:
-        """See `Slide.read_tiles`."""
+    def __init__(
+        self, file: File, level: Level, xy_px: ArrayLike, tile_px: int, *, finer: Finer = tuple, threads: int = 1
+    ) -> None:
+        """See `Slide.read_tiles`, and `BlockReader` for `finer`."""
         self._level, self._tile_px = level, tile_px
         self._corners = corners_at(level.downsample, xy_px)
         pairs = overlaps(level, self._corners, tile_px)
@@ -33,7 +35,7 @@ class TileReader:
         self._cuts = self._cuts_of(pairs.tiles, pairs.blocks)
         self._uses = np.bincount(pairs.tiles, minlength=len(self._corners)).tolist()
         self._yielded: deque[Pixels] = deque()
-        self._blocks = BlockReader(file, level, blocks[order].tolist(), threads=threads)
+        self._blocks = BlockReader(file, level, blocks[order].tolist(), finer=finer, threads=threads)
 
     def __iter__(self) -> Iterator[tuple[int, Pixels]]:
         uses = self._uses

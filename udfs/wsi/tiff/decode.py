@@ -17,8 +17,8 @@ Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 WHITE = 255
 JPEG = 7
 YCBCR = 6  # photometric
-_UNCOMPRESSED, _LZW, _APERIO_YCBCR, _WEBP = 1, 5, 33003, 50001
-_JPEG2000 = (_APERIO_YCBCR, 33004, 33005, 34712)
+JPEG2000 = (33003, 33004, 33005, 34712)
+_UNCOMPRESSED, _LZW, _WEBP = 1, 5, 50001
 _HORIZONTAL = 2  # predictor
 
 # To bytes: the whole block, or an error; never more than the block's size, however large the data claims to be.
@@ -29,7 +29,7 @@ _TO_BYTES: dict[int, Callable[[bytes, int], bytes | bytearray]] = {
     32773: lambda data, size: imagecodecs.packbits_decode(data, out=size),
     50000: lambda data, size: imagecodecs.zstd_decode(data, out=size),
 }
-SUPPORTED = (JPEG, _LZW, _WEBP, *_JPEG2000, *_TO_BYTES)
+SUPPORTED = (JPEG, _LZW, _WEBP, *JPEG2000, *_TO_BYTES)
 
 
 def new_buffer(level: Level) -> NDArray[np.uint8]:
@@ -104,8 +104,8 @@ def _decode_plane(coding: Coding, data: memoryview, width: int, height: int, sam
     if coding.compression == JPEG:  # colours stored apart
         out = np.empty(width * height, np.uint8)
         return decode_jpeg(whole_jpeg(data, coding.jpeg_tables, is_ycbcr=False), width, height, out, grey=True)
-    if coding.compression in _JPEG2000:
-        return _with_samples(decode_jpeg2000(data, width, height, is_ycbcr=coding.compression == _APERIO_YCBCR))
+    if coding.compression in JPEG2000:
+        return _with_samples(decode_jpeg2000(data, width, height, is_ycbcr=coding.photometric == YCBCR))
     if coding.compression == _LZW:
         return decode_lzw(bytes(data), width, height, samples, coding.predictor)
     if coding.compression == _WEBP:

@@ -96,6 +96,10 @@ class SlideIndex:
     levels: tuple[Level, ...]  # level 0 first
     warnings: tuple[str, ...] = ()  # what to know about the slide; `to_bytes` leaves them out
 
+    def finer_than(self, level: Level) -> tuple[Level, ...]:
+        """The levels above one of them, level 0 first."""
+        return self.levels[: self.levels.index(level)]
+
     def only(self, level: int, blocks: ArrayLike) -> "SlideIndex":
         """The index for reading just these blocks of one level."""
         levels = [lv.only(blocks if i == level else []) for i, lv in enumerate(self.levels)]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _START = b"\xff\x4f\xff\x51"  # of a codestream: then follow image and tile size, ITU-T T.800, A.5.1
+_CODING_STYLE, _START_OF_TILE = b"\xff\x52", b"\xff\x90"
 
 
 def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
@@ -17,7 +18,8 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool
         data: the block.
         width: most that it may claim, pixels.
         height: likewise.
-        is_ycbcr: its three samples are Y, Cb, Cr without saying so (Aperio's 33003).
+        is_ycbcr: the directory says that its three samples are Y, Cb and Cr. What the block itself says wins: decoders
+            undo a codestream's own colour transform, and convert what a JP2 file names sYCC.
 
     Returns:
         uint8 [h, w] or [h, w, samples].
@@ -34,9 +36,9 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool
     pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
     if pixels.dtype != np.uint8:
         raise ValueError(f"{pixels.dtype} samples")
-    if not is_ycbcr or pixels.ndim != 3 or pixels.shape[-1] != 3:
-        return pixels
-    return _rgb(pixels)
+    if is_ycbcr and pixels.ndim == 3 and pixels.shape[-1] == 3 and not _says_its_colours(content):
+        return _rgb(pixels)
+    return pixels
 
 
 def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -64,3 +66,15 @@ def _is_subsampled(data: bytes) -> bool:
     samples = int.from_bytes(data[at : at + 2], "big")
     steps = data[at + 2 : at + 2 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
     return any(steps[i] != 1 for i in range(len(steps)) if i % 3)
+
+
+def _says_its_colours(data: bytes) -> bool:
+    """Whether decoders know by the block alone how R, G and B come of its samples: it is a JP2 file, which names the colour
+    space, or a codestream with a multiple component transform. ITU-T T.800, I.5.3.3 and A.6.1.
+    """
+    if not data.startswith(_START):
+        return True
+    at = 2
+    while at + 9 <= len(data) and data[at : at + 2] not in (_CODING_STYLE, _START_OF_TILE):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at : at + 2] == _CODING_STYLE and data[at + 8] == 1

@@ -9,14 +9,17 @@ import tifffile
 from numpy.typing import NDArray
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.decode import JPEG, SUPPORTED
+from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED
 from udfs.wsi.tiff.index import Coding, Level
 
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024  # decoded; a larger one can't be read in bounded memory
 _RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
 _UNCOMPRESSED = 1
 _RGB_PHOTOMETRICS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
-_YCBCR_COMPRESSIONS = (JPEG, 33003, 34712)  # whose decoders give RGB
+_YCBCR_COMPRESSIONS = (JPEG, *JPEG2000)  # whose decoders give RGB
+# Aperio says RGB of all its JPEG 2000; what a block holds, the compression says, as OpenSlide reads it. Others use these
+# compressions, too, and mean the photometric tag (Bio-Formats: 33003 for RGB).
+_APERIO_PHOTOMETRICS = {33003: tifffile.PHOTOMETRIC.YCBCR, 33005: tifffile.PHOTOMETRIC.RGB}
 
 Offsets = NDArray[np.uint64]
 
@@ -111,9 +114,12 @@ def _coding(page: Any) -> Coding:
             ErrorCode.HEADER_CORRUPT,
             f"its JPEG tables are {tables!r:.40}: the header is damaged; upload the slide again",
         )
+    photometric = page.photometric
+    if page.parent.is_svs:
+        photometric = _APERIO_PHOTOMETRICS.get(page.compression, photometric)
     return Coding(
         compression=int(page.compression),
-        photometric=int(page.photometric),
+        photometric=int(photometric),
         samples=int(page.samplesperpixel),
         predictor=int(page.predictor),
         premultiplied=tifffile.EXTRASAMPLE.ASSOCALPHA in (page.extrasamples or ()),
