@@ -15,8 +15,9 @@ from typing import Any
 
 from jobs.runtime.cli import DONE
 from jobs.runtime.cli import main as run_main
-from jobs.runtime.cohort import Image, cohort_bytes, parse_cohort, rows_as_written
+from jobs.runtime.cohort import cohort_bytes
 from jobs.runtime.config import ConfigError, settings_hash
+from jobs.runtime.patient_csv import Image, parse_cohort, rows_as_written
 from jobs.runtime.run import Run
 from jobs.runtime.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks

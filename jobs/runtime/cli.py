@@ -11,9 +11,10 @@ import pandas as pd
 import yaml
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
-from jobs.runtime.cohort import Image, read_cohort, secrets_in
+from jobs.runtime.cohort import read_cohort, secrets_in
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.interrupt import CtrlC
+from jobs.runtime.patient_csv import Image
 from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session

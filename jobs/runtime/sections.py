@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import StoreOptions
 
 
@@ -24,6 +25,15 @@ def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError("must be a power of two")
     return value
+
+
+def _plausible(mpp: float) -> float:
+    if plausible_mpp(mpp) is None:
+        raise ValueError(f"must be {MPP_WANTED}")
+    return mpp
+
+
+Mpp = Annotated[float, AfterValidator(_plausible)]
 
 
 class Slides(Section):
@@ -70,7 +80,7 @@ class Tiling(Section):
     """Which squares of a slide are tiles."""
 
     tile_px: int = Field(448, ge=16, le=8192, description="edge of a tile, pixels at the reading resolution")
-    mpp: float | None = Field(None, gt=0, description="target micrometres a pixel; null reads level 0 as scanned")
+    mpp: Mpp | None = Field(None, description="target micrometres per pixel; null reads level 0 as scanned")
     mask_downsample: int = Field(16, ge=1, le=256, description="the tissue mask is computed at 1/this")
     background_brightness: int = Field(
         190, ge=0, le=255, description="a mask pixel is background where R, G and B are all above this"
@@ -268,7 +278,7 @@ class Patches(Section):
     patch_px: int = Field(
         256, ge=1, le=8192, description="edge of a finished patch, pixels; no table is made again for it"
     )
-    mpp: float | None = Field(None, gt=0, description="micrometres a pixel of a patch; null reads `level` as it is")
+    mpp: Mpp | None = Field(None, description="micrometres per pixel of a patch; null reads `level` as it is")
     level: int = Field(0, ge=0, description="of the slide, 0 the finest; where mpp is null")
     split: str | None = Field(None, description="only patients of this value of patients.split; null takes all")
     epochs: int = Field(1, ge=1, description="epochs to read ahead, each in an order of its own")
