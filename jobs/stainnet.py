@@ -19,6 +19,7 @@ from jobs.runtime.cli import main as run_main
 from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import ConfigError
 from jobs.runtime.run import Run
+from udfs.telling import named
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet
@@ -42,7 +43,7 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
         centers = dict(zip(drawn["image_id"], drawn["center_id"], strict=True))
     if settings.reference not in tiles:
         raise ConfigError(
-            f"stainnet.reference = {settings.reference} has no tiles in {config.output.root}/tiles: choose one of "
+            f"stainnet.reference = {named(settings.reference)} has no tiles in {config.output.root}/tiles: choose one of "
             f"{', '.join(sorted(tiles)[:5])}, or run the slides job first"
         )
     with run.stage("fit"):

@@ -21,7 +21,8 @@ from pydantic import Field, ValidationError
 from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
 from jobs.runtime.sections import Section
-from udfs.telling import new_run_id
+from jobs.runtime.withheld import described, without_secrets
+from udfs.telling import new_run_id, printable
 
 ROOT = Path(__file__).parents[1]
 _INTERRUPTED = 130
@@ -58,19 +59,19 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
     given, arguments = parser.parse_known_args(argv)
     try:
         if given.job not in jobs:
-            raise ConfigError(f"no job {given.job!r}; there are {', '.join(jobs)}")
+            raise ConfigError(f"no job {described(given.job)}; there are {', '.join(jobs)}")
         place = _place(given.on, known)
         settings = [word for word in arguments if "=" in word and not word.startswith("-")]
         shown = {word: masked_override(word) for word in settings}
         _check_settings(given.config, settings, place)
         names = _names(place, given.job, Path(given.config).absolute())
         if given.dry_run:
-            masked = [shown.get(word, word) for word in arguments]
+            masked = [shown.get(word) or without_secrets(word) for word in arguments]
             print("\n".join(shlex.join(command) for command in commands(place, names, masked)))
             return 0
         return _run(commands(place, names, arguments))
     except ConfigError as error:
-        print(f"slidelake submit: {error}", file=sys.stderr)
+        print(printable(f"slidelake submit: {error}"), file=sys.stderr)
         return BAD_CONFIG
 
 
@@ -97,7 +98,7 @@ def _place(name: str, known: Sequence[str]) -> Place:
     """The description of a place, filled in as far as its commands ask."""
     if name not in known:
         here = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
-        raise ConfigError(f"no place {name!r} in conf/places; {here}")
+        raise ConfigError(f"no place {described(name)} in conf/places; {here}")
     file = f"conf/places/{name}.yaml"
     try:
         place = Place.model_validate(yaml.safe_load((ROOT / file).read_text()))

@@ -20,6 +20,7 @@ from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
+from udfs.telling import printable
 from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
@@ -68,7 +69,7 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     failed = failed_slides(run, survey)
     print("\n".join([summarise(run, survey), *lines]))
     for line in (*failed, *run.problems):
-        print(f"slidelake: {line}", file=sys.stderr)
+        print(printable(f"slidelake: {line}"), file=sys.stderr)
     bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE
 
@@ -98,7 +99,7 @@ def main(
         check(config)
         return _run(job, config, images, work, arguments)
     except ConfigError as error:
-        print(f"slidelake {job}: {error}", file=sys.stderr)
+        print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
         return BAD_CONFIG
     except KeyboardInterrupt:  # Spark was still starting, or had ended already
         print(f"slidelake {job}: stopped by Ctrl-C", file=sys.stderr)
@@ -130,7 +131,7 @@ def main_alone(
             return DONE
         return work(config, arguments)
     except ConfigError as error:
-        print(f"slidelake {job}: {error}", file=sys.stderr)
+        print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
         return BAD_CONFIG
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):

@@ -4,7 +4,7 @@ import pandas as pd
 
 from jobs.runtime.run import Run
 from jobs.runtime.work import Work
-from udfs.telling import printable, some
+from udfs.telling import some
 from udfs.wsi.store import public_uri
 
 
@@ -12,7 +12,7 @@ def failed_slides(run: Run, survey: pd.DataFrame) -> list[str]:
     """A line for each image of the cohort that failed, from table slides."""
     slides = _slides(run, survey)
     failed = slides[slides["status"] == "failed"]
-    return [printable(f"failed: {row.image_id}: {row.error_code}: {row.error_message}") for row in failed.itertuples()]
+    return [f"failed: {row.image_id}: {row.error_code}: {row.error_message}" for row in failed.itertuples()]
 
 
 def summarise(run: Run, survey: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from jobs.runtime.arguments import Parser
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config, settings_hash
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
@@ -123,6 +124,102 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "/data/a #b",
+            "/data/a# b",
+            "a: b",
+            "@x",
+            "*x",
+            "&x",
+            "!x",
+            "%41 %",
+            "- x",
+            "? x",
+            "`x`",
+            "|",
+            ">",
+            "'",
+            "'a' b",
+            '"',
+        ),
+        *(
+            "a: b: c",
+            "x # 'y'",
+            "0123",
+            "1_0",
+            "1:30",
+            "1e3",
+            "12",
+            "3.50",
+            "true",
+            "no",
+            "2021-03-01",
+            "=",
+            "<<",
+            "[x",
+            "{a}b",
+            "[a]b",
+        ),
+        *("a\tb", "ü %41 #", "a=b", " a ", "C:\\x", "\\\\host\\x", "${HOME}", "---", "x ---", "\\n"),
+    ],
+)
+def test_a_text_on_the_command_line_is_taken_whole(tmp_path: Path, text: str) -> None:
+    config = load_config(written(tmp_path, MINIMAL), [f"output.root={text}", f"stain.weights={text}"])
+    assert (config.output.root, config.stain.weights) == (text, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("a #b", "a #b"), ("a: b", "a: b"), ("@x", "@x"), ("*x", "*x"), ("!x", "!x"), ("- x", "- x"), ("'", "'")),
+        *(
+            ("5", 5),
+            ("-5", -5),
+            ("0.5", 0.5),
+            ("1.5e3", 1500.0),
+            ("true", True),
+            ("False", False),
+            ("null", None),
+            ("", None),
+        ),
+        *(("007", "007"), ("1_0", "1_0"), ("1:30", "1:30"), ("12e4567", "12e4567"), ("9" * 5000, "9" * 5000)),
+        *(
+            ("[a, b]", ["a", "b"]),
+            ("{a: b, c: [1]}", {"a": "b", "c": [1]}),
+            ("'5'", "5"),
+            ('"a #b"', "a #b"),
+            ("[]", []),
+        ),
+    ],
+)
+def test_a_value_on_the_command_line_is_what_it_looks_like(tmp_path: Path, text: str, value: Any) -> None:
+    config = load_config(written(tmp_path, MINIMAL), [f"slides.storage_options.x={text}"])
+    found = config.slides.storage_options["x"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_numbers_lists_and_nothing_on_the_command_line(tmp_path: Path) -> None:
+    overrides = [
+        "tiling.tile_px=0512",
+        "training.learning_rate=1e-3",
+        "training.use_center=yes",
+        "encoder.batch_size=8",
+    ]
+    overrides += [
+        "slides={root: /a, extensions: [.tif]}",
+        "splits.stratify=[]",
+        "encoder.weights=null",
+        "stain.weights=",
+    ]
+    config = load_config(written(tmp_path, MINIMAL | {"stain": {"weights": "x"}}), overrides)
+    assert (config.tiling.tile_px, config.training.learning_rate, config.training.use_center) == (512, 0.001, True)
+    assert (config.encoder.batch_size, config.slides.root, config.slides.extensions) == (8, "/a", (".tif",))
+    assert (config.splits.stratify, config.encoder.weights, config.stain.weights) == ((), None, None)
+
+
+@pytest.mark.parametrize(
     ("content", "told"),
     [
         ("[1, 2]", "a mapping"),
@@ -198,6 +295,108 @@ def test_refusals_hold_no_secret(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError, match=r"--config nosuch://host/a\.yaml: can't be read") as caught:
         load_config("nosuch://u:SECRET@host/a.yaml?sig=SECRET")
     assert "SECRET" not in str(caught.value)
+
+
+SECRETS = [
+    "c2VjcmV0LW9mLXRoZS1jbGk+/x==",  # an Azure key
+    "AKIAIOSFODNN7EXAMPLE",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",
+    "ghp_0123456789abcdefABCDEF0123456789abcd",
+    "550e8400-e29b-41d4-a716-446655440000",
+    "deadbeef01deadbeef02deadbeef0304",
+    "Tr0ub4dor&3",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc",
+    "41234567890123",
+    "https://user:hunter2x@store.example/a",
+    "https://store.example/a?sv=1&sig=hunter2x",
+    "AccountKey=hunter2x;EndpointSuffix=x",
+    "fromtheenvironment",
+    "x" * 10_000,
+]
+_PLACES = [  # where somebody may put a secret
+    *(
+        "encoder.batch_size={}",
+        "tiling.tile_px={}",
+        "encoder.device={}",
+        "output.embedding_dtype={}",
+        "{}",
+        "{}={}",
+        "tiling={}",
+    ),
+    *(
+        "storage_options.account_key={}",
+        "slide.storage_options.account_key={}",
+        "slides.storage_option.key={}",
+        "x.{}=1",
+    ),
+    *(
+        "slides.storage_options={}",
+        "slides.extensions.{}=1",
+        "patients.key={}",
+        "encoder.name.token={}",
+        "slides.{}={}",
+    ),
+    *("encoder.batch_size=[{}]", "tiling.tile_px={{a: {}}}", "output.schema=a b {}"),
+]
+
+
+@pytest.mark.parametrize("place", _PLACES)
+def test_a_secret_in_the_wrong_place_is_not_echoed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("SOME_STORAGE_KEY", "fromtheenvironment")
+    for secret in SECRETS:
+        line = refusal(tmp_path, MINIMAL, place.format(secret, secret))
+        hidden = "hunter2x" if "hunter2x" in secret else secret
+        assert hidden not in line and len(line) < 2000
+
+
+def test_a_value_that_may_be_a_secret_is_described(tmp_path: Path) -> None:
+    described = "a text of 20 characters that may be a secret"
+    assert f"encoder.device: Input should be 'auto', 'cpu' or 'cuda' (it is {described})" in refusal(
+        tmp_path, MINIMAL, f"encoder.device={SECRETS[1]}"
+    )
+    assert f"{described} is no setting" in refusal(tmp_path, MINIMAL, SECRETS[1])
+    assert "may be a secret" in refusal(tmp_path, MINIMAL, "encoder.device=my-secret")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "tpu",
+        "5.5",
+        "vit_large_patch14_reg4_dinov2.lvd142m",
+        "EfficientNet-B0",
+        "data/tables",
+        "384x384",
+        "@x",
+        "123456789",
+    ],
+)
+def test_what_is_no_secret_is_shown(tmp_path: Path, value: str) -> None:
+    assert f"(it is {value!r})" in refusal(tmp_path, MINIMAL, f"encoder.device={value!r}")
+
+
+def test_arguments_at_fault_are_told_in_one_line_without_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_STORAGE_KEY", "fromtheenvironment")
+    for secret in SECRETS:
+        for arguments in (
+            [f"--token={secret}"],
+            [f"--{secret}"],
+            ["--n", f"n{secret}"],
+            ["--kind", secret],
+            [secret],
+            ["--n=1\x1b[2J"],
+        ):
+            parser = Parser(prog="job")
+            parser.add_argument("--n", type=int)
+            parser.add_argument("--kind", choices=["one", "two"])
+            with pytest.raises(SystemExit):
+                parser.parse_args(arguments)
+            line = capsys.readouterr().err.removesuffix("\n")
+            assert line.startswith("job: ") and line.isprintable()
+            assert secret not in line and "hunter2x" not in line
 
 
 def test_settings_in_the_repr_hold_no_storage_options() -> None:
