@@ -45,14 +45,18 @@ def described(value: Any) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Words of a message that quotes arguments, with *** for those that may be secrets."""
+    """A message that quotes arguments, with *** for words that may be secrets, and for what an option for secrets is given."""
+    is_awaited = False
 
     def show(match: re.Match[str]) -> str:
+        nonlocal is_awaited
         name, equals, value = match[0].partition("=")
-        if not equals and not name.startswith("-"):
-            return "***" if may_be_secret(name) else name
-        shown_name = name if _is_plain(name) else "***"
-        return f"{shown_name}{equals}{'***' if may_be_secret(value) else value}"
+        was_awaited, is_awaited = is_awaited, False
+        if equals or name.startswith("-"):
+            is_awaited = not equals and _SPEAKS_OF_SECRETS.search(name) is not None
+            is_hidden = may_be_secret(value) or (value and _SPEAKS_OF_SECRETS.search(name))
+            return f"{name if _is_plain(name) else '***'}{equals}{'***' if is_hidden else value}"
+        return "***" if was_awaited or may_be_secret(name) else name
 
     return re.sub(r"""[^\s'"(),;:\[\]{}|]+""", show, text)
 
