@@ -17,6 +17,7 @@ from jobs.runtime.interrupt import CtrlC
 from jobs.runtime.patient_csv import Image
 from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
+from jobs.runtime.sections import ONE_JOBS
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
@@ -32,16 +33,6 @@ exit status:
   2  bad settings, CSV or arguments: one line says what and where
   1  anything else; of doctor: a check failed
 """
-
-
-# Sections that one job alone reads.
-_ONE_JOBS = {
-    "stainnet": "stainnet",
-    "splits": "splits",
-    "training": "train",
-    "predict": "predict",
-    "patches": "patches",
-}
 
 
 def run_job(
@@ -190,7 +181,7 @@ def _parse(
     settings = "\n".join(
         textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
         for key, default, text in describe_settings()
-        if _ONE_JOBS.get(key.partition(".")[0], job) == job
+        if ONE_JOBS.get(key.partition(".")[0], job) == job
     )
     parser = Parser(
         prog=f"slidelake {job}",

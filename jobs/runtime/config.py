@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from functools import reduce
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
@@ -14,8 +15,10 @@ from pydantic.fields import FieldInfo
 
 from jobs.runtime.overrides import value_of
 from jobs.runtime.sections import (
+    ONE_JOBS,
     Encoder,
     Histogram,
+    Location,
     Output,
     Patches,
     Predict,
@@ -57,7 +60,7 @@ class ConfigError(Exception):
 class Config(Section):
     """All settings of slidelake."""
 
-    patients: str = Field(
+    patients: Annotated[str, Location()] = Field(
         description="URI of the CSV: image_id, center_id, patient_id, image_num, [label], [uri], [mpp]"
     )
     slides: Slides = Slides()
@@ -85,6 +88,16 @@ class Config(Section):
             why = "encoder.device = cpu" if encoder.device == "cpu" else "encoder.runtime = openvino"
             raise ValueError(f"gpus_per_task takes GPUs that {why} leaves idle: set it to null, or change that")
         return resources
+
+    def locations(self, job: str) -> Iterator[tuple[str, str, Location]]:
+        """(dotted key, path or URI, what lies there) of each setting that is set, but those of other jobs' sections."""
+        for key, info in _fields(Config, ""):
+            names = key.split(".")
+            kinds = [kind for kind in info.metadata if isinstance(kind, Location)]
+            if kinds and all(ONE_JOBS.get(section, job) == job for section in names[:-1]):
+                value: Any = reduce(getattr, names, self)
+                if value is not None and value not in kinds[0].names:
+                    yield key, value, kinds[0]
 
     def masked(self) -> dict[str, Any]:
         """The settings without secrets, fit for logs and tables."""

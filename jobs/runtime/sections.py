@@ -1,5 +1,6 @@
 """The sections of the settings: what can be set, its type, its default, its meaning, and what does not go together."""
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,26 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import StoreOptions
+
+
+@dataclass(frozen=True)
+class Location:
+    """Marks a setting that says where something lies: a path or a URI."""
+
+    is_written: bool = False  # by the job that reads the setting
+    names: tuple[str, ...] = ()  # values that are neither
+
+
+Source = Annotated[str | None, Location()]
+Target = Annotated[str | None, Location(is_written=True)]
+# Sections that one job alone reads.
+ONE_JOBS = {
+    "stainnet": "stainnet",
+    "splits": "splits",
+    "training": "train",
+    "predict": "predict",
+    "patches": "patches",
+}
 
 
 class Section(BaseModel):
@@ -39,7 +60,7 @@ Mpp = Annotated[float, AfterValidator(_plausible)]
 class Slides(Section):
     """Where the slides are."""
 
-    root: str | None = Field(
+    root: Source = Field(
         None, description="folder or bucket of the slides, any fsspec URI; files are found at any depth by image_id"
     )
     extensions: Annotated[tuple[str, ...], AfterValidator(_with_dots)] = Field(
@@ -61,7 +82,9 @@ class Slides(Section):
 class Output(Section):
     """Where the tables go."""
 
-    root: str = Field(description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...")
+    root: Annotated[str, Location(is_written=True)] = Field(
+        description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ..."
+    )
     schema_name: str | None = Field(  # BaseModel has a `schema` of its own
         None,
         alias="schema",
@@ -95,14 +118,14 @@ class Tiling(Section):
 class Stain(Section):
     """Stain normalisation."""
 
-    weights: str | None = Field(None, description="URI of a StainNet checkpoint; null does not normalise")
+    weights: Source = Field(None, description="URI of a StainNet checkpoint; null does not normalise")
 
 
 class Encoder(Section):
     """The network that embeds tiles."""
 
     name: str = Field("efficientnet_b0", description="a timm model")
-    weights: str | None = Field(
+    weights: Source = Field(
         None, description="URI of its checkpoint (safetensors or state dict); null takes the hub's pretrained weights"
     )
     input_px: int = Field(224, ge=32, le=2048, description="edge of what the encoder sees")
@@ -163,7 +186,7 @@ class Stainnet(Section):
     """Settings of the job stainnet, which fits a StainNet to your slides."""
 
     reference: str | None = Field(None, description="image_id of the slide that all others shall look like")
-    checkpoint: str | None = Field(None, description="path that the fitted checkpoint is written to")
+    checkpoint: Target = Field(None, description="path that the fitted checkpoint is written to")
     tiles: int = Field(128, ge=4, le=10_000, description="tiles drawn from the cohort, evenly over slides")
     steps: int = Field(3000, ge=1, description="steps of the fit")
     seed: int = Field(0, description="of the draw and the fit")
@@ -182,9 +205,7 @@ class Splits(Section):
     folds: int | None = Field(
         None, ge=2, le=100, description="deal train and validation to so many folds too; null: no folds"
     )
-    csv: str | None = Field(
-        None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv"
-    )
+    csv: Target = Field(None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv")
 
     @field_validator("stratify", mode="before")
     @classmethod
@@ -244,10 +265,10 @@ class Training(Section):
     processes: int = Field(
         1, ge=1, description="more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark"
     )
-    output: str | None = Field(
+    output: Target = Field(
         None, description="folder or URI of the models, one folder a run; null is OUTPUT.ROOT/models"
     )
-    mlflow: str | None = Field(
+    mlflow: Annotated[str | None, Location(names=("databricks", "databricks-uc"))] = Field(
         None, description="tracking URI of MLflow to send metrics to as well; needs slidelake[mlflow]"
     )
 
@@ -263,8 +284,8 @@ class Training(Section):
 class Predict(Section):
     """Settings of the job predict."""
 
-    model: str | None = Field(None, description="folder or URI of a trained model: ROOT/models/RUN_ID")
-    csv: str | None = Field(
+    model: Source = Field(None, description="folder or URI of a trained model: ROOT/models/RUN_ID")
+    csv: Target = Field(
         None, description="path or URI of the CSV of probabilities; null is ROOT/predictions_csv/MODEL_ID.csv"
     )
 
@@ -272,9 +293,7 @@ class Predict(Section):
 class Patches(Section):
     """Settings of the job patches, which reads patches of pixels ahead of a trainer."""
 
-    folder: str | None = Field(
-        None, description="where the windows go: a path on a disk that executors and trainer share"
-    )
+    folder: Target = Field(None, description="where the windows go: a path on a disk that executors and trainer share")
     patch_px: int = Field(
         256, ge=1, le=8192, description="edge of a finished patch, pixels; no table is made again for it"
     )

@@ -427,6 +427,18 @@ def test_every_setting_is_described_with_its_default() -> None:
             assert yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value), key
 
 
+def test_every_setting_that_is_a_path_or_uri_is_marked_as_one() -> None:
+    texts = {key for key, _, text in describe_settings() if any(word in text for word in ("URI", "path", "folder"))}
+    settings: dict[str, Any] = {"patients": "x"}
+    for key in sorted(texts - {"patients"}):
+        section, _, name = key.partition(".")
+        settings.setdefault(section, {})[name] = "x"
+    settings["training"].pop("mlflow")  # which is an extra
+    jobs = ("stainnet", "splits", "train", "predict", "patches")
+    config = Config.model_validate(settings)
+    assert {key for job in jobs for key, _, _ in config.locations(job)} == texts - {"training.mlflow"}
+
+
 def test_every_settings_file_of_the_project_is_valid() -> None:
     folder = Path(__file__).parents[2] / "conf"
     files = sorted(folder.glob("*.yaml"))
