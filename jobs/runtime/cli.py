@@ -21,6 +21,7 @@ from jobs.runtime.sections import ONE_JOBS
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
+from jobs.runtime.writable import refuse_unwritable
 from udfs.telling import printable
 from udfs.wsi.store import redact
 
@@ -88,6 +89,7 @@ def main(
         refuse_unusable_spark()
         images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
         check(config)
+        refuse_unwritable(config, job)
         return _run(job, config, images, work, arguments)
     except ConfigError as error:
         print(printable(f"slidelake {job}: {error}"), file=sys.stderr)

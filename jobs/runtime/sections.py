@@ -14,12 +14,13 @@ from udfs.wsi.store import StoreOptions
 class Location:
     """Marks a setting that says where something lies: a path or a URI."""
 
-    is_written: bool = False  # by the job that reads the setting
+    written: Literal["folder", "file"] | None = None  # what the job that reads the setting writes there
     names: tuple[str, ...] = ()  # values that are neither
 
 
 Source = Annotated[str | None, Location()]
-Target = Annotated[str | None, Location(is_written=True)]
+Folder = Annotated[str | None, Location(written="folder")]
+File = Annotated[str | None, Location(written="file")]
 # Sections that one job alone reads.
 ONE_JOBS = {
     "stainnet": "stainnet",
@@ -82,7 +83,7 @@ class Slides(Section):
 class Output(Section):
     """Where the tables go."""
 
-    root: Annotated[str, Location(is_written=True)] = Field(
+    root: Annotated[str, Location(written="folder")] = Field(
         description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ..."
     )
     schema_name: str | None = Field(  # BaseModel has a `schema` of its own
@@ -186,7 +187,7 @@ class Stainnet(Section):
     """Settings of the job stainnet, which fits a StainNet to your slides."""
 
     reference: str | None = Field(None, description="image_id of the slide that all others shall look like")
-    checkpoint: Target = Field(None, description="path that the fitted checkpoint is written to")
+    checkpoint: File = Field(None, description="path that the fitted checkpoint is written to")
     tiles: int = Field(128, ge=4, le=10_000, description="tiles drawn from the cohort, evenly over slides")
     steps: int = Field(3000, ge=1, description="steps of the fit")
     seed: int = Field(0, description="of the draw and the fit")
@@ -205,7 +206,7 @@ class Splits(Section):
     folds: int | None = Field(
         None, ge=2, le=100, description="deal train and validation to so many folds too; null: no folds"
     )
-    csv: Target = Field(None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv")
+    csv: Folder = Field(None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv")
 
     @field_validator("stratify", mode="before")
     @classmethod
@@ -265,7 +266,7 @@ class Training(Section):
     processes: int = Field(
         1, ge=1, description="more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark"
     )
-    output: Target = Field(
+    output: Folder = Field(
         None, description="folder or URI of the models, one folder a run; null is OUTPUT.ROOT/models"
     )
     mlflow: Annotated[str | None, Location(names=("databricks", "databricks-uc"))] = Field(
@@ -285,7 +286,7 @@ class Predict(Section):
     """Settings of the job predict."""
 
     model: Source = Field(None, description="folder or URI of a trained model: ROOT/models/RUN_ID")
-    csv: Target = Field(
+    csv: File = Field(
         None, description="path or URI of the CSV of probabilities; null is ROOT/predictions_csv/MODEL_ID.csv"
     )
 
@@ -293,7 +294,7 @@ class Predict(Section):
 class Patches(Section):
     """Settings of the job patches, which reads patches of pixels ahead of a trainer."""
 
-    folder: Target = Field(None, description="where the windows go: a path on a disk that executors and trainer share")
+    folder: Folder = Field(None, description="where the windows go: a path on a disk that executors and trainer share")
     patch_px: int = Field(
         256, ge=1, le=8192, description="edge of a finished patch, pixels; no table is made again for it"
     )
