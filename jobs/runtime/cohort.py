@@ -98,15 +98,24 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
 
     def ask(image: Image) -> Located:
         uri = absolute_uri(str(image.uri))
-        try:
-            return Located(uri, File(uri, config.slides.storage_options).info, None)
-        except SlideError as error:
-            return Located(uri, None, error)
+        given = _located_at(uri, config)
+        if given.error is None or given.error.code is not ErrorCode.FILE_MISSING:
+            return given
+        # An ü has two forms, which are two names to most stores, and the CSV may have come by a Mac.
+        others = {unicodedata.normalize(form, uri) for form in ("NFC", "NFD")} - {uri}
+        return next((found for found in (_located_at(other, config) for other in others) if not found.error), given)
 
     by_uri = [image for image in images if image.uri is not None]
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         located |= zip((image.image_id for image in by_uri), pool.map(ask, by_uri), strict=True)
     return located
+
+
+def _located_at(uri: str, config: Config) -> Located:
+    try:
+        return Located(uri, File(uri, config.slides.storage_options).info, None)
+    except SlideError as error:
+        return Located(uri, None, error)
 
 
 def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:

@@ -198,7 +198,7 @@ def _is_no_mpp(value: str) -> bool:
 
 # (columns, what is wrong with the cells at fault, whether a cell is at fault); the first fault that any cell has is told
 _FAULTS: tuple[tuple[tuple[str, ...], str, Callable[[str], bool]], ...] = (
-    (_IDENTIFIERS, "empty identifiers", is_no_value),
+    (_IDENTIFIERS, "empty identifiers, NA and the like among them", is_no_value),
     (_IDENTIFIERS, "path separators, control characters or invisible characters in identifiers", _is_no_name),
     (("label", "uri"), "line breaks, control characters or invisible characters", _is_invisible),
     ((*_IDENTIFIERS, "label"), f"texts of more than {_LONGEST} characters", lambda value: len(value) > _LONGEST),

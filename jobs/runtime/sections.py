@@ -1,5 +1,6 @@
 """The sections of the settings: what can be set, its type, its default, its meaning, and what does not go together."""
 
+import unicodedata
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -47,6 +48,10 @@ def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError("must be a power of two")
     return value
+
+
+def _in_nfc(text: str | None) -> str | None:
+    return text and unicodedata.normalize("NFC", text)  # as identifiers of the CSV are
 
 
 def _plausible(mpp: float) -> float:
@@ -186,7 +191,9 @@ class Histogram(Section):
 class Stainnet(Section):
     """Settings of the job stainnet, which fits a StainNet to your slides."""
 
-    reference: str | None = Field(None, description="image_id of the slide that all others shall look like")
+    reference: Annotated[str | None, AfterValidator(_in_nfc)] = Field(
+        None, description="image_id of the slide that all others shall look like"
+    )
     checkpoint: File = Field(None, description="path that the fitted checkpoint is written to")
     tiles: int = Field(128, ge=4, le=10_000, description="tiles drawn from the cohort, evenly over slides")
     steps: int = Field(3000, ge=1, description="steps of the fit")

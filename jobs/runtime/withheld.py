@@ -72,5 +72,5 @@ def _is_plain(text: str) -> bool:
         for name, value in os.environ.items()
         if _SPEAKS_OF_SECRETS.search(name)
     )
-    words = re.split(r"[-+~_./ ]+", text.strip("-+~_./ ")) if len(text) <= _LONGEST else [text]
+    words = re.split(r"[-+~_.:/ ]+", text.strip("-+~_.:/ ")) if len(text) <= _LONGEST else [text]
     return all(_WORD.fullmatch(word) for word in words) and not is_secret

@@ -298,8 +298,10 @@ def test_files_under_the_root_are_found_by_name_at_any_depth(slides: Path) -> No
 @pytest.mark.parametrize("on_disk", ["café", "cafe\u0301"])
 def test_files_are_found_in_either_unicode_form(tmp_path: Path, in_csv: str, on_disk: str) -> None:
     (tmp_path / f"{on_disk}.svs").write_bytes(b"1")
-    [row] = parse_cohort(f"{HEADER}\n{in_csv},n,1,0\n".encode())
-    assert locate([row], config_for(tmp_path, root=str(tmp_path)))[row.image_id].uri == str(tmp_path / f"{on_disk}.svs")
+    path = str(tmp_path / f"{on_disk}.svs")
+    rows = parse_cohort(f"{HEADER},uri\n{in_csv},n,1,0,\nb,n,2,0,{tmp_path}/{in_csv}.svs\n".encode())
+    found = locate(rows, config_for(tmp_path, root=str(tmp_path)))
+    assert [found[row.image_id].uri for row in rows] == [path, path]
 
 
 @pytest.mark.parametrize(

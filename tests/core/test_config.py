@@ -368,6 +368,7 @@ def test_a_value_that_may_be_a_secret_is_described(tmp_path: Path) -> None:
         "EfficientNet-B0",
         "data/tables",
         "384x384",
+        "hf-hub:MahmoodLab/UNI2-h",
         "@x",
         "123456789",
     ],
