@@ -5,6 +5,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from jobs.runtime.arguments import BAD_CONFIG
+from jobs.runtime.withheld import described
 
 JOBS = {
     "preprocess": "slides to patients, in one Spark application",
@@ -47,7 +48,7 @@ def main() -> int:
     if job == "--version":
         print(f"slidelake {version('slidelake')}")
         return 0
-    print(f"slidelake: no job {job!r}; there are {', '.join(JOBS)}", file=sys.stderr)
+    print(f"slidelake: no job {described(job)}; there are {', '.join(JOBS)}", file=sys.stderr)
     return BAD_CONFIG
 
 

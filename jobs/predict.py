@@ -41,7 +41,7 @@ from jobs.training.model.predictions import (
     prior_prediction,
     submission_csv,
 )
-from udfs.telling import some
+from udfs.telling import named, some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most
@@ -241,7 +241,7 @@ def _lines(
     partly: Mapping[str, int],
     csv: str,
 ) -> list[str]:
-    prior = ", ".join(f"{name} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
+    prior = ", ".join(f"{named(name)} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
     lines = [f"  predicted {len(cohort)} patients by model {card.model_id}, {len(todo)} of them in this run"]
     if from_prior:
         lines.append(f"            without a bag, so by the prior ({prior}): {some(from_prior, 10)}")

@@ -15,13 +15,15 @@ from typing import Any
 
 from jobs.runtime.cli import DONE
 from jobs.runtime.cli import main as run_main
-from jobs.runtime.cohort import Image, cohort_bytes, parse_cohort, rows_as_written
+from jobs.runtime.cohort import cohort_bytes
 from jobs.runtime.config import ConfigError, settings_hash
+from jobs.runtime.patient_csv import Image, parse_cohort, rows_as_written
 from jobs.runtime.run import Run
 from jobs.runtime.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
 from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits
 from udfs import schemas
+from udfs.telling import named
 from udfs.wsi.store import public_uri, read_bytes, write_bytes
 
 _PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with
@@ -231,7 +233,7 @@ def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     images: Counter[tuple[str, str, str]] = Counter()
     labels: dict[str, set[str]] = {}
     for row in rows:
-        center, label = row["center_id"], row["label"] or "-"
+        center, label = named(row["center_id"]), named(row["label"] or "-")
         labels.setdefault(center, set()).add(label)
         labels.setdefault("", set()).add(label)
         for key in ((center, label), (center, ""), ("", label), ("", "")):

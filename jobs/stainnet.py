@@ -19,6 +19,7 @@ from jobs.runtime.cli import main as run_main
 from jobs.runtime.cohort import locate, read_cohort
 from jobs.runtime.config import ConfigError
 from jobs.runtime.run import Run
+from udfs.telling import named
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import StainNet
@@ -42,8 +43,8 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
         centers = dict(zip(drawn["image_id"], drawn["center_id"], strict=True))
     if settings.reference not in tiles:
         raise ConfigError(
-            f"stainnet.reference = {settings.reference} has no tiles in {config.output.root}/tiles: choose one of "
-            f"{', '.join(sorted(tiles)[:5])}, or run the slides job first"
+            f"stainnet.reference = {named(settings.reference)} has no tiles in {public_uri(config.output.root)}/tiles: choose "
+            f"one of {', '.join(sorted(tiles)[:5])}, or run the slides job first"
         )
     with run.stage("fit"):
         torch.set_num_threads(1)
@@ -66,7 +67,7 @@ def _draw(run: Run) -> pd.DataFrame:
     """
     settings = run.config.stainnet
     if not {"slides", "tiles"} <= run.tables.versions().keys():
-        raise ConfigError(f"no tables in {run.config.output.root}: run the slides job first")
+        raise ConfigError(f"no tables in {public_uri(run.config.output.root)}: run the slides job first")
     ids = [(image.image_id,) for image in read_cohort(run.config)]
     cohort = run.spark.createDataFrame(ids, "image_id string")
     good = run.tables.read("slides").where("status = 'ok'").join(cohort, "image_id").select("image_id", "center_id")
@@ -75,7 +76,7 @@ def _draw(run: Run) -> pd.DataFrame:
     chosen = good.orderBy(others_last, by_chance, "image_id").limit(max(1, settings.tiles // 2)).collect()
     if not chosen:
         raise ConfigError(
-            f"no slide of the cohort has tissue in {run.config.output.root}/slides: run the slides job first"
+            f"no slide of the cohort has tissue in {public_uri(run.config.output.root)}/slides: run the slides job first"
         )
     draw = F.xxhash64(F.lit(settings.seed), "image_id", "x_px", "y_px")
     slides = F.broadcast(run.spark.createDataFrame(chosen, "image_id string, center_id string"))

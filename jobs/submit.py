@@ -4,6 +4,7 @@ What runs stands in the file, word for word; what goes along is the settings fil
 """
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from pydantic import Field, ValidationError
 from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
 from jobs.runtime.sections import Section
-from udfs.telling import new_run_id
+from jobs.runtime.withheld import described, without_secrets
+from udfs.telling import named, new_run_id, printable
 
 ROOT = Path(__file__).parents[1]
 _INTERRUPTED = 130
@@ -58,19 +60,19 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
     given, arguments = parser.parse_known_args(argv)
     try:
         if given.job not in jobs:
-            raise ConfigError(f"no job {given.job!r}; there are {', '.join(jobs)}")
+            raise ConfigError(f"no job {described(given.job)}; there are {', '.join(jobs)}")
         place = _place(given.on, known)
         settings = [word for word in arguments if "=" in word and not word.startswith("-")]
         shown = {word: masked_override(word) for word in settings}
-        _check_settings(given.config, settings, place)
+        _check_settings(given.job, given.config, settings, place)
         names = _names(place, given.job, Path(given.config).absolute())
         if given.dry_run:
-            masked = [shown.get(word, word) for word in arguments]
+            masked = [shown.get(word) or without_secrets(word) for word in arguments]
             print("\n".join(shlex.join(command) for command in commands(place, names, masked)))
             return 0
         return _run(commands(place, names, arguments))
     except ConfigError as error:
-        print(f"slidelake submit: {error}", file=sys.stderr)
+        print(printable(f"slidelake submit: {error}"), file=sys.stderr)
         return BAD_CONFIG
 
 
@@ -97,7 +99,7 @@ def _place(name: str, known: Sequence[str]) -> Place:
     """The description of a place, filled in as far as its commands ask."""
     if name not in known:
         here = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
-        raise ConfigError(f"no place {name!r} in conf/places; {here}")
+        raise ConfigError(f"no place {described(name)} in conf/places; {here}")
     file = f"conf/places/{name}.yaml"
     try:
         place = Place.model_validate(yaml.safe_load((ROOT / file).read_text()))
@@ -110,22 +112,28 @@ def _place(name: str, known: Sequence[str]) -> Place:
     return place
 
 
-def _check_settings(config: str, settings: Sequence[str], place: Place) -> None:
+def _check_settings(job: str, config: str, settings: Sequence[str], place: Place) -> None:
     """Refuse here what the job would refuse there, or would take for something else."""
     if not Path(config).is_file():
         raise ConfigError(f"--config {config}: no such file here: it goes along, so give one of this machine")
     loaded = load_config(config, settings, expand=False)
     if "config_name" not in place.names():
         return  # the driver reads the file here, and its paths
-    paths = {"patients": loaded.patients, "slides.root": loaded.slides.root, "output.root": loaded.output.root}
-    for key, path in paths.items():
+    for key, path, _ in loaded.locations(job):
         is_given = any(word.startswith(f"{key}=") for word in settings)
         by_place = not is_given and any(f"{key}=" in command for command in place.commands)
-        if path and "://" not in path and not Path(path).is_absolute() and not by_place:
+        if not by_place and not _is_whole(path):
             raise ConfigError(
-                f"{key} = {path} would be below a folder of the driver's own, which is in the cluster: give a URI, or the "
+                f"{key} = {named(path)} would be below a folder of the driver's own, which is in the cluster: give a URI, or the "
                 "whole path on a disk that all nodes share"
             )
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a path or URI means the same on any machine that has it: it is not below a current folder or a home."""
+    link = path.rpartition("::")[2]  # of simplecache::s3://...
+    local = re.match(r"(file|local):(//)?(.*)", link, re.DOTALL)
+    return Path(local[3]).is_absolute() if local else "://" in link or Path(link).is_absolute()
 
 
 def _names(place: Place, job: str, config: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 from jobs.runtime.cli import DONE, FAILED, main_alone
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.session import is_local, start_session
+from jobs.runtime.writable import refuse_unwritable
 from jobs.training.cohort import CohortError, TrainingSet, feature_settings, read_training_set
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
 from jobs.training.errors import FeedError, NoTableError
@@ -33,6 +34,7 @@ from udfs.wsi.store import absolute_uri, public_uri
 
 def train(config: Config, arguments: argparse.Namespace) -> int:
     """Check, train, report; or go on with a run, or do one again and compare."""
+    refuse_unwritable(config, "train")
     try:
         if arguments.resume or arguments.reproduce:
             _refuse_settings(arguments)

@@ -1,4 +1,4 @@
-"""What jobs tell in the same words wherever they tell it: a few of many names, the id of a run, versions of packages."""
+"""What jobs tell in the same words wherever they tell it: texts of users, a few of many names, ids of runs, versions."""
 
 import platform
 import re
@@ -7,6 +7,23 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+
+_MOST_SHOWN = 80  # characters of a text of users
+
+
+def quoted(text: str) -> str:
+    """A text of users as messages show it: in quotes, control characters escaped, cut."""
+    return repr(text) if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]!r}... ({len(text):,} characters)"
+
+
+def named(text: str) -> str:
+    """A name as messages show it: as it is where it is short and printable, else `quoted`."""
+    return text if text.isprintable() and len(text) <= _MOST_SHOWN else quoted(text)
+
+
+def printable(text: str) -> str:
+    """A line of text in one line: line breaks, terminal escapes and other control characters escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def some(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:

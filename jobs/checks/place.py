@@ -17,8 +17,9 @@ from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 from jobs.checks import probe
-from jobs.runtime.cohort import Image, Located, locate
+from jobs.runtime.cohort import Located, locate
 from jobs.runtime.config import Config
+from jobs.runtime.patient_csv import Image
 from jobs.runtime.resources import Executor, StageResources, features_resources
 from jobs.runtime.run import Run
 from jobs.runtime.session import heap_bytes, is_local

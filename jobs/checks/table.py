@@ -8,6 +8,7 @@ from typing import Literal
 from jobs.checks.place import MissingPackageError, NoPythonError, Place, cause_of
 from jobs.runtime.config import ConfigError
 from jobs.runtime.resources import REQUEST_REMEDY, executor_request, executors_gone, executors_of
+from udfs.telling import printable
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
 INSTALL = (
@@ -63,7 +64,8 @@ def look(place: Place, checks: Iterable[Check]) -> Iterator[Row]:
 def as_text(row: Row) -> str:
     """A line, and below it the remedy."""
     remedy = f"\n{'':18}-> {row.remedy}" if row.remedy else ""
-    return f"  {row.status:<4}  {row.what:<9} {row.found}{remedy}"
+    text = f"  {row.status:<4}  {row.what:<9} {row.found}{remedy}"
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _skipped(needs: str) -> Row:

@@ -1,7 +1,10 @@
-"""What every command refuses in the same way: arguments that can't be used. Imports nothing, so that it is there at once."""
+"""What every command refuses in the same way: arguments that can't be used. Imports little, so that it is there at once."""
 
 import argparse
 from typing import NoReturn
+
+from jobs.runtime.withheld import without_secrets
+from udfs.telling import printable
 
 BAD_CONFIG = 2  # the exit status of bad settings, CSV or arguments
 
@@ -11,4 +14,4 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""
-        self.exit(BAD_CONFIG, f"{self.prog}: {message}; see --help\n")
+        self.exit(BAD_CONFIG, f"{self.prog}: {printable(without_secrets(message))}; see --help\n")

@@ -11,14 +11,18 @@ import pandas as pd
 import yaml
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
-from jobs.runtime.cohort import Image, read_cohort, secrets_in
+from jobs.runtime.cohort import read_cohort, secrets_in
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.interrupt import CtrlC
+from jobs.runtime.patient_csv import Image
 from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
+from jobs.runtime.sections import ONE_JOBS
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, slide_warnings, summarise
+from jobs.runtime.writable import refuse_unwritable
+from udfs.telling import printable
 from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
@@ -30,16 +34,6 @@ exit status:
   2  bad settings, CSV or arguments: one line says what and where
   1  anything else; of doctor: a check failed
 """
-
-
-# Sections that one job alone reads.
-_ONE_JOBS = {
-    "stainnet": "stainnet",
-    "splits": "splits",
-    "training": "train",
-    "predict": "predict",
-    "patches": "patches",
-}
 
 
 def run_job(
@@ -67,7 +61,7 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     failed = failed_slides(run, survey)
     print("\n".join([summarise(run, survey), *lines]))
     for line in (*slide_warnings(run, survey), *failed, *run.problems):
-        print(f"slidelake: {line}", file=sys.stderr)
+        print(printable(f"slidelake: {line}"), file=sys.stderr)
     bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE
 
@@ -95,9 +89,10 @@ def main(
         refuse_unusable_spark()
         images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
         check(config)
+        refuse_unwritable(config, job)
         return _run(job, config, images, work, arguments)
     except ConfigError as error:
-        print(f"slidelake {job}: {error}", file=sys.stderr)
+        print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
         return BAD_CONFIG
     except KeyboardInterrupt:  # Spark was still starting, or had ended already
         print(f"slidelake {job}: stopped by Ctrl-C", file=sys.stderr)
@@ -129,7 +124,7 @@ def main_alone(
             return DONE
         return work(config, arguments)
     except ConfigError as error:
-        print(f"slidelake {job}: {error}", file=sys.stderr)
+        print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
         return BAD_CONFIG
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
@@ -188,7 +183,7 @@ def _parse(
     settings = "\n".join(
         textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
         for key, default, text in describe_settings()
-        if _ONE_JOBS.get(key.partition(".")[0], job) == job
+        if ONE_JOBS.get(key.partition(".")[0], job) == job
     )
     parser = Parser(
         prog=f"slidelake {job}",

@@ -1,40 +1,22 @@
-"""The patient CSV: what it must hold, what is wrong with it, and which file each of its rows means."""
+"""The cohort: its CSV, read from where it lies, and the file that each of its rows means."""
 
-import codecs
-import csv
-import io
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.runtime.config import Config, ConfigError
-from udfs.telling import some
+from jobs.runtime.patient_csv import Image, parse_cohort
+from udfs.telling import named, printable
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import File, FileInfo, absolute_uri, options_for, public_uri, read_bytes, redact, secrets_of
 
-REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
-OPTIONAL = ("label", "uri", "mpp")
-_IDENTIFIERS = ("image_id", "center_id", "patient_id")
 _LISTING_THREADS = 32
-
-
-@dataclass(frozen=True)
-class Image:
-    """A row of the CSV. All identifiers are text, so leading zeros survive."""
-
-    image_id: str
-    center_id: str
-    patient_id: str
-    image_num: int
-    label: str | None
-    uri: str | None  # as the CSV gives it
-    mpp: float | None  # um a level-0 pixel; wins over the header's
 
 
 @dataclass(frozen=True)
@@ -88,73 +70,6 @@ def cohort_bytes(config: Config) -> bytes:
         raise ConfigError(f"patients: {name} can't be read ({text})") from None
 
 
-def parse_cohort(data: bytes) -> list[Image]:
-    """The rows of a CSV in UTF-8, with or without a byte order mark; see `read_cohort`."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"line {line} is not UTF-8: save the CSV as UTF-8") from None
-    if "\0" in text:
-        raise ConfigError("it holds NUL bytes (UTF-16, perhaps): save the CSV as UTF-8")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, cells))
-    except csv.Error as error:
-        raise ConfigError(f"line {reader.line_num} is not CSV: {error}") from None
-    if not rows:
-        raise ConfigError("it is empty: a header and a row an image are wanted")
-    header = [cell.strip() for cell in rows[0][1]]
-    missing = [column for column in REQUIRED if column not in header]
-    if missing:
-        semicolons = (
-            " (is it separated by semicolons? commas are wanted)" if len(header) == 1 and ";" in header[0] else ""
-        )
-        raise ConfigError(f"the header lacks {', '.join(missing)}; it has {', '.join(header)}{semicolons}")
-    twice = sorted({column for column in header if column in (*REQUIRED, *OPTIONAL) and header.count(column) > 1})
-    if twice:
-        raise ConfigError(f"the header has {', '.join(twice)} twice")
-    if len(rows) == 1:
-        raise ConfigError("it has a header and no rows")
-    records = [(line, _record(header, cells, line)) for line, cells in rows[1:]]
-    _check_identifiers(records)
-    images = [(line, _image(record, line)) for line, record in records]
-    _check_unique(images)
-    _check_agreement(images, "center_id", lambda image: image.center_id)
-    _check_agreement(images, "label", lambda image: image.label)
-    return [image for _, image in images]
-
-
-def rows_as_written(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """The text of a CSV that `parse_cohort` accepts, row by row.
-
-    Returns:
-        The header with the byte order mark, if there is one, and (patient_id, row) for each row that is not blank. Each ends
-        in its own line ending; the last has the header's where it had none.
-    """
-    taken: list[str] = []
-
-    def lines() -> Iterator[str]:
-        for line in io.StringIO(data.decode("utf-8-sig"), newline=""):
-            taken.append(line)
-            yield line
-
-    records: list[tuple[list[str], str]] = []
-    for cells in csv.reader(lines(), strict=True):  # takes as many lines as a row has
-        if any(cell.strip() for cell in cells):
-            records.append((cells, "".join(taken)))
-        taken.clear()
-    (names, header), *rows = records
-    column = [name.strip() for name in names].index("patient_id")
-    ending = header[len(header.rstrip("\r\n")) :]
-    texts = [(cells[column].strip(), text if text.endswith(("\r", "\n")) else text + ending) for cells, text in rows]
-    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
-    return mark + header.encode(), [(patient_id, text.encode()) for patient_id, text in texts]
-
-
 def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     """The file of each image by image_id: the CSV's uri, else what bears the name under slides.root.
 
@@ -166,29 +81,41 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     by_name = [image for image in images if image.uri is None]
     if by_name and config.slides.root is None:
         raise ConfigError(
-            f"slides.root is not set and {len(by_name)} rows of the CSV have no uri ({by_name[0].image_id}, ...)",
+            f"slides.root is not set and {len(by_name)} rows of the CSV have no uri ({named(by_name[0].image_id)}, ...)",
             "set one",
         )
     found = _list_root(config) if by_name else {}
     if by_name and not any(image.image_id in found for image in by_name):
         raise ConfigError(
             f"slides.root: {public_uri(str(config.slides.root))} holds none of the {len(by_name)} slides of the CSV "
-            f"({by_name[0].image_id}, ...)",
-            f"is it mounted, and the right folder? slides.extensions are {', '.join(config.slides.extensions)}",
+            f"({named(by_name[0].image_id)}, ...)",
+            _nearly(by_name[0].image_id, _by_spelling(found), config)
+            or f"is it mounted, and the right folder? slides.extensions are {', '.join(config.slides.extensions)}",
         )
-    located = {image.image_id: _choose(image, found.get(image.image_id, []), config) for image in by_name}
+    is_missing = any(image.image_id not in found for image in by_name)
+    spellings = _by_spelling(found) if is_missing else {}
+    located = {image.image_id: _choose(image, found.get(image.image_id, []), spellings, config) for image in by_name}
 
     def ask(image: Image) -> Located:
         uri = absolute_uri(str(image.uri))
-        try:
-            return Located(uri, File(uri, config.slides.storage_options).info, None)
-        except SlideError as error:
-            return Located(uri, None, error)
+        given = _located_at(uri, config)
+        if given.error is None or given.error.code is not ErrorCode.FILE_MISSING:
+            return given
+        # An ü has two forms, which are two names to most stores, and the CSV may have come by a Mac.
+        others = {unicodedata.normalize(form, uri) for form in ("NFC", "NFD")} - {uri}
+        return next((found for found in (_located_at(other, config) for other in others) if not found.error), given)
 
     by_uri = [image for image in images if image.uri is not None]
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         located |= zip((image.image_id for image in by_uri), pool.map(ask, by_uri), strict=True)
     return located
+
+
+def _located_at(uri: str, config: Config) -> Located:
+    try:
+        return Located(uri, File(uri, config.slides.storage_options).info, None)
+    except SlideError as error:
+        return Located(uri, None, error)
 
 
 def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
@@ -218,96 +145,44 @@ def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]
             # below the root as it was given: fsspec's own names lose the account of abfss://container@account
             local = isinstance(fs, LocalFileSystem)
             uri = name if local else root.rstrip("/") + name[len(path.rstrip("/")) :]
-            found.setdefault(file.name.removesuffix(file.suffix), []).append((uri, info))
+            stem = unicodedata.normalize("NFC", file.name.removesuffix(file.suffix))  # macOS stores names in form NFD
+            found.setdefault(stem, []).append((uri, info))
     return found
 
 
-def _choose(image: Image, candidates: Sequence[tuple[str, Mapping[str, Any]]], config: Config) -> Located:
+def _by_spelling(names: Iterable[str]) -> dict[str, str]:
+    """The names of files by what is the same for names that differ only in case."""
+    return {name.casefold(): name for name in names}
+
+
+def _nearly(image_id: str, spellings: Mapping[str, str], config: Config) -> str:
+    """What to do where a file bears nearly the name of an image; empty where none does."""
+    spelled = image_id.casefold()
+    endings = [ending for ending in config.slides.extensions if spelled.endswith(ending)]
+    for spelling, how in (
+        (spelled, "in case"),
+        *((spelled.removesuffix(ending), "in the file's ending") for ending in endings),
+        (f"{spelled}.ome", "in the .ome of its file"),
+        (spelled.removesuffix(".0"), "in the .0 that pandas writes behind numbers"),
+    ):
+        if spelling in spellings:
+            return f"{named(image_id)} differs from a file only {how}: write {named(spellings[spelling])} as image_id"
+    return ""
+
+
+def _choose(
+    image: Image, candidates: Sequence[tuple[str, Mapping[str, Any]]], spellings: Mapping[str, str], config: Config
+) -> Located:
     where = public_uri(str(config.slides.root))
     if not candidates:
         endings = ", ".join(config.slides.extensions)
-        message = (
-            f"no file {image.image_id} with an ending of {endings} under {where}: upload it, or give its uri in the CSV"
-        )
+        remedy = _nearly(image.image_id, spellings, config) or "upload it, or give its uri in the CSV"
+        message = f"no file {named(image.image_id)} with an ending of {endings} under {where}: {remedy}"
         return Located(None, None, SlideError(ErrorCode.FILE_MISSING, message))
     if len(candidates) > 1:
         names = ", ".join(public_uri(uri) for uri, _ in candidates[:3])
-        message = f"{len(candidates)} files bear the name {image.image_id} ({names}): give its uri in the CSV"
+        name = named(image.image_id)
+        message = f"{len(candidates)} files bear the name {name} ({printable(names)}): give its uri in the CSV"
         return Located(None, None, SlideError(ErrorCode.FILE_AMBIGUOUS, message))
     uri, info = candidates[0]
     return Located(uri, FileInfo.from_fsspec(info), None)
-
-
-def _record(header: list[str], cells: list[str], line: int) -> dict[str, str]:
-    if len(cells) > len(header):
-        raise ConfigError(f"line {line} has {len(cells)} cells, the header {len(header)}: quote cells with commas")
-    record = dict.fromkeys((*REQUIRED, *OPTIONAL), "")
-    record.update((name, cell.strip()) for name, cell in zip(header, cells, strict=False) if name in record)
-    return record
-
-
-def _image(record: Mapping[str, str], line: int) -> Image:
-    return Image(
-        image_id=record["image_id"],
-        center_id=record["center_id"],
-        patient_id=record["patient_id"],
-        image_num=_number(record, "image_num", line, int, "a whole number", lambda n: 0 <= n < 2**31),
-        label=record["label"] or None,
-        uri=record["uri"] or None,
-        mpp=_number(record, "mpp", line, float, "micrometres a pixel, above 0", lambda n: 0 < n < math.inf)
-        if record["mpp"]
-        else None,
-    )
-
-
-N = TypeVar("N", int, float)
-
-
-def _number(
-    record: Mapping[str, str], column: str, line: int, kind: Callable[[str], N], wanted: str, fits: Callable[[N], bool]
-) -> N:
-    try:
-        value = kind(record[column])
-    except ValueError:
-        value = None
-    if value is None or not fits(value):
-        raise ConfigError(f"line {line}: {column} is {record[column]!r}, wanted is {wanted}")
-    return value
-
-
-def _check_identifiers(records: Iterable[tuple[int, Mapping[str, str]]]) -> None:
-    empty, unsafe = [], []
-    for line, record in records:
-        for column in _IDENTIFIERS:
-            value = record[column]
-            if not value:
-                empty.append(f"line {line} ({column})")
-            elif any(c in "/\\" or not c.isprintable() for c in value) or value in (".", ".."):
-                unsafe.append(f"line {line} ({column} {value!r})")
-    if empty:
-        raise ConfigError(f"empty identifiers: {some(empty, separator='; ')}")
-    if unsafe:
-        raise ConfigError(f"path separators or control characters in identifiers: {some(unsafe, separator='; ')}")
-
-
-def _check_unique(images: Iterable[tuple[int, Image]]) -> None:
-    lines: dict[str, list[int]] = {}
-    for line, image in images:
-        lines.setdefault(image.image_id, []).append(line)
-    twice = [f"{name} (lines {', '.join(map(str, at))})" for name, at in lines.items() if len(at) > 1]
-    if twice:
-        raise ConfigError(f"image_id is not unique: {some(twice, separator='; ')}")
-
-
-def _check_agreement(images: Iterable[tuple[int, Image]], column: str, value_of: Callable[[Image], str | None]) -> None:
-    values: dict[str, dict[str, list[int]]] = {}
-    for line, image in images:
-        values.setdefault(image.patient_id, {}).setdefault(value_of(image) or "", []).append(line)
-    differ = [
-        f"patient {patient}: "
-        + ", ".join(f"{value!r} (lines {', '.join(map(str, at))})" for value, at in found.items())
-        for patient, found in values.items()
-        if len(found) > 1
-    ]
-    if differ:
-        raise ConfigError(f"images of one patient disagree on {column}: {some(differ, separator='; ')}")

@@ -6,14 +6,19 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from functools import reduce
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
+from jobs.runtime.overrides import value_of
 from jobs.runtime.sections import (
+    ONE_JOBS,
     Encoder,
     Histogram,
+    Location,
     Output,
     Patches,
     Predict,
@@ -27,9 +32,11 @@ from jobs.runtime.sections import (
     Tiling,
     Training,
 )
+from jobs.runtime.withheld import described, key_shown
 from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
 
 _SECRET = "***"
+_LONGEST_KEY = 200  # characters that are compared with those of settings
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -53,7 +60,7 @@ class ConfigError(Exception):
 class Config(Section):
     """All settings of slidelake."""
 
-    patients: str = Field(
+    patients: Annotated[str, Location()] = Field(
         description="URI of the CSV: image_id, center_id, patient_id, image_num, [label], [uri], [mpp]"
     )
     slides: Slides = Slides()
@@ -82,9 +89,31 @@ class Config(Section):
             raise ValueError(f"gpus_per_task takes GPUs that {why} leaves idle: set it to null, or change that")
         return resources
 
+    def locations(self, job: str) -> Iterator[tuple[str, str, Location]]:
+        """(dotted key, path or URI, what lies there) of each setting that is set, but those of other jobs' sections."""
+        for key, info in _fields(Config, ""):
+            names = key.split(".")
+            kinds = [kind for kind in info.metadata if isinstance(kind, Location)]
+            if kinds and all(ONE_JOBS.get(section, job) == job for section in names[:-1]):
+                value: Any = reduce(getattr, names, self)
+                if value is not None and value not in kinds[0].names:
+                    yield key, value, kinds[0]
+
     def masked(self) -> dict[str, Any]:
         """The settings without secrets, fit for logs and tables."""
         return _masked(self.model_dump(mode="json"))
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """The settings of a section and of those below it, by dotted key."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{info.alias or name}", info
+
+
+_TEXTS = {key for key, info in _fields(Config, "") if info.annotation in (str, str | None)}
 
 
 def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True) -> Config:
@@ -92,7 +121,7 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
 
     Args:
         uri: of the YAML file, a path or any fsspec URI.
-        overrides: ``dotted.key=value``, the value as YAML.
+        overrides: ``dotted.key=value``, see `value_of`.
         expand: put environment variables where storage options name them; False where settings are for another machine.
 
     Raises:
@@ -116,7 +145,7 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
     options = loaded.get("slides") if isinstance(loaded.get("slides"), dict) else None
     if expand and options and "storage_options" in options:
         options["storage_options"] = _expand(options["storage_options"])
-    sections = {name.partition(".")[0] for name, _, _ in describe_settings() if "." in name}
+    sections = {name.partition(".")[0] for name, _ in _fields(Config, "") if "." in name}
     loaded = {key: {} if value is None and key in sections else value for key, value in loaded.items()}
     try:
         return Config.model_validate(loaded)
@@ -126,7 +155,10 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
 
 def describe_settings() -> list[tuple[str, str, str]]:
     """(dotted key, default, meaning) of every setting, for --help and the documentation."""
-    return [(key, default, text) for key, default, text in _walk(Config, "")]
+    return [
+        (key, "required" if info.is_required() else _yaml(info.default), info.description or "")
+        for key, info in _fields(Config, "")
+    ]
 
 
 def masked_override(override: str) -> str:
@@ -172,15 +204,6 @@ def _masked(settings: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
-    for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _walk(info.annotation, f"{prefix}{name}.")
-        else:
-            default = "required" if info.is_required() else _yaml(info.default)
-            yield f"{prefix}{info.alias or name}", default, info.description or ""
-
-
 def _yaml(value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
@@ -190,19 +213,21 @@ def _yaml(value: Any) -> str:
 def _override(settings: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"{override!r} is no setting: write dotted.key=value, for example tiling.max_background=0.2")
+        raise ConfigError(
+            f"{described(override)} is no setting: write dotted.key=value, for example tiling.max_background=0.2"
+        )
     *parents, last = key.split(".")
     for parent in parents:
         below = settings.setdefault(parent, {})
         if below is None:
             below = settings[parent] = {}
         if not isinstance(below, dict):
-            raise ConfigError(f"{key}: {parent} is a value, not a section")
+            raise ConfigError(f"{key_shown(key)}: {key_shown(parent)} is a value, not a section")
         settings = below
     try:
-        settings[last] = yaml.safe_load(text)
+        settings[last] = value_of(text, is_text=key in _TEXTS)
     except yaml.YAMLError:
-        raise ConfigError(f"{key}: the value given is not YAML: check quotes and brackets") from None
+        raise ConfigError(f"{key_shown(key)}: the value given is not YAML: check quotes and brackets") from None
 
 
 def _expand(value: Any) -> Any:
@@ -226,14 +251,16 @@ def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
-        known = [name for name, _, _ in describe_settings()]
+        known = [name for name, _ in _fields(Config, "")]
         sections = {name.rpartition(".")[0] for name in known} - {""}
-        close = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.0)
+        close = difflib.get_close_matches(key[:_LONGEST_KEY], [*known, *sections], n=1, cutoff=0.0)
         same_name = [name for name in known if name.rpartition(".")[2] == path[-1]]
-        return f"unknown setting {key}: did you mean {(same_name or close)[0]}?"
+        return f"unknown setting {key_shown(key)}: did you mean {(same_name or close)[0]}?"
     if item["type"] == "missing":
         return f"{key} is required: add it to the configuration or give {key}=VALUE"
     if item["type"] == "model_type":
-        return f"{key} is a section: write its settings below it, not a value ({type(item['input']).__name__})"
-    value = "" if "storage_options" in path else f" (it is {item['input']!r})"
-    return f"{key}: {item['msg'].removeprefix('Value error, ')}{value}"
+        return (
+            f"{key_shown(key)} is a section: write its settings below it, not a value ({type(item['input']).__name__})"
+        )
+    value = "" if "storage_options" in path else f" (it is {described(item['input'])})"
+    return f"{key_shown(key)}: {item['msg'].removeprefix('Value error, ')}{value}"

@@ -24,6 +24,7 @@ from jobs.runtime.resources import executors_gone, features_resources
 from jobs.runtime.session import slots
 from jobs.runtime.survey import plan_waves, take_survey
 from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
+from jobs.runtime.withheld import described, may_be_secret
 from jobs.runtime.work import NoAccumulatorsError, Work, in_accumulators, try_accumulators
 from udfs.features import FeatureSpec, Models, load_models
 from udfs.schemas import RUNS
@@ -114,7 +115,10 @@ class Run:
                 replace(spec, encoder=replace(spec.encoder, device="cpu", runtime="torch", precision="fp32"))
             )
         except (CheckpointError, ValueError) as error:
-            raise ConfigError(str(error)) from None
+            name = self.config.encoder.name
+            raise ConfigError(
+                str(error).replace(name, described(name)) if may_be_secret(name) else str(error)
+            ) from None
 
     @contextmanager
     def stage(self, name: str, total: int = 0, done: Callable[[], int] = lambda: 0) -> Iterator[None]:

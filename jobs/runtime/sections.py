@@ -1,11 +1,35 @@
 """The sections of the settings: what can be set, its type, its default, its meaning, and what does not go together."""
 
+import unicodedata
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import StoreOptions
+
+
+@dataclass(frozen=True)
+class Location:
+    """Marks a setting that says where something lies: a path or a URI."""
+
+    written: Literal["folder", "file"] | None = None  # what the job that reads the setting writes there
+    names: tuple[str, ...] = ()  # values that are neither
+
+
+Source = Annotated[str | None, Location()]
+Folder = Annotated[str | None, Location(written="folder")]
+File = Annotated[str | None, Location(written="file")]
+# Sections that one job alone reads.
+ONE_JOBS = {
+    "stainnet": "stainnet",
+    "splits": "splits",
+    "training": "train",
+    "predict": "predict",
+    "patches": "patches",
+}
 
 
 class Section(BaseModel):
@@ -26,10 +50,23 @@ def _power_of_two(value: int) -> int:
     return value
 
 
+def _in_nfc(text: str | None) -> str | None:
+    return text and unicodedata.normalize("NFC", text)  # as identifiers of the CSV are
+
+
+def _plausible(mpp: float) -> float:
+    if plausible_mpp(mpp) is None:
+        raise ValueError(f"must be {MPP_WANTED}")
+    return mpp
+
+
+Mpp = Annotated[float, AfterValidator(_plausible)]
+
+
 class Slides(Section):
     """Where the slides are."""
 
-    root: str | None = Field(
+    root: Source = Field(
         None, description="folder or bucket of the slides, any fsspec URI; files are found at any depth by image_id"
     )
     extensions: Annotated[tuple[str, ...], AfterValidator(_with_dots)] = Field(
@@ -51,7 +88,9 @@ class Slides(Section):
 class Output(Section):
     """Where the tables go."""
 
-    root: str = Field(description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...")
+    root: Annotated[str, Location(written="folder")] = Field(
+        description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ..."
+    )
     schema_name: str | None = Field(  # BaseModel has a `schema` of its own
         None,
         alias="schema",
@@ -70,7 +109,7 @@ class Tiling(Section):
     """Which squares of a slide are tiles."""
 
     tile_px: int = Field(448, ge=16, le=8192, description="edge of a tile, pixels at the reading resolution")
-    mpp: float | None = Field(None, gt=0, description="target micrometres a pixel; null reads level 0 as scanned")
+    mpp: Mpp | None = Field(None, description="target micrometres per pixel; null reads level 0 as scanned")
     mask_downsample: int = Field(16, ge=1, le=256, description="the tissue mask is computed at 1/this")
     background_brightness: int = Field(
         190, ge=0, le=255, description="a mask pixel is background where R, G and B are all above this"
@@ -85,14 +124,14 @@ class Tiling(Section):
 class Stain(Section):
     """Stain normalisation."""
 
-    weights: str | None = Field(None, description="URI of a StainNet checkpoint; null does not normalise")
+    weights: Source = Field(None, description="URI of a StainNet checkpoint; null does not normalise")
 
 
 class Encoder(Section):
     """The network that embeds tiles."""
 
     name: str = Field("efficientnet_b0", description="a timm model")
-    weights: str | None = Field(
+    weights: Source = Field(
         None, description="URI of its checkpoint (safetensors or state dict); null takes the hub's pretrained weights"
     )
     input_px: int = Field(224, ge=32, le=2048, description="edge of what the encoder sees")
@@ -152,8 +191,10 @@ class Histogram(Section):
 class Stainnet(Section):
     """Settings of the job stainnet, which fits a StainNet to your slides."""
 
-    reference: str | None = Field(None, description="image_id of the slide that all others shall look like")
-    checkpoint: str | None = Field(None, description="path that the fitted checkpoint is written to")
+    reference: Annotated[str | None, AfterValidator(_in_nfc)] = Field(
+        None, description="image_id of the slide that all others shall look like"
+    )
+    checkpoint: File = Field(None, description="path that the fitted checkpoint is written to")
     tiles: int = Field(128, ge=4, le=10_000, description="tiles drawn from the cohort, evenly over slides")
     steps: int = Field(3000, ge=1, description="steps of the fit")
     seed: int = Field(0, description="of the draw and the fit")
@@ -172,9 +213,7 @@ class Splits(Section):
     folds: int | None = Field(
         None, ge=2, le=100, description="deal train and validation to so many folds too; null: no folds"
     )
-    csv: str | None = Field(
-        None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv"
-    )
+    csv: Folder = Field(None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv")
 
     @field_validator("stratify", mode="before")
     @classmethod
@@ -234,10 +273,10 @@ class Training(Section):
     processes: int = Field(
         1, ge=1, description="more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark"
     )
-    output: str | None = Field(
+    output: Folder = Field(
         None, description="folder or URI of the models, one folder a run; null is OUTPUT.ROOT/models"
     )
-    mlflow: str | None = Field(
+    mlflow: Annotated[str | None, Location(names=("databricks", "databricks-uc"))] = Field(
         None, description="tracking URI of MLflow to send metrics to as well; needs slidelake[mlflow]"
     )
 
@@ -253,8 +292,8 @@ class Training(Section):
 class Predict(Section):
     """Settings of the job predict."""
 
-    model: str | None = Field(None, description="folder or URI of a trained model: ROOT/models/RUN_ID")
-    csv: str | None = Field(
+    model: Source = Field(None, description="folder or URI of a trained model: ROOT/models/RUN_ID")
+    csv: File = Field(
         None, description="path or URI of the CSV of probabilities; null is ROOT/predictions_csv/MODEL_ID.csv"
     )
 
@@ -262,13 +301,11 @@ class Predict(Section):
 class Patches(Section):
     """Settings of the job patches, which reads patches of pixels ahead of a trainer."""
 
-    folder: str | None = Field(
-        None, description="where the windows go: a path on a disk that executors and trainer share"
-    )
+    folder: Folder = Field(None, description="where the windows go: a path on a disk that executors and trainer share")
     patch_px: int = Field(
         256, ge=1, le=8192, description="edge of a finished patch, pixels; no table is made again for it"
     )
-    mpp: float | None = Field(None, gt=0, description="micrometres a pixel of a patch; null reads `level` as it is")
+    mpp: Mpp | None = Field(None, description="micrometres per pixel of a patch; null reads `level` as it is")
     level: int = Field(0, ge=0, description="of the slide, 0 the finest; where mpp is null")
     split: str | None = Field(None, description="only patients of this value of patients.split; null takes all")
     epochs: int = Field(1, ge=1, description="epochs to read ahead, each in an order of its own")

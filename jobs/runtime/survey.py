@@ -12,8 +12,9 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.runtime.cohort import Image, Located
+from jobs.runtime.cohort import Located
 from jobs.runtime.config import Config, settings_hash
+from jobs.runtime.patient_csv import Image
 from jobs.runtime.tables import ConcurrentRunError, Tables
 from udfs import features, patients, slides
 from udfs.wsi import ErrorCode

@@ -12,7 +12,8 @@ from jobs.training.model.files import SplitCard
 from jobs.training.splitting import SPLITS
 from jobs.training.tables.columns import read_columns
 from jobs.training.tables.pinned import pin_table
-from udfs.telling import is_run_id
+from udfs.labels import is_no_value, twins
+from udfs.telling import is_run_id, named, quoted, some
 from udfs.wsi.store import StorageOptions, public_uri
 
 
@@ -141,6 +142,16 @@ def read_training_set(
 
 
 def _check_labels(found: TrainingSet, where: str) -> None:
+    labels = {member.label for members in found.splits.values() for member in members}
+    wrong = [
+        *(quoted(label) for label in sorted(labels) if is_no_value(label)),
+        *(" and ".join(map(quoted, group)) for group in twins(labels)),
+    ]
+    if wrong:
+        raise CohortError(
+            f"{where} has labels that the CSV may not have: {some(wrong, separator='; ')}: correct column label of the CSV, "
+            "and run the main job again"
+        )
     if len(found.classes) < 2:
         raise CohortError(
             f"split train of {where} has {len(found.splits['train'])} labelled patients of {len(found.classes)} classes: "
@@ -149,8 +160,9 @@ def _check_labels(found: TrainingSet, where: str) -> None:
     for name in SPLITS[1:]:
         unknown = sorted({member.label for member in found.splits[name]} - set(found.classes))
         if unknown:
+            of = some([named(label) for label in unknown])
             raise CohortError(
-                f"split {name} of {where} has patients of {', '.join(unknown)}, and split train has none: take those labels "
+                f"split {name} of {where} has patients of {of}, and split train has none: take those labels "
                 "out of the CSV, or run the splits job stratified by label"
             )
 

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_curve
 
 from jobs.training.model.fit import Predictions
 from jobs.training.model.metrics import Evaluation
+from udfs.telling import named
 
 _FEW = 100  # patients: below, intervals are so wide that figures mean little
 _VERY_FEW = 10  # patients of a class: below, a bootstrap draws the same ones again and again
@@ -20,18 +21,19 @@ _BLUE, _GREY = "#2a6f97", "#8d99ae"
 
 def report_text(name: str, evaluation: Evaluation) -> str:
     """Some lines: every figure with its interval, overall and by centre, and the confusion."""
-    by_class = ", ".join(f"{count} {label}" for label, count in evaluation.n_by_class.items())
+    classes = [named(label) for label in evaluation.classes]
+    by_class = ", ".join(f"{count} {named(label)}" for label, count in evaluation.n_by_class.items())
     lines = [f"  {name}: {evaluation.n} patients ({by_class}); in brackets, 95 of 100 bootstrap resamples"]
     lines += [f"    {metric:<18} {interval}" for metric, interval in evaluation.metrics.items()]
-    width = max(len(label) for label in evaluation.classes) + 2
-    head = "".join(f"{label:>{max(width, 7)}}" for label in evaluation.classes)
+    width = max(len(label) for label in classes) + 2
+    head = "".join(f"{label:>{max(width, 7)}}" for label in classes)
     lines.append(f"    {'true / predicted':<18}{head}")
-    for label, row in zip(evaluation.classes, evaluation.confusion, strict=True):
+    for label, row in zip(classes, evaluation.confusion, strict=True):
         lines.append(f"    {label:<18}" + "".join(f"{count:>{max(width, 7)}}" for count in row))
     lines.append(f"    {'centre':<14}{'patients':>9}  {'auroc':<22}log_loss")
     for center, metrics in evaluation.by_center.items():
         figures = "".join(f"{metrics[metric]!s:<22}" for metric in ("auroc", "log_loss"))
-        lines.append(f"    {center:<14}{evaluation.n_by_center[center]:>9}  {figures.rstrip()}")
+        lines.append(f"    {named(center):<14}{evaluation.n_by_center[center]:>9}  {figures.rstrip()}")
     if min(evaluation.n_by_class.values()) < _VERY_FEW:
         lines.append(
             f"    {evaluation.n} patients are too few to tell models apart, and the intervals of so few are too narrow"

@@ -7,8 +7,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs.runtime.cohort import Image, Located, locate, parse_cohort, read_cohort, rows_as_written
+from jobs.runtime.cohort import Located, locate, read_cohort
 from jobs.runtime.config import Config, ConfigError
+from jobs.runtime.patient_csv import Image, parse_cohort, rows_as_written
 from udfs.wsi import ErrorCode
 
 HEADER = "image_id,center_id,patient_id,image_num"
@@ -47,10 +48,49 @@ REFUSED = {
     f"{HEADER}\na,n,1,3000000000\n": ["line 2", "image_num"],
     f"{HEADER},mpp\na,n,1,0,half\n": ["line 2", "mpp", "'half'", "micrometres"],
     f"{HEADER},mpp\na,n,1,0,0\n": ["line 2", "mpp"],
-    f"{HEADER},mpp\na,n,1,0,nan\n": ["line 2", "mpp"],
+    f"{HEADER},mpp\na,n,1,0,inf\n": ["line 2", "mpp"],
     f"{HEADER}\na,n,1,0,x,y\n": ["line 2 has 6 cells, the header 4", "quote"],
     f'{HEADER}\na,n,1,0\n"b,n,1,0\n': ["not CSV"],
     f"{HEADER}\na,n,1\0,0\n": ["NUL", "UTF-8"],
+    f"{HEADER},mpp\na,n,1,0,0.25\nb,n,2,0,40\nc,n,3,0,0.019\n": [
+        "micrometres per pixel, 0.02 to 20",
+        "line 3 (mpp '40'); line 4 (mpp '0.019')",
+    ],
+    **{
+        f"{HEADER},mpp\na,n,1,0,{mpp}\n": ["line 2", "0.02 to 20"]
+        for mpp in ("20.1", "0x1", "+0.5", "0_1", "1e-9", "\u0660.\u0665")
+    },
+    **{f"{HEADER}\na,n,1,{number}\n": ["line 2", "image_num"] for number in ("1_0", "٣", "0.5", "1e0", "NA", "\uff11")},
+    # labels
+    f"{HEADER},label\na,n,1,0,CE\nb,n,2,0,ce\nc,n,3,0,CE\n": ["labels differ", "'CE' (lines 2, 4), 'ce' (lines 3)"],
+    f"{HEADER},label\na,n,1,0,+\nb,n,2,0,-\n": ["+ and -", "positive and negative"],
+    f'{HEADER},label\na,n,1,0,"C\nE"\n': ["line 3 (label 'C\\nE')"],
+    f"{HEADER},label\na,n,1,0,C\x1b[2JE\n": [r"line 2 (label 'C\x1b[2JE')"],
+    f"{HEADER},label\na,n,1,0,{'x' * 10_000}\n": ["255 characters", "xxx'... (10,000 characters)"],
+    # identifiers
+    f"{HEADER}\n{'x' * 10_000},n,1,0\n": ["255 characters", "line 2 (image_id 'xxx", "(10,000 characters)"],
+    f"{HEADER}\na,n,nan,0\nb,n,#N/A,0\n": ["empty", "line 2 (patient_id 'nan'); line 3 (patient_id '#N/A')"],
+    f"{HEADER}\n“a”,n,1,0\n": ["quotes", "“a”"],
+    f"{HEADER}\na,'n',1,0\n": ["quotes", "line 2 (center_id \"'n'\")"],
+    f"{HEADER}\na,n,55.0,0\nb,n,55.0,1\n": ["dtype=str", "line 2 (patient_id '55.0')"],
+    f"{HEADER}\na,n,55,0\nb,n,55.0,1\nc,n,x,0\n": ["dtype=str", "line 3 (patient_id '55.0')"],
+    f"{HEADER}\n1.2E+09,n,1,0\n": ["Excel", "line 2 (image_id '1.2E+09')"],
+    f"{HEADER}\ncafé,n,1,0\ncafe\u0301,n,2,0\n": ["image_id is not unique", "(lines 2, 3)"],
+    f"{HEADER}\na\u200e,n,1,0\nb,n\u00a0n,1,0\n": ["invisible", r"'a\u200e'", r"'n\xa0n'"],
+    f"{HEADER},uri\na,n,1,0,s3://b/\x1b[31mx.svs\n": ["line 2 (uri", "control characters"],
+    # the file as a whole
+    f"sep=,\n{HEADER}\na,n,1,0\n": ["sep=,", "the header is in line 2: delete the lines above it"],
+    f"Our cohort\n\n{HEADER}\na,n,1,0\n": ["the header is in line 3"],
+    f"sep=;\n{HEADER}\na,n,1,0\n".replace(",", ";"): ["separated by semicolons: save it with commas"],
+    f"{HEADER}\na,n,1,0\n".replace(",", "\t"): [r"image_id\tcenter_id", "separated by tabs: save it with commas"],
+    f"{HEADER}\na,n,1,0\n".replace(",", "|"): ["separated by bars"],
+    f"{HEADER}\na,n,1,0\n{HEADER}\nb,n,2,0\n": ["line 3 is the header once more"],
+    f"{HEADER},Label,LABEL\na,n,1,0,x,y\n": ["label twice"],
+    "PK\3\4\0\1": ["Excel workbook", "CSV UTF-8"],
+    "  <!doctype HTML><p>Sign in": ["HTML", "login"],
+    "version https://git-lfs.github.com/spec/v1\noid sha256:0\n": ["Git LFS pointer", "git lfs pull"],
+    '{"image_id": []}': ["JSON"],
+    "x" * 10_000: ["lacks image_id", "(10,000 characters)"],
 }
 
 
@@ -66,7 +106,9 @@ def test_a_csv_at_fault_is_refused_in_one_line_with_its_rows(text: str) -> None:
 def test_another_encoding_is_refused_with_its_line() -> None:
     with pytest.raises(ConfigError, match="line 3 is not UTF-8"):
         parse_cohort(f"{HEADER}\na,n,1,0\nb,Köln,2,0\n".encode("latin-1"))
-    for encoding in ("utf-16", "utf-16-le"):
+    with pytest.raises(ConfigError, match=r"line 2 is not UTF-8 \(byte 0xf6\)"):  # old Macs end lines in CR
+        parse_cohort(f"{HEADER}\rb,Köln,2,0\r".encode("cp1252"))
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         with pytest.raises(ConfigError, match="UTF-8"):
             parse_cohort(GOOD.encode(encoding))
 
@@ -93,6 +135,16 @@ def test_identifiers_stay_text() -> None:
         GOOD.replace("\n", "\n\n").encode() + b"\n,,,,\n  \n",
         b"\n\n" + GOOD.encode().rstrip(),
         GOOD.replace(",", " , ").encode(),
+        GOOD.replace(HEADER, HEADER.upper()).replace("label", "Label").encode(),
+        GOOD.replace(",CE", ",CE,,").encode(),
+        GOOD.replace(",0,", ",0.0,").replace(",1,", ",1.,").encode(),
+        GOOD.replace(",n,", ', "n",').encode(),
+        GOOD.replace(HEADER, f"Unnamed: 0,{HEADER}")
+        .replace("\na,", "\n0,a,")
+        .replace("\nb,", "\n1,b,")
+        .replace("\nc,", "\n2,c,")
+        .encode(),
+        GOOD.replace("label", "label,uri,mpp").replace("CE", "CE,NA,nan").replace("LAA", "LAA,null,").encode(),
         b'label,notes,image_id,patient_id,image_num,center_id\nCE,"a, b",a,001,0,n\nCE,"x\ny",b,001,1,n\nLAA,,c,2,0,s\n',
     ],
     ids=[
@@ -101,11 +153,76 @@ def test_identifiers_stay_text() -> None:
         "blank lines",
         "blank beginning",
         "spaces",
+        "another case in the header",
+        "commas at the end",
+        "whole numbers as floats",
+        "blanks before quotes",
+        "an index of pandas",
+        "missing values",
         "extra and quoted columns in any order",
     ],
 )
 def test_what_is_harmless_is_read(data: bytes) -> None:
     assert parse_cohort(data) == parse_cohort(GOOD.encode())
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "NA",
+        "nan",
+        "NaN",
+        "None",
+        "N/A",
+        "null",
+        "NULL",
+        "-",
+        "#N/A",
+        "?",
+        "<NA>",
+        "NaT",
+        "n/a",
+        "\\N",
+        ".",
+        "--",
+        "\N{EN DASH}",
+        " ",
+    ],
+)
+def test_what_stands_for_a_missing_label_is_none(label: str) -> None:
+    first, second = parse_cohort(f"{HEADER},label\na,n,1,0,{label}\nb,n,2,0,CE\n".encode())
+    assert (first.label, second.label) == (None, "CE")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("CE", "Ce"), ("IDH mut", "IDHmut"), ("IDH mut", "IDH  mut"), ("Straße", "STRASSE"), ("pT2", "pT\u00b2")),
+        *(("1", "1.0"), ("1", "01"), ("0", "-0"), ("100", "1e2"), ("0.5", ".50"), ("1", "\uff11"), ("1", "\u0661")),
+    ],
+)
+def test_labels_that_differ_only_in_writing_are_refused(one: str, other: str) -> None:
+    with pytest.raises(ConfigError, match="labels differ only in case, blanks or as numbers") as caught:
+        parse_cohort(f"{HEADER},label\na,n,1,0,{one}\nb,n,2,0,{other}\n".encode())
+    assert repr(one) in str(caught.value) and repr(other) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("CE", "LAA"), ("1", "-1"), ("1", "10"), ("grade 1", "grade 2"), ("no", "unknown"), ("1", "1a")]
+)
+def test_labels_that_differ_are_kept_as_they_are(one: str, other: str) -> None:
+    rows = parse_cohort(f"{HEADER},label\na,n,1,0,{one}\nb,n,2,0,{other}\n".encode())
+    assert [row.label for row in rows] == [one, other]
+
+
+def test_texts_are_in_one_unicode_form() -> None:
+    """Names that macOS lists are in form NFD, and so are CSVs made of them: the same patient, centre and class."""
+    nfd = "Mu\u0308ller"
+    data = f"{HEADER},label\na,{nfd},{nfd},0,{nfd}\nb,Müller,Müller,1,Müller\n".encode()
+    first, second = parse_cohort(data)
+    assert (first.center_id, first.patient_id, first.label) == ("Müller",) * 3
+    assert (second.center_id, second.patient_id, second.label) == ("Müller",) * 3
+    assert [patient for patient, _ in rows_as_written(data)[1]] == ["Müller"] * 2
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
@@ -175,6 +292,48 @@ def test_files_under_the_root_are_found_by_name_at_any_depth(slides: Path) -> No
     assert "south/c.tiff" in ambiguous
     assert "give its uri in the CSV" in ambiguous
     assert all(told in gone for told in ("gone", str(slides), ".svs", "upload it"))
+
+
+@pytest.mark.parametrize("in_csv", ["café", "cafe\u0301"])
+@pytest.mark.parametrize("on_disk", ["café", "cafe\u0301"])
+def test_files_are_found_in_either_unicode_form(tmp_path: Path, in_csv: str, on_disk: str) -> None:
+    (tmp_path / f"{on_disk}.svs").write_bytes(b"1")
+    path = str(tmp_path / f"{on_disk}.svs")
+    rows = parse_cohort(f"{HEADER},uri\n{in_csv},n,1,0,\nb,n,2,0,{tmp_path}/{in_csv}.svs\n".encode())
+    found = locate(rows, config_for(tmp_path, root=str(tmp_path)))
+    assert [found[row.image_id].uri for row in rows] == [path, path]
+
+
+@pytest.mark.parametrize(
+    ("image_id", "told"),
+    [
+        ("A", "A differs from a file only in case: write a as image_id"),
+        ("E.1", "write e.1 as image_id"),
+        ("a.svs", "a.svs differs from a file only in the file's ending: write a as image_id"),
+        ("B.tif", "write b as image_id"),
+        ("scan", "write scan.ome as image_id"),
+        ("7.0", "write 7 as image_id"),
+        ("x", "upload it"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_file_that_bears_nearly_the_name_is_told(slides: Path, image_id: str, told: str, alone: bool) -> None:
+    (slides / "scan.ome.tif").write_bytes(b"1")
+    config = config_for(slides.parent, root=str(slides))
+    if not alone:
+        assert told in str(locate([image(image_id), image("a")], config)[image_id].error)
+    elif image_id != "x":  # none of the CSV's slides is there
+        with pytest.raises(ConfigError, match="holds none of the 1 slides") as caught:
+            locate([image(image_id)], config)
+        assert told in str(caught.value)
+
+
+def test_folders_with_odd_names_are_told_in_one_line(slides: Path) -> None:
+    for name in ("x\n1", "x\x1b[2J"):
+        (slides / name).mkdir()
+        (slides / name / "twin.svs").write_bytes(b"1")
+    error = str(locate([image("twin"), image("a")], config_for(slides.parent, root=str(slides)))["twin"].error)
+    assert error.isprintable() and r"x\n1/twin.svs" in error
 
 
 def test_files_are_found_in_a_store_by_uri() -> None:

@@ -73,7 +73,9 @@ def test_a_required_setting_is_asked_for(tmp_path: Path, key: str) -> None:
         ("tiling.tile_px=many", ["tiling.tile_px", "integer", "'many'"]),
         ("tiling.tile_px=8", ["tiling.tile_px", "greater than or equal to 16", "8"]),
         ("tiling.max_background=1.5", ["tiling.max_background", "less than or equal to 1", "1.5"]),
-        ("tiling.mpp=0", ["tiling.mpp", "greater than 0"]),
+        ("tiling.mpp=0", ["tiling.mpp", "micrometres per pixel, 0.02 to 20", "0"]),
+        ("tiling.mpp=40", ["tiling.mpp", "micrometres per pixel, 0.02 to 20", "40"]),
+        ("patches.mpp=250", ["patches.mpp", "micrometres per pixel, 0.02 to 20", "250"]),
         ("tiling.mpp=.inf", ["tiling.mpp", "finite"]),
         ("tiling.max_background=.nan", ["tiling.max_background"]),
         ("histogram.bins=12", ["histogram.bins", "power of two", "12"]),
@@ -224,6 +226,18 @@ def test_every_setting_is_described_with_its_default() -> None:
             for part in key.split("."):
                 value = value[part]
             assert yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value), key
+
+
+def test_every_setting_that_is_a_path_or_uri_is_marked_as_one() -> None:
+    texts = {key for key, _, text in describe_settings() if any(word in text for word in ("URI", "path", "folder"))}
+    settings: dict[str, Any] = {"patients": "x"}
+    for key in sorted(texts - {"patients"}):
+        section, _, name = key.partition(".")
+        settings.setdefault(section, {})[name] = "x"
+    settings["training"].pop("mlflow")  # which is an extra
+    jobs = ("stainnet", "splits", "train", "predict", "patches")
+    config = Config.model_validate(settings)
+    assert {key for job in jobs for key, _, _ in config.locations(job)} == texts - {"training.mlflow"}
 
 
 def test_every_settings_file_of_the_project_is_valid() -> None:

@@ -182,12 +182,23 @@ def test_the_name_of_a_secret_is_none(say: Say, place: str) -> None:
         assert "***" in out and "A_SAS" not in out
 
 
+PATHS = {
+    "slides": ["patients", "slides.root", "output.root", "encoder.weights", "stain.weights"],
+    "stainnet": ["stainnet.checkpoint"],
+    "splits": ["splits.csv"],
+    "train": ["training.output", "training.mlflow"],
+    "predict": ["predict.model", "predict.csv"],
+    "patches": ["patches.folder"],
+}
+
+
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("key", ["patients", "slides.root", "output.root"])
+@pytest.mark.parametrize(("job", "key"), [(job, key) for job, keys in PATHS.items() for key in keys])
 def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another(
-    say: Say, place: str, key: str
+    say: Say, place: str, job: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("--on", place, "--dry-run", "slides", "--config", "my.yaml")
+    monkeypatch.setattr("jobs.runtime.sections.find_spec", lambda _: True)  # MLflow is an extra
+    command = ("--on", place, "--dry-run", job, "--config", "my.yaml")
     status, out, err = say(*command, f"{key}=data/x")
     if place in ("local", "standalone"):
         assert (status, err) == (0, "")
@@ -195,6 +206,45 @@ def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert f"{key} = data/x would be below a folder of the driver's own" in err
     assert say(*command, f"{key}=/shared/x")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "x.pth",
+        "./x.pth",
+        "../x.pth",
+        "~/x.pth",
+        "file:x.pth",
+        "file://x.pth",
+        "local://x",
+        "simplecache::x.pth",
+        "C:/x",
+    ],
+)
+def test_every_way_to_write_a_path_of_this_machine_is_refused(say: Say, path: str) -> None:
+    status, _, err = say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", f"encoder.weights={path}")
+    assert status == 2 and f"encoder.weights = {path} would be below a folder of the driver's own" in err
+
+
+@pytest.mark.parametrize(
+    "path", ["s3://b/x", "file:///x", "file:/x", "simplecache::s3://b/x", "hdfs:///x", "/x", "'/x y #z'"]
+)
+def test_what_means_the_same_anywhere_is_passed_on(say: Say, path: str) -> None:
+    assert say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", f"encoder.weights={path}")[0] == 0
+
+
+def test_paths_that_a_job_does_not_read_do_not_matter(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.runtime.sections.find_spec", lambda _: True)
+    assert say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", "predict.csv=x.csv")[0] == 0
+    assert say("--on", "yarn", "--dry-run", "train", "--config", "my.yaml", "training.mlflow=databricks")[0] == 0
+
+
+def test_words_that_are_no_settings_show_no_secret(say: Say) -> None:
+    _, out, _ = say(
+        "--on", "yarn", "--dry-run", "train", "--config", "my.yaml", SECRET, "--resume", "20261130T065049-abc123"
+    )
+    assert SECRET not in out and "--resume 20261130T065049-abc123" in out
 
 
 def test_what_a_place_of_ones_own_does_not_ask_for_is_left_empty(say: Say, checkout: Path) -> None:

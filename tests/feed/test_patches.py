@@ -329,6 +329,8 @@ def test_memory_is_bounded_by_the_buffer_and_units_on_their_way(spec: PatchSpec)
         ({"x_px": [0, 0], "y_px": [0, 0]}, "a has the patch at x 0, y 0 twice"),
         ({"x_px": [0]}, r"x_px has shape \(1,\): must be \(2,\)"),
         ({"mpp": 0.5, "level": 1}, "leave one out"),
+        ({"mpp": 250.0}, "mpp = 250.0 must be micrometres per pixel, 0.02 to 20"),
+        ({"mpp": float("nan")}, "mpp = nan must be micrometres per pixel"),
         ({"slide": [0, 1]}, "there are 1 slides"),
     ],
 )

@@ -98,6 +98,8 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> S
         ("tiling.mpp=[", "not YAML"),
         ("splits.test=0.3", "splits: train, validation and test sum to 1.2: they must sum to 1"),
         ("patients=/nowhere/patients.csv", "/nowhere/patients.csv"),
+        ("output.root=/proc/x", "output.root: /proc/x can't be written (No such file or directory: /proc)"),
+        (f"encoder.batch_size={SECRET}", "a text of 23 characters that may be a secret"),
     ],
 )
 def test_a_bad_setting_is_one_line_and_status_2(say: Say, config_file: Path, override: str, said: str) -> None:
@@ -132,6 +134,8 @@ def test_a_bad_csv_is_one_line_and_status_2_before_spark_starts(
         (["preproces", "--config", "c.yaml"], "preprocess"),
         (["preprocess", "--config", "c.yaml", "--retry"], "--config"),
         (["stainnet", "--config", "c.yaml", "--retry-failed"], "--retry-failed"),
+        (["preprocess", "--config", "c.yaml", f"--key={SECRET}"], "unrecognized arguments: --key=***"),
+        ([SECRET], "no job a text of 23 characters that may be a secret"),
     ],
 )
 def test_bad_arguments_are_one_line_and_status_2(say: Say, arguments: list[str], said: str) -> None:

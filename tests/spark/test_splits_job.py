@@ -13,8 +13,9 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import splits
-from jobs.runtime.cohort import parse_cohort, read_cohort
+from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError
+from jobs.runtime.patient_csv import parse_cohort
 from jobs.runtime.run import Run
 from jobs.training.splitting import SPLITS
 from tests.conftest import config_in, preprocess_in

@@ -65,3 +65,11 @@ def test_rows_of_a_run_that_was_killed_are_trained_on_only_when_one_has_ended_si
     assert feature_settings(written_by("20260101T000000-bbbbbb"), uri) == ({"tiling.tile_px": "448"},)
     with pytest.raises(CohortError, match=r"20260103T000000-cccccc .* left no record, so it was killed"):
         feature_settings(written_by("20260103T000000-cccccc"), uri)
+
+
+@pytest.mark.parametrize(("label", "told"), [("nan", "'nan'"), ("ce", "'CE' and 'ce'"), ("C E", "'C E' and 'CE'")])
+def test_labels_that_a_csv_may_not_have_are_not_trained_on(tmp_path: Path, label: str, told: str) -> None:
+    first, *others = draw_cohort(20, Signal(dim=4, bag=(5, 8)))
+    table = str(write_patients(tmp_path, [replace(first, label=label), *others]))
+    with pytest.raises(CohortError, match=f"labels that the CSV may not have: {told}: correct column label of the CSV"):
+        read_training_set(table, None)

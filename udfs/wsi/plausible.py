@@ -6,7 +6,8 @@ from udfs.wsi.errors import ErrorCode, SlideError
 
 _MAX_EDGE_PX = 1_000_000
 _MAX_AREA_PX = 60_000_000_000  # 245,000 px squared; at 1/16 this takes 700 MB
-_MPP_RANGE = (0.02, 20.0)  # um/px; outside lie the 72 and 96 dpi of image editors, not scanners
+MPP_RANGE = (0.02, 20.0)  # um/px; outside lie the 72 and 96 dpi of image editors, not scanners
+MPP_WANTED = f"micrometres per pixel, {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
 
 
 def check_size(uri: str, width_px: int, height_px: int) -> None:
@@ -29,4 +30,4 @@ def plausible_mpp(value: Any) -> float | None:
         mpp = float(value)
     except (TypeError, ValueError):
         return None
-    return mpp if _MPP_RANGE[0] <= mpp <= _MPP_RANGE[1] else None
+    return mpp if MPP_RANGE[0] <= mpp <= MPP_RANGE[1] else None

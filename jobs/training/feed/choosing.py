@@ -10,7 +10,7 @@ from jobs.training.errors import FeedError
 from jobs.training.feed.decoding import EMBEDDINGS
 from jobs.training.feed.epochs import Patient
 from jobs.training.tables.pinned import PinnedTable
-from udfs.telling import some
+from udfs.telling import named, some
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def choose(
     unknown = sorted(labels - number.keys())
     if unknown:
         raise FeedError(
-            f"{table.name} has patients of {', '.join(unknown)}, the classes are {', '.join(classes)}: correct the labels, or "
+            f"{table.name} has patients of {some(list(map(named, unknown)))}, the classes are "
+            f"{some(list(map(named, classes)), 20)}: correct the labels, or "
             "take all classes"
         )
     dims = sorted(set(chosen["embedding_dim"]))

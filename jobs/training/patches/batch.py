@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.training.patches.spec import PatchSpec
+from udfs.telling import named
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Batcher:
         unknown = sorted({slide.label for slide in spec.slides if slide.label is not None} - codes.keys())
         if unknown:
             raise ValueError(
-                f"label {unknown[0]} is none of the classes {', '.join(classes)}: add it, or leave its slides out"
+                f"label {named(unknown[0])} is none of the classes {', '.join(map(named, classes))}: add it, or leave its "
+                "slides out"
             )
         self._spec = spec
         self._codes = np.array(

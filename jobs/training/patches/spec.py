@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import public_uri
 
 
@@ -23,6 +24,10 @@ class SlideSource:
     mpp: float | None = None  # um a level-0 pixel; wins over the header's
     level_downsamples: tuple[float, ...] | None = None  # level-0 pixels a pixel of each level, level 0 first
     index: bytes | None = field(default=None, repr=False)  # where its blocks lie, of table indexes
+
+    def __post_init__(self) -> None:
+        if self.mpp is not None and plausible_mpp(self.mpp) is None:
+            raise ValueError(f"{self.image_id}: mpp = {self.mpp} must be {MPP_WANTED}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +61,10 @@ class PatchSpec:
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), np.int32))
             if getattr(self, name).shape != (n,):
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}: must be ({n},), as slide")
-        if self.patch_px < 1 or (self.mpp is not None and not self.mpp > 0) or self.level < 0:
-            raise ValueError(
-                f"patch_px = {self.patch_px}, mpp = {self.mpp}, level = {self.level}: patch_px and mpp must be above 0, "
-                "level not below it"
-            )
+        if self.patch_px < 1 or self.level < 0:
+            raise ValueError(f"patch_px = {self.patch_px} must be above 0, level = {self.level} not below it")
+        if self.mpp is not None and plausible_mpp(self.mpp) is None:
+            raise ValueError(f"mpp = {self.mpp} must be {MPP_WANTED}")
         if self.mpp is not None and self.level:
             raise ValueError(
                 f"mpp = {self.mpp} and level = {self.level} are both given: mpp chooses the level, leave one out"

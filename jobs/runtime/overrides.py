@@ -1,0 +1,44 @@
+"""Values of settings as a command line gives them."""
+
+import re
+from typing import Any
+
+import yaml
+
+_NULL = ("", "~", "null", "Null", "NULL")
+_BOOLEANS = {"true": True, "false": False}
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+_DECIMAL = re.compile(r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan", re.IGNORECASE)
+
+
+def value_of(text: str, *, is_text: bool) -> Any:
+    """The value of a setting.
+
+    A list, a mapping and a text in quotes are YAML, null is none. Anything else is taken whole, whatever YAML means by its
+    characters (#, :, @, *, !, %): as a number, true or false if it is one and the setting is not a text, else as it is.
+
+    Args:
+        text: what follows the = of ``dotted.key=value``.
+        is_text: the setting is a text, so that 007 stays 007.
+
+    Raises:
+        yaml.YAMLError: a list or mapping is not YAML.
+    """
+    bare = text.strip()
+    if bare in _NULL:
+        return None
+    is_nested = bare[0] in "[{"
+    if is_nested or (bare[0] in "'\"" and bare[0] == bare[-1] and len(bare) > 1):
+        try:
+            return yaml.safe_load(bare)
+        except yaml.YAMLError:
+            if is_nested and not is_text:
+                raise
+            return text  # a path that begins with a bracket, or with one quote and ends with another
+    if is_text:
+        return text
+    if _WHOLE.fullmatch(bare):
+        return int(bare)
+    if _DECIMAL.fullmatch(bare):
+        return float(bare.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return _BOOLEANS.get(bare.lower(), text)

@@ -1,0 +1,125 @@
+"""Refusals of settings and arguments: a secret in the wrong place is not echoed, and what is none is."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.runtime.arguments import Parser
+from jobs.runtime.config import ConfigError, load_config
+
+MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
+
+
+def refusal(folder: Path, override: str) -> str:
+    """The one line that a setting is refused with."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path), [override])
+    line = str(caught.value)
+    assert line and "\n" not in line
+    return line
+
+
+SECRETS = [
+    "c2VjcmV0LW9mLXRoZS1jbGk+/x==",  # an Azure key
+    "AKIAIOSFODNN7EXAMPLE",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "hf_AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",
+    "ghp_0123456789abcdefABCDEF0123456789abcd",
+    "550e8400-e29b-41d4-a716-446655440000",
+    "deadbeef01deadbeef02deadbeef0304",
+    "Tr0ub4dor&3",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc",
+    "41234567890123",
+    "https://user:hunter2x@store.example/a",
+    "https://store.example/a?sv=1&sig=hunter2x",
+    "AccountKey=hunter2x;EndpointSuffix=x",
+    "fromtheenvironment",
+    "x" * 10_000,
+]
+_PLACES = [  # where somebody may put a secret
+    *(
+        "encoder.batch_size={}",
+        "tiling.tile_px={}",
+        "encoder.device={}",
+        "output.embedding_dtype={}",
+        "{}",
+        "{}={}",
+        "tiling={}",
+    ),
+    *(
+        "storage_options.account_key={}",
+        "slide.storage_options.account_key={}",
+        "slides.storage_option.key={}",
+        "x.{}=1",
+    ),
+    *(
+        "slides.storage_options={}",
+        "slides.extensions.{}=1",
+        "patients.key={}",
+        "encoder.name.token={}",
+        "slides.{}={}",
+    ),
+    *("encoder.batch_size=[{}]", "tiling.tile_px={{a: {}}}", "output.schema=a b {}"),
+]
+
+
+@pytest.mark.parametrize("place", _PLACES)
+def test_a_secret_in_the_wrong_place_is_not_echoed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("SOME_STORAGE_KEY", "fromtheenvironment")
+    for secret in SECRETS:
+        line = refusal(tmp_path, place.format(secret, secret))
+        hidden = "hunter2x" if "hunter2x" in secret else secret
+        assert hidden not in line and len(line) < 2000
+
+
+def test_a_value_that_may_be_a_secret_is_described(tmp_path: Path) -> None:
+    described = "a text of 20 characters that may be a secret"
+    assert f"encoder.device: Input should be 'auto', 'cpu' or 'cuda' (it is {described})" in refusal(
+        tmp_path, f"encoder.device={SECRETS[1]}"
+    )
+    assert f"{described} is no setting" in refusal(tmp_path, SECRETS[1])
+    assert "may be a secret" in refusal(tmp_path, "encoder.device=my-secret")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "tpu",
+        "5.5",
+        "vit_large_patch14_reg4_dinov2.lvd142m",
+        "EfficientNet-B0",
+        "data/tables",
+        "384x384",
+        "hf-hub:MahmoodLab/UNI2-h",
+        "@x",
+        "123456789",
+    ],
+)
+def test_what_is_no_secret_is_shown(tmp_path: Path, value: str) -> None:
+    assert f"(it is {value!r})" in refusal(tmp_path, f"encoder.device={value!r}")
+
+
+def test_arguments_at_fault_are_told_in_one_line_without_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_STORAGE_KEY", "fromtheenvironment")
+    for secret in SECRETS:
+        for arguments in (
+            [f"--token={secret}"],
+            [f"--{secret}"],
+            ["--n", f"n{secret}"],
+            ["--kind", secret],
+            [secret],
+            ["--n=1\x1b[2J"],
+        ):
+            parser = Parser(prog="job")
+            parser.add_argument("--n", type=int)
+            parser.add_argument("--kind", choices=["one", "two"])
+            with pytest.raises(SystemExit):
+                parser.parse_args(arguments)
+            line = capsys.readouterr().err.removesuffix("\n")
+            assert line.startswith("job: ") and line.isprintable()
+            assert secret not in line and "hunter2x" not in line
