@@ -16,11 +16,12 @@ from jobs.runtime.session import heap_bytes
 from jobs.runtime.survey import feature_digest, patient_hash
 from jobs.runtime.tables import spark_schema
 from udfs.patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
+from udfs.slides import WITHOUT_TILES
 
 _BYTES_A_FILE = 1 << 28  # a task writes a file: larger ones would leave executors idle, smaller ones litter the table
 _INFO = (
     "patient_id string, center_id string, label string, split string, n_images int, n_images_failed int, "
-    "complete boolean, wanted_tiles int, params_hash string, run_id string"
+    "n_images_without_tiles int, complete boolean, wanted_tiles int, params_hash string, run_id string"
 )
 
 
@@ -96,7 +97,7 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
     value = patient_hash(images, run.config)
     if value is None:
         return None
-    ok, failed = images["status"] == "ok", images["status"] == "failed"
+    ok = images["status"] == "ok"
     n_tiles = int(images.loc[ok, "feature_rows"].sum())
     size = n_tiles * _bytes_a_tile(run)
     limit = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG)
@@ -115,8 +116,9 @@ def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None
         "center_id": first["center_id"],
         "label": None if pd.isna(first["label"]) else first["label"],
         "n_images": len(present),
-        "n_images_failed": int(failed.sum()),
-        "complete": not failed.any(),
+        "n_images_failed": int((present["status"] == "failed").sum()),
+        "n_images_without_tiles": int(present["status"].isin(WITHOUT_TILES).sum()),
+        "complete": bool((present["status"] == "ok").all()),
         "wanted_tiles": n_tiles,
         "params_hash": value,
         "run_id": run.run_id,

@@ -2,7 +2,8 @@
 
 Slides, features and patients are brought up to date as the main job does it, in the same tables; a model that learned from
 features made otherwise is refused. Patients without a bag get the shares of the classes that the model was trained on (its
-prior) and the flag from_prior: no patient is left out. Of others some slides may have failed: n_images_failed counts them.
+prior) and the flag from_prior: no patient is left out. Of others the model may not see every slide: n_images_failed counts
+those that failed, n_images_without_tiles those that have no tile.
 Run again, only what changed is predicted again.
 """
 
@@ -41,6 +42,7 @@ from jobs.training.model.predictions import (
     prior_prediction,
     submission_csv,
 )
+from udfs.slides import WITHOUT_TILES
 from udfs.telling import named, some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
@@ -69,7 +71,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
     )
     cohort = sorted(set(survey.loc[~survey["gone"].astype(bool), "patient_id"]))
     with run.stage("predict"):
-        wanted = _wanted(run, cohort, card, _failed(run, survey))
+        wanted = _wanted(run, cohort, card, _not_seen(run, survey))
         have = _rows_now(run, card)
         todo = [name for name, basis in wanted.items() if have.get(name) != basis.params_hash]
         _predict_and_write(run, model, card, {name: wanted[name] for name in todo}, have.keys())
@@ -77,8 +79,8 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
         write_bytes(csv, submission_csv(probabilities, card.classes), config.slides.storage_options)
     run.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
-    partly = {name: basis.n_images_failed for name, basis in wanted.items() if basis.n_tiles and basis.n_images_failed}
-    return conclude(run, survey, _lines(card, cohort, todo, from_prior, partly, csv))
+    with_bag = {name: basis for name, basis in wanted.items() if basis.n_tiles}
+    return conclude(run, survey, _lines(card, cohort, todo, from_prior, with_bag, csv))
 
 
 def _card(config: Config) -> ModelCard:
@@ -125,21 +127,27 @@ def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
         )
 
 
-def _failed(run: Run, survey: pd.DataFrame) -> Counter[str]:
-    """How many slides of the CSV failed, by patient."""
+def _not_seen(run: Run, survey: pd.DataFrame) -> tuple[Counter[str], Counter[str]]:
+    """By patient, how many slides of the CSV failed, and how many were read and have no tile."""
     here = set(survey.index[~survey["gone"].astype(bool)])
-    rows = run.tables.read("slides").where(F.col("status") == "failed").select("image_id", "patient_id").collect()
-    return Counter(row.patient_id for row in rows if row.image_id in here)
+    rows = run.tables.read("slides").select("image_id", "patient_id", "status").where("status != 'ok'").collect()
+    of_cohort = [row for row in rows if row.image_id in here]
+    failed = Counter(row.patient_id for row in of_cohort if row.status == "failed")
+    return failed, Counter(row.patient_id for row in of_cohort if row.status in WITHOUT_TILES)
 
 
-def _wanted(run: Run, cohort: Sequence[str], card: ModelCard, failed: Counter[str]) -> dict[str, Basis]:
+def _wanted(
+    run: Run, cohort: Sequence[str], card: ModelCard, not_seen: tuple[Counter[str], Counter[str]]
+) -> dict[str, Basis]:
     """What the prediction of each patient of the cohort rests on; no tiles where table patients has no row."""
     rows = run.tables.read("patients").select("patient_id", "params_hash", "n_tiles").collect()
     bags = {row.patient_id: (row.params_hash, row.n_tiles) for row in rows}
     found = {name: bags.get(name, (None, 0)) for name in cohort}
     return {
         name: Basis(
-            settings_hash(VERSION, card.model_id, card.weights_hash, value, failed[name]), n_tiles, failed[name]
+            settings_hash(VERSION, card.model_id, card.weights_hash, value, *(count[name] for count in not_seen)),
+            n_tiles,
+            *(count[name] for count in not_seen),
         )
         for name, (value, n_tiles) in found.items()
     }
@@ -238,16 +246,17 @@ def _lines(
     cohort: Sequence[str],
     todo: Sequence[str],
     from_prior: Sequence[str],
-    partly: Mapping[str, int],
+    with_bag: Mapping[str, Basis],
     csv: str,
 ) -> list[str]:
     prior = ", ".join(f"{named(name)} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
     lines = [f"  predicted {len(cohort)} patients by model {card.model_id}, {len(todo)} of them in this run"]
     if from_prior:
         lines.append(f"            without a bag, so by the prior ({prior}): {some(from_prior, 10)}")
-    if partly:
-        names = some([f"{name} ({n_failed})" for name, n_failed in partly.items()], 10)
-        lines.append(f"            without so many slides that failed: {names}")
+    for count, why in (("n_images_failed", "failed"), ("n_images_without_tiles", "have no tile")):
+        partly = [f"{name} ({n})" for name, basis in with_bag.items() if (n := getattr(basis, count))]
+        if partly:
+            lines.append(f"            without so many slides that {why}: {some(partly, 10)}")
     return [*lines, f"  csv       {public_uri(csv)}"]
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from pyspark import StorageLevel
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.runtime.cli import run_job
@@ -14,13 +16,15 @@ from jobs.runtime.run import Run
 from jobs.runtime.survey import METADATA
 from jobs.runtime.tables import SCHEMAS, spark_schema
 from udfs.schemas import FOUND_TISSUE
-from udfs.slides import find_tissue
+from udfs.slides import failed_row, find_tissue
+from udfs.wsi import ErrorCode, SlideError
 
 _TILES_A_FILE = 1_000_000  # some 20 MB
 _INPUT = (
     "image_id string, patient_id string, center_id string, image_num int, label string, uri string, mpp double, "
-    "error_code string, error_message string, params_hash string, file_version string, size_bytes bigint"
+    "params_hash string, file_version string, size_bytes bigint"
 )
+_COLUMNS = [column.split()[0] for column in _INPUT.split(", ")]
 
 
 def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
@@ -36,13 +40,13 @@ def find(run: Run, wave: pd.DataFrame) -> None:
     if work.empty:
         return
     images = work[~work["gone"].astype(bool)].rename(columns={"want_slide_hash": "params_hash"})
+    to_open = images[images["error_code"].isna()]
     done = run.spark.sparkContext.accumulator(0)
-    with run.stage("slides", len(images), lambda: int(done.value)):
-        run.step(f"find tissue on {len(images):,} slides")
-        columns = [column.split()[0] for column in _INPUT.split(", ")]
-        rows = run.spark.createDataFrame(_plain(images[columns]), _INPUT)
+    with run.stage("slides", len(to_open), lambda: int(done.value)):
+        run.step(f"find tissue on {len(to_open):,} slides")
+        rows = run.spark.createDataFrame(_plain(to_open[_COLUMNS]), _INPUT)
         # A task a slide: even over executors, and a task that dies tells which slide killed it.
-        found = rows.repartitionByRange(max(1, len(images)), "image_id").mapInPandas(
+        found = rows.repartitionByRange(max(1, len(to_open)), "image_id").mapInPandas(
             find_tissue(run.tissue_spec, run.run_id, done.add), spark_schema(FOUND_TISSUE)
         )
         found = run.show_work(found).persist(StorageLevel.DISK_ONLY)
@@ -57,13 +61,26 @@ def find(run: Run, wave: pd.DataFrame) -> None:
         run.count_work("slides", read)
         run.step("write")
         tiles = tiles.coalesce(max(1, math.ceil(sum(slide.n_tiles for slide in read) / _TILES_A_FILE)))
-        run.tables.put("tiles", tiles, "image_id", work["image_id"], work.loc[work["tile_rows"] > 0, "image_id"])
+        run.tables.put("tiles", tiles, "image_id", to_open["image_id"], work.loc[work["tile_rows"] > 0, "image_id"])
         indexes = found.where("index IS NOT NULL").coalesce(1)
-        run.tables.put("indexes", indexes, "image_id", work["image_id"], work.loc[work["indexed"], "image_id"])
+        run.tables.put("indexes", indexes, "image_id", to_open["image_id"], work.loc[work["indexed"], "image_id"])
         present = work.loc[work["status"].notna(), "image_id"]
-        run.tables.put("slides", found.coalesce(1), "image_id", work["image_id"], present)
+        slides = found.select(SCHEMAS["slides"].names).unionByName(_unopened(run, images)).coalesce(1)
+        run.tables.put("slides", slides, "image_id", work["image_id"], present)
         run.counts["slides_processed"] += len(images)
         found.unpersist()
+
+
+def _unopened(run: Run, images: pd.DataFrame) -> DataFrame:
+    """The rows of table slides of those images whose file the driver could not find: there is nothing for a task to do."""
+    failed = images[images["error_code"].notna()]
+    errors = [
+        SlideError(ErrorCode(row.error_code), row.error_message)
+        for row in failed[["error_code", "error_message"]].itertuples()
+    ]
+    records = [dict(zip(_COLUMNS, row, strict=True)) for row in _plain(failed[_COLUMNS])]
+    rows = [failed_row(record, error, run.run_id) for record, error in zip(records, errors, strict=True)]
+    return run.spark.createDataFrame(pa.Table.from_pylist(rows, SCHEMAS["slides"]))
 
 
 def _correct_metadata(run: Run, images: pd.DataFrame) -> None:

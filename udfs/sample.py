@@ -42,6 +42,7 @@ class SeenSlide:
     n_bytes: int  # read of it for that
     n_tiles: int
     error: str = ""
+    too_small: str = ""  # why no tile fits on it
 
 
 @dataclass
@@ -79,7 +80,9 @@ def take_sample(
         found = cast(dict[str, Any], looked.iloc[0].to_dict())
         taken = time.monotonic() - begun
         read = found["work"]["bytes"] if found["work"] else 0
-        sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, found["error_message"] or ""))
+        said = found["error_message"] or ""
+        error, too_small = ("", said) if found["status"] == "too_small" else (said, "")
+        sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, error, too_small))
         if found["status"] != "ok":
             continue
         units = _units(found | {"uri": uri, "tile_px": tissue.tile_px})
@@ -115,7 +118,7 @@ def _encode(sample: Sample, encode: Any, units: Sequence[pa.RecordBatch], second
 
 
 def _as_input(uri: str, mpp: float | None) -> pd.DataFrame:
-    row = {"image_id": "sample", "patient_id": "sample", "uri": uri, "mpp": mpp, "error_code": None, "params_hash": ""}
+    row = {"image_id": "sample", "patient_id": "sample", "uri": uri, "mpp": mpp, "params_hash": ""}
     return pd.DataFrame([row], dtype=object)
 
 

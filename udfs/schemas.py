@@ -41,12 +41,16 @@ SLIDES = pa.schema(
         _column("mpp_x", _DOUBLE, "micrometres a level-0 pixel along x: the CSV's, else the header's; null unknown"),
         _column("mpp_y", _DOUBLE, "micrometres a level-0 pixel along y: the CSV's, else the header's; null unknown"),
         _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels a pixel of each level, level 0 first"),
-        _column("status", _STRING, "ok, no_tissue or failed"),
+        _column("status", _STRING, "ok; no_tissue: no tile has enough of it; too_small: no tile fits; or failed"),
         _column("error_code", _STRING, "why it failed, a short code; null where it did not"),
-        _column("error_message", _STRING, "why it failed and what to do about it"),
+        _column("error_message", _STRING, "why it failed or is too small, and what to do about it"),
         _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if there is nothing"),
         _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
-        _column("tissue_fraction", _DOUBLE, "share of the slide at 1/mask_downsample that is not background, 0 to 1"),
+        _column(
+            "tissue_fraction",
+            _DOUBLE,
+            "share of the slide at 1/mask_downsample that is not background, 0 to 1; null if the mask has no pixel",
+        ),
         *_PROVENANCE,
     ]
 )
@@ -107,8 +111,17 @@ PATIENTS = pa.schema(
         _SPLIT,
         _column("n_images", _INT, "slides of the patient in the CSV"),
         _column("n_images_failed", _INT, "those among them that failed, see table slides"),
+        _column(
+            "n_images_without_tiles",
+            _INT,
+            "those among them that were read and have no tile: status no_tissue or too_small in table slides",
+        ),
         _column("n_tiles", _INT, "rows of the bag"),
-        _column("complete", pa.bool_(), "true where no slide of the patient failed"),
+        _column(
+            "complete",
+            pa.bool_(),
+            "true if every slide of the patient has status ok: none failed, none is without tiles",
+        ),
         _column("embedding_dim", _INT, "columns of the bag"),
         _column(
             "embedding_dtype",
@@ -173,6 +186,11 @@ PREDICTIONS = pa.schema(
             "n_images_failed",
             _INT,
             "slides of the patient in the CSV that it did not see, for they failed, see table slides",
+        ),
+        _column(
+            "n_images_without_tiles",
+            _INT,
+            "slides of the patient in the CSV that were read and have no tile: status no_tissue or too_small in table slides",
         ),
         _column(
             "attention",

@@ -1,6 +1,6 @@
 """The slides pass: a row a slide in, the same row with its header, tissue and tile coordinates out (mapInPandas)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any, cast
@@ -10,13 +10,14 @@ import pandas as pd
 from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import FOUND_TISSUE
 from udfs.task import slot_cpus
-from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
+from udfs.wsi import Slide, SlideError, open_slide
 from udfs.wsi.foreign import ForeignSlide
 from udfs.wsi.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tissue import background_fractions, background_mask, tile_grid
 
 VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
+WITHOUT_TILES = ("no_tissue", "too_small")  # statuses of slides that were read, and are neither good nor failed
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ def find_tissue(
 ) -> Callable[[Iterable[pd.DataFrame]], Iterable[pd.DataFrame]]:
     """The mapInPandas function of the slides pass; give it one slide a partition.
 
-    Input columns: image_id, patient_id, center_id, image_num, label, uri (as it is opened), mpp (um/px or null),
-    error_code and error_message (what was found wrong before opening, else null), params_hash, file_version, size_bytes.
-    Output: `udfs.schemas.FOUND_TISSUE`, a row for each input row, whatever is wrong with the slide. `done` is told how many
-    slides are through.
+    Input columns: image_id, patient_id, center_id, image_num, label, uri (as it is opened), mpp (um/px or null), params_hash,
+    file_version, size_bytes. Output: `udfs.schemas.FOUND_TISSUE`, a row for each input row, whatever is wrong with the slide.
+    `done` is told how many slides are through.
     """
 
     def run(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -52,13 +52,21 @@ def find_tissue(
     return run
 
 
+def failed_row(record: Mapping[str, Any], error: SlideError, run_id: str) -> dict[str, Any]:
+    """The row of table slides of an image that failed; `record` has the input columns of `find_tissue`."""
+    return _begun_row(record, run_id) | _failure(error)
+
+
+def _begun_row(record: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """What a row has before the slide is opened."""
+    return {**record, "uri": public_uri(record["uri"]) if record["uri"] else None, "run_id": run_id}
+
+
 def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any]:
     record = {key: None if pd.isna(value) else value for key, value in record.items()}
     uri = record["uri"]
-    row = record | {"uri": public_uri(uri) if uri else None, "run_id": run_id}
+    row = _begun_row(record, run_id)
     try:
-        if record["error_code"]:
-            raise SlideError(ErrorCode(record["error_code"]), record["error_message"])
         check_quarantine(record["image_id"])
         with open_slide(uri, spec.storage_options, threads=slot_cpus()) as slide:
             begun, waited_s = perf_counter(), slide.traffic.waited_s
@@ -82,6 +90,7 @@ def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) 
     grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
     background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)
     keep = background <= spec.max_background
+    fits = len(grid) > 0
     return {
         "vendor": slide.vendor,
         "width_px": slide.width_px,
@@ -89,10 +98,11 @@ def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) 
         "mpp_x": mpp_x,
         "mpp_y": mpp_y,
         "level_downsamples": downsamples,
-        "status": "ok" if keep.any() else "no_tissue",
+        "status": "ok" if keep.any() else "no_tissue" if fits else "too_small",
+        "error_message": None if fits else _too_small(slide, reading.span_px),
         "warnings": list(slide.warnings) or None,
         "n_tiles": int(keep.sum()),
-        "tissue_fraction": float(1 - mask.mean()) if mask.size else 0.0,
+        "tissue_fraction": float(1 - mask.mean()) if mask.size else None,
         "x_px": grid[keep, 0],
         "y_px": grid[keep, 1],
         "background_fraction": background[keep],
@@ -100,6 +110,13 @@ def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) 
         "downsample": reading.downsample,
         "index": slide.index.to_bytes() if slide.index else None,
     }
+
+
+def _too_small(slide: Slide | ForeignSlide, span_px: float) -> str:
+    return (
+        f"the slide is {slide.width_px} x {slide.height_px} level-0 px, smaller than a tile, which spans {span_px:g} x "
+        f"{span_px:g} level-0 px: lower tiling.tile_px, or leave the slide out"
+    )
 
 
 def _failure(error: SlideError) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def estimate(
     busy = [sample for sample in samples if sample.n_tiles]
     good = [slide for slide in seen if not slide.error]
     if not busy:
-        said = some(errors, 1) if errors else f"no tissue on {len(seen)} slides"
+        causes = errors or [slide.too_small for slide in seen if slide.too_small]
+        said = some(causes, 1) if causes else f"no tissue on {len(seen)} slides"
         return Row("FAIL", said, "see README, How to read a failure" if errors else "check tiling and the slides")
     rate = statistics.fmean(sample.n_tiles / sample.seconds for sample in busy) * workforce.tasks
     n_tiles = cohort.tiles(statistics.fmean(slide.n_tiles for slide in good))

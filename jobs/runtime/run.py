@@ -37,6 +37,7 @@ from udfs.wsi.encoder.spec import Precision, Runtime
 from udfs.wsi.store import absolute_uri
 
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
+_MOST_MISSING_A_WAVE = 4096  # slides; their names are lists in queries
 _FATE = ("status", "error_code", "error_message")  # of a slide
 _RECORDED_PACKAGES = [
     "slidelake",
@@ -241,8 +242,11 @@ def work_in_waves(
         survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
         _tell_unreachable(run, survey)
         work = survey[stale(run, survey)]
-        sizes = {str(patient): int(size) for patient, size in work.groupby("patient_id").size().items()}
-        waves = plan_waves(sizes, _slides_a_wave(run))
+        slides_a_wave = _slides_a_wave(run)
+        is_missing = work["slide_stale"] & work["error_code"].notna()  # a row is written, nothing is read
+        effort = pd.Series(1.0, work.index).mask(is_missing, min(1.0, slides_a_wave / _MOST_MISSING_A_WAVE))
+        of_patient = effort.groupby(work["patient_id"]).sum()
+        waves = plan_waves({str(patient): total for patient, total in of_patient.items()}, slides_a_wave)
     run.progress = Progress(len(work), len(waves))
     try:
         for patients in waves:

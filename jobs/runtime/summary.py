@@ -4,9 +4,11 @@ import pandas as pd
 
 from jobs.runtime.run import Run
 from jobs.runtime.work import Work
+from udfs.slides import WITHOUT_TILES
 from udfs.telling import some
 from udfs.wsi.store import public_uri
 
+_STATUSES = ("ok", *WITHOUT_TILES, "failed")
 _MOST_WARNINGS = 10  # lines that a run prints of them
 
 
@@ -34,7 +36,7 @@ def summarise(run: Run, survey: pd.DataFrame) -> str:
     """The state of the cohort's tables and what this run did, some lines of text; counts go to table runs too."""
     slides = _slides(run, survey)
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
-    lines = ["", f"slidelake {run.job}, run {run.run_id}", _slides_line(run, slides), _tiles_line(run, slides)]
+    lines = ["", f"slidelake {run.job}, run {run.run_id}", *_slides_lines(run, slides), _tiles_line(run, slides)]
     lines += _read_lines(run)
     if run.job in ("patients", "preprocess", "predict"):
         lines += _patients_lines(run, survey)
@@ -42,18 +44,24 @@ def summarise(run: Run, survey: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _slides_line(run: Run, slides: pd.DataFrame) -> str:
-    status = slides["status"].value_counts()
+def _slides_lines(run: Run, slides: pd.DataFrame) -> list[str]:
+    """How many slides have which status, and a line each that names those without tissue and those that are too small."""
+    named = {status: slides.loc[slides["status"] == status, "image_id"].to_list() for status in _STATUSES}
+    counts = run.counts
+    counts.update({f"slides_{status}": len(names) for status, names in named.items()})
     reasons = slides.loc[slides["status"] == "failed", "error_code"].value_counts()
     text = ", ".join(f"{count} {code}" for code, count in reasons.items())
-    counts = run.counts
-    counts.update(slides_ok=int(status.get("ok", 0)), slides_no_tissue=int(status.get("no_tissue", 0)))
-    counts.update(slides_failed=int(status.get("failed", 0)))
     counts.update(slides_with_warnings=int(slides["warnings"].notna().sum()))
-    return (
-        f"  slides    {counts['slides_ok']} ok, {counts['slides_no_tissue']} without tissue, "
+    too_small = f"{counts['slides_too_small']} too small, " if named["too_small"] else ""
+    lines = [
+        f"  slides    {counts['slides_ok']} ok, {counts['slides_no_tissue']} without tissue, {too_small}"
         f"{counts['slides_failed']} failed{f' ({text})' if text else ''}"
-    )
+    ]
+    if names := named["no_tissue"]:
+        lines.append(f"  no tissue {some(names, 10)}: no tile has enough of it, see tissue_fraction in table slides")
+    if names := named["too_small"]:
+        lines.append(f"  too small {some(names, 10)}: no tile fits on the slide, see error_message in table slides")
+    return lines
 
 
 def _tiles_line(run: Run, slides: pd.DataFrame) -> str:

@@ -224,24 +224,23 @@ def patient_hash(images: pd.DataFrame, config: Config) -> str | None:
     return settings_hash(patients.VERSION, first["center_id"], label, *how, parts)
 
 
-def plan_waves(stale: Mapping[str, int], slides_a_wave: int) -> list[list[str]]:
+def plan_waves(effort: Mapping[str, float], slides_a_wave: int) -> list[list[str]]:
     """Group patients into waves.
 
     Args:
-        stale: how many slides of each patient there are to work on.
-        slides_a_wave: a wave is full with so many; a patient is never split.
+        effort: how much work there is on each patient; 1 is a slide that is read.
+        slides_a_wave: a wave is full with so much; a patient is never split.
 
     Returns:
         Lists of patient_id. Neighbours in name share a wave, so that a Delta file holds a narrow range of them and a
         reader can skip it.
     """
     waves: list[list[str]] = []
-    filled = 0
-    for patient in sorted(stale):
-        size = max(stale[patient], 1)
-        if not waves or filled + size > slides_a_wave:
+    filled = 0.0
+    for patient in sorted(effort):
+        if not waves or filled + effort[patient] > slides_a_wave:
             waves.append([])
-            filled = 0
+            filled = 0.0
         waves[-1].append(patient)
-        filled += size
+        filled += effort[patient]
     return waves

@@ -156,7 +156,7 @@ class Tables:
         present: Iterable[str],
         among: tuple[str, str] | None = None,
     ) -> None:
-        """Make `rows` the rows of some keys, in one commit.
+        """Make `rows` the rows of some keys, in one commit; none if there are no keys.
 
         Args:
             name: of the table.
@@ -168,6 +168,8 @@ class Tables:
         """
         gone = sorted(set(present))
         keys = sorted({*written, *gone})
+        if not keys:
+            return
         where = f"{key} IN ({', '.join(literal(value) for value in keys)})"
         if among:
             where += f" AND {among[0]} = {literal(among[1])}"

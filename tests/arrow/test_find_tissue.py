@@ -1,10 +1,12 @@
 """The slides pass on plain pandas frames: a row out for each row in, whatever is wrong with the slide."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -16,9 +18,9 @@ from tests.slides.foreign import write_mirax
 from tests.slides.make import write_slide
 from tests.slides.oracle import background_fractions, kept_tiles
 from udfs import failures
-from udfs.schemas import FOUND_TISSUE
-from udfs.slides import TissueSpec, find_tissue
-from udfs.wsi import ErrorCode
+from udfs.schemas import FOUND_TISSUE, SLIDES
+from udfs.slides import TissueSpec, failed_row, find_tissue
+from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.tiff.index import SlideIndex
 
 SPEC = TissueSpec(tile_px=448, mpp=None, mask_downsample=16, background_brightness=190, max_background=0.1)
@@ -28,7 +30,7 @@ Found = Callable[..., list[dict[str, Any]]]
 def slide_row(path: Path | str | None, **columns: Any) -> dict[str, Any]:
     name = Path(path).stem if path else "nowhere"
     row: dict[str, Any] = {"image_id": name, "patient_id": "007", "center_id": "north", "image_num": 0, "label": None}
-    row |= {"uri": str(path) if path else None, "mpp": None, "error_code": None, "error_message": None}
+    row |= {"uri": str(path) if path else None, "mpp": None}
     return row | {"params_hash": "p", "file_version": "v", "size_bytes": 1} | columns
 
 
@@ -117,14 +119,77 @@ def test_every_bad_slide_is_a_row_with_a_code_and_a_remedy(small_slides: Path, t
     assert found["a1"]["status"] == "ok"
 
 
-def test_what_was_wrong_before_opening_is_passed_on() -> None:
-    [row] = find([slide_row(None, error_code="file_missing", error_message="no file of that name")])
-    assert (row["status"], row["error_code"], row["error_message"]) == (
-        "failed",
-        "file_missing",
-        "no file of that name",
-    )
-    assert row["uri"] is None
+@pytest.mark.parametrize(("uri", "shown"), [(None, None), ("https://me:pw@host/x.svs?sig=a", "https://host/x.svs")])
+def test_the_row_of_a_slide_that_was_not_found_has_the_error_and_no_secret(uri: str | None, shown: str | None) -> None:
+    error = SlideError(ErrorCode.FILE_MISSING, "no file of that name")
+    row = failed_row(slide_row(uri, image_id="x", file_version=None, size_bytes=None), error, "run")
+    found = {name: value for name, value in row.items() if name in SLIDES.names and value is not None}
+    assert found.pop("uri", None) == shown
+    known = {
+        "image_id": "x",
+        "patient_id": "007",
+        "center_id": "north",
+        "image_num": 0,
+        "params_hash": "p",
+        "run_id": "run",
+    }
+    told = {"status": "failed", "n_tiles": 0, "error_code": "file_missing", "error_message": "no file of that name"}
+    assert found == known | told
+
+
+ALL = {"max_background": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "settings", "status"),
+    [
+        (400, 400, {}, "too_small"),
+        (447, 2000, {}, "too_small"),  # narrow in one direction only
+        (2000, 447, {}, "too_small"),
+        (448, 448, {}, "ok"),
+        (9, 5, {}, "too_small"),  # smaller than a pixel of the mask
+        (460, 9, ALL, "too_small"),
+        (9, 5, ALL, "too_small"),
+        (1, 1, {"tile_px": 16, "mask_downsample": 1}, "too_small"),
+        (700, 700, {"mpp": 0.8}, "too_small"),  # a tile spans 716.8 px
+        (717, 717, {"mpp": 0.8}, "ok"),
+        (430, 430, {"mpp": 0.48}, "too_small"),  # a tile of a slide that is a little coarser spans 430.08 px
+        (431, 431, {"mpp": 0.48}, "ok"),
+    ],
+)
+def test_a_slide_on_which_no_tile_fits_has_a_status_of_its_own(
+    tmp_path: Path, width: int, height: int, settings: dict[str, Any], status: str
+) -> None:
+    tissue = np.random.default_rng(0).integers(0, 150, (height, width, 3), np.uint8)
+    path = write_slide(tmp_path / "slide.tif", tissue, compression="deflate")  # at 0.5 um/px
+    spec = replace(SPEC, **settings)
+    [row] = find([slide_row(path)], spec)
+    assert (row["status"], row["error_code"], row["width_px"], row["height_px"]) == (status, None, width, height)
+    assert (row["n_tiles"], len(row["x_px"])) == ((1, 1) if status == "ok" else (0, 0))
+    if status == "too_small":
+        span = spec.tile_px * (spec.mpp or 0.5) / 0.5
+        assert f"{width} x {height} level-0 px" in row["error_message"]
+        assert f"{span:g} x {span:g} level-0 px" in row["error_message"] and "tiling.tile_px" in row["error_message"]
+    else:
+        assert row["error_message"] is None
+    has_mask = width >= spec.mask_downsample <= height
+    assert row["tissue_fraction"] == (1.0 if has_mask else None)
+
+
+def test_glass_smaller_than_a_tile_is_too_small_and_larger_glass_has_no_tissue(tmp_path: Path) -> None:
+    rows = [
+        slide_row(write_slide(tmp_path / f"{edge}.tif", np.full((edge, edge, 3), 240, np.uint8), compression="deflate"))
+        for edge in (400, 500)
+    ]
+    small, large = find(rows)
+    assert (small["status"], small["tissue_fraction"]) == ("too_small", 0.0)
+    assert (large["status"], large["error_message"], large["tissue_fraction"]) == ("no_tissue", None, 0.0)
+
+
+def test_a_small_slide_that_openslide_reads_is_too_small(pixels: NDArray[Any], tmp_path: Path) -> None:
+    [row] = find([slide_row(write_mirax(tmp_path / "small.mrxs", pixels[1792:2048, 1024:1536]))])
+    assert (row["status"], row["error_code"], row["n_tiles"]) == ("too_small", None, 0)
+    assert "512 x 256 level-0 px" in row["error_message"] and row["tissue_fraction"] > 0.5
 
 
 def test_an_error_nobody_foresaw_is_a_row_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,8 @@ FURTHER_IMAGES = {
     "zero_bytes": ("south", "002", 2, "LAA"),
     "no_tissue": ("south", "003", 1, "CE"),
 }
-BEFORE = ["n_images", "n_images_failed", "complete", "params_hash"]  # of a patient, what further images change
+# Of a patient, what further images change.
+BEFORE = ["n_images", "n_images_failed", "n_images_without_tiles", "complete", "params_hash"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def test_a_slide_of_glass_is_no_failure(cohort: Cohort) -> None:
     row = cohort.slide("no_tissue")
     assert (row["status"], row["error_code"], row["n_tiles"]) == ("no_tissue", None, 0)
     patient = cohort.patient("003")
-    assert (patient["n_images"], patient["n_images_failed"], patient["complete"]) == (2, 0, True)
+    assert (patient["n_images"], patient["n_images_failed"], patient["n_images_without_tiles"]) == (2, 0, 1)
+    assert patient["complete"] is False
 
 
 def test_every_row_of_the_csv_is_one_row_of_slides(cohort: Cohort) -> None:
@@ -178,7 +180,7 @@ def test_a_second_run_redoes_nothing_and_mended_slides_are_taken_up(spark: Spark
     assert mended["slides"]["error_code"].is_null().all()
     assert mended["slides"]["error_message"].is_null().all()
     assert mended["patients"]["complete"].all()
-    assert mended["patients"]["n_images_failed"].sum() == 0
+    assert mended["patients"]["n_images_failed"].sum() == mended["patients"]["n_images_without_tiles"].sum() == 0
     assert mended["patients"].height == len({row[2] for row in SMALL_COHORT}) + len(EXPECTED) - 2
     pixels_only = ["x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"]
     original = mended["features"].filter(pl.col("image_id") == "a1").select(pixels_only)

@@ -46,6 +46,7 @@ class Made:
             "split": self.split,
             "n_images": 1,
             "n_images_failed": 0,
+            "n_images_without_tiles": 0,
             "n_tiles": self.n_tiles,
             "complete": True,
             "embedding_dim": self.dim,

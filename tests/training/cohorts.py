@@ -54,6 +54,7 @@ class Drawn:
             "split": self.split,
             "n_images": 1,
             "n_images_failed": 0,
+            "n_images_without_tiles": 0,
             "n_tiles": n,
             "complete": True,
             "embedding_dim": dim,

@@ -36,10 +36,11 @@ def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_ti
         tiles = drawn[each.patient_id].row()["tile_index"]
         assert [tuple(tile) for tile in each.tiles] == [tuple(tile.values()) for tile in tiles]
 
-    bases = {each.patient_id: Basis(f"hash of {each.patient_id}", len(each.attention), 0) for each in found}
-    bases = {"none": Basis("none's", 0, 2)} | bases  # in any order
+    bases = {each.patient_id: Basis(f"hash of {each.patient_id}", len(each.attention), 0, 1) for each in found}
+    bases = {"none": Basis("none's", 0, 2, 3)} | bases  # in any order
     rows = as_table([*found, prior_prediction("none", (0.5, 0.3, 0.2))], bases, CLASSES, "model", "run").to_pylist()
     assert [row["n_images_failed"] for row in rows] == [0] * 7 + [2]
+    assert [row["n_images_without_tiles"] for row in rows] == [1] * 7 + [3]
     assert [row["params_hash"] for row in rows] == [*(f"hash of {each.patient_id}" for each in found), "none's"]
     assert [row["from_prior"] for row in rows] == [False] * 7 + [True]
     assert rows[-1]["attention"] == [] and rows[-1]["n_tiles"] == 0 and rows[-1]["predicted_class"] == "CE"

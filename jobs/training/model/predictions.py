@@ -52,7 +52,8 @@ class Basis:
 
     params_hash: str  # of all of it
     n_tiles: int  # of the patient's bag; 0: there is none
-    n_images_failed: int  # slides of the patient that the bag lacks, for they failed
+    n_images_failed: int  # slides of the patient that the bag lacks because they failed
+    n_images_without_tiles: int  # slides of the patient that were read and have no tile
 
 
 def as_table(
@@ -76,6 +77,7 @@ def as_table(
         "from_prior": [size == 0 for size in sizes],
         "n_tiles": sizes,
         "n_images_failed": [bases[prediction.patient_id].n_images_failed for prediction in predictions],
+        "n_images_without_tiles": [bases[prediction.patient_id].n_images_without_tiles for prediction in predictions],
         "params_hash": [bases[prediction.patient_id].params_hash for prediction in predictions],
         "run_id": [run_id] * len(predictions),
     }
