@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ _INFO = (
     "patient_id string, center_id string, label string, split string, n_images int, n_images_failed int, "
     "n_images_without_tiles int, complete boolean, wanted_tiles int, params_hash string, run_id string"
 )
+Row = dict[str, Any]
 
 
 def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
@@ -50,14 +51,15 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         )
         images["feature_rows"] = images["feature_rows"].fillna(0).astype("int64")
         have = _hashes_now(run, ids)
-        rows = [_info(run, str(patient), of_patient) for patient, of_patient in images.groupby("patient_id")]
-        splits = run.tables.read("splits").where(in_wave).select("patient_id", "split")
-        split_of = {row.patient_id: row.split for row in splits.collect()}
-        wanted = {row["patient_id"]: row for row in rows if row is not None}
-        build = [row for patient, row in wanted.items() if have.get(patient) != row["params_hash"]]
-        drop = [patient for patient in have if patient not in wanted]
+        wanted = {
+            str(patient): row for patient, of_patient in images.groupby("patient_id") if (row := _info(run, of_patient))
+        }
+        build, too_large, drop = decide(wanted, have, _most_tiles(run))
+        run.problems += [_why_too_large(run, row, has_row=row["patient_id"] in have) for row in too_large]
         if not build and not drop:
             return
+        splits = run.tables.read("splits").where(in_wave).select("patient_id", "split")
+        split_of = {row.patient_id: row.split for row in splits.collect()}
         columns = [column.split()[0] for column in _INFO.split(", ")]
         build = [row | {"split": split_of.get(row["patient_id"])} for row in build]
         info = run.spark.createDataFrame([tuple(row[name] for name in columns) for row in build], _INFO)
@@ -80,6 +82,28 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         run.counts["patients_built"] += len(build)
 
 
+def decide(
+    wanted: Mapping[str, Row], have: Mapping[str, str], most_tiles: int
+) -> tuple[list[Row], list[Row], list[str]]:
+    """What becomes of the rows of some patients.
+
+    A right row stays, whatever a heap has room for today. An outdated row that is too large to be made again stays, too. A row
+    goes only if its patient has no tile any more.
+
+    Args:
+        wanted: by patient_id, the row of each patient with tiles: its params_hash and wanted_tiles.
+        have: params_hash of the rows that are there, by patient_id.
+        most_tiles: in the largest bag that there is room for.
+
+    Returns:
+        The rows to build, the rows to build that are too large, and the patients whose row goes.
+    """
+    differ = [row for patient, row in wanted.items() if have.get(patient) != row["params_hash"]]
+    build = [row for row in differ if row["wanted_tiles"] <= most_tiles]
+    too_large = [row for row in differ if row["wanted_tiles"] > most_tiles]
+    return build, too_large, [patient for patient in have if patient not in wanted]
+
+
 def _tasks(run: Run, tiles: Sequence[int]) -> int:
     """How many tasks build and write the bags of so many tiles each.
 
@@ -92,34 +116,37 @@ def _tasks(run: Run, tiles: Sequence[int]) -> int:
     return max(1, min(files, max(1, room) * plain_executors(run.spark)))
 
 
-def _info(run: Run, patient: str, images: pd.DataFrame) -> dict[str, Any] | None:
-    """What a patient's row holds beside the bags; None where there is no row to be."""
+def _most_tiles(run: Run) -> int:
+    """The number of tiles in the largest bag that there is room for."""
+    return min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG) // _bytes_a_tile(run)
+
+
+def _why_too_large(run: Run, row: Row, *, has_row: bool) -> str:
+    tile, most = _bytes_a_tile(run), _most_tiles(run)
+    row_now = "its row stays, and is older than the CSV, slides or settings" if has_row else "it gets no row"
+    return (
+        f"patient {row['patient_id']}: a bag of {row['wanted_tiles']:,} tiles is {row['wanted_tiles'] * tile:,} bytes, the limit "
+        f"is {most * tile:,}: {row_now}. Set tiling.max_tiles_per_patient to {most:,} or less, or give Spark more memory: a bag "
+        f"may take 1/{HEAP_A_BAG} of an executor's heap, and {MAX_BAG_BYTES:,} bytes at most"
+    )
+
+
+def _info(run: Run, images: pd.DataFrame) -> Row | None:
+    """What the row of a patient holds beside the bags; None if the patient has no tile."""
     value = patient_hash(images, run.config)
     if value is None:
-        return None
-    ok = images["status"] == "ok"
-    n_tiles = int(images.loc[ok, "feature_rows"].sum())
-    size = n_tiles * _bytes_a_tile(run)
-    limit = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG)
-    if size > limit:
-        most = limit // _bytes_a_tile(run)
-        run.problems.append(
-            f"patient {patient}: a bag of {n_tiles:,} tiles is {size:,} bytes, the limit is {limit:,}: set "
-            f"tiling.max_tiles_per_patient to {most:,} or less, or give Spark more memory: a bag may take 1/{HEAP_A_BAG} of "
-            f"an executor's heap, and {MAX_BAG_BYTES:,} bytes at most"
-        )
         return None
     present = images[~images["gone"].astype(bool)]
     first = present.iloc[0]
     return {
-        "patient_id": patient,
+        "patient_id": first["patient_id"],
         "center_id": first["center_id"],
         "label": None if pd.isna(first["label"]) else first["label"],
         "n_images": len(present),
         "n_images_failed": int((present["status"] == "failed").sum()),
         "n_images_without_tiles": int(present["status"].isin(WITHOUT_TILES).sum()),
         "complete": bool((present["status"] == "ok").all()),
-        "wanted_tiles": n_tiles,
+        "wanted_tiles": int(images.loc[images["status"] == "ok", "feature_rows"].sum()),
         "params_hash": value,
         "run_id": run.run_id,
     }

@@ -3,6 +3,7 @@
 The catalog holds names and places; what a table is, Delta's log tells, which lies with its files.
 """
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from pyspark.sql import SparkSession
 from jobs.runtime.config import ConfigError
 from jobs.runtime.delta_table import DeltaTable
 from udfs.wsi.store import public_uri
+
+_NOT_PLAIN = re.compile(r"[^0-9A-Za-z ,.:/_-]")
 
 
 def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]) -> None:
@@ -49,9 +52,18 @@ def register(session: SparkSession, schema: str, name: str, path: str, comment: 
 
 
 def literal(text: str) -> str:
-    """A text as SQL writes it."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    """A text as SQL writes it.
+
+    Spark looks for variables (``${env:HOME}``) in SQL before it reads any of it, in strings too. So every character that is no
+    letter, digit or harmless sign of ASCII is written as its code point.
+    """
+    escaped = _NOT_PLAIN.sub(lambda match: f"\\U{ord(match[0]):08x}", text)
     return f"'{escaped}'"
+
+
+def quoted(*names: str) -> str:
+    """A name as SQL writes it, from its parts."""
+    return ".".join(f"`{name.replace('`', '``')}`" for name in names)
 
 
 def _names(session: SparkSession, schema: str) -> set[str]:
@@ -73,4 +85,4 @@ def _is_same(place: str, path: str) -> bool:
 
 
 def _quoted(schema: str, *names: str) -> str:
-    return ".".join(f"`{part}`" for part in (*schema.split("."), *names))
+    return quoted(*schema.split("."), *names)

@@ -81,6 +81,9 @@ def open_session(name: str) -> SparkSession:
         builder.config("spark.sql.extensions", _DELTA_CLASS)
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.sql.session.timeZone", "UTC")
+        # So that SQL means what it says, whatever stands in a path: ${...} is no variable, and a backslash escapes.
+        .config("spark.sql.variable.substitute", "false")
+        .config("spark.sql.parser.escapedStringLiterals", "false")
         .getOrCreate()
     )
     return session

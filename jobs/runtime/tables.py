@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
-from jobs.runtime.catalog import literal, refuse_unusable, register
+from jobs.runtime.catalog import literal, quoted, refuse_unusable, register
 from jobs.runtime.delta_table import DeltaTable
 from udfs import schemas
 from udfs.wsi.store import absolute_uri, public_uri
@@ -104,7 +104,7 @@ class Tables:
             have = set(self.read(name).columns)
             new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in have]
             if new:
-                self.spark.sql(f"ALTER TABLE delta.`{path}` ADD COLUMNS ({', '.join(new)})")
+                self.spark.sql(f"ALTER TABLE {quoted('delta', path)} ADD COLUMNS ({', '.join(new)})")
             has = self._properties(name) if layout else {}
             for key, value in layout.items():
                 if key not in has:
@@ -136,7 +136,8 @@ class Tables:
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""
-        self.spark.sql(f"ALTER TABLE delta.`{self.path(name)}` SET TBLPROPERTIES ('{key}' = {literal(value)})")
+        table = quoted("delta", self.path(name))
+        self.spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('{key}' = {literal(value)})")
         self._known[name] = self.version(name)
 
     def read(self, name: str) -> DataFrame:
