@@ -20,7 +20,7 @@ from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import ENCODED, HISTOGRAM
 from udfs.stopwatch import Stopwatch
 from udfs.task import gpu_address, keep_what_is_loaded, slot_cpus, task_number
-from udfs.wsi import Slide, SlideError, open_slide
+from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
 from udfs.wsi.background import in_background
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
 from udfs.wsi.foreign import ForeignSlide
@@ -28,7 +28,7 @@ from udfs.wsi.inference import Encoded, Inference, inference
 from udfs.wsi.spacing import region_edge, resample
 from udfs.wsi.stain import load_stainnet
 from udfs.wsi.staintable import StainNormaliser
-from udfs.wsi.store import StorageOptions
+from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tiff.index import SlideIndex
 
 VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
@@ -98,6 +98,7 @@ def encode_tiles(
             encode = inference(models.encoder, models.stain, spec.bins)
             encode.batch_size  # noqa: B018  measured here, where a failure is no slide's
             steps = _steps(chain([first], readings), encode)
+            not_finite = 0  # tiles of the unit at hand
             pulled, spent = Stopwatch(), Stopwatch()  # the latter runs on while the next batch is made or waited for
             if (
                 slot_cpus() > 1 or models.encoder.device.type != "cpu"
@@ -108,10 +109,14 @@ def encode_tiles(
                     constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
                     constant["run_id"] = run_id
                     if encoded:
+                        not_finite += encoded.n_not_finite
                         yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded))
                     else:
                         if work := step.end.get("work"):
                             work["encoded_s"] = spent.take() - pulled.take()
+                        if not_finite:
+                            constant |= _told(_not_finite(not_finite, step, spec.encoder))
+                        not_finite = 0
                         yield _batch(1, constant | step.end, {})
                         done(len(step.unit["x_px"]))
         if models.encoder.device.type == "cuda":  # an idle worker keeps nothing from those that work
@@ -222,12 +227,27 @@ def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, 
                 end["n_tiles"] += len(tiles)
         except Exception as error:
             failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
-            end |= {"error_code": failed.code.value, "error_message": failed.message}
+            end |= _told(failed)
         if reading.slide:
             traffic = reading.slide.traffic
             work = asdict(traffic) | {"decoded_s": watch.take() - (traffic.waited_s - waited_s)}
             end |= {"size_bytes": reading.slide.file.size_bytes, "work": work}
         yield _Step(reading.unit, end=end)
+
+
+def _told(error: SlideError) -> dict[str, str]:
+    """Columns of the row on how a unit went."""
+    return {"error_code": error.code.value, "error_message": error.message}
+
+
+def _not_finite(n_tiles: int, end: _Step, encoder: EncoderSpec) -> SlideError:
+    precisions = "fp32" if encoder.precision == "bf16" else "bf16 or fp32"
+    remedy = "give other encoder.weights" if encoder.precision == "fp32" else f"set encoder.precision to {precisions}"
+    return SlideError(
+        ErrorCode.EMBEDDING_NOT_FINITE,
+        f"{public_uri(end.unit['uri'])}: embeddings of {n_tiles:,} of {end.end['n_tiles']:,} tiles are NaN or infinite in "
+        f"{encoder.precision}: {remedy}, then run with --retry-failed",
+    )
 
 
 def _batches(reading: _Reading, encode: Inference) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from udfs import failures
 from udfs.features import FeatureSpec, encode_tiles
 from udfs.schemas import ENCODED
 from udfs.wsi import open_slide
-from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.encoder import Encoder, EncoderSpec
 from udfs.wsi.stain import StainNet
 
 TILE_PX, INPUT_PX = 448, 96
@@ -177,6 +178,36 @@ def test_a_slide_that_does_not_decode_is_one_row_and_the_next_goes_on(
     assert all("upload" in end["error_message"] or "check" in end["error_message"] for end in ends[:2])
     assert [end["work"] is None for end in ends] == [False, True, False]
     assert sum(row["image_id"] == "a1" for row in rows) == len(corners)
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("fp32", "give other encoder.weights"), ("bf16", "set encoder.precision to fp32")]
+)
+def test_a_slide_whose_embeddings_are_not_finite_fails_and_the_next_goes_on(
+    spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, remedy: str
+) -> None:
+    """The third tile alone overflows, in the middle of a unit; the unit after it is as ever."""
+    spec = replace(spec, encoder=replace(spec.encoder, batch_size=2, precision=precision))
+    embed, calls = Encoder.embed, [0]
+
+    def overflowing(self: Encoder, tiles: NDArray[np.uint8]) -> Any:
+        average, maximum = embed(self, tiles)
+        if len(tiles) and not calls[0]:
+            maximum[2, 3] = np.inf
+        calls[0] += len(tiles)
+        return average, maximum
+
+    monkeypatch.setattr(Encoder, "embed", overflowing)
+    corners = np.array([[x, y] for y in range(0, 1344, 448) for x in range(0, 1344, 448)])
+    first, second = small_slides / "a1.tif", small_slides / "b1.tif"
+    rows, ends = encode(spec, unit(first, corners), unit(second, corners))
+    assert [end["error_code"] for end in ends] == ["embedding_not_finite", None]
+    message = ends[0]["error_message"]
+    assert message == (
+        f"{first}: embeddings of 1 of 9 tiles are NaN or infinite in {precision}: {remedy}, then run with --retry-failed"
+    )
+    good = [row["embedding_max"] for row in rows if row["image_id"] == "b1"]
+    assert len(good) == 9 and np.isfinite(good).all()
 
 
 def test_a_slide_that_killed_its_worker_twice_is_given_up(

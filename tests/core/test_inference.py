@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.slides.make import Pixels
+from udfs.wsi.choice import fastest, measure
 from udfs.wsi.encoder import Encoder, EncoderSpec
 from udfs.wsi.encoder.network import load_network
 from udfs.wsi.encoder.resize import resize_tensor
@@ -132,12 +133,29 @@ def test_every_step_stays_on_the_gpu_that_the_task_has(spec: EncoderSpec, interp
         assert (average.shape, maximum.shape, counts.shape) == ((4, 256), (4, 256), (4, BINS**3))
 
 
-def test_embeddings_that_are_no_numbers_are_not_written(spec: EncoderSpec, tiles: Pixels) -> None:
-    encoder = Encoder(spec)
-    nothing = np.full((4, 256), np.nan, np.float32)
-    encoder.embed = lambda tiles: (nothing[: len(tiles)], nothing[: len(tiles)])  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"not all finite: set encoder\.precision to fp32"):
-        list(HostInference(encoder, None, BINS)(iter(batches(tiles))))
+def test_tiles_whose_embeddings_are_no_numbers_are_counted(spec: EncoderSpec, tiles: Pixels) -> None:
+    average, maximum = Encoder(spec).embed(tiles[:4])
+    counts = np.zeros((4, BINS**3), np.int32)
+    assert Encoded(average, maximum, counts).n_not_finite == 0
+    average[1, 7], maximum[1, 0], maximum[3, 5] = np.nan, np.inf, -np.inf
+    assert Encoded(average, maximum, counts).n_not_finite == 2
+
+
+def test_a_precision_that_overflows_is_not_taken_for_the_fastest(
+    spec: EncoderSpec, tiles: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of bf16, the maximum alone is no number: the other aggregate keeps its cosine."""
+    embed = Encoder.embed
+
+    def overflowing(self: Encoder, tiles: Pixels) -> Any:
+        average, maximum = embed(self, tiles)
+        return average, np.full_like(maximum, np.nan) if self.spec.precision == "bf16" else maximum
+
+    monkeypatch.setattr(Encoder, "embed", overflowing)
+    measured = [one for one in measure(spec, tiles[:2]) if one.runtime == "torch"]
+    assert {one.precision: np.isfinite(one.cosine) for one in measured} == {"fp32": True, "bf16": False}
+    best = fastest(measured)
+    assert best and best.precision == "fp32"
 
 
 def test_openvino_stays_on_the_processor(spec: EncoderSpec) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import fsspec
 import pytest
 from deltalake import DeltaTable
+from torch.utils.data import DataLoader
 
 from jobs.training.errors import FeedError
-from jobs.training.feed import delivery, make_feed
+from jobs.training.feed import FeedDataset, delivery, make_feed
 from tests.feed.tables import Made, cohort, write
 from tests.stores.azurite import azurite
 from tests.stores.moto import moto
@@ -78,6 +79,8 @@ def test_a_remote_table_is_fed_as_a_local_one(store: Store, folder: Path, staged
     local = make_feed(str(folder / "long"), batch_size=3, seed=2, backend=backend)
     for epoch in (0, 1):
         assert [bags.patient_id for bags in feed.epoch(epoch)] == [bags.patient_id for bags in local.epoch(epoch)]
+    workers = DataLoader(FeedDataset(feed), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert [bags.patient_id for bags in workers] == [bags.patient_id for bags in local.epoch(0)]
     assert len(_copies(staged)) == 11
     _check(feed, 2, cohort(44))
 

@@ -44,7 +44,7 @@ def test_the_python_blocks_run(
     assert splits.split(Run(config, spark, "splits"), argparse.Namespace()) == 0
     monkeypatch.chdir(tmp_path)
     blocks = _blocks("python")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
 

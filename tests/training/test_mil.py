@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from jobs.training.feed.bags import Bag, Bags, pack
+from jobs.training.model.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from jobs.training.model.files import ModelCard, ModelError, SplitCard, load_model, save_model
 from jobs.training.model.logistic import collect, fit_logistic
 from jobs.training.model.mil import KINDS, AttentionMIL, BagModel, Kind, LogisticModel, ModelSpec, build_model
@@ -161,9 +162,50 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not of one model"):
         load_model(str(folder))
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match="neither safetensors"):
+    with pytest.raises(ModelError, match=r"has [\d,]+ bytes where its header counts on"):
         load_model(str(folder))
     values = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(values | {"format": 99}))
     with pytest.raises(ModelError, match="format 99"):
         load_model(str(folder))
+
+
+def test_a_model_that_is_no_number_is_refused_to_predict_and_to_resume(tmp_path: Path) -> None:
+    made = model()
+    with torch.no_grad():
+        made.head.bias[1] = math.nan  # type: ignore[union-attr, operator, index]
+    folder = str(tmp_path / "model")
+    save_model(folder, made, card(made))
+    with pytest.raises(ModelError, match=r"1 of 2 numbers of tensor head\.bias are NaN or infinite"):
+        load_model(folder)
+    good, bad = model().state_dict(), made.state_dict()
+    moments = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.tensor([math.inf])}}}
+    for state, tensor in (
+        (TrainingState({}, bad), "head.bias"),
+        (TrainingState({}, good, best_model=bad), "head.bias"),
+        (TrainingState({}, good, moments), "optimizer.0.exp_avg"),
+    ):
+        save_checkpoint(folder, state)
+        with pytest.raises(ModelError, match=rf"numbers of tensor {tensor} are NaN or infinite"):
+            load_checkpoint(folder)
+    save_checkpoint(folder, TrainingState({}, good))
+    assert load_checkpoint(folder).model.keys() == good.keys()
+
+
+def test_files_of_a_model_that_are_pointers_or_pages_are_told_as_such(tmp_path: Path) -> None:
+    made = model()
+    save_model(str(tmp_path), made, card(made))
+    for name, content in (
+        ("checkpoint.pt", b""),
+        ("model.safetensors", b"<html>"),
+        ("model.json", b"version https://git-lfs.github.com/spec/v1"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=r"checkpoint\.pt has 0 bytes"):
+        load_checkpoint(str(tmp_path))
+    with pytest.raises(ModelError, match=r"model\.json is a Git LFS pointer, not the file"):
+        load_model(str(tmp_path))
+    save_model(str(tmp_path / "b"), made, card(made))
+    (tmp_path / "b/model.safetensors").write_bytes(b"<html>")
+    with pytest.raises(ModelError, match=r"model\.safetensors is an HTML page"):
+        load_model(str(tmp_path / "b"))

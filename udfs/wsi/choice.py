@@ -32,7 +32,7 @@ class Measured:
     runtime: Runtime
     precision: Precision
     tiles_per_s: float  # of one task, from pixels to what is kept of them
-    cosine: float  # to PyTorch's fp32: the mean over the tiles, of the worse of the two aggregates
+    cosine: float  # to PyTorch's fp32: the mean over the tiles, of the worse of the two aggregates; NaN if one is not finite
 
 
 def measure(
@@ -65,7 +65,7 @@ def measure(
         except ValueError:  # not installed, not a precision of this processor, not a model that it takes
             continue
         found = encoder.embed(tiles)
-        cosine = min(float(_cosines(a, b).mean()) for a, b in zip(found, expected, strict=True))
+        cosine = float(np.min([_cosines(a, b).mean() for a, b in zip(found, expected, strict=True)]))
         yield Measured(runtime, each, max(_tiles_per_s(encoder, tiles) for _ in range(_ROUNDS)), cosine)
 
 
@@ -89,5 +89,5 @@ def _tiles_per_s(encoder: Encoder, tiles: NDArray[np.uint8]) -> float:
 def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     x, y = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    cosines: NDArray[np.float64] = np.divide((x * y).sum(axis=1), norms, out=np.ones(len(x)), where=norms > 0)
+    cosines: NDArray[np.float64] = np.divide((x * y).sum(axis=1), norms, out=np.ones(len(x)), where=norms != 0)
     return cosines

@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     TILE_DATA_CORRUPT = "tile_data_corrupt"  # compressed data that does not decode
     MPP_UNKNOWN = "mpp_unknown"  # tiling.mpp is set, the slide's own is in neither header nor CSV
     MPP_TOO_COARSE = "mpp_too_coarse"  # the slide was scanned coarser than tiling.mpp
+    EMBEDDING_NOT_FINITE = "embedding_not_finite"  # the encoder made NaN or infinity of a tile
     WORKER_DIED = "worker_died"  # the process died twice while it worked on this slide
     INTERNAL_ERROR = "internal_error"  # anything else: a fault of slidelake
 

@@ -31,9 +31,11 @@ class Encoded:
     maximum: NDArray[np.float32]  # [n, dim]
     histograms: NDArray[np.int32]  # [n, bins ** 3], pixels counted
 
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.average).all() and np.isfinite(self.maximum).all()):
-            raise ValueError("embeddings are not all finite: set encoder.precision to fp32, or look at encoder.weights")
+    @property
+    def n_not_finite(self) -> int:
+        """Tiles whose vectors hold NaN or infinity."""
+        finite = [np.isfinite(each) for each in (self.average, self.maximum)]
+        return 0 if all(each.all() for each in finite) else int((~(finite[0] & finite[1]).all(axis=1)).sum())
 
 
 class HostInference:

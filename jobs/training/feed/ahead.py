@@ -1,10 +1,13 @@
 """A generator that runs in a thread, one item ahead of who takes them."""
 
+import os
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
+
+from jobs.training.errors import FeedError
 
 Item = TypeVar("Item")
 
@@ -20,6 +23,9 @@ def one_ahead(items: Generator[Item], stop: Callable[[], None]) -> Generator[Ite
     Args:
         items: what makes them; it is closed in its thread.
         stop: called when nothing is wanted any more: ends whatever `items` waits for.
+
+    Raises:
+        FeedError: the process was forked since it began, which leaves the thread behind.
     """
     made: SimpleQueue[Item | _End] = SimpleQueue()
     turn = threading.Semaphore(0)
@@ -42,8 +48,9 @@ def one_ahead(items: Generator[Item], stop: Callable[[], None]) -> Generator[Ite
 
     worker = threading.Thread(target=work, name="feed", daemon=True)
     worker.start()
+    home = os.getpid()
     try:
-        while not isinstance(item := made.get(), _End):
+        while not isinstance(item := _received(made, home), _End):
             turn.release()
             yield item
             del item
@@ -51,6 +58,16 @@ def one_ahead(items: Generator[Item], stop: Callable[[], None]) -> Generator[Ite
             raise item.error
     finally:
         is_over = True
-        stop()
-        turn.release()
-        worker.join()
+        if os.getpid() == home:
+            stop()
+            turn.release()
+            worker.join()
+
+
+def _received(made: "SimpleQueue[Item | _End]", home: int) -> Item | _End:
+    if os.getpid() != home:
+        raise FeedError(
+            f"this epoch began in process {home} and can't go on in process {os.getpid()}, which was forked from it: call "
+            "Feed.epoch where its batches are used"
+        )
+    return made.get()

@@ -12,7 +12,8 @@ import torch
 from fsspec.core import url_to_fs
 
 from jobs.training.model.files import ModelError
-from udfs.wsi.checkpoint import StateDict
+from udfs.wsi.checkpoint import CheckpointError, StateDict, first_sentence, refuse_not_finite
+from udfs.wsi.not_weights import reason_of
 from udfs.wsi.store import StorageOptions, options_for, public_uri, read_bytes, write_bytes
 
 CHECKPOINT = "checkpoint.pt"
@@ -60,9 +61,10 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
     """The state that was last written, on the CPU.
 
     Raises:
-        ModelError: there is none, or it can't be read.
+        ModelError: there is none, it can't be read, or numbers of its weights are not finite.
     """
     uri = f"{folder.rstrip('/')}/{CHECKPOINT}"
+    name = public_uri(uri)
     try:
         data = read_bytes(uri, storage_options)
     except FileNotFoundError:
@@ -70,8 +72,17 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
             f"no {CHECKPOINT} in {public_uri(folder)}: a run that is finished has none, nor has one that ended before its first "
             "epoch did"
         ) from None
+    if what := reason_of(data):
+        raise ModelError(f"{name} {what}")
     try:
-        return TrainingState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        state = TrainingState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{public_uri(uri)} is no checkpoint of this version of slidelake ({reason})") from None
+        raise ModelError(f"{name} is no checkpoint of this version of slidelake ({first_sentence(error)})") from None
+    try:
+        refuse_not_finite(state.model, name)
+        refuse_not_finite(state.best_model, name)
+        for number, moments in state.optimizer.get("state", {}).items():
+            refuse_not_finite({f"optimizer.{number}.{key}": value for key, value in moments.items()}, name)
+    except CheckpointError as error:
+        raise ModelError(str(error)) from None
+    return state

@@ -11,6 +11,7 @@ import safetensors.torch
 from jobs.training.model.mil import BagModel, ModelSpec, build_model
 from udfs.telling import package_versions
 from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
+from udfs.wsi.not_weights import reason_of
 from udfs.wsi.store import StorageOptions, public_uri, read_bytes, redact, secrets_of, write_bytes
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -136,12 +137,17 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
     """
     uri = f"{folder.rstrip('/')}/{CARD}"
     try:
-        values = json.loads(read_bytes(uri, storage_options))
+        data = read_bytes(uri, storage_options)
+        if not data.lstrip().startswith(b"{") and (reason := reason_of(data)):
+            raise ModelError(f"{public_uri(uri)} {reason}")
+        values = json.loads(data)
         return ModelCard.from_json(values)
     except FileNotFoundError:
         raise ModelError(
             f"no {CARD} in {public_uri(folder)}: give the folder of a finished training run, MODELS/RUN_ID"
         ) from None
+    except ModelError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{public_uri(uri)} is no model of this version of slidelake ({error})") from None
     except Exception as error:

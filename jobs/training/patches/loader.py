@@ -16,6 +16,7 @@ from jobs.training.patches.pool import UnitPool
 from jobs.training.patches.reading import UnitRead
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.units import OnBadSlide, Unit, plan_units, tell_skipped
+from jobs.training.workers import refuse_workers
 from udfs.wsi.store import StorageOptions
 
 _BUFFER_BYTES = 512 << 20
@@ -121,9 +122,11 @@ class PatchLoader:
         """The batches of an epoch, from `first_step` on just as if the ones before had been asked for; for resuming.
 
         Raises:
+            FeedError: in a worker of a DataLoader: the loader has processes of its own.
             SlideError: a slide that can't be read, by name, with on_bad_slide="raise".
             RuntimeError: a patch did not come, or came twice: a fault of ours, never silent.
         """
+        refuse_workers("PatchLoader")
         if not 0 <= first_step <= self.n_steps:
             raise ValueError(f"first_step = {first_step}: an epoch has {self.n_steps} steps")
         meter = Meter()
@@ -180,7 +183,7 @@ class PatchLoader:
     def _pool(self) -> Iterator[UnitPool]:
         """That of the last epoch, for processes take a second to start; one that is in use is no other epoch's."""
         pool, self._spare = self._spare, None
-        if pool is None:
+        if pool is None or not pool.is_ours:
             buffer = PixelBuffer(self._room, self.spec.patch_px)
             pool = UnitPool(self.n_parallel, self._ahead, self._options, buffer)
         try:

@@ -10,6 +10,7 @@ was taken, so that all who count units do so in one thread, and what is ahead is
 them come late.
 """
 
+import os
 import weakref
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -42,9 +43,15 @@ class UnitPool:
             buffer: takes the pixels, with room for `ahead` units beside what the consumer keeps in it.
         """
         self.buffer = buffer
+        self._home = os.getpid()
         self._ahead = ahead
         self._readers = [Reader(storage_options, buffer) for _ in range(n_parallel)]
         self._close = weakref.finalize(self, _close_all, self._readers)  # when it is forgotten, or Python ends
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made it: a fork's copy has the buffer and the processes of its parent."""
+        return self._home == os.getpid()
 
     def read(self, units: Sequence[Unit]) -> Generator[tuple[Unit, NDArray[np.int64], UnitRead], None, None]:
         """Read units. Closed before its end it ends the processes, for they may be at work; the next call starts others.

@@ -29,7 +29,7 @@ class Reader:
 
     def __init__(self, storage_options: StorageOptions | None, buffer: PixelBuffer) -> None:
         """Start nothing yet: who first reads does, and who finds that the process has ended since."""
-        self._options, self._buffer = storage_options, buffer
+        self._options, self._buffer, self._home = storage_options, buffer, os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock, self._is_open = Lock(), False
 
@@ -59,7 +59,12 @@ class Reader:
         return read
 
     def close(self) -> None:
-        """End the process: it writes no more, a thread that waits for it is told, and none starts another."""
+        """End the process: it writes no more, a thread that waits for it is told, and none starts another.
+
+        In a fork of the trainer, the process is the parent's and stays.
+        """
+        if self._home != os.getpid():
+            return
         with self._lock:
             self._is_open = False
             if self._process:

@@ -23,6 +23,7 @@ from jobs.training.patches.order import mixing
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.units import tell_skipped
 from jobs.training.patches.windows import Manifest, WindowFolder, WindowPlan
+from jobs.training.workers import refuse_workers
 
 # petastorm asks for the old ways of pyarrow, which there still are in the version that it needs
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.")
@@ -90,9 +91,11 @@ class WindowFeed:
         """The batches of an epoch, from the first window on that the trainer was not done with.
 
         Raises:
+            FeedError: in a worker of a DataLoader: a folder has one trainer.
             RuntimeError: the job failed (with its reason), or a patch did not come just once.
             TimeoutError: no window came in time.
         """
+        refuse_workers("WindowFeed")
         plan = self.plan
         if not 0 <= number < len(plan.n_windows):
             raise ValueError(

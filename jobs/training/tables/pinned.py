@@ -107,7 +107,7 @@ def open_version(folder: str, version: int | None, uri: str) -> DeltaTable:
 
     Raises:
         NoTableError: there is no table.
-        FeedError: it has no such version, or its log can't be read.
+        FeedError: it has no such version, its log can't be read, or this process was forked from one that opened a table.
     """
     try:
         return DeltaTable(folder, version=version)
@@ -123,6 +123,15 @@ def open_version(folder: str, version: int | None, uri: str) -> DeltaTable:
         which = uri if version is None else f"version {version} of {uri}"
         text = " ".join(str(error).split())
         raise FeedError(f"{which} can't be opened ({text}): its log is damaged, restore it from a copy") from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException" or "orked process" not in str(
+            error
+        ):  # of deltalake, which has no name
+            raise
+        raise FeedError(
+            f"{uri} can't be opened in a process that was forked from one that opened a table: make the feed before the "
+            'DataLoader, or give the DataLoader multiprocessing_context="spawn"'
+        ) from None
 
 
 def _versions(folder: str) -> list[int]:

@@ -8,7 +8,8 @@ import timm.data
 import torch
 from torch import nn
 
-from udfs.wsi.checkpoint import CheckpointError, StateDict, load_state_dict
+from udfs.wsi.checkpoint import CheckpointError, StateDict, first_sentence, load_state_dict
+from udfs.wsi.encoder.batch_size import is_out_of_memory
 from udfs.wsi.encoder.spec import EncoderSpec
 from udfs.wsi.store import StorageOptions, public_uri
 
@@ -46,7 +47,7 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
 
     Raises:
         CheckpointError: the weights can't be read or do not fit the model.
-        ValueError: timm does not know the model, or it does not yield what `spec.pooling` needs.
+        ValueError: timm does not know the model, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
     """
     if not timm.is_model(spec.name.split(".")[0]):
         close = ", ".join(difflib.get_close_matches(spec.name, timm.list_models(), n=3))
@@ -56,7 +57,7 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
         # global_pool="" and no classifier: the forward pass then ends with the feature map. First without weights, for models
         # that pool in another way may have others in this form.
         options = {"global_pool": ""}
-        shape = _output_shape(_new_model(spec, options), spec.input_px)
+        shape = _output_shape(_new_model(spec, options), spec)
         if len(shape) == 4:
             return Network(spec.name, _load_model(spec, tensors, options), "map").eval().requires_grad_(False)
         if spec.pooling == "map":
@@ -65,7 +66,7 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
                 "auto, or choose a convolutional model, for example efficientnet_b0 or resnet50"
             )
     model = _load_model(spec, tensors, {})
-    shape = _output_shape(model, spec.input_px)
+    shape = _output_shape(model, spec)
     if len(shape) != 2:
         raise ValueError(
             f"encoder.name = {spec.name} yields {list(shape)}, not one vector a tile: choose another model"
@@ -74,9 +75,24 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
 
 
 @torch.inference_mode()
-def _output_shape(model: nn.Module, edge: int) -> tuple[int, ...]:
-    """For one image."""
-    return tuple(model(torch.zeros(1, 3, edge, edge)).shape)
+def _output_shape(model: nn.Module, spec: EncoderSpec) -> tuple[int, ...]:
+    """For one image.
+
+    Raises:
+        ValueError: the model does not take images of `spec.input_px`.
+    """
+    edge = spec.input_px
+    try:
+        return tuple(model(torch.zeros(1, 3, edge, edge)).shape)
+    except Exception as error:  # an assertion or whatever a layer raises
+        if is_out_of_memory(error):
+            raise
+        own = timm.data.resolve_model_data_config(model)["input_size"][-1]
+        remedy = f"set encoder.input_px to {own}" if own != edge else "choose another size or model"
+        raise ValueError(
+            f"encoder.input_px = {edge}, and {spec.name} does not take images of {edge} x {edge} px "
+            f"({first_sentence(error)}): {remedy}"
+        ) from None
 
 
 def _new_model(spec: EncoderSpec, options: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,119 @@
+"""What a file is that was given for weights and holds none: the usual mistakes by their first bytes, each with its remedy."""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+
+_TEXT_BYTES = 4096  # of a file, to tell whether it is text
+_MOST_HEADER_BYTES = 100_000_000  # as safetensors itself has it
+_QUOTED = 40  # characters of a text
+_AGAIN = "download it again"
+_BINARY = {  # first bytes
+    b"\x1f\x8b": "a gzip archive: unpack it, and give the weights in it",
+    b"\xfd7zXZ": "an xz archive: unpack it, and give the weights in it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it, and give the weights in it",
+    b"Rar!": "a RAR archive: unpack it, and give the weights in it",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive: unpack it, and give the weights in it",
+    b"\x89HDF": "an HDF5 file, as Keras writes: give weights of PyTorch, or safetensors",
+    b"\x93NUMPY": "a NumPy array: give weights of PyTorch, or safetensors",
+    b"GGUF": "a GGUF file: give weights of PyTorch, or safetensors",
+    b"%PDF": "a PDF: give the weights themselves",
+    b"\x89PNG": "a picture: give the weights themselves",
+    b"\xff\xd8\xff": "a picture: give the weights themselves",
+}
+
+
+def reason_of(data: bytes) -> str | None:
+    """Return what the file is and the remedy, to stand behind its name; None if its first bytes promise weights.
+
+    Args:
+        data: all of the file.
+    """
+    if not data:
+        return f"has 0 bytes: {_AGAIN}"
+    for magic, kind in _BINARY.items():
+        if data.startswith(magic):
+            return f"is {kind}"
+    if data.startswith(b"PK\x03\x04"):
+        return _reason_of_zip(data)
+    text = _text_of(data)
+    if text is not None:
+        return _reason_of_text(text, data)
+    return _reason_of_safetensors(data) if data[8:9] == b"{" else None
+
+
+def _reason_of_zip(data: bytes) -> str | None:
+    """torch.save writes a zip with a file data.pkl; torch.jit.save adds code."""
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return f"has {len(data):,} bytes and was cut off, for its end is missing: {_AGAIN}"
+    if any("/code/" in f"/{name}" for name in names):
+        return "is a TorchScript program: load it with torch.jit.load, and save model.state_dict()"
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        return None
+    return f"is a zip archive of {len(names)} files, such as {names[0]!r:.60}: unpack it, and give the weights in it"
+
+
+def _reason_of_safetensors(data: bytes) -> str | None:
+    """8 bytes of length, then JSON with the place of each tensor."""
+    header_bytes = int.from_bytes(data[:8], "little")
+    if header_bytes > _MOST_HEADER_BYTES:
+        return None
+    expected = 8 + header_bytes
+    if expected <= len(data):
+        try:
+            header = json.loads(data[8:expected])
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            expected += max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            return None  # damaged: whoever reads it says so
+    if len(data) < expected:
+        return f"has {len(data):,} bytes where its header counts on {expected:,}: {_AGAIN}"
+    return None
+
+
+def _text_of(data: bytes) -> str | None:
+    """The beginning of a text; None if these bytes are none."""
+    head = data[:_TEXT_BYTES]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = head.decode("utf-16", "replace")
+    else:
+        try:
+            text = head.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            if error.start < len(head) - 3 or len(data) == len(head):  # not just a character cut in two
+                return None
+            text = head[: error.start].decode("utf-8-sig")
+    return None if re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", text) else text
+
+
+def _reason_of_text(text: str, data: bytes) -> str:
+    start = text.lstrip().lower()
+    if start.startswith("version https://git-lfs.github.com/spec/"):
+        size = re.search(r"^size (\d+)$", text, re.MULTILINE)
+        told = f" to a file of {int(size[1]):,} bytes" if size else ""
+        return f"is a Git LFS pointer{told}, not the file: run git lfs pull where it was cloned"
+    if start.startswith("<!doctype html") or "<html" in start:
+        return f"is an HTML page: {_AGAIN} by the link of the file itself, logged in where the site asks for it"
+    if start.startswith("<"):
+        return f"is an XML text, such as a store's refusal: {_AGAIN}"
+    if start.startswith(("{", "[")):
+        return _reason_of_json(data)
+    line = text.strip().partition("\n")[0].strip()
+    quoted = f" that begins with {line[:_QUOTED]!r}" if line else ""
+    return f"is a text file{quoted}: give the weights themselves"
+
+
+def _reason_of_json(data: bytes) -> str:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        content = None
+    parts = content.get("weight_map") if isinstance(content, Mapping) else None
+    if isinstance(parts, Mapping):
+        n_files = len({str(name) for name in parts.values()})
+        return f"is the index of weights in {n_files} files: load them together, and save one state dict"
+    return "is a JSON text, such as a model's config: give the weights themselves"
