@@ -225,8 +225,20 @@ def test_openslide_has_a_value_for_every_vendor_that_it_knows(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "vendor"),
     [
-        *(("aperio", "aperio"), ("hamamatsu", "hamamatsu"), ("philips", "philips"), ("scn", "leica")),
-        *(("ventana", "ventana"), ("ventana, damaged", "ventana"), ("ome", "unknown"), ("centimetres", "unknown")),
+        *(
+            ("aperio", "aperio"),
+            ("aperio, bytes of no encoding", "aperio"),
+            ("hamamatsu", "hamamatsu"),
+            ("philips", "philips"),
+            ("scn", "leica"),
+        ),
+        *(
+            ("ventana", "ventana"),
+            ("ventana, damaged", "ventana"),
+            ("trestle has um/px in the resolution", "trestle"),
+            ("ome", "unknown"),
+            ("centimetres", "unknown"),
+        ),
     ],
 )
 def test_the_vendor_is_known(tmp_path: Path, name: str, vendor: str) -> None:
