@@ -295,6 +295,14 @@ CUT: dict[str, tuple[Callable[[Path], Path], str, int]] = {  # writer, which fil
 }
 
 
+def test_a_czi_whose_directory_is_overwritten_is_damaged(tmp_path: Path) -> None:
+    path = write_czi(tmp_path / "a.czi", position_pixels(200, 100))
+    content = path.read_bytes()
+    at = content.index(b"ZISRAWDIRECTORY") + 160
+    path.write_bytes(content[:at] + b"\x55" * 40 + content[at + 40 :])
+    assert refused(path).code == ErrorCode.HEADER_CORRUPT
+
+
 @pytest.mark.parametrize("kind", CUT)
 def test_a_slide_that_is_cut_short_is_damaged_whatever_word_openslide_uses(tmp_path: Path, kind: str) -> None:
     """Its message has the file's name, in which any word may stand."""

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from udfs.wsi.averaging import AreaAverage
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.plan import corners_at
-from udfs.wsi.plausible import check_size, plausible_mpp
+from udfs.wsi.plausible import check_size, plausible_spacing
 from udfs.wsi.staging import Companions, beside, path_in, staged
 from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic, public_uri
 from udfs.wsi.tiff.decode import WHITE, Pixels, on_white
@@ -258,7 +258,8 @@ class ForeignSlide:
         self.width_px, self.height_px = self._handle.dimensions
         check_size(self._uri, self.width_px, self.height_px)
         properties = self._handle.properties
-        self.mpp_x, self.mpp_y = (plausible_mpp(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+        said = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        self.mpp_x, self.mpp_y = plausible_spacing(*said) or (None, None)
         self.vendor = str(properties.get("openslide.vendor") or "unknown")
         self.levels = tuple(
             ForeignLevel(width, height, self._downsample(width, height, scale), scale)

@@ -5,12 +5,12 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-_HEAD_BYTES = 2**16  # of a DICOM file or a text: what is asked for stands before all that is long
+from udfs.wsi.staging import DICOM_HEAD_BYTES, DICOM_SERIES
 
 # Zeiss CZI. Its directory lists all rectangles of pixels: type, compression, and where they lie in which dimensions.
 _CZI_FILE = struct.Struct("<84x q")  # the directory's place
-_CZI_DIRECTORY = struct.Struct("<32x i 124x")  # how many rectangles follow
-_CZI_RECTANGLE = struct.Struct("<2x i 12x i 6x i")  # type, compression, how many dimensions follow
+_CZI_DIRECTORY = struct.Struct("<16s 16x i 124x")  # its name, how many rectangles follow
+_CZI_RECTANGLE = struct.Struct("<2s i 12x i 6x i")  # schema, type, compression, how many dimensions follow
 _CZI_DIMENSION = struct.Struct("<4s i 12x")  # name and start
 _CZI_TYPES = {0: "grey", 1: "16-bit grey", 2: "32-bit grey", 3: "RGB", 4: "16-bit RGB", 8: "96-bit RGB", 9: "RGBA"}
 _CZI_COMPRESSIONS = {0: "no", 1: "JPEG", 2: "LZW", 4: "JPEG XR", 5: "zstd", 6: "zstd"}
@@ -26,7 +26,6 @@ _DICOM_NUMBERS = (
     (rb"\x28\x00\x03\x01US\x02\x00", "pixel representation", 0),
     (rb"\x48\x00\x03\x03UL\x04\x00", "focal planes", 1),
 )
-_DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)
 _DICOM_SYNTAX = re.compile(rb"\x02\x00\x10\x00UI..([0-9.]+)", re.DOTALL)
 _DICOM_COLOURS = re.compile(rb"\x28\x00\x04\x00CS..([A-Z0-9_]+)", re.DOTALL)
 _DICOM_JPEG, _DICOM_JPEG2000 = ("YBR_FULL_422", "RGB"), ("YBR_ICT", "YBR_RCT", "RGB")
@@ -66,9 +65,11 @@ def _czi(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         [at] = _CZI_FILE.unpack(file.read(_CZI_FILE.size))
         file.seek(max(at, 0))
-        [count] = _CZI_DIRECTORY.unpack(file.read(_CZI_DIRECTORY.size))
-        for _ in range(count):
-            kind, compression, dimensions = _CZI_RECTANGLE.unpack(file.read(_CZI_RECTANGLE.size))
+        name, count = _CZI_DIRECTORY.unpack(file.read(_CZI_DIRECTORY.size))
+        for _ in range(count if name.startswith(b"ZISRAWDIRECTORY") else 0):
+            schema, kind, compression, dimensions = _CZI_RECTANGLE.unpack(file.read(_CZI_RECTANGLE.size))
+            if schema != b"DV":
+                return  # damage
             for _ in range(dimensions):
                 name, start = _CZI_DIMENSION.unpack(file.read(_CZI_DIMENSION.size))
                 axis = name.rstrip(b"\0").decode("ascii", "replace")
@@ -82,9 +83,9 @@ def _czi(path: Path) -> Iterator[str]:
 
 def _dicom(path: Path) -> Iterator[str]:
     own = _head(path)
-    series = set(_DICOM_SERIES.findall(own))
-    others = (other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path)
-    for head in (own, *(head for head in map(_head, others) if series & set(_DICOM_SERIES.findall(head)))):
+    series = set(DICOM_SERIES.findall(own))
+    others = (other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path and other.is_file())
+    for head in (own, *(head for head in map(_head, others) if series & set(DICOM_SERIES.findall(head)))):
         syntax, colours = (_first(pattern, head) for pattern in (_DICOM_SYNTAX, _DICOM_COLOURS))
         if syntax and syntax not in _DICOM_READ:
             yield f"transfer syntax {syntax}"
@@ -112,4 +113,4 @@ def _first(pattern: re.Pattern[bytes], data: bytes) -> str:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(_HEAD_BYTES)
+        return file.read(DICOM_HEAD_BYTES)

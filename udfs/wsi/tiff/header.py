@@ -14,7 +14,7 @@ from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
 from udfs.wsi.tiff.mpp import spacing_of
-from udfs.wsi.tiff.texts import XMP, Texts, text_of, texts_of
+from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
 _MAX_PAGES = 200
 
@@ -140,7 +140,7 @@ def _is_no_level(page: Any) -> bool:
     """Whether a page says that it is a label, the whole glass slide, a mask or another focal plane."""
     if page.is_ndpi and (page.tags.valueof(_LENS, default=1) <= 0 or page.tags.valueof(_FOCAL_PLANE, default=0)):
         return True
-    return bool(page.subfiletype & (_MASK | _MACRO)) or _NO_LEVEL.search(page.description) is not None
+    return bool(page.subfiletype & (_MASK | _MACRO)) or _NO_LEVEL.search(text_of(page, DESCRIPTION)) is not None
 
 
 def _pyramid(base: Any, pages: list[Any], warnings: list[str]) -> tuple[Level, ...]:

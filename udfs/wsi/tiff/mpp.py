@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from udfs.wsi.plausible import plausible_mpp
+from udfs.wsi.plausible import plausible_spacing
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.texts import DESCRIPTION, Texts, text_of
 
@@ -62,26 +62,18 @@ def spacing_of(texts: Texts, base: Any) -> Spacing:
         "the TIFF tags": _tags,
         "the Leica XML": _leica,
     }
-    found = {name: _plausible(read(texts, base)) for name, read in sources.items()}
-    said = {name: pair for name, pair in found.items() if pair is not None}
-    if not said:
-        return Spacing(None, None, tuple(texts.warnings))
-    (name, (pair, is_whole)), *others = said.items()
-    warnings = list(texts.warnings)
-    if not is_whole:
-        warnings.append(f"{name} have the spacing of one axis only, {pair[0]:.4g} um/px: pixels are taken for square")
-    for other, (value, _) in others:
-        if any(abs(one - two) > _SAME * one for one, two in zip(pair, value, strict=True)):
-            warnings.append(f"{_text(pair)} um/px by {name}, {_text(value)} by {other}: the first is used")
-    return Spacing(*pair, tuple(warnings))
-
-
-def _plausible(pair: Pair) -> tuple[tuple[float, float], bool] | None:
-    """The spacing, and whether both axes were given: one alone stands for both. None if an axis can't be true."""
-    given = [value for value in pair if value is not None]
-    mpp = [plausible_mpp(value) for value in given]
-    good = [value for value in mpp if value is not None]
-    return ((good[0], good[-1]), len(good) == 2) if good and len(good) == len(given) else None
+    said = {name: read(texts, base) for name, read in sources.items()}
+    found = {name: mpp for name, pair in said.items() if (mpp := plausible_spacing(*pair))}
+    warnings = texts.warnings
+    if not found:
+        return Spacing(None, None, tuple(warnings))
+    (name, mpp), *others = found.items()
+    if None in said[name]:
+        warnings.append(f"{_text(mpp)} um/px by {name}, along one axis only: pixels are taken as square")
+    for other, value in others:
+        if any(abs(one - two) > _SAME * one for one, two in zip(mpp, value, strict=True)):
+            warnings.append(f"{_text(mpp)} um/px by {name}, {_text(value)} by {other}: the first is used")
+    return Spacing(*mpp, tuple(warnings))
 
 
 def _text(pair: tuple[float, float]) -> str:
