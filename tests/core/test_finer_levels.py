@@ -14,7 +14,7 @@ from tests.slides.vendors import jpeg_codec, write_encoded
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.blocks import BlockReader
 from udfs.wsi.plan import needed_blocks
-from udfs.wsi.tiff.index import SlideIndex
+from udfs.wsi.tiff.index import Level, SlideIndex
 
 WIDTH, HEIGHT = 1090, 1030  # 1/4 is 272 x 257: blocks at the edges are cut, and a pixel or two of level 0 left over
 Damage = Callable[[Path, int, Iterable[int]], None]
@@ -22,7 +22,7 @@ Damage = Callable[[Path, int, Iterable[int]], None]
 
 def _set(tag: str) -> Damage:
     def damage(path: Path, level: int, blocks: Iterable[int]) -> None:
-        with tifffile.TiffFile(path, mode="r+b") as tiff:
+        with tifffile.TiffFile(path, mode="r+") as tiff:
             found = _page(tiff, level).tags[tag]
             values = list(found.value)
             for block in blocks:
@@ -43,8 +43,9 @@ def _overwrite(path: Path, level: int, blocks: Iterable[int]) -> None:
 
 
 def _page(tiff: tifffile.TiffFile, level: int) -> tifffile.TiffPage:
-    first = tiff.pages.first
-    return (first, *(first.pages or tiff.pages[1:]))[level].aspage()
+    first: Any = tiff.pages.first
+    page: tifffile.TiffPage = (first, *(first.pages or tiff.pages[1:]))[level].aspage()
+    return page
 
 
 DAMAGES: dict[str, Damage] = {
@@ -64,7 +65,14 @@ def smooth(width: int, height: int) -> Pixels:
 
 def slide_with(path: Path, **layout: Any) -> tuple[Path, Pixels]:
     image = smooth(WIDTH, HEIGHT)
-    return write_slide(path, image, pyramid=True, **({"compression": "deflate", "tile_px": 64} | layout)), image
+    options: dict[str, Any] = {"compression": "deflate", "tile_px": 64} | layout
+    return write_slide(path, image, pyramid=True, **options), image
+
+
+def levels_of(path: Path) -> tuple[Level, ...]:
+    with open_slide(str(path)) as slide:
+        assert slide.index
+        return slide.index.levels
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -82,11 +90,12 @@ def slide_with(path: Path, **layout: Any) -> tuple[Path, Pixels]:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_mask_is_that_of_the_whole_slide(tmp_path: Path, damage: str, layout: dict[str, Any], threads: int) -> None:
     path, image = slide_with(tmp_path / "slide.tif", **layout)
+    levels = levels_of(path)
+    read = max(i for i, level in enumerate(levels) if level.downsample < 16)
+    last = levels[read].columns * levels[read].rows - 1
     with open_slide(str(path)) as slide:
-        read = max(i for i, level in enumerate(slide.levels) if level.downsample < 16)
-        last = slide.levels[read].columns * slide.levels[read].rows - 1
         expected = slide.downsampled()
-    DAMAGES[damage](path, read, {0, last // 2, slide.levels[read].columns - 1, last})
+    DAMAGES[damage](path, read, {0, last // 2, levels[read].columns - 1, last})
     with open_slide(str(path), threads=threads) as slide:
         difference = np.abs(slide.downsampled().astype(int) - expected)
     assert difference.max() <= 1  # of a mean of rounded means
@@ -108,9 +117,8 @@ def test_of_jpeg_too_where_blocks_are_shrunk_while_they_are_decoded(tmp_path: Pa
 def test_several_levels_deep_level_0_has_the_last_word(tmp_path: Path, damage: str) -> None:
     path, image = slide_with(tmp_path / "slide.tif", levels=(2, 4, 8))
     for level in (1, 2, 3):
-        with open_slide(str(path)) as slide:
-            blocks = range(slide.levels[level].columns * slide.levels[level].rows)
-        DAMAGES[damage](path, level, blocks)
+        found = levels_of(path)[level]
+        DAMAGES[damage](path, level, range(found.columns * found.rows))
     with open_slide(str(path)) as slide:
         assert np.abs(slide.downsampled().astype(int) - area_average(image, 16)).max() <= 1
     DAMAGES[damage](path, 0, [20])
@@ -126,11 +134,9 @@ def test_several_levels_deep_level_0_has_the_last_word(tmp_path: Path, damage: s
 @pytest.mark.parametrize("damage", ["no bytes", "no place"])
 def test_what_all_levels_leave_out_is_white_and_nothing_is_read_for_it(tmp_path: Path, damage: str) -> None:
     path, _ = slide_with(tmp_path / "slide.tif", levels=(4,))
+    columns = levels_of(path)[0].columns
     with open_slide(str(path)) as slide:
-        columns = slide.levels[0].columns
         expected = slide.downsampled()
-    with open_slide(str(path)) as slide:
-        slide.downsampled()
         whole = slide.traffic.bytes
     DAMAGES[damage](path, 1, [1])
     DAMAGES[damage](path, 0, [row * columns + column for row in range(4) for column in range(4, 8)])
@@ -194,7 +200,7 @@ def test_a_block_that_is_smaller_than_it_ought_to_be_counts_as_damaged(tmp_path:
     with tifffile.TiffWriter(path) as writer:
         write_encoded(writer, image, codec, block=(64, 64))
         write_encoded(writer, np.zeros((64, 64, 3), np.uint8), codec, block=(32, 32), size=(128, 128))
-    with tifffile.TiffFile(path, mode="r+b") as tiff:  # half of what the directory says
+    with tifffile.TiffFile(path, mode="r+") as tiff:  # half of what the directory says
         for tag in ("TileWidth", "TileLength"):
             tiff.pages[1].aspage().tags[tag].overwrite(64)
         tags = tiff.pages[1].aspage().tags

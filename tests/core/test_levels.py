@@ -22,6 +22,7 @@ from tests.slides.vendors import (
     write_encoded,
     write_ome,
     write_philips,
+    write_trestle,
 )
 from udfs.wsi import ErrorCode, SlideError, open_slide
 
@@ -98,9 +99,9 @@ def test_an_aperio_description_over_another_pyramid(image: Pixels, tmp_path: Pat
         assert (slide.vendor, slide.mpp_x) == ("aperio", 0.5)
 
 
-@pytest.mark.parametrize("second", ["none", "half the size", "as large"])
+@pytest.mark.parametrize("second", ["none", "half the size"])
 def test_of_ome_series_the_largest_with_its_subifds(image: Pixels, tmp_path: Path, second: str) -> None:
-    others: dict[str, list[Pixels]] = {"none": [], "half the size": [area_average(~image, 2)], "as large": [~image]}
+    others: dict[str, list[Pixels]] = {"none": [], "half the size": [area_average(~image, 2)]}
     path = write_ome(tmp_path / "slide.ome.tif", [image, *others[second]])
     with tifffile.TiffFile(path) as tiff:
         assert tiff.is_ome
@@ -110,24 +111,6 @@ def test_of_ome_series_the_largest_with_its_subifds(image: Pixels, tmp_path: Pat
 
 def test_a_macro_before_the_slide_in_an_ome_file(image: Pixels, tmp_path: Path) -> None:
     assert_levels(write_ome(tmp_path / "slide.ome.tif", [~image[:300, :400], image]), image, (1, 2, 4))
-
-
-def test_channels_that_are_pages_are_refused(image: Pixels, tmp_path: Path) -> None:
-    """Its first channel alone would pass for a grey slide."""
-    path = write_ome(tmp_path / "slide.ome.tif", [np.ascontiguousarray(np.moveaxis(image, 2, 0))], channels=1)
-    with pytest.raises(SlideError, match="channel") as caught:
-        open_slide(str(path))
-    assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
-    assert str(path) in caught.value.message
-
-
-def test_of_focal_planes_the_first(image: Pixels, tmp_path: Path) -> None:
-    path = tmp_path / "slide.tif"
-    with tifffile.TiffWriter(path) as writer:
-        for downsample in (1, 4):
-            for plane in (image, ~image, image[::-1]):
-                write_encoded(writer, area_average(plane, downsample), DEFLATE)
-    assert_levels(path, image, (1, 4))
 
 
 @pytest.mark.parametrize("depth", ["onetile", "onepixel"])
@@ -218,12 +201,36 @@ def test_levels_of_a_philips_slide_are_cut_to_the_slide(image: Pixels, tmp_path:
                 np.testing.assert_array_equal(tile, expected)
 
 
-def test_ventana_tiles_that_overlap_are_refused(image: Pixels, tmp_path: Path) -> None:
-    path = write_bif(tmp_path / "slide.bif", image, jpeg_codec(), overlap_px=12)
+@pytest.mark.parametrize("overlaps", ["64 48 32 24", "0 0 16 16", "00 64"])
+def test_trestle_tiles_that_overlap_are_refused(image: Pixels, tmp_path: Path, overlaps: str) -> None:
+    path = write_trestle(tmp_path / "slide.tif", image, overlaps=overlaps)
+    with openslide.OpenSlide(str(path)) as reference:
+        assert reference.properties["openslide.vendor"] == "trestle"
+        assert reference.dimensions != (WIDTH, HEIGHT) or overlaps.startswith("0 ")  # it reads them side over side
+    assert_refused_for_overlaps(path, "trestle")
+
+
+@pytest.mark.parametrize("overlaps", ["0 0 0 0", None])
+def test_trestle_tiles_side_by_side_are_read(image: Pixels, tmp_path: Path, overlaps: str | None) -> None:
+    path = write_trestle(tmp_path / "slide.tif", image, overlaps=overlaps)
+    assert_levels(path, image, (1, 2))
+    with openslide.OpenSlide(str(path)) as reference:
+        assert reference.properties["openslide.vendor"] == "trestle"
+        assert reference.dimensions == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("overlap_px", [12, -3])
+def test_ventana_tiles_that_overlap_are_refused(image: Pixels, tmp_path: Path, overlap_px: int) -> None:
+    assert_refused_for_overlaps(
+        write_bif(tmp_path / "slide.bif", image, jpeg_codec(), overlap_px=overlap_px), "ventana"
+    )
+
+
+def assert_refused_for_overlaps(path: Path, vendor: str) -> None:
     with pytest.raises(SlideError, match="overlap") as caught:
         open_slide(str(path))
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
-    for said in (str(path), "ventana", "convert"):
+    for said in (str(path), f"vendor: {vendor}", "convert"):
         assert said in caught.value.message
 
 

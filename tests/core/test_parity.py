@@ -297,27 +297,61 @@ def test_blocks_left_out_are_white_and_one_block_may_serve_twice(tmp_path: Path,
         np.testing.assert_array_equal(slide.downsampled(16), area_average(expected, 16))
 
 
+GREY = {"photometric": "minisblack", "planarconfig": "contig"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "fault"),
     [
-        ({"compression": "lerc"}, "LERC"),
-        ({"photometric": "miniswhite"}, "MINISWHITE"),
-        ({"photometric": "separated", "extrasamples": []}, "SEPARATED"),
-        ({"dtype": "uint16"}, "16 bit"),
-        ({"dtype": "float32"}, "32 bit"),
-        ({"compression": "jpegxl"}, "JPEGXL"),
+        ({"compression": "lerc"}, "its compression is LERC; NONE, JPEG,"),
+        ({"compression": "jpegxl"}, "its compression is JPEGXL; NONE, JPEG,"),
+        ({"compression": "lzma"}, "its compression is LZMA; NONE, JPEG,"),
+        ({"photometric": "miniswhite"}, "its photometric interpretation is MINISWHITE; RGB,"),
+        ({"photometric": "separated", "extrasamples": []}, "its photometric interpretation is SEPARATED; RGB,"),
+        ({"photometric": "cielab"}, "its photometric interpretation is CIELAB; RGB,"),
+        ({"photometric": "ycbcr", "compression": "zlib"}, "its photometric interpretation is YCBCR with ADOBE_DEFLATE"),
+        ({"dtype": "uint16"}, "it has 16 bits per sample; 8 are read"),
+        ({"dtype": "float32"}, "it has 32 bits per sample; 8 are read"),
+        ({"dtype": "int8"}, "its sample format is INT; unsigned integers are read"),
+        ({"samples": 6}, "it has 6 samples per pixel; 1 to 4 are read"),
+        (GREY | {"samples": 2}, "it has 2 channels, MINISBLACK samples"),
+        (GREY | {"samples": 3}, "it has 3 channels, MINISBLACK samples"),
+        (GREY | {"samples": 4, "compression": "zlib"}, "it has 4 channels, MINISBLACK samples"),
+        ({"compression": "zlib", "predictor": 3, "dtype": "uint8"}, "its predictor is FLOATINGPOINT; NONE and"),
     ],
     ids=str,
 )
-def test_what_is_not_read_is_named(tmp_path: Path, kind: dict[str, Any], said: str) -> None:
+def test_what_is_not_read_is_named(tmp_path: Path, kind: dict[str, Any], fault: str) -> None:
     options: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "metadata": None} | kind
-    samples = {"miniswhite": 1, "separated": 4}.get(options["photometric"], 3)
+    samples = options.pop("samples", {"miniswhite": 1, "separated": 4}.get(options["photometric"], 3))
     image = np.ones((128, 128, samples), options.pop("dtype", "uint8"))
     path = tmp_path / "slide.tif"
     about = "Aperio Image Library v1\r\n128x128 (64x64)|MPP = 0.5"
-    tifffile.imwrite(path, image[..., 0] if samples == 1 else image, description=about, **options)
+    predictor = options.pop("predictor", None)
+    stored = {"photometric": "rgb"} if options["photometric"] in ("cielab", "ycbcr") else {}
+    tifffile.imwrite(path, image[..., 0] if samples == 1 else image, description=about, **(options | stored))
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tags = tiff.pages.first.tags
+        if stored:
+            tags[262].overwrite(tifffile.PHOTOMETRIC[options["photometric"].upper()])
+    if predictor:
+        tifffile.imwrite(path, image, description=about, predictor=True, **options)
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            tiff.pages.first.tags[317].overwrite(predictor)
+    message = refusal(path)
+    for word in (str(path), "aperio", fault, "convert it"):
+        assert word in message
+
+
+def test_planes_in_the_depth_of_one_directory_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    volume = np.ones((16, 128, 128, 3), np.uint8)
+    tifffile.imwrite(path, volume, photometric="rgb", volumetric=True, tile=(16, 64, 64), metadata=None)
+    assert "it has 16 focal planes in one directory" in refusal(path)
+
+
+def refusal(path: Path) -> str:
     with pytest.raises(SlideError) as caught:
         open_slide(str(path))
     assert caught.value.code is ErrorCode.UNSUPPORTED_FORMAT
-    for word in (str(path), "aperio", said, "compression", "convert"):
-        assert word in caught.value.message
+    return caught.value.message

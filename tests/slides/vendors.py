@@ -237,20 +237,50 @@ def write_bif(path: Path, pixels: Pixels, codec: Codec, *, overlap_px: int = 0) 
     return path
 
 
-def write_ome(path: Path, series: Sequence[Pixels], *, levels: Sequence[int] = (2, 4), channels: int = 3) -> Path:
-    """An OME-TIFF of RGB series, each a pyramid of SubIFDs; or of series whose channels are pages, [channels, h, w]."""
-    is_rgb = channels == 3
+def write_trestle(path: Path, pixels: Pixels, *, overlaps: str | None) -> Path:
+    """A slide of Trestle's MedScan: two levels, whose description tells by how many pixels the tiles of each overlap."""
+    about = "Background Color=E6E6E6;White Balance=1.00;Objective Power=40;JPEG Quality=90"
+    about += "" if overlaps is None else f";OverlapsXY={overlaps}"
+    with tifffile.TiffWriter(path) as writer:
+        for downsample in (1, 2):
+            writer.write(
+                area_average(pixels, downsample),
+                tile=(256, 256),
+                photometric="rgb",
+                compression="zlib",
+                metadata=None,
+                software="MedScan",
+                description=about,
+                subfiletype=int(downsample > 1),
+            )
+    return path
+
+
+def write_ome(
+    path: Path,
+    series: Sequence[Pixels],
+    *,
+    levels: Sequence[int] = (2, 4),
+    axes: str = "YXS",
+    names: Sequence[str | None] = (),
+) -> Path:
+    """An OME-TIFF of series, [..., h, w, 3] or, without an S in `axes`, [..., h, w]; each plane a pyramid of SubIFDs."""
+    is_rgb = axes.endswith("S")
     with tifffile.TiffWriter(path, ome=True) as writer:
-        for pixels in series:
+        for number, pixels in enumerate(series):
             kind: dict[str, Any] = {
                 "photometric": "rgb" if is_rgb else "minisblack",
                 "compression": "zlib",
                 "tile": (128, 128),
             }
-            writer.write(pixels, subifds=len(levels), metadata={"axes": "YXS" if is_rgb else "CYX"}, **kind)
+            name = names[number] if number < len(names) else None
+            about = {"axes": axes} | ({"Name": name} if name else {})
+            writer.write(pixels, subifds=len(levels), metadata=about, **kind)
+            planes = pixels.reshape(-1, *pixels.shape[-3 if is_rgb else -2 :])
             for downsample in levels:
-                small = area_average(pixels, downsample) if is_rgb else pixels[:, ::downsample, ::downsample]
-                writer.write(small, subfiletype=1, **kind)
+                small = [area_average(plane if is_rgb else plane[..., None], downsample) for plane in planes]
+                shape = (*pixels.shape[: -3 if is_rgb else -2], *small[0].shape[: 3 if is_rgb else 2])
+                writer.write(np.stack(small).reshape(shape), subfiletype=1, **kind)
     return path
 
 

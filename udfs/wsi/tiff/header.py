@@ -14,15 +14,13 @@ from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
 from udfs.wsi.tiff.mpp import spacing_of
+from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, is_added
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
-_MAX_PAGES = 200
-
-_REDUCED, _MASK, _MACRO = 1, 4, 8  # bits of NewSubfileType; the last is Aperio's
+_MASK, _MACRO = 4, 8  # bits of NewSubfileType; the latter is Aperio's
 _NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
-# How descriptions of pictures that are no levels begin, or Aperio's second line.
-_NO_LEVEL = re.compile(r"^(label|macro|thumbnail|probability)", re.IGNORECASE | re.MULTILINE)
-_OVERLAP = re.compile(r"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")
+_OVERLAP = re.compile(r"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
+_OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's description: pixels along x and y, level by level
 
 # tifffile reports what it stumbles over; here it becomes a SlideError or is of no interest to users.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -49,7 +47,8 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
         width, height = int(base.imagewidth), int(base.imagelength)
         check_size(uri, width, height)
-        _check_grid(base)
+        _check_grid(texts, base)
+        warnings += check_pictures(tiff, base, pages)
         levels = _pyramid(base, pages, warnings)
         spacing = spacing_of(texts, base)
     except SlideError as error:
@@ -123,9 +122,7 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
         # Their directories count in what pads a level to whole tiles; tifffile cuts it away.
         return [level.keyframe for level in tiff.series[0].levels]
     pages: list[Any] = []
-    for index, page in enumerate(tiff.pages):
-        if index >= _MAX_PAGES:
-            break
+    for page in tiff.pages:
         full = page.aspage() if isinstance(page, tifffile.TiffFrame) else page
         pages.append(full)
         if full.pages is not None:
@@ -133,27 +130,28 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     images = [page for page in pages if page.imagewidth and page.imagelength]
     if not images:
         raise ValueError("no directory holds an image")
-    return [page for page in images if not _is_no_level(page)] or images
+    planes = {page.tags.valueof(_FOCAL_PLANE, default=0) for page in images if page.is_ndpi and not _is_of_glass(page)}
+    if len(planes) > 1:
+        warnings.append(f"it has {len(planes)} focal planes: the middle one is read")
+    added = directories_added(texts.xml.get("OME"))
+    return [page for page in images if not _is_no_level(page) and page.treeindex[0] not in added] or images
 
 
 def _is_no_level(page: Any) -> bool:
     """Whether a page says that it is a label, the whole glass slide, a mask or another focal plane."""
-    if page.is_ndpi and (page.tags.valueof(_LENS, default=1) <= 0 or page.tags.valueof(_FOCAL_PLANE, default=0)):
+    if page.is_ndpi and (_is_of_glass(page) or page.tags.valueof(_FOCAL_PLANE, default=0)):
         return True
-    return bool(page.subfiletype & (_MASK | _MACRO)) or _NO_LEVEL.search(text_of(page, DESCRIPTION)) is not None
+    return bool(page.subfiletype & (_MASK | _MACRO)) or is_added(text_of(page, DESCRIPTION))
+
+
+def _is_of_glass(page: Any) -> bool:
+    """Whether a page of Hamamatsu's is a macro image or a map."""
+    return bool(page.tags.valueof(_LENS, default=1) <= 0)
 
 
 def _pyramid(base: Any, pages: list[Any], warnings: list[str]) -> tuple[Level, ...]:
     """Level 0 and the pages that are smaller copies of it, told by structure; where it has SubIFDs, these alone."""
-    size = int(base.imagewidth), int(base.imagelength)
     levels = {1.0: level_of(base)}
-    planes = sum(page.samplesperpixel == 1 and page.shape == base.shape for page in pages)
-    if planes > 1:
-        raise SlideError(
-            ErrorCode.UNSUPPORTED_FORMAT,
-            f"{planes} directories of {size[0]} x {size[1]} px, one channel or focal plane each: only RGB and a single grey "
-            "image are read; convert it to RGB, for example with QuPath or Bio-Formats",
-        )
     for page in base.pages or pages:
         downsample = _reduction(base, page)
         if downsample is None:
@@ -175,7 +173,7 @@ def _reduction(base: Any, page: Any) -> float | None:
         return None
     # A thumbnail has the slide's shape too, but scanners store it in strips beside a tiled level 0. Hamamatsu stores all
     # in strips, and says what is no level.
-    is_marked = not base.is_tiled and downsample.is_integer() and page.subfiletype & _REDUCED
+    is_marked = not base.is_tiled and downsample.is_integer() and page.subfiletype & REDUCED
     return downsample if page.is_tiled or page.is_ndpi or is_marked else None
 
 
@@ -192,11 +190,13 @@ def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     return [tiff.pages[number].aspage() for number in area.directories]
 
 
-def _check_grid(base: Any) -> None:
+def _check_grid(texts: Texts, base: Any) -> None:
     """Refuse slides whose tiles are no grid: put side by side they would show pixels twice."""
-    if base.is_bif and _OVERLAP.search(text_of(base, XMP)):
+    if _OVERLAP.search(text_of(base, XMP)) or any(
+        _OVERLAPS.search(about) for about in (texts.about, text_of(base, DESCRIPTION))
+    ):
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,
-            "its tiles overlap, as Ventana's older scanners write them, and are no grid: convert it with a program that "
-            "stitches them, for example `vips tiffsave in.bif out.tif --tile --pyramid --compression jpeg --bigtiff`",
+            "its tiles overlap, as older scanners of Ventana and Trestle write them, and are no grid: convert it with a "
+            "program that stitches them, for example `vips tiffsave in.bif out.tif --tile --pyramid --compression jpeg`",
         )

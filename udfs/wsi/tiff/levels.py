@@ -16,6 +16,8 @@ _MAX_BLOCK_BYTES = 256 * 1024 * 1024  # decoded; a larger one can't be read in b
 _RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
 _UNCOMPRESSED = 1
 _RGB_PHOTOMETRICS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+_COMPRESSIONS = "NONE, JPEG, JPEG 2000, LZW, DEFLATE, PACKBITS, ZSTD and WEBP are read"
 _YCBCR_COMPRESSIONS = (JPEG, *JPEG2000)  # whose decoders give RGB
 # Aperio says RGB of all its JPEG 2000; what a block holds, the compression says, as OpenSlide reads it. Others use these
 # compressions, too, and mean the photometric tag (Bio-Formats: 33003 for RGB).
@@ -130,22 +132,57 @@ def _coding(page: Any) -> Coding:
 
 
 def _check_samples(page: Any) -> None:
-    what = (
-        f"{page.bitspersample} bit, {page.samplesperpixel} samples a pixel, {_name(page.photometric)}, "
-        f"{_name(page.compression)} compression"
+    """Refuse a page by the first of its properties that is not read."""
+    samples, bits = int(page.samplesperpixel), page.bitspersample
+    compression, photometric = _name(page.compression), _name(page.photometric)
+    is_jpeg = page.compression == JPEG
+    is_ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR
+    is_apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and samples > 1
+    extra = page.extrasamples or ()
+    # A second sample of grey that is not said to be alpha is a channel, as further ones are.
+    is_channels = page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and (
+        samples > 2 or (samples == 2 and not set(extra) & set(_ALPHA))
     )
-    remedy = "only 8-bit grey, RGB or RGBA are read; convert it, for example with QuPath or libvips"
-    is_colour = page.photometric in _RGB_PHOTOMETRICS or (
-        page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in _YCBCR_COMPRESSIONS
+    checks = (
+        (page.compression in SUPPORTED, f"its compression is {compression}", _COMPRESSIONS),
+        (bits == 8, f"it has {bits} bits per sample", "8 are read"),
+        (page.dtype == np.uint8, f"its sample format is {_name(page.sampleformat)}", "unsigned integers are read"),
+        (
+            page.photometric in _RGB_PHOTOMETRICS or is_ycbcr,
+            f"its photometric interpretation is {photometric}",
+            "RGB, YCBCR and MINISBLACK (grey) are read",
+        ),
+        (
+            not is_ycbcr or page.compression in _YCBCR_COMPRESSIONS,
+            f"its photometric interpretation is YCBCR with {compression} compression",
+            "YCBCR is read of JPEG and JPEG 2000",
+        ),
+        (
+            not (is_ycbcr and is_apart),
+            "its planar configuration is SEPARATE with YCBCR",
+            "YCBCR is read with the planar configuration CONTIG",
+        ),
+        (
+            not is_channels,
+            f"it has {samples} channels, {photometric} samples of one pixel",
+            "one channel or RGB is read",
+        ),
+        (1 <= samples <= 4, f"it has {samples} samples per pixel", "1 to 4 are read"),
+        (
+            samples >= 3 or page.photometric != tifffile.PHOTOMETRIC.RGB,
+            f"it has {samples} samples per pixel in RGB",
+            "3 and 4 are read of RGB",
+        ),
+        (not is_jpeg or samples in (1, 3), f"it has {samples} samples per pixel in JPEG", "1 and 3 are read of JPEG"),
+        (page.imagedepth == 1, f"it has {page.imagedepth} focal planes in one directory (ImageDepth)", "1 is read"),
+        (page.fillorder == 1, f"its fill order is {_name(page.fillorder)}", "MSB2LSB is read"),
+        (int(page.predictor) in (1, 2), f"its predictor is {_name(page.predictor)}", "NONE and HORIZONTAL are read"),
     )
-    samples = int(page.samplesperpixel)
-    ok = page.dtype == np.uint8 and page.bitspersample == 8 and samples in (1, 2, 3, 4) and is_colour
-    ok &= page.compression in SUPPORTED and page.fillorder == 1 and int(page.predictor) in (1, 2)
-    if page.compression == JPEG:
-        is_apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and samples > 1
-        ok &= samples in (1, 3) and not (is_apart and page.photometric == tifffile.PHOTOMETRIC.YCBCR)
-    if not ok:
-        raise SlideError(ErrorCode.UNSUPPORTED_FORMAT, f"{what}: {remedy}")
+    for is_read, fault, what in checks:
+        if not is_read:
+            raise SlideError(
+                ErrorCode.UNSUPPORTED_FORMAT, f"{fault}; {what}: convert it, for example with QuPath or libvips"
+            )
 
 
 def _name(code: Any) -> str:
