@@ -23,7 +23,7 @@ from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
 from jobs.runtime.sections import Section
 from jobs.runtime.withheld import described, without_secrets
-from udfs.telling import named, new_run_id, printable
+from udfs.telling import named, new_run_id, printable, some
 
 ROOT = Path(__file__).parents[1]
 _INTERRUPTED = 130
@@ -103,8 +103,11 @@ def _place(name: str, known: Sequence[str]) -> Place:
     file = f"conf/places/{name}.yaml"
     try:
         place = Place.model_validate(yaml.safe_load((ROOT / file).read_text()))
-    except (yaml.YAMLError, ValidationError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{file} is no place: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        wrong = some([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], separator="; ")
+        raise ConfigError(f"{file} is no place: {wrong}") from None
     asked = place.names()
     empty = sorted(name for name, value in place.yours.items() if name in asked and not value)
     if empty:

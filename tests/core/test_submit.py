@@ -289,6 +289,7 @@ def test_bad_arguments_are_one_line_and_status_2(say: Say, arguments: list[str],
     [
         ({"commands": []}, "at least 1 item"),
         ({"commands": ["true"], "your": {}}, "your"),
+        ({"commands": ["true"], "yours": {"name": [SECRET]}}, "yours.name: Input should be a valid string"),
         ({"commands": ["true $nmae"], "yours": {"name": "x"}}, "no $nmae: there are config, "),
         (
             {"commands": ["true $name $other"], "yours": {"name": None, "other": None}},
@@ -302,7 +303,7 @@ def test_a_place_that_can_not_be_used_is_one_line_and_status_2(
     (checkout / "conf/places/lab.yaml").write_text(yaml.safe_dump(place))
     status, out, err = say("--on", "lab", "--dry-run", "slides", "--config", "my.yaml")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "conf/places" in err and said in err
+    assert "conf/places" in err and said in err and SECRET not in err
 
 
 def test_without_what_make_dist_builds_or_with_what_is_older_than_the_code_nothing_runs(

@@ -208,10 +208,11 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
     in_shared_session(spark, monkeypatch)
 
     def fail(run: Run, arguments: argparse.Namespace) -> int:
+        (tmp_path / "taken").touch()  # no record of the run can be written, which is no reason to show more
         raise RuntimeError(f"the last of it, {' '.join(secrets.values())}; and {SECRET}")
 
     arguments = ["--config", str(config_file), *(f"{key}=https://me:{secrets[key]}@host/x" for key in settings)]
-    arguments.append("output.root=/dev/null")  # no record of it can be written, which is no reason to show more
+    arguments.append(f"output.root={tmp_path}/taken")
     assert cli.main("preprocess", "", fail, arguments) == 1
     said = capfd.readouterr().err
     assert "RuntimeError: the last of it, *** *** " in said and "stopped by RuntimeError" in said
