@@ -7,12 +7,14 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
+from types import FrameType
 from typing import Any
 from zipfile import ZipFile
 
@@ -21,12 +23,13 @@ from pydantic import Field, ValidationError
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
+from jobs.runtime.interrupt import NAMES, handle_stop_signals, say, stop_signals
 from jobs.runtime.sections import Section
 from jobs.runtime.withheld import described, without_secrets
 from udfs.telling import named, new_run_id, printable, some
 
 ROOT = Path(__file__).parents[1]
-_INTERRUPTED = 130
+_SIGNALLED = 128  # and the number of the signal, as shells have it
 
 
 class Place(Section):
@@ -198,11 +201,19 @@ def _run(lines: Sequence[Sequence[str]]) -> int:
 
 
 def _status_of(line: Sequence[str]) -> int:
-    """The exit status of a command. Ctrl-C goes to it, too, and it takes its time to end in order."""
-    came = False
-    with subprocess.Popen(line) as client:
-        while True:
-            try:
-                return client.wait() or (_INTERRUPTED if came else 0)
-            except KeyboardInterrupt:
-                came = True
+    """The exit status of a command, which takes its time to end in order: Ctrl-C reaches it in the terminal, what else ends
+    this process is passed on.
+    """
+    came: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        came.append(number)
+        if number != signal.SIGINT:
+            say(f"submit: stopped by {NAMES[signal.Signals(number)]}: {line[0]} gets it, too, and ends in order")
+            client.send_signal(number)
+
+    with stop_signals(), subprocess.Popen(line) as client:
+        handle_stop_signals(pass_on)
+        status = client.wait()
+    return _SIGNALLED - status if status < 0 else status or (_SIGNALLED + came[0] if came else 0)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pyspark.sql import SparkSession
 
+from jobs.runtime.cancelling import Cancelling
 from jobs.runtime.cli import DONE, FAILED, main_alone
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.session import is_local, start_session
@@ -52,9 +53,11 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
         task = _placed(task, arguments.resume or arguments.reproduce, spark)
         _say(_plan_text(task))
         try:
-            report = (
-                run_task(task) if spark is None else on_executors(spark, n_processes, task.card.device, run_task, task)
-            )
+            if spark is None:
+                report = run_task(task)
+            else:
+                with Cancelling(spark):
+                    report = on_executors(spark, n_processes, task.card.device, run_task, task)
         except RecordsError as error:
             raise ConfigError(str(error)) from None
         except BaseException:

@@ -5,15 +5,17 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pandas as pd
 import yaml
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
+from jobs.runtime.cancelling import Cancelling
 from jobs.runtime.cohort import read_cohort, secrets_in
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
-from jobs.runtime.interrupt import CtrlC
+from jobs.runtime.interrupt import Stopped, name_of, stop_signals
 from jobs.runtime.patient_csv import Image
 from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
@@ -87,15 +89,16 @@ def main(
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
         refuse_unusable_spark()
-        images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-        check(config)
-        refuse_unwritable(config, job)
-        return _run(job, config, images, work, arguments)
+        with stop_signals():
+            images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+            check(config)
+            refuse_unwritable(config, job)
+            return _run(job, config, images, work, arguments)
     except ConfigError as error:
         print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
         return BAD_CONFIG
-    except KeyboardInterrupt:  # Spark was still starting, or had ended already
-        print(f"slidelake {job}: stopped by Ctrl-C", file=sys.stderr)
+    except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
+        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
         return FAILED
 
 
@@ -122,14 +125,15 @@ def main_alone(
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
-        return work(config, arguments)
+        with stop_signals():
+            return work(config, arguments)
     except ConfigError as error:
         print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
         return BAD_CONFIG
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
             print(redact(traceback.format_exc(), secrets_in(config)), file=sys.stderr)
-        print(f"slidelake {job}: stopped by {type(error).__name__}", file=sys.stderr)
+        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
         return FAILED
 
 
@@ -142,34 +146,42 @@ def _run(
 ) -> int:
     run = Run(config, start_session(f"slidelake {job}"), job)
     read: dict[str, int] = {}
-    ctrl_c = CtrlC(run.spark)
+    cancelling = Cancelling(run.spark)
     try:
-        with ctrl_c, telling_who_is_awaited(run.spark):
+        with cancelling, telling_who_is_awaited(run.spark):
             run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
             run.tables.check_catalog()
             read = run.tables.versions()
             status = work(run, arguments)
-            if ctrl_c.came:  # in a call that was not Spark's to cancel
-                raise KeyboardInterrupt
+            if cancelling.stopped_by:  # in a call that was not Spark's to cancel
+                raise Stopped(cancelling.stopped_by)
             run.record("done", read)
         return status
     except ConfigError:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if not ctrl_c.came:
+        if not isinstance(error, KeyboardInterrupt):
             print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
-        name = "Ctrl-C" if ctrl_c.came else type(error).__name__
+        name = name_of(error)
         print(
             f"slidelake {job}: stopped by {name}; finished waves are in the tables, run the same command again to go on",
             file=sys.stderr,
         )
-        # Where Spark itself is gone, or never had an executor, there is nothing to write with.
-        with suppress(Exception, KeyboardInterrupt):
-            if is_local(run.spark) or executors_of(run.spark):
-                run.record(f"stopped by {name}", read)
+        _record_early_end(run, f"stopped by {name}", read)
         return FAILED
     finally:
         run.spark.stop()
+
+
+def _record_early_end(run: Run, status: str, read: dict[str, int]) -> None:
+    """Append the run to table runs, or say that this is not possible: Spark is gone, or never had an executor."""
+    with suppress(Exception):
+        if is_local(run.spark) or executors_of(run.spark):
+            # A thread has its own connection to the JVM: an interrupted call may have left its answer on this one's.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(run.record, status, read).result()
+            return
+    print(f"slidelake {run.job}: this run has no row in table runs", file=sys.stderr)
 
 
 def _parse(

@@ -1,74 +1,69 @@
-"""Ctrl-C: what Spark works on is cancelled, and the run ends in order, with its record."""
+"""The signals that ask a process to end: Ctrl-C, SIGTERM (YARN, Kubernetes) and SIGHUP (a terminal that closes)."""
 
 import signal
 import sys
 import threading
-from contextlib import suppress
-from types import FrameType, TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
-from py4j.protocol import Py4JError
-from pyspark.sql import SparkSession
-
-_AGAIN_S = 0.2
-_PATIENCE_S = 5.0  # with a JVM that answers no more
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+Handler = Callable[[int, FrameType | None], None]
 
 
-class CtrlC:
-    """While the block runs, Ctrl-C is this job's, not Spark's; `came` tells whether it came.
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end; its text is the signal's name."""
 
-    The JVM of spark-submit, which is in the terminal's process group, too, would end at once, and with it the record of the run.
-    And PySpark's own handler asks the JVM to cancel jobs on the connection on which the program may be in the middle of asking
-    something else. So here a thread with a connection of its own asks for that: a call that is on its way ends by itself, with an
-    error, as soon as its job is cancelled. Anywhere else KeyboardInterrupt is raised as well, and by a second Ctrl-C in any case.
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """While the block runs, the first of these signals raises `Stopped` in the main thread, and no other disturbs the end.
+
+    A signal that is ignored when the block begins stays ignored: nohup and a shell's background jobs want that.
     """
-
-    def __init__(self, session: SparkSession) -> None:
-        self.came = False
-        self._session = session
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._cancel, name="ctrl-c", daemon=True)
-        self._before: Any = None
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # others get no signals
-            jvm: Any = self._session._jvm
-            with suppress(Py4JError):  # where the JVM is not ours to tell: it ignores Ctrl-C as it is
-                jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal("INT"), jvm.sun.misc.SignalHandler.SIG_IGN)
-            self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """From here on Spark's jobs run again; a further Ctrl-C raises KeyboardInterrupt."""
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(_PATIENCE_S)
-        if self._before is not None:
-            signal.signal(signal.SIGINT, signal.default_int_handler if self.came else self._before)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del number
-        is_first, self.came = not self.came, True
-        if is_first:
-            self._thread.start()
-        if not (is_first and _asks_the_jvm(frame)):
-            raise KeyboardInterrupt
-
-    def _cancel(self) -> None:
-        """Cancel all jobs, over and over: the next may not have begun yet."""
-        print("\nslidelake: interrupted: Spark cancels what it works on ...", file=sys.stderr)
-        while True:
-            with suppress(Py4JError):
-                self._session.sparkContext.cancelAllJobs()
-            if self._ended.wait(_AGAIN_S):
-                return
+    before = {number: signal.getsignal(number) for number in NAMES}
+    handle_stop_signals(_raise)
+    try:
+        yield
+    finally:
+        if _is_main_thread():
+            for number, handler in before.items():
+                if signal.getsignal(number) is not already_ending:
+                    signal.signal(number, handler)
 
 
-def _asks_the_jvm(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("py4j."):
-            return True
-        frame = frame.f_back
-    return False
+def handle_stop_signals(handler: Handler) -> None:
+    """Let another handler have those of the signals that are not ignored; for use in a `stop_signals` block."""
+    if _is_main_thread():
+        for number in NAMES:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+def already_ending(number: int, frame: FrameType | None) -> None:
+    """Handle a signal that comes when the process is about to end: Ctrl-C gets a line, others may have been sent to all."""
+    del frame
+    if number == signal.SIGINT:
+        say(r"still ending: Spark's work is cancelled, and the run is recorded; Ctrl-\ ends it at once")
+
+
+def say(text: str) -> None:
+    """Print a line from a thread of its own: a handler may have come in the middle of another print."""
+    threading.Thread(target=print, args=(f"slidelake: {text}",), kwargs={"file": sys.stderr}).start()
+
+
+def name_of(error: BaseException) -> str:
+    """What stopped a run, for people: the signal, else the type of the error."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or NAMES[signal.SIGINT]
+    return type(error).__name__
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()  # others get no signals
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    del frame
+    handle_stop_signals(already_ending)
+    raise Stopped(NAMES[signal.Signals(number)])

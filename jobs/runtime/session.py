@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ def open_session(name: str) -> SparkSession:
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(master)
+    of_ctrl_c = signal.getsignal(signal.SIGINT)
     session: SparkSession = (
         builder.config("spark.sql.extensions", _DELTA_CLASS)
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
@@ -86,6 +89,8 @@ def open_session(name: str) -> SparkSession:
         .config("spark.sql.parser.escapedStringLiterals", "false")
         .getOrCreate()
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, of_ctrl_c)  # PySpark takes it for itself
     return session
 
 
