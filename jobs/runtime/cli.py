@@ -4,6 +4,7 @@ import argparse
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ from jobs.runtime.interrupt import CtrlC
 from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
+from jobs.runtime.stopped import why_stopped
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, summarise
 from udfs.wsi.store import redact
@@ -149,9 +151,12 @@ def _run(
     read: dict[str, int] = {}
     ctrl_c = CtrlC(run.spark)
     try:
-        with ctrl_c, telling_who_is_awaited(run.spark):
+        with ctrl_c, telling_who_is_awaited(run.spark), warnings.catch_warnings():
+            # The error that follows tells the same.
+            warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")
             run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
             run.tables.check_catalog()
+            run.tables.check_layout()
             read = run.tables.versions()
             status = work(run, arguments)
             if ctrl_c.came:  # in a call that was not Spark's to cancel
@@ -161,13 +166,12 @@ def _run(
     except ConfigError:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if not ctrl_c.came:
-            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
         name = "Ctrl-C" if ctrl_c.came else type(error).__name__
-        print(
-            f"slidelake {job}: stopped by {name}; finished waves are in the tables, run the same command again to go on",
-            file=sys.stderr,
-        )
+        why = None if ctrl_c.came else why_stopped(error, run.tables)
+        if not (ctrl_c.came or why):
+            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
+        go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
+        print(f"slidelake {job}: {why or go_on}", file=sys.stderr)
         # Where Spark itself is gone, or never had an executor, there is nothing to write with.
         with suppress(Exception, KeyboardInterrupt):
             if is_local(run.spark) or executors_of(run.spark):

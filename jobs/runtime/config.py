@@ -235,5 +235,6 @@ def _explain(item: Any) -> str:
         return f"{key} is required: add it to the configuration or give {key}=VALUE"
     if item["type"] == "model_type":
         return f"{key} is a section: write its settings below it, not a value ({type(item['input']).__name__})"
-    value = "" if "storage_options" in path else f" (it is {item['input']!r})"
+    given = public_uri(item["input"]) if isinstance(item["input"], str) else item["input"]
+    value = "" if "storage_options" in path else f" (it is {given!r})"
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{value}"
