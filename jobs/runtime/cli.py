@@ -4,6 +4,7 @@ import argparse
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,7 @@ from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.sections import ONE_JOBS
 from jobs.runtime.session import is_local, refuse_unusable_spark, start_session
+from jobs.runtime.stopped import why_stopped
 from jobs.runtime.streams import part_stderr_from_stdout
 from jobs.runtime.summary import failed_slides, slide_warnings, summarise
 from jobs.runtime.writable import refuse_unwritable
@@ -148,9 +150,12 @@ def _run(
     read: dict[str, int] = {}
     cancelling = Cancelling(run.spark)
     try:
-        with cancelling, telling_who_is_awaited(run.spark):
+        with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
+            # The error that follows tells the same.
+            warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")
             run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
             run.tables.check_catalog()
+            run.tables.check_layout()
             read = run.tables.versions()
             status = work(run, arguments)
             if cancelling.stopped_by:  # in a call that was not Spark's to cancel
@@ -160,13 +165,13 @@ def _run(
     except ConfigError:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if not isinstance(error, KeyboardInterrupt):
-            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
         name = name_of(error)
-        print(
-            f"slidelake {job}: stopped by {name}; finished waves are in the tables, run the same command again to go on",
-            file=sys.stderr,
-        )
+        is_stop = isinstance(error, KeyboardInterrupt)
+        why = None if is_stop else why_stopped(error, run.tables)
+        if not (is_stop or why):
+            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
+        go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
+        print(printable(f"slidelake {job}: {why or go_on}"), file=sys.stderr)
         _record_early_end(run, f"stopped by {name}", read)
         return FAILED
     finally:

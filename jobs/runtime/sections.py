@@ -1,5 +1,6 @@
 """The sections of the settings: what can be set, its type, its default, its meaning, and what does not go together."""
 
+import os
 import unicodedata
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
-from udfs.wsi.store import StoreOptions
+from udfs.wsi.store import StoreOptions, why_not_for_tables
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,18 @@ class Slides(Section):
         return StoreOptions(options, info.data.get("root"))
 
 
+def _place_of_tables(root: str) -> str:
+    if not root.strip():
+        raise ValueError("names no folder: give a path or a URI")
+    if why := why_not_for_tables(root):
+        raise ValueError(f"{why}: name the folder otherwise")
+    return root if "://" in root else os.path.expanduser(root)  # noqa: PTH111 - Path's own refuses a folder ~x
+
+
 class Output(Section):
     """Where the tables go."""
 
-    root: Annotated[str, Location(written="folder")] = Field(
+    root: Annotated[str, Location(written="folder"), AfterValidator(_place_of_tables)] = Field(
         description="folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ..."
     )
     schema_name: str | None = Field(  # BaseModel has a `schema` of its own

@@ -1,5 +1,7 @@
 """What a run says at its end, for a person to read."""
 
+import json
+
 import pandas as pd
 
 from jobs.runtime.run import Run
@@ -109,7 +111,9 @@ def _next_steps(run: Run) -> list[str]:
     root = public_uri(run.config.output.root)
     after = {"slides": "the features job encodes the tiles", "features": "the patients job makes a row a patient"}
     table = "predictions" if run.job == "predict" else "patients"
-    done = f'polars.read_delta("{root}/{table}"), or notebooks/tables.ipynb for a tour'
+    place = json.dumps(f"{root}/{table}", ensure_ascii=False)  # as Python writes it
+    # Without pyarrow, polars looks for a b/ in a%20b/.
+    done = f"polars.read_delta({place}, use_pyarrow=True), or notebooks/tables.ipynb for a tour"
     steps = [f"  next      {after.get(run.job, done)}"]
     if run.counts["slides_failed"]:
         steps.append(

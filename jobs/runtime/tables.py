@@ -11,6 +11,7 @@ from pyspark.sql.types import StructField, StructType
 
 from jobs.runtime.catalog import literal, quoted, refuse_unusable, register
 from jobs.runtime.delta_table import DeltaTable
+from jobs.runtime.layout import refuse_others, refuse_unwritable_name
 from udfs import schemas
 from udfs.wsi.store import absolute_uri, public_uri
 
@@ -92,6 +93,12 @@ class Tables:
         """Raise ConfigError where the tables can't be in the catalog's schema."""
         if self.schema:
             refuse_unusable(self.spark, self.schema, {name: self.path(name) for name in SCHEMAS})
+
+    def check_layout(self) -> None:
+        """Raise ConfigError if anything but a table lies in its place, DamagedTableError if its log can't be read."""
+        refuse_unwritable_name(self.spark, absolute_uri(self.root))
+        for name, schema in SCHEMAS.items():
+            refuse_others(self.spark, name, self.path(name), spark_schema(schema))
 
     def create(self, name: str) -> None:
         """Make the table where it is not there yet; one of an older version gets the columns and properties that it lacks.

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jobs.training.errors import FeedError, NoTableError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.staging import staged
-from udfs.wsi.store import File, StorageOptions, options_for, public_uri, redact, secrets_of
+from udfs.wsi.store import File, StorageOptions, options_for, public_uri, redact, secrets_of, why_not_for_tables
 from udfs.wsi.store.stream import open_stream
 
 _AT_ONCE = 8  # small files of the log
@@ -53,6 +53,8 @@ class TableStore:
         except Exception as error:
             raise self._translated(error, self.uri) from None
         self.is_local = isinstance(self._fs, LocalFileSystem)
+        if self.is_local and (why := why_not_for_tables(uri)):
+            raise FeedError(f"{self.uri}: {why}: name the folder otherwise")
 
     def file(self, name: str, n_bytes: int) -> DataFile:
         """A file by the name that the log has for it."""

@@ -9,6 +9,7 @@ from udfs.wsi.store.uris import (
     public_uri,
     redact,
     secrets_of,
+    why_not_for_tables,
 )
 from udfs.wsi.store.write import write_bytes
 
@@ -25,5 +26,6 @@ __all__ = [
     "read_bytes",
     "redact",
     "secrets_of",
+    "why_not_for_tables",
     "write_bytes",
 ]

@@ -39,9 +39,29 @@ def store_of(uri: str) -> str:
     return str(known_implementations.get(protocol, {}).get("class", protocol))
 
 
+def why_not_for_tables(uri: str) -> str | None:
+    """Why Delta tables can't lie at a path or URI; None if they can.
+
+    Spark takes a path as it is, but for backticks. deltalake and polars take ``%41`` for ``A`` and a backslash for a slash.
+    """
+    odd = re.findall(r"%[0-9A-Fa-f]{2}|[\\`]", uri) or [letter for letter in uri if not letter.isprintable()]
+    if odd:
+        return f"{odd[0]!r} in a path is something else to some who read or write Delta tables"
+    if "://" in uri and (end := re.search(r"[?#]", uri)):
+        return f"the path of a URI ends at {end[0]!r}"
+    if "://" in uri and ".." in uri.split("/"):
+        return "'..' in a URI is no folder"
+    if scheme := re.match(r"\w+:/(?!/)", uri):
+        return f"{scheme[0]!r} begins neither a path nor a URI"
+    return None
+
+
 def absolute_uri(uri: str) -> str:
-    """A plain path made absolute, for processes that run elsewhere; a URI as it is."""
-    return uri if "://" in uri else str(Path(uri).absolute())
+    """A plain path made absolute and without ``..``, for processes that run elsewhere; a URI as it is."""
+    if "://" in uri:
+        return uri
+    path = Path(uri)
+    return str(path.resolve() if ".." in path.parts else path.absolute())
 
 
 def public_uri(uri: str) -> str:
