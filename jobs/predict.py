@@ -2,8 +2,9 @@
 
 Slides, features and patients are brought up to date as the main job does it, in the same tables; a model that learned from
 features made otherwise is refused. Patients without a bag get the shares of the classes that the model was trained on (its
-prior) and the flag from_prior: no patient is left out. Of others the model may not see every slide: n_images_failed counts
-those that failed, n_images_without_tiles those that have no tile.
+prior), the flag from_prior and no predicted class: no patient is left out. Of others the model may not see every slide:
+n_images_failed counts those that failed, n_images_without_tiles those that have no tile. Patients and slides that the model
+learned from are named.
 Run again, only what changed is predicted again.
 """
 
@@ -42,6 +43,7 @@ from jobs.training.model.predictions import (
     prior_prediction,
     submission_csv,
 )
+from jobs.training.seen import Seen, seen_by_model
 from udfs.slides import WITHOUT_TILES
 from udfs.telling import named, some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
@@ -77,10 +79,12 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         _predict_and_write(run, model, card, {name: wanted[name] for name in todo}, have.keys())
         probabilities, from_prior = _probabilities(run, cohort, card)
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
-        write_bytes(csv, submission_csv(probabilities, card.classes), config.slides.storage_options)
+        write_bytes(csv, submission_csv(probabilities, card.classes, from_prior), config.slides.storage_options)
+        uris = {image.image_id: image.uri for image in read_cohort(config)}
+        seen = seen_by_model(card, config.output.root, uris, config.slides.storage_options)
     run.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
     with_bag = {name: basis for name, basis in wanted.items() if basis.n_tiles}
-    return conclude(run, survey, _lines(card, cohort, todo, from_prior, with_bag, csv))
+    return conclude(run, survey, _lines(card, cohort, todo, from_prior, with_bag, seen, csv))
 
 
 def _card(config: Config) -> ModelCard:
@@ -247,6 +251,7 @@ def _lines(
     todo: Sequence[str],
     from_prior: Sequence[str],
     with_bag: Mapping[str, Basis],
+    seen: Seen,
     csv: str,
 ) -> list[str]:
     prior = ", ".join(f"{named(name)} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
@@ -257,7 +262,7 @@ def _lines(
         partly = [f"{name} ({n})" for name, basis in with_bag.items() if (n := getattr(basis, count))]
         if partly:
             lines.append(f"            without so many slides that {why}: {some(partly, 10)}")
-    return [*lines, f"  csv       {public_uri(csv)}"]
+    return [*lines, *seen.lines(), f"  csv       {public_uri(csv)}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

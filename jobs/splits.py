@@ -3,14 +3,15 @@
 Patients are dealt to train, validation and test by their number of images, within centre and label, all images of a patient
 together; the order of the CSV's rows says nothing, splits.seed does. A patient who has a split keeps it: run it again when
 patients come, and only they are dealt. One slide under two names in two splits is refused. Small centres: the shares hold
-over the cohort, and in each centre and label as far as whole patients allow; no split is promised a patient of each.
+over the cohort, and in each centre and label as far as whole patients allow; no split is promised a patient of each. Splits
+that training would refuse, since one lacks a class, are reported; splits.redo deals anew by other settings.
 """
 
 import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.runtime.cli import DONE
@@ -21,13 +22,13 @@ from jobs.runtime.patient_csv import Image, parse_cohort, rows_as_written
 from jobs.runtime.run import Run
 from jobs.runtime.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
-from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits
+from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits, missing_classes
 from udfs import schemas
 from udfs.telling import named
 from udfs.wsi.store import public_uri, read_bytes, write_bytes
 
 _PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with
-_MAY_CHANGE = ("fold", "center_id", "label", "n_images", "params_hash", "run_id")
+_MAY_CHANGE = ("split", "fold", "center_id", "label", "n_images", "seed", "params_hash", "run_id")
 Row = dict[str, Any]  # of table splits
 
 
@@ -39,17 +40,20 @@ def split(run: Run, arguments: argparse.Namespace) -> int:
     there = run.tables.versions()
     with run.stage("splits"):
         have = _rows_now(run) if "splits" in there else {}
-        _refuse_other_settings(run, have)
-        rows = _deal(run, images, have)
+        anew = _is_dealt_anew(run, have)
+        rows = _deal(run, images, have, {} if anew else have)
         compared = _gate(run, images, rows, slides_there="slides" in there)
-        _write(run, rows, have)
+        _write(run, rows, have, anew=anew)
     with run.stage("patients"):
         shown = _show_in_patients(run, rows) if "patients" in there else None
     with run.stage("csv"):
         files = _write_csvs(run, data, rows)
-    run.counts.update(patients=len(rows), patients_dealt=len(rows.keys() - have.keys()))
+    moved = sum(have[name]["split"] != row["split"] for name, row in rows.items() if name in have)
+    run.counts.update(
+        patients=len(rows), patients_dealt=len(rows if anew else rows.keys() - have.keys()), patients_moved=moved
+    )
     run.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
-    print(_report(run, rows, len(have), compared, shown, files))
+    print(_report(run, rows, compared, shown, files))
     return DONE
 
 
@@ -64,26 +68,32 @@ def _settings(run: Run) -> Row:
     return {name: settings[name] for name in (*SPLITS, "stratify", "seed")}
 
 
-def _refuse_other_settings(run: Run, have: Mapping[str, Row]) -> None:
-    if not have:
-        return
-    was = json.loads(run.tables.property("splits", _PROPERTY) or "{}")
+def _is_dealt_anew(run: Run, have: Mapping[str, Row]) -> bool:
+    """Whether other settings dealt the patients who have a split, and splits.redo says to deal them anew.
+
+    Raises:
+        ConfigError: other settings dealt them, and splits.redo is false.
+    """
+    was = json.loads(run.tables.property("splits", _PROPERTY) or "{}") if have else {}
     differ = [
         f"splits.{name} is {now}, it was {was[name]}"
         for name, now in _settings(run).items()
         if was.get(name, now) != now
     ]
-    if differ:
-        where = public_uri(run.tables.path("splits"))
+    if differ and not run.config.splits.redo:
         raise ConfigError(
-            f"{'; '.join(differ)} when the {len(have)} patients of {where} were dealt, and a patient keeps its split, so that "
-            "none of test is ever trained on: set it back; or, to deal anew, delete that folder or take another output.root, and "
-            "never test a model of before on the new test split"
+            f"{'; '.join(differ)} when the {len(have)} patients of {public_uri(run.tables.path('splits'))} were dealt, and a "
+            "patient keeps its split, so that none of test is ever trained on: set it back; or set splits.redo=true to deal all "
+            "patients anew, and never test a model of before on the new test split"
         )
+    return bool(differ)
 
 
-def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row]) -> dict[str, Row]:
-    """The rows that table splits should have, those of patients that the CSV has no more among them, by patient_id."""
+def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows that table splits should have, those of patients that the CSV has no more among them, by patient_id.
+
+    `have`: rows now; `kept`: those of patients who keep their split.
+    """
     settings = run.config.splits
     known = {row["patient_id"]: Patient(*(row[name] for name in _OF_PATIENT)) for row in have.values()}
     n_images = Counter(image.patient_id for image in images)
@@ -91,14 +101,14 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row]) -> dict[st
     patients = list((known | today).values())
     how: dict[str, Any] = {"stratify": settings.stratify, "seed": settings.seed}
     fractions = {name: getattr(settings, name) for name in SPLITS}
-    split_of = assign_splits(patients, fractions, {name: row["split"] for name, row in have.items()}, **how)
+    split_of = assign_splits(patients, fractions, {name: row["split"] for name, row in kept.items()}, **how)
     params_hash = settings_hash(VERSION, _settings(run), settings.folds)
     fold_of: dict[str, int] = {}
     if settings.folds:
         # Folds may be dealt anew: the test split stays out of all of them. They stay under the same settings.
         fixed = {
             name: row["fold"]
-            for name, row in have.items()
+            for name, row in kept.items()
             if row["params_hash"] == params_hash and row["fold"] is not None
         }
         learned_from = [patient for patient in patients if split_of[patient.patient_id] != "test"]
@@ -109,8 +119,8 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row]) -> dict[st
         row = {field: getattr(patient, field) for field in _OF_PATIENT}
         row |= {"split": split_of[name], "fold": fold_of.get(name), "seed": settings.seed}
         was = have.get(name, {})
-        kept = was and was["fold"] is None and row["fold"] is None  # a fold is of the settings of today
-        row["params_hash"] = was["params_hash"] if kept else params_hash
+        stays = name in kept and was["fold"] is None and row["fold"] is None  # a fold is of the settings of today
+        row["params_hash"] = was["params_hash"] if stays else params_hash
         same = all(was.get(field) == value for field, value in row.items()) and was
         rows[name] = row | {"run_id": was["run_id"] if same else run.run_id}
     return rows
@@ -142,13 +152,15 @@ def _pairs(rows: Mapping[str, Row], part: str) -> list[tuple[str, str]]:
     return [(name, str(row["split"] if row[part] is None else row[part])) for name, row in rows.items()]
 
 
-def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row]) -> None:
-    """New rows in one commit, changed ones in another; none where there are none."""
+def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: bool) -> None:
+    """New rows in one commit, changed ones in another; none where there are none.
+
+    The settings are noted before the first rows; of those dealt anew after them, so that a run that is killed deals again.
+    """
     for name in ("splits", "runs"):
         run.tables.create(name)
-    told = json.dumps(_settings(run))
-    if run.tables.property("splits", _PROPERTY) != told:
-        run.tables.set_property("splits", _PROPERTY, told)
+    if not anew:
+        _note_settings(run)
     schema = spark_schema(schemas.SPLITS)
     new = [tuple(row[name] for name in schema.names) for name, row in rows.items() if name not in have]
     changed = [
@@ -158,6 +170,14 @@ def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row]) -> None:
         run.tables.upsert("splits", run.spark.createDataFrame(changed, schema), "patient_id", _MAY_CHANGE)
     if new:
         run.tables.append("splits", run.spark.createDataFrame(new, schema).coalesce(1))
+    if anew:
+        _note_settings(run)
+
+
+def _note_settings(run: Run) -> None:
+    told = json.dumps(_settings(run))
+    if run.tables.property("splits", _PROPERTY) != told:
+        run.tables.set_property("splits", _PROPERTY, told)
 
 
 def _show_in_patients(run: Run, rows: Mapping[str, Row]) -> int:
@@ -202,13 +222,24 @@ def _bring_up_to_date(uri: str, data: bytes, run: Run) -> None:
 
 
 def _report(
-    run: Run, rows: Mapping[str, Row], known: int, compared: Compared | None, shown: int | None, files: Sequence[str]
+    run: Run, rows: Mapping[str, Row], compared: Compared | None, shown: int | None, files: Sequence[str]
 ) -> str:
     lines = ["", f"slidelake splits, run {run.run_id}", *counts_table(rows.values())]
     wanted = " / ".join(f"{getattr(run.config.splits, name):.1%}" for name in SPLITS)
+    dealt, moved = run.counts["patients_dealt"], run.counts["patients_moved"]
     lines.append(
-        f"  asked for {wanted}, seed {run.config.splits.seed}; {len(rows) - known} patients dealt, {known} kept their split"
+        f"  asked for {wanted}, seed {run.config.splits.seed}; {dealt} patients dealt, {len(rows) - dealt} kept their split"
     )
+    if moved:
+        lines.append(
+            f"  redo      {moved} patients came to another split: train all models again, those of before may have learned from "
+            "patients of the new test split"
+        )
+    if lacking := _lacking(run, rows.values()):
+        lines.append(
+            f"  WARNING   train refuses these splits: {'; '.join(lacking)}: add patients, or deal anew with splits.redo=true and "
+            "another splits.seed or other shares"
+        )
     if compared is None:
         lines.append("  leakage   table slides is not there: no file was compared; run the slides job, then this again")
     else:
@@ -225,6 +256,20 @@ def _report(
     lines += [f"  seconds   {seconds}", f"  tables    {public_uri(run.config.output.root)}/"]
     lines.append(f"  csv       {', '.join(public_uri(uri) for uri in files)}")
     return "\n".join(lines)
+
+
+def _lacking(run: Run, rows: Collection[Row]) -> list[str]:
+    """What training will refuse, by split and by fold, and splits that are empty though a share was asked for."""
+    lacking = missing_classes({name: [row["label"] for row in rows if row["split"] == name] for name in SPLITS})
+    there = {row["split"] for row in rows if row["label"] is not None}
+    wanted = [name for name in SPLITS[1:] if getattr(run.config.splits, name) > 0]
+    lacking += [f"split {name} has 0 labelled patients" for name in wanted if there and name not in there]
+    for fold in range(run.config.splits.folds or 0):
+        of_fold = [row for row in rows if row["fold"] is not None]
+        held_out = [row["label"] for row in of_fold if row["fold"] == fold]
+        others = [row["label"] for row in of_fold if row["fold"] != fold]
+        lacking += [f"fold {fold}: {text}" for text in missing_classes({"train": others, "validation": held_out})]
+    return lacking
 
 
 def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -174,7 +174,7 @@ PREDICTIONS = pa.schema(
         _PATIENT,
         _column("model_id", _STRING, "the model, by the run that trained it", required=True),
         _column("probabilities", pa.map_(_STRING, _DOUBLE), "probability by class; they sum to 1"),
-        _column("predicted_class", _STRING, "the most probable class"),
+        _column("predicted_class", _STRING, "the most probable class; null where from_prior"),
         _column(
             "from_prior",
             pa.bool_(),

@@ -222,6 +222,11 @@ class Splits(Section):
     folds: int | None = Field(
         None, ge=2, le=100, description="deal train and validation to so many folds too; null: no folds"
     )
+    redo: bool = Field(
+        False,
+        description="where other settings dealt the patients, deal all of them anew; false: refuse that, for a patient keeps "
+        "its split",
+    )
     csv: Folder = Field(None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv")
 
     @field_validator("stratify", mode="before")

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.training.errors import NoTableError
 from jobs.training.model.files import SplitCard
-from jobs.training.splitting import SPLITS
+from jobs.training.splitting import SPLITS, missing_classes
 from jobs.training.tables.columns import read_columns
 from jobs.training.tables.pinned import pin_table
 from udfs.labels import is_no_value, twins
@@ -157,14 +157,12 @@ def _check_labels(found: TrainingSet, where: str) -> None:
             f"split train of {where} has {len(found.splits['train'])} labelled patients of {len(found.classes)} classes: "
             "two classes at least are needed; give the CSV its column label, and run the splits job"
         )
-    for name in SPLITS[1:]:
-        unknown = sorted({member.label for member in found.splits[name]} - set(found.classes))
-        if unknown:
-            of = some([named(label) for label in unknown])
-            raise CohortError(
-                f"split {name} of {where} has patients of {of}, and split train has none: take those labels "
-                "out of the CSV, or run the splits job stratified by label"
-            )
+    lacking = missing_classes({name: [member.label for member in found.splits[name]] for name in SPLITS})
+    if lacking:
+        raise CohortError(
+            f"{where} can't be learned from: {'; '.join(lacking)}: deal anew with splits.redo=true and another splits.seed or "
+            "other shares, or take classes of too few patients out of the CSV"
+        )
 
 
 def _by_fold(

@@ -1,5 +1,7 @@
 """The gate before splits are written and before a model is trained: no patient in two splits, no slide under two names.
 
+The same comparison tells slides to be predicted that the model learned from (`jobs.training.seen`).
+
 Two images are the same slide where they have the same URI, or the same size and either the same etag or the same content.
 A store's etag says so by itself when two are equal; when they differ it says nothing (uploads in other parts, Azure), and
 times of modification say nothing either way. So where sizes are equal across splits to the byte, and no etag decides, the
@@ -10,7 +12,7 @@ different sizes are never the same here: a slide that was compressed anew, or sa
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -75,17 +77,31 @@ def refuse_leaks(
         )
     split_of = {patient: next(iter(of)) for patient, of in splits.items()}
     files = sorted((slide for slide in slides if slide.patient_id in split_of), key=lambda slide: slide.image_id)
-    content = _Content(storage_options)
-    leaks = [
-        f"{' is '.join(f'{file.image_id} (patient {file.patient_id}, {split_of[file.patient_id]})' for file in same)} by {how}"
-        for same, how in _same_files(files, split_of, content)
-    ]
+    leaks, compared = shared_slides([(file, split_of[file.patient_id]) for file in files], storage_options)
     if leaks:
         raise LeakageError(
             f"{len(leaks)} slides are in two splits under two names: {some(leaks, separator='; ')}: take one of each "
             "out of the CSV and tables splits and patients, or give both rows one patient_id, and split again"
         )
-    return Compared(len(files), content.opened, content.unreadable)
+    return compared
+
+
+def shared_slides(
+    slides: Sequence[tuple[SlideFile, str]], storage_options: StorageOptions | None = None
+) -> tuple[list[str], Compared]:
+    """Return a text for each file that images of several parts are, and what was looked at.
+
+    Args:
+        slides: each with the part that it is in, such as a split.
+        storage_options: for fsspec.
+    """
+    placed = [_Placed(file, part) for file, part in slides]
+    content = _Content(storage_options)
+    shared = [
+        f"{' is '.join(f'{each.file.image_id} (patient {each.file.patient_id}, {each.part})' for each in same)} by {how}"
+        for same, how in _same_files(placed, content)
+    ]
+    return shared, Compared(len(placed), content.opened, content.unreadable)
 
 
 def slide_files(table_uri: str, storage_options: StorageOptions | None = None) -> list[SlideFile]:
@@ -98,40 +114,46 @@ def slide_files(table_uri: str, storage_options: StorageOptions | None = None) -
     return [SlideFile(**row) for row in rows.to_pylist() if row["size_bytes"] and row["uri"]]
 
 
-def _same_files(
-    files: Sequence[SlideFile], split_of: Mapping[str, str], content: "_Content"
-) -> Iterator[tuple[list[SlideFile], str]]:
-    """Groups of images of several splits that are one file, and by what that is known; each image in one group at most."""
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """An image in its part; two are one only if they are the same object, for tables may share names."""
 
-    def groups(of: Iterable[SlideFile], key: Callable[[SlideFile], Hashable | None]) -> list[list[SlideFile]]:
-        found: dict[Hashable, list[SlideFile]] = defaultdict(list)
-        for file in of:
-            if (value := key(file)) is not None:
-                found[value].append(file)
-        return [group for group in found.values() if len({split_of[file.patient_id] for file in group}) > 1]
+    file: SlideFile
+    part: str
 
-    told: set[str] = set()
 
-    def new(group: list[SlideFile]) -> bool:
-        unknown = not told.issuperset(file.image_id for file in group)
-        told.update(file.image_id for file in group)
+def _same_files(files: Sequence[_Placed], content: "_Content") -> Iterator[tuple[list[_Placed], str]]:
+    """Groups of images of several parts that are one file, and by what that is known; each image in one group at most."""
+
+    def groups(of: Iterable[_Placed], key: Callable[[_Placed], Hashable | None]) -> list[list[_Placed]]:
+        found: dict[Hashable, list[_Placed]] = defaultdict(list)
+        for each in of:
+            if (value := key(each)) is not None:
+                found[value].append(each)
+        return [group for group in found.values() if len({each.part for each in group}) > 1]
+
+    told: set[_Placed] = set()
+
+    def new(group: list[_Placed]) -> bool:
+        unknown = not told.issuperset(group)
+        told.update(group)
         return unknown
 
     # Size and version beside it: of URIs that differ in their query alone, the table has one and the same.
-    for group in groups(files, lambda file: (file.uri, file.size_bytes, file.file_version)):
+    for group in groups(files, lambda each: (each.file.uri, each.file.size_bytes, each.file.file_version)):
         if new(group):
-            yield group, f"its URI {public_uri(group[0].uri)}"
-    for of_size in groups(files, lambda file: file.size_bytes):
-        for group in groups(of_size, lambda file: file.file_version if _is_etag(file.file_version) else None):
+            yield group, f"its URI {public_uri(group[0].file.uri)}"
+    for of_size in groups(files, lambda each: each.file.size_bytes):
+        for group in groups(of_size, lambda each: each.file.file_version if _is_etag(each.file.file_version) else None):
             if new(group):
-                yield group, f"size and etag {group[0].file_version}"
-        left = [file for file in of_size if file.image_id not in told]
-        if len({split_of[file.patient_id] for file in left}) < 2:
+                yield group, f"size and etag {group[0].file.file_version}"
+        left = [each for each in of_size if each not in told]
+        if len({each.part for each in left}) < 2:
             continue
         for alike in groups(left, content.sampled(left)):
             for group in groups(alike, content.whole(alike)):
                 if new(group):
-                    yield group, f"content ({group[0].size_bytes:,} bytes)"
+                    yield group, f"content ({group[0].file.size_bytes:,} bytes)"
 
 
 def _is_etag(version: str) -> bool:
@@ -153,22 +175,21 @@ class _Content:
         self.opened = self.unreadable = 0
         self._options = storage_options
 
-    def sampled(self, files: Sequence[SlideFile]) -> Callable[[SlideFile], bytes | None]:
+    def sampled(self, files: Sequence[_Placed]) -> Callable[[_Placed], bytes | None]:
         """The hash of some blocks of each of these files."""
         hashes = self._hashes(files, whole=False)
         self.opened += len(hashes)
         self.unreadable += len(files) - len(hashes)
-        return lambda file: hashes.get(file.image_id)
+        return hashes.get
 
-    def whole(self, files: Sequence[SlideFile]) -> Callable[[SlideFile], bytes | None]:
+    def whole(self, files: Sequence[_Placed]) -> Callable[[_Placed], bytes | None]:
         """The hash of all bytes of each of these files."""
-        hashes = self._hashes(files, whole=True)
-        return lambda file: hashes.get(file.image_id)
+        return self._hashes(files, whole=True).get
 
-    def _hashes(self, files: Sequence[SlideFile], *, whole: bool) -> dict[str, bytes]:
+    def _hashes(self, files: Sequence[_Placed], *, whole: bool) -> dict[_Placed, bytes]:
         with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda file: self._hash(file, whole=whole), files)
-            return {file.image_id: value for file, value in zip(files, found, strict=True) if value is not None}
+            found = pool.map(lambda each: self._hash(each.file, whole=whole), files)
+            return {each: value for each, value in zip(files, found, strict=True) if value is not None}
 
     def _hash(self, file: SlideFile, *, whole: bool) -> bytes | None:
         digest = hashlib.sha256()

@@ -14,7 +14,7 @@ changes with the seed. No split is promised a patient of every centre.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -71,6 +71,26 @@ def assign_folds(
 ) -> dict[str, int]:
     """The fold, 0 to folds - 1, of each patient of train and validation; as `assign_splits`, with equal shares."""
     return _deal(patients, dict.fromkeys(range(folds), 1 / folds), assigned, stratify, f"folds {seed}")
+
+
+def missing_classes(labels: Mapping[str, Iterable[str | None]]) -> list[str]:
+    """Return a text for each split that nothing can be learned from, or told by, since it lacks a class; none if all is well.
+
+    Splits without a labelled patient pass, but for train.
+
+    Args:
+        labels: of the patients of each split; None for a patient without one.
+    """
+    counts = {name: Counter(label for label in of_split if label is not None) for name, of_split in labels.items()}
+    classes = sorted(set().union(*counts.values()))
+    if len(classes) < 2:
+        n = sum(found.total() for found in counts.values())
+        return [f"{n} labelled patients have {len(classes)} classes, and two at least are needed"]
+    return [
+        f"split {name} has {found.total()} labelled patients, 0 of {', '.join(missing)}"
+        for name, found in counts.items()
+        if (found or name == "train") and (missing := [label for label in classes if not found[label]])
+    ]
 
 
 def _deal(

@@ -93,9 +93,12 @@ def slides(finished: Finished, tmp_path: Path) -> Path:
 
 
 def submitted(path: Path) -> dict[str, list[float]]:
+    """Of these patients, 005 alone has no bag."""
     header, *rows = list(csv.reader(path.read_text().splitlines()))
-    assert header == ["patient_id", "CE", "LAA"] and [row[0] for row in rows] == sorted(row[0] for row in rows)
-    return {row[0]: [float(cell) for cell in row[1:]] for row in rows}
+    assert header == ["patient_id", "CE", "LAA", "from_prior"]
+    assert {row[0] for row in rows if row[3] == "true"} == {"005"} and {row[3] for row in rows} == {"true", "false"}
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    return {row[0]: [float(cell) for cell in row[1:3]] for row in rows}
 
 
 def test_every_patient_of_a_csv_without_labels_gets_probabilities(
@@ -109,11 +112,16 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
     assert "predicted 4 patients by model first, 4 of them in this run" in said
     assert "without a bag, so by the prior (CE 0.700, LAA 0.300): 005\n" in said
     assert "without so many slides that failed: 102 (1)\n" in said
+    # n1 is a copy of a1, which the model learned from in other tables; n2 is a copy of m1, which has no label
+    learned = {row["patient_id"] for row in rows_of(config, "patients") if row["label"]}
+    assert "001" in learned and not {"007"} & learned
+    [line] = [line for line in said.splitlines() if line.startswith("  seen      ")]
+    assert "n1 (patient 102, new) is a1 (patient 001, learned from) by content (" in line and " is m1" not in line
     table = by(pl.read_delta(f"{config.output.root}/predictions").to_dicts(), "patient_id")
     assert table.keys() == {"005", "009", "101", "102"}
     none = table["005"]
     assert {name: row["n_images_failed"] for name, row in table.items()} == {"005": 1, "009": 0, "101": 0, "102": 1}
-    assert (none["from_prior"], none["n_tiles"], none["attention"], none["predicted_class"]) == (True, 0, [], "CE")
+    assert (none["from_prior"], none["n_tiles"], none["attention"], none["predicted_class"]) == (True, 0, [], None)
     patients = by(rows_of(config, "patients"), "patient_id")
     network, _ = load_model(str(config.predict.model))
     columns = ("embeddings_avg", "embeddings_max", "color_histogram")

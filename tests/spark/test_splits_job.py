@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from jobs.runtime.cohort import read_cohort
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.patient_csv import parse_cohort
 from jobs.runtime.run import Run
-from jobs.training.splitting import SPLITS
+from jobs.training.splitting import SPLITS, Patient, assign_splits
 from tests.conftest import config_in, preprocess_in
 from tests.slides.patients import synthetic_rows
 from tests.spark.conftest import COHORT, Again, by, rows_of, unchanged
@@ -114,13 +116,62 @@ def test_what_would_move_a_patient_is_refused_and_folds_may_change(spark: SparkS
         ({"validation": 0.1, "test": 0.4}, "splits.validation is 0.1, it was 0.25; splits.test is 0.4, it was 0.25"),
         ({"stratify": "center_id"}, "splits.stratify is"),
     ):
-        with pytest.raises(ConfigError, match="set it back; or, to deal anew, delete that folder") as caught:
+        with pytest.raises(
+            ConfigError, match=r"set it back; or set splits\.redo=true to deal all patients anew"
+        ) as caught:
             split_in(spark, again(splits=HALVES | changed))
         assert said in str(caught.value)
     config = again(splits=HALVES | {"folds": 2})
     split_in(spark, config)
     assert splits_of(config) == before
     assert set(csvs(config)) >= {"fold_0_train.csv", "fold_1_validation.csv"}
+
+
+def test_redo_deals_anew_where_settings_differ_and_only_there(
+    spark: SparkSession, again: Again, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = again(splits=HALVES | {"folds": 2})
+    split_in(spark, config)
+    before = splits_of(config)
+    with unchanged(config, "patients", "slides"):
+        version = DeltaTable(f"{config.output.root}/splits").version()
+        split_in(spark, again(splits=HALVES | {"folds": 2, "redo": True}))  # nothing differs: nobody is dealt
+        assert DeltaTable(f"{config.output.root}/splits").version() == version
+    capsys.readouterr()
+    other: dict[str, Any] = {"train": 0.4, "validation": 0.3, "test": 0.3, "seed": 5, "folds": 2, "redo": True}
+    rows: list[tuple[Any, ...]] = [*COHORT, ("new", "north", "010", 0, "CE")]
+    config = again(rows, splits=other)
+    with monkeypatch.context() as killed:  # after the rows, before the settings are noted
+        killed.setattr(splits, "_note_settings", lambda run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            split_in(spark, config)
+    run = split_in(spark, config)
+    images = Counter(row[2] for row in rows)
+    cohort = {row[2]: Patient(row[2], row[1], row[4], images[row[2]]) for row in rows}
+    fresh = assign_splits(cohort.values(), {name: other[name] for name in SPLITS}, {}, seed=5)
+    assert splits_of(config) == fresh != before
+    shown = {row["patient_id"]: row["split"] for row in rows_of(config, "patients")}
+    assert shown == {name: fresh[name] for name in shown}
+    table = by(pl.read_delta(f"{config.output.root}/splits").to_dicts(), "patient_id")
+    assert {row["seed"] for row in table.values()} == {5} and len({row["params_hash"] for row in table.values()}) == 1
+    assert all((row["fold"] is None) == (row["split"] == "test") for row in table.values())
+    assert run.counts["patients_dealt"] == 8
+    assert "8 patients dealt, 0 kept their split" in capsys.readouterr().out
+    split_in(spark, again(rows, splits=other))
+    assert "0 patients dealt, 8 kept their split" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"splits\.seed is 0, it was 5"):
+        split_in(spark, again(rows, splits=HALVES))
+
+
+def test_splits_that_training_refuses_are_told(
+    spark: SparkSession, again: Again, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """4 labelled patients with bags or without, 2 of each class: too few for three splits."""
+    split_in(spark, again(splits=HALVES | {"folds": 3}))
+    warning = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  WARNING"))
+    assert "train refuses these splits: " in warning and "splits.redo=true" in warning
+    assert re.search(r"split (validation|test) has [01] labelled patients", warning)
+    assert "fold 0: split " in warning
 
 
 def test_a_slide_under_two_names_is_refused_before_anything_is_written(
@@ -156,6 +207,7 @@ def test_754_patients_in_11_centres(
     split_in(spark, config)
     said = capsys.readouterr().out
     print(said)  # pytest -s shows the table
+    assert "WARNING" not in said
     images = {
         name: read_cohort(config.model_copy(update={"patients": f"{config.output.root}/splits_csv/{name}.csv"}))
         for name in SPLITS

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 
 from jobs.training.feed.bags import Bag, Bags, pack
 from jobs.training.model.checkpoints import TrainingState
 from jobs.training.model.fit import CountError, FitSettings, class_weights, fit
-from jobs.training.model.mil import ModelSpec, build_model
+from jobs.training.model.logistic import fit_logistic
+from jobs.training.model.mil import LogisticModel, ModelSpec, build_model
 
 SETTINGS = FitSettings(learning_rate=1e-2, weight_decay=0.0, epochs=6, patience=2, class_weights="none", seed=0)
 LABELS = [0, 0, 0, 1]
@@ -82,3 +84,12 @@ def test_training_stops_when_validation_has_not_become_better_for_as_long_as_pat
 def test_a_loss_that_is_no_number_ends_training() -> None:
     with pytest.raises(FloatingPointError, match=r"lower training\.learning_rate"):
         run(ListFeed(scale=float("inf")))
+
+
+def test_an_epoch_without_a_number_on_validation_is_never_the_best() -> None:
+    with pytest.raises(FloatingPointError, match="the loss on validation is nan in epoch 0"):
+        run(ListFeed(), ListFeed(scale=float("nan")))
+    network = LogisticModel(ModelSpec("logistic", 3, ("A", "B")))
+    train = np.eye(4, 3), np.array([0, 1, 0, 1])
+    with pytest.raises((FloatingPointError, ValueError), match=r"finite|NaN"):
+        fit_logistic(network, train, (np.full((2, 3), np.nan), np.array([0, 1])), "none")

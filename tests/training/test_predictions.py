@@ -43,7 +43,10 @@ def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_ti
     assert [row["n_images_without_tiles"] for row in rows] == [1] * 7 + [3]
     assert [row["params_hash"] for row in rows] == [*(f"hash of {each.patient_id}" for each in found), "none's"]
     assert [row["from_prior"] for row in rows] == [False] * 7 + [True]
-    assert rows[-1]["attention"] == [] and rows[-1]["n_tiles"] == 0 and rows[-1]["predicted_class"] == "CE"
+    assert rows[-1]["attention"] == [] and rows[-1]["n_tiles"] == 0 and rows[-1]["predicted_class"] is None
+    assert [row["predicted_class"] for row in rows[:-1]] == [
+        CLASSES[int(each.probabilities.argmax())] for each in found
+    ]
     first = rows[0]
     assert dict(first["probabilities"]) == dict(zip(CLASSES, found[0].probabilities, strict=True))
     assert [tile["x_px"] for tile in first["attention"]] == [448 * i for i in range(first["n_tiles"])]
@@ -53,10 +56,11 @@ def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_ti
 def test_the_submission_has_a_sorted_row_a_patient_and_each_sums_to_one() -> None:
     rng = np.random.default_rng(0)
     drawn = {f"p{i}": dict(zip(CLASSES, rng.dirichlet(np.ones(3)), strict=True)) for i in (2, 10, 1)}
-    header, *rows = list(csv.reader(submission_csv(drawn, CLASSES).decode().splitlines()))
-    assert header == ["patient_id", *CLASSES]
+    header, *rows = list(csv.reader(submission_csv(drawn, CLASSES, ["p10"]).decode().splitlines()))
+    assert header == ["patient_id", *CLASSES, "from_prior"]
     assert [row[0] for row in rows] == ["p1", "p10", "p2"]
-    for patient_id, *cells in rows:
+    for patient_id, *cells, from_prior in rows:
+        assert from_prior == ("true" if patient_id == "p10" else "false")
         assert [float(cell) for cell in cells] == list(drawn[patient_id].values())
         assert abs(sum(map(float, cells)) - 1) < 1e-12
 

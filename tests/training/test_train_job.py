@@ -283,7 +283,7 @@ def test_folds_are_validated_on_in_turn(
     write_patients(tmp_path, patients)
     assert "no table splits" in refusal(tmp_path, capsys, fold=1)
     learned_from = [patient for patient in patients if patient.split != "test"]
-    rows = [{"patient_id": patient.patient_id, "fold": i % 4} for i, patient in enumerate(learned_from)]
+    rows = [{"patient_id": patient.patient_id, "fold": i // 2 % 4} for i, patient in enumerate(learned_from)]
     write_deltalake(str(tmp_path / "splits"), pa.Table.from_pylist(rows))
     folder, card = trained(tmp_path, fold=1, epochs=2)
     assert [card.splits[name].n for name in ("train", "validation", "test")] == [72, 24, 24]
@@ -294,6 +294,9 @@ def test_folds_are_validated_on_in_turn(
     _, again = trained(tmp_path, "--reproduce", card.model_id)
     assert again.splits == card.splits
     assert "folds [0, 1, 2, 3]" in refusal(tmp_path, capsys, fold=7)
+    by_class = [row | {"fold": i % 2} for i, row in enumerate(rows)]  # the classes come in turn
+    write_deltalake(str(tmp_path / "splits"), pa.Table.from_pylist(by_class), mode="overwrite")
+    assert "split train has 48 labelled patients, 0 of LAA; split validation has 48" in refusal(tmp_path, capsys, fold=1)
 
 
 def test_what_can_not_be_trained_on_is_refused_before_any_work(
@@ -309,7 +312,16 @@ def test_what_can_not_be_trained_on_is_refused_before_any_work(
     assert "a split 'dev'" in refusal(tmp_path, capsys)
     write_patients(tmp_path, [*some, Drawn(**(vars(patients[-1]) | {"label": "rare"}))])
     assert "split test" in refusal(tmp_path, capsys)
-    write_patients(tmp_path, [*some, Drawn(**(vars(some[0]) | {"split": "test"}))])
+    held_out = [
+        Drawn(**(vars(p) | {"split": "validation" if i < 3 else "test"})) for i, p in enumerate(patients[12:18:2])
+    ]
+    write_patients(tmp_path, [*some, *held_out, Drawn(**(vars(patients[19]) | {"split": "test"}))])
+    line = refusal(tmp_path, capsys)
+    assert (
+        "split validation has 3 labelled patients, 0 of LAA; split test has 1 labelled patients, 0 of CE: deal" in line
+    )
+    assert "splits.redo=true" in line
+    write_patients(tmp_path, [*some, Drawn(**(vars(some[0]) | {"split": "test"})), *patients[-2:]])
     assert f"patients are in two splits: {some[0].patient_id}" in refusal(tmp_path, capsys)
 
 

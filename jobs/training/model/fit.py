@@ -112,6 +112,7 @@ def fit(
             measured = measure(found.labels, found.probabilities)
             figures |= {f"validation_{name}": value for name, value in measured.items()}
             watched = measured["log_loss" if settings.class_weights == "none" else "weighted_log_loss"]
+            _refuse_no_number(watched, "the loss on validation", epoch)
         state.model = _copied(model.state_dict())
         state.optimizer = optimizer.state_dict()
         state.history.append(figures)
@@ -158,12 +159,17 @@ def _train_epoch(
         dist.all_reduce(total)
     _check_count([name for part in _gathered(seen) for name in part], patients, epoch)
     value = float(total[0] / total[1])
+    _refuse_no_number(value, "the loss", epoch)
+    return value
+
+
+def _refuse_no_number(value: float, what: str, epoch: int) -> None:
+    """Raise FloatingPointError for NaN and infinity: no epoch is the best by such a loss."""
     if not np.isfinite(value):
         raise FloatingPointError(
-            f"the loss is {value} in epoch {epoch}: lower training.learning_rate, or look for numbers in the bags that are "
+            f"{what} is {value} in epoch {epoch}: lower training.learning_rate, or look for numbers in the bags that are "
             "not finite"
         )
-    return value
 
 
 def _check_count(seen: Sequence[str], patients: Sequence[str], epoch: int) -> None:

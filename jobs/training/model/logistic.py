@@ -52,9 +52,12 @@ def fit_logistic(
         x, y = validation or train
         probabilities = _all_classes(fitted, scaler.transform(x), len(model.spec.classes))
         loss = float(watched(y, probabilities, np.ones((1, len(y))))[0])
-        if best is None or loss < best[0]:
+        if loss < (best[0] if best else np.inf):
             best = loss, strength, fitted
-    assert best is not None
+    if best is None:
+        raise FloatingPointError(
+            "no strength of the penalty has a finite loss: look for numbers in the bags that are not finite"
+        )
     _, strength, fitted = best
     _take(model, scaler, fitted)
     own = _all_classes(fitted, scaler.transform(train[0]), len(model.spec.classes))

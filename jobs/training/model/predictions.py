@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 
 _NO_CORNERS = np.zeros(0, np.int32), np.zeros(0, np.int32)
-VERSION = 1  # raise it when the same model and bag begin to give other rows
+VERSION = 2  # raise it when the same model and bag begin to give other rows
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Basis:
 def as_table(
     predictions: Sequence[Prediction], bases: Mapping[str, Basis], classes: Sequence[str], model_id: str, run_id: str
 ) -> pa.Table:
-    """Rows of table predictions; a patient without tiles is one that has the prior. `bases`: by patient_id."""
+    """Rows of table predictions; a patient without tiles has the prior and no predicted class. `bases`: by patient_id."""
     sizes = [len(prediction.attention) for prediction in predictions]
     tiles = np.concatenate([prediction.tiles for prediction in predictions])
     weights = np.concatenate([prediction.attention for prediction in predictions])
@@ -73,7 +73,10 @@ def as_table(
         "patient_id": [prediction.patient_id for prediction in predictions],
         "model_id": [model_id] * len(predictions),
         "probabilities": [list(zip(classes, each.probabilities.tolist(), strict=True)) for each in predictions],
-        "predicted_class": [classes[int(prediction.probabilities.argmax())] for prediction in predictions],
+        "predicted_class": [
+            classes[int(each.probabilities.argmax())] if size else None
+            for each, size in zip(predictions, sizes, strict=True)
+        ],
         "from_prior": [size == 0 for size in sizes],
         "n_tiles": sizes,
         "n_images_failed": [bases[prediction.patient_id].n_images_failed for prediction in predictions],
@@ -85,11 +88,17 @@ def as_table(
     return pa.Table.from_arrays(arrays, schema=PREDICTIONS)
 
 
-def submission_csv(probabilities: Mapping[str, Mapping[str, float]], classes: Sequence[str]) -> bytes:
-    """``patient_id,CE,LAA``: a row a patient, sorted; numbers in full, so that each row sums to 1 within 1e-12."""
+def submission_csv(
+    probabilities: Mapping[str, Mapping[str, float]], classes: Sequence[str], from_prior: Collection[str]
+) -> bytes:
+    """``patient_id,CE,LAA,from_prior``: one row per patient, sorted; each row's numbers sum to 1 within 1e-12.
+
+    `from_prior`: patients without a bag, whom the model did not see; they have true in that column, others false.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["patient_id", *classes])
+    writer.writerow(["patient_id", *classes, "from_prior"])
     for patient_id in sorted(probabilities):
-        writer.writerow([patient_id, *(repr(float(probabilities[patient_id][name])) for name in classes)])
+        numbers = (repr(float(probabilities[patient_id][name])) for name in classes)
+        writer.writerow([patient_id, *numbers, "true" if patient_id in from_prior else "false"])
     return text.getvalue().encode()

@@ -1,0 +1,91 @@
+"""Whether a model learned from those it is to predict: by name in the same tables, else by their slides."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from jobs.training.errors import FeedError
+from jobs.training.leakage import Compared, SlideFile, shared_slides, slide_files
+from jobs.training.model.files import ModelCard
+from jobs.training.tables.columns import read_columns
+from udfs.telling import some
+from udfs.wsi.store import StorageOptions, absolute_uri, public_uri
+
+_LEARNED_FROM = ("train", "validation")  # validation chose the epoch
+_NEW, _LEARNED = "new", "learned from"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model has seen of those that it is to predict."""
+
+    patients: list[str]  # that it learned from, in these tables
+    copies: list[str]  # a line for each file that is a slide of a new patient and one that it learned from
+    compared: Compared | None  # None if the slides that it learned from are not known
+    reason: str = ""  # why they are not
+
+    def lines(self) -> list[str]:
+        """Return lines for the summary of a run; none if nothing was seen."""
+        told = []
+        if self.patients:
+            told.append(f"{len(self.patients)} patients that the model learned from: {some(self.patients, 10)}")
+        if self.copies:
+            told.append(f"{len(self.copies)} slides that the model learned from: {some(self.copies, 10, '; ')}")
+        if told:
+            told[-1] += ": do not judge the model by them"
+        if self.compared is None:
+            told.append(f"slides were not compared with those that the model learned from: {self.reason}")
+        elif self.compared.unreadable:
+            told.append(f"{self.compared.unreadable} slides of equal size could not be opened, so not be compared")
+        return [f"  {'seen' if i == 0 else '':<10}{line}" for i, line in enumerate(told)]
+
+
+def seen_by_model(
+    card: ModelCard,
+    root: str,
+    images: Mapping[str, str | None],
+    storage_options: StorageOptions | None = None,
+) -> Seen:
+    """Compare the slides to be predicted with those of the model's splits train and validation.
+
+    Args:
+        card: of the model; its record names the tables that it was trained on.
+        root: of the tables that are predicted on.
+        images: those to be predicted, by image_id: the URI that opens the slide, None for that of table slides.
+        storage_options: for fsspec.
+    """
+    theirs = card.table_uri.rpartition("/")[0]
+    is_same = theirs == public_uri(absolute_uri(root)).rstrip("/")
+    own = slide_files(f"{absolute_uri(root).rstrip('/')}/slides", storage_options)
+    files = [
+        SlideFile(file.image_id, file.patient_id, images[file.image_id] or file.uri, file.size_bytes, file.file_version)
+        for file in own
+        if file.image_id in images
+    ]
+    try:
+        learned = _learned_from(card, storage_options)
+        training = own if is_same else slide_files(f"{theirs}/slides", storage_options)
+    except (FeedError, KeyError) as error:
+        return Seen([], [], None, str(error))
+    here = learned if is_same else set()
+    copies, compared = shared_slides(
+        [
+            *((file, _NEW) for file in files if file.patient_id not in here),
+            *((file, _LEARNED) for file in training if file.patient_id in learned),
+        ],
+        storage_options,
+    )
+    return Seen(sorted({file.patient_id for file in files} & here), copies, compared)
+
+
+def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> Collection[str]:
+    """Patients of train and validation; of the newest version if the one trained on is gone, for a patient keeps its split.
+
+    Raises:
+        FeedError: the table can't be read.
+    """
+    columns = ("patient_id", "split", "label")
+    try:
+        _, rows = read_columns(card.table_uri, columns, card.table_version, storage_options)
+    except FeedError:
+        _, rows = read_columns(card.table_uri, columns, None, storage_options)
+    return {row["patient_id"] for row in rows.to_pylist() if row["split"] in _LEARNED_FROM and row["label"] is not None}
