@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
 from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.patient_csv import Image, parse_cohort
 from udfs.telling import named, printable
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.store import File, FileInfo, absolute_uri, options_for, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.store import File, FileInfo, absolute_uri, list_files, public_uri, read_bytes, redact, secrets_of
 
 _LISTING_THREADS = 32
 
@@ -73,7 +70,8 @@ def cohort_bytes(config: Config) -> bytes:
 def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     """The file of each image by image_id: the CSV's uri, else what bears the name under slides.root.
 
-    One recursive listing serves slides.root; files named by uri are asked for one by one, in threads.
+    One recursive listing serves slides.root; files named by uri, and links that lead nowhere, are asked for one by one, in
+    threads.
 
     Raises:
         ConfigError: slides.root is needed and missing, can't be listed, or holds not one of the slides looked for.
@@ -95,9 +93,11 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     is_missing = any(image.image_id not in found for image in by_name)
     spellings = _by_spelling(found) if is_missing else {}
     located = {image.image_id: _choose(image, found.get(image.image_id, []), spellings, config) for image in by_name}
+    located |= {
+        image.image_id: Located(absolute_uri(image.uri), None, None) for image in images if image.uri is not None
+    }
 
-    def ask(image: Image) -> Located:
-        uri = absolute_uri(str(image.uri))
+    def ask(uri: str) -> Located:
         given = _located_at(uri, config)
         if given.error is None or given.error.code is not ErrorCode.FILE_MISSING:
             return given
@@ -105,9 +105,9 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
         others = {unicodedata.normalize(form, uri) for form in ("NFC", "NFD")} - {uri}
         return next((found for found in (_located_at(other, config) for other in others) if not found.error), given)
 
-    by_uri = [image for image in images if image.uri is not None]
+    unknown = {name: one.uri for name, one in located.items() if one.uri and not one.info}
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        located |= zip((image.image_id for image in by_uri), pool.map(ask, by_uri), strict=True)
+        located |= zip(unknown, pool.map(ask, unknown.values()), strict=True)
     return located
 
 
@@ -118,19 +118,20 @@ def _located_at(uri: str, config: Config) -> Located:
         return Located(uri, None, error)
 
 
-def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+def _list_root(config: Config) -> dict[str, list[tuple[str, FileInfo | None]]]:
+    """URIs and what is known of the files below slides.root, by name without the ending."""
     root = str(config.slides.root)
     options = config.slides.storage_options
+    found: dict[str, list[tuple[str, FileInfo | None]]] = {}
     try:
-        fs, path = url_to_fs(root, **options_for(root, options))
-        if not fs.isdir(path):
-            raise ConfigError(
-                f"slides.root: no folder at {public_uri(root)}",
-                "set it to the folder or bucket with the slides, and mount it where it is a folder",
-            )
-        listing: dict[str, Mapping[str, Any]] = fs.find(path, detail=True)
-    except ConfigError:
-        raise
+        for uri, info in list_files(root, config.slides.extensions, options):
+            name = unicodedata.normalize("NFC", PurePosixPath(uri).stem)  # macOS stores names in form NFD
+            found.setdefault(name, []).append((uri, info))
+    except NotADirectoryError:
+        raise ConfigError(
+            f"slides.root: no folder at {public_uri(root)}",
+            "set it to the folder or bucket with the slides, and mount it where it is a folder",
+        ) from None
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(root, options))
         raise ConfigError(
@@ -138,15 +139,6 @@ def _list_root(config: Config) -> dict[str, list[tuple[str, Mapping[str, Any]]]]
             "the driver needs credentials (slides.storage_options, or an identity of its own) with the right to list it, and a "
             "route to it (proxy, firewall, endpoint)",
         ) from None
-    found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for name, info in listing.items():
-        file = PurePosixPath(name)
-        if file.suffix.lower() in config.slides.extensions:
-            # below the root as it was given: fsspec's own names lose the account of abfss://container@account
-            local = isinstance(fs, LocalFileSystem)
-            uri = name if local else root.rstrip("/") + name[len(path.rstrip("/")) :]
-            stem = unicodedata.normalize("NFC", file.name.removesuffix(file.suffix))  # macOS stores names in form NFD
-            found.setdefault(stem, []).append((uri, info))
     return found
 
 
@@ -171,8 +163,9 @@ def _nearly(image_id: str, spellings: Mapping[str, str], config: Config) -> str:
 
 
 def _choose(
-    image: Image, candidates: Sequence[tuple[str, Mapping[str, Any]]], spellings: Mapping[str, str], config: Config
+    image: Image, candidates: Sequence[tuple[str, FileInfo | None]], spellings: Mapping[str, str], config: Config
 ) -> Located:
+    """The one file that bears the name of an image; neither info nor error if the listing does not say what the file is."""
     where = public_uri(str(config.slides.root))
     if not candidates:
         endings = ", ".join(config.slides.extensions)
@@ -185,4 +178,4 @@ def _choose(
         message = f"{len(candidates)} files bear the name {name} ({printable(names)}): give its uri in the CSV"
         return Located(None, None, SlideError(ErrorCode.FILE_AMBIGUOUS, message))
     uri, info = candidates[0]
-    return Located(uri, FileInfo.from_fsspec(info), None)
+    return Located(uri, info, None)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
-from udfs.wsi.store import StoreOptions, why_not_for_tables
+from udfs.wsi.store import TIMEOUT_S, StoreOptions, why_not_for_tables
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class Slides(Section):
     extensions: Annotated[tuple[str, ...], AfterValidator(_with_dots)] = Field(
         (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif"), description="file name endings that are slides"
     )
+    timeout_s: float = Field(
+        TIMEOUT_S,
+        gt=0,
+        description="seconds that a slide may wait for its store in all, and one more for each MB that comes; then it is "
+        "read_failed; also for the CSV and weights",
+    )
     storage_options: dict[str, Any] = Field(
         {},
         description="for fsspec, for the store of root and no other (weights on s3:// beside az://); ${NAME} takes an "
@@ -83,7 +89,7 @@ class Slides(Section):
     @field_validator("storage_options")
     @classmethod
     def _of_the_root(cls, options: dict[str, Any], info: ValidationInfo) -> StoreOptions:
-        return StoreOptions(options, info.data.get("root"))
+        return StoreOptions(options, info.data.get("root"), info.data.get("timeout_s", TIMEOUT_S))
 
 
 def _place_of_tables(root: str) -> str:

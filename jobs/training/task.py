@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fsspec.core import url_to_fs
 from tqdm import tqdm
 
 from jobs.training.cohort import TrainingSet
@@ -27,7 +26,7 @@ from jobs.training.model.metrics import Evaluation, evaluate, measure
 from jobs.training.model.mil import BagModel, LogisticModel, build_model
 from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
-from udfs.wsi.store import options_for, write_bytes
+from udfs.wsi.store import filesystem, write_bytes
 
 HELD_OUT = ("validation", "test")
 _COLUMNS = {"avg": ("embeddings_avg",), "max": ("embeddings_max",), "both": ("embeddings_avg", "embeddings_max")}
@@ -231,7 +230,7 @@ class Recorder:
             versions=model_versions(),
         )
         save_model(task.folder, model, card, task.storage_options)
-        fs, path = url_to_fs(task.folder, **options_for(task.folder, task.storage_options))
+        fs, path = filesystem(task.folder, task.storage_options)
         if fs.exists(f"{path}/{CHECKPOINT}"):
             fs.rm(f"{path}/{CHECKPOINT}")
         why = "the best on validation" if task.members.splits["validation"] else "the last"

@@ -354,7 +354,9 @@ def test_the_account_in_the_root_stays_in_the_uris(root: str, monkeypatch: pytes
         def find(self, path: str, **_: Any) -> Any:
             return {f"{path.rstrip('/')}/deep/a.svs": {"size": 5, "etag": "1"}}
 
-    monkeypatch.setattr("jobs.runtime.cohort.url_to_fs", lambda uri, **_: (Azure(), "c/dir" + uri.partition("/dir")[2]))
+    monkeypatch.setattr(
+        "udfs.wsi.store.listing.filesystem", lambda uri, _: (Azure(), "c/dir" + uri.partition("/dir")[2])
+    )
     found = locate([image("a")], config_for(Path(), root=root))
     assert found["a"].uri == "abfss://c@acc.dfs.core.windows.net/dir/deep/a.svs"
 

@@ -88,9 +88,16 @@ class ForeignSlide:
     levels: tuple[ForeignLevel, ...]  # level 0 first
     warnings: tuple[str, ...] = ()  # what to know about the slide, a sentence each
     index: None = None  # of TIFFs only: OpenSlide reads its own
-    traffic: Traffic  # what staging has cost; nothing where the slide is local or was staged before
+    traffic: Traffic  # what reading its head and staging it has cost, if it is remote
 
-    def __init__(self, uri: str, storage_options: StorageOptions | None, file: FileInfo, kind: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        storage_options: StorageOptions | None,
+        file: FileInfo,
+        kind: str,
+        traffic: Traffic | None = None,
+    ) -> None:
         """Open it.
 
         Args:
@@ -98,12 +105,13 @@ class ForeignSlide:
             storage_options: for fsspec.
             file: size and version of the file at the URI.
             kind: from `sniff`.
+            traffic: what finding that out has cost; what staging costs is added to it.
 
         Raises:
             SlideError: `not_a_slide`, `unsupported_format` (also where OpenSlide is not installed), `header_corrupt`,
                 `size_implausible`, and what staging raises.
         """
-        self.file, self.traffic = file, Traffic()
+        self.file, self.traffic = file, traffic or Traffic()
         self._uri, self._kind = public_uri(uri), kind
         self._check_kind(uri, storage_options)
         self._library = self._import()
@@ -206,7 +214,7 @@ class ForeignSlide:
         ):  # nor does OpenSlide take other names; a thumbnail may lie beside the folder of the slide that it shows
             return False
         try:
-            File(beside(uri, f"{path.stem}/Slidedat.ini"), storage_options).close()
+            File(beside(uri, f"{path.stem}/Slidedat.ini"), storage_options, traffic=self.traffic).close()
         except SlideError as error:
             if error.code is ErrorCode.FILE_MISSING:
                 return False

@@ -28,7 +28,8 @@ def open_slide(
         uri: a path or any fsspec URI of a TIFF-based slide (TIFF, SVS, NDPI, SCN, BIF), which is read where it is, or of
             one that OpenSlide reads (MIRAX, VMS, DICOM, CZI and more), which is copied to this machine first. What it is,
             its first bytes tell, not its name.
-        storage_options: for fsspec.
+        storage_options: for fsspec. A slide waits for its store for at most `StoreOptions.timeout_s` in all, 180 s if they
+            are a plain dict, and one second more for each MB that comes; then it is `read_failed`.
         index: of this file, from `Slide.index`, whole or cut down: then no header is read. Whether the file is still the
             one that the index was made of is asked while the first blocks are on their way.
         threads: that decode.
@@ -48,7 +49,7 @@ def open_slide(
         file.close()
         raise
     file.close()
-    return ForeignSlide(uri, storage_options, file.info, kind)
+    return ForeignSlide(uri, storage_options, file.info, kind, file.traffic)
 
 
 class Slide:

@@ -13,22 +13,19 @@ import re
 import shutil
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
-from fsspec.core import url_to_fs
-
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.store import File, FileInfo, Pending, StorageOptions, Traffic, options_for, secrets_of
-from udfs.wsi.store.faults import as_slide_error
+from udfs.wsi.store import File, FileInfo, Pending, StorageOptions, Traffic, filesystem, secrets_of
+from udfs.wsi.store.faults import OutOfTimeError, as_slide_error
+from udfs.wsi.store.read import in_parts
 
 _MAX_BYTES = 20 * 10**9  # of all slides together; half of what the disk has for them where that is less
 _REQUEST_BYTES = 8 * 2**20
-_REQUESTS_AHEAD = 4
 _URLS = ("http://", "https://")
 _SLIDE = re.compile(r"[0-9a-f]{32}-[0-9]+(\.part)?")  # names of ours, whatever else lies in that folder
 _INI_BYTES = 2**20  # more than any text of the kind has
@@ -70,15 +67,16 @@ def staged(
         uri: a path or any fsspec URI.
         storage_options: for fsspec.
         companions: which other files are copied along.
-        traffic: what the files cost is added to it.
+        traffic: what the files cost is added to it, and it is what the bound of time of the options holds for (see `File`):
+            all files together may wait for `timeout_s`, and one second more for each MB that comes.
 
     Raises:
         SlideError: `read_failed` where the slide does not fit, and what reading it raises.
     """
-    file = File(uri, storage_options)
+    file = File(uri, storage_options, traffic=traffic)
     if file.is_local:
         file.close()
-        yield Path(url_to_fs(uri)[1])
+        yield Path(filesystem(uri)[1])
         return
     name = path_in(uri).name
     files = {name: file, **_companions(file, uri, storage_options, companions)}
@@ -95,10 +93,6 @@ def staged(
     finally:
         for one in files.values():
             one.close()
-            if traffic:
-                traffic.requests += one.traffic.requests
-                traffic.bytes += one.traffic.bytes
-                traffic.waited_s += one.traffic.waited_s
     try:
         yield lock.place / name
     finally:
@@ -162,7 +156,7 @@ def _companions(
         names = _HAMAMATSU_NAMES.findall(_text(file))
     elif companions is Companions.MIRAX:
         folder = path_in(uri).stem
-        ini = File(beside(uri, f"{folder}/Slidedat.ini"), storage_options)
+        ini = File(beside(uri, f"{folder}/Slidedat.ini"), storage_options, traffic=file.traffic)
         names = [f"{folder}/{name}" for name in ("Slidedat.ini", *_MIRAX_NAMES.findall(_text(ini)))]
     else:
         names = []
@@ -172,7 +166,7 @@ def _companions(
         if path.is_absolute() or ".." in path.parts:  # nothing that a slide says may lead out of its copy
             continue
         try:
-            files[str(path)] = File(beside(uri, str(path)), storage_options)
+            files[str(path)] = File(beside(uri, str(path)), storage_options, traffic=file.traffic)
         except SlideError as error:
             if error.code is not ErrorCode.FILE_MISSING:
                 raise
@@ -188,12 +182,10 @@ def _series(file: File, uri: str, storage_options: StorageOptions | None) -> lis
     """Names of the other files of a DICOM series. A folder may hold many; what does not say its series is taken."""
     own_name = path_in(uri).name
     try:
-        fs, path = url_to_fs(uri, **options_for(uri, storage_options))
-        fs.invalidate_cache()
-        listed = fs.ls(path.rpartition("/")[0], detail=True)
+        listed = file.siblings()
     except Exception as error:
         told = as_slide_error(error, file.uri, secrets_of(uri, storage_options))
-        if told.code is ErrorCode.ACCESS_DENIED:
+        if told.code is ErrorCode.ACCESS_DENIED or isinstance(error, OutOfTimeError):
             raise told from None
         raise SlideError(
             ErrorCode.READ_FAILED,
@@ -205,7 +197,7 @@ def _series(file: File, uri: str, storage_options: StorageOptions | None) -> lis
         other = path_in(info["name"])
         if info["type"] == "file" and other.suffix == PurePosixPath(own_name).suffix and info.get("size") != 0:
             known = FileInfo.from_fsspec(info) if info.get("size") else None
-            sibling = File(beside(uri, other.name), storage_options, known)
+            sibling = File(beside(uri, other.name), storage_options, known, file.traffic)
             heads[other.name] = sibling.request(0, min(sibling.info.size_bytes, DICOM_HEAD_BYTES))
     # References to other series may stand there too, so one in common is enough.
     series = {name: set(DICOM_SERIES.findall(head.result())) for name, head in heads.items()}
@@ -326,18 +318,9 @@ def _remove(place: Path) -> None:
 
 
 def _copy(file: File, target: Path) -> None:
-    size, pending = file.info.size_bytes, deque[Pending]()
-    try:
-        with target.open("wb") as copy:
-            for start in range(0, size, _REQUEST_BYTES):
-                pending.append(file.request(start, min(_REQUEST_BYTES, size - start)))
-                if len(pending) == _REQUESTS_AHEAD:
-                    copy.write(pending.popleft().result())
-            while pending:
-                copy.write(pending.popleft().result())
-    finally:
-        for request in pending:
-            request.cancel()
+    with target.open("wb") as copy, closing(in_parts(file.request, file.info.size_bytes, _REQUEST_BYTES)) as parts:
+        for data in parts:
+            copy.write(data)
     file.check_unchanged()()
 
 

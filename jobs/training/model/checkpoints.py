@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fsspec.core import url_to_fs
 
 from jobs.training.model.files import ModelError
 from udfs.wsi.checkpoint import CheckpointError, StateDict, first_sentence, refuse_not_finite
 from udfs.wsi.not_weights import reason_of
-from udfs.wsi.store import StorageOptions, options_for, public_uri, read_bytes, write_bytes
+from udfs.wsi.store import StorageOptions, filesystem, public_uri, read_bytes, write_bytes
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -53,7 +52,7 @@ def save_checkpoint(folder: str, state: TrainingState, storage_options: StorageO
 
 def has_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> bool:
     """Whether a run left one there."""
-    fs, path = url_to_fs(folder, **options_for(folder, storage_options))
+    fs, path = filesystem(folder, storage_options)
     return bool(fs.exists(f"{path.rstrip('/')}/{CHECKPOINT}"))
 
 

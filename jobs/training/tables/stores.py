@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.training.errors import FeedError, NoTableError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.staging import staged
-from udfs.wsi.store import File, StorageOptions, options_for, public_uri, redact, secrets_of, why_not_for_tables
+from udfs.wsi.store import File, StorageOptions, filesystem, public_uri, redact, secrets_of, why_not_for_tables
 from udfs.wsi.store.stream import open_stream
 
 _AT_ONCE = 8  # small files of the log
@@ -49,7 +48,7 @@ class TableStore:
         self.uri = public_uri(uri)
         self._uri, self._options = uri.rstrip("/"), storage_options
         try:
-            self._fs, self._path = url_to_fs(uri, **options_for(uri, storage_options))
+            self._fs, self._path = filesystem(uri, storage_options)
         except Exception as error:
             raise self._translated(error, self.uri) from None
         self.is_local = isinstance(self._fs, LocalFileSystem)

@@ -1,7 +1,12 @@
 """Bytes of files behind any fsspec URI: local disks, HTTP, Azure, S3, GCS, with retries, and without a secret in any text."""
 
-from udfs.wsi.store.file import File, FileInfo, Pending, Traffic, read_bytes
+from udfs.wsi.store.about import FileInfo, Traffic
+from udfs.wsi.store.file import File, Pending
+from udfs.wsi.store.filesystem import filesystem
+from udfs.wsi.store.listing import list_files
+from udfs.wsi.store.read import read_bytes
 from udfs.wsi.store.uris import (
+    TIMEOUT_S,
     StorageOptions,
     StoreOptions,
     absolute_uri,
@@ -14,6 +19,7 @@ from udfs.wsi.store.uris import (
 from udfs.wsi.store.write import write_bytes
 
 __all__ = [
+    "TIMEOUT_S",
     "File",
     "FileInfo",
     "Pending",
@@ -21,6 +27,8 @@ __all__ = [
     "StoreOptions",
     "Traffic",
     "absolute_uri",
+    "filesystem",
+    "list_files",
     "options_for",
     "public_uri",
     "read_bytes",

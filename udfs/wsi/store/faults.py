@@ -6,10 +6,32 @@ from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.store.uris import redact
 
 _GONE = (404, 410)
+# What clients raise of options and URIs that they can't use, unlike what a store answers.
+_REFUSED = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 
-class ShortReadError(OSError):
+class StoreError(Exception):
+    """What a store did wrong, in words for users. No OSError, for aiohttp makes another of each that it sees."""
+
+
+class ShortReadError(StoreError):
     """A store sent fewer bytes than it was asked for and has."""
+
+
+class WrongAnswerError(StoreError):
+    """A store sent something else than it was asked for."""
+
+
+class ContradictionError(WrongAnswerError):
+    """A store says another size or version of a file than before: the file was replaced, or the store is wrong."""
+
+
+class NoRangesError(WrongAnswerError):
+    """A store sends whole files only."""
+
+
+class OutOfTimeError(StoreError):
+    """A store was waited for as long as the settings allow."""
 
 
 def status_of(error: BaseException) -> int | None:
@@ -22,12 +44,15 @@ def status_of(error: BaseException) -> int | None:
 
 
 def cause_of(error: Exception) -> Exception:
-    """Over HTTP, fsspec calls each failure to ask for a size FileNotFoundError, a refused connection too: then its cause."""
+    """Over HTTP, fsspec calls each failure to ask for a size FileNotFoundError: a refused connection or an option that the
+    client can't use too. Then its cause.
+    """
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
         return error
     status = status_of(cause)
-    missing = status in _GONE if status else not may_pass(cause)
+    # that of other stores is a look-up in a listing, or an error of the same kind
+    missing = status in _GONE if status else isinstance(cause, LookupError | FileNotFoundError | NotADirectoryError)
     return error if missing else cause
 
 
@@ -38,8 +63,8 @@ def may_pass(error: BaseException) -> bool:
     status = status_of(error)
     if status:
         return status >= 500 or status in (408, 429)
-    definite = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, SlideError)
-    ours = (ImportError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, MemoryError)
+    definite = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    ours = (ImportError, MemoryError, *_REFUSED)
     # Clients of HTTP and Azure raise dropped connections as classes of their own, no OSError among them.
     return isinstance(error, Exception) and not isinstance(error, definite + ours)
 
@@ -52,19 +77,24 @@ def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideE
         uri: the file's, without secrets.
         secrets: texts that must not be shown.
     """
-    if isinstance(error, SlideError):
-        return error
     error = cause_of(error)
     status = status_of(error)
     if isinstance(error, FileNotFoundError) or status in _GONE:
         return SlideError(ErrorCode.FILE_MISSING, f"nothing at {uri}: check slides.root and the CSV's uri")
     # Clients quote whole answers of a server; the first line says it.
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no answer in time")
-    text = redact(f"{type(error).__name__}: {said}", secrets)
+    text = redact(said if isinstance(error, StoreError) else f"{type(error).__name__}: {said}", secrets)
     if isinstance(error, PermissionError) or status in (401, 403):
         remedy = "check the credentials in slides.storage_options, and whether they expired"
         return SlideError(ErrorCode.ACCESS_DENIED, f"{uri}: {text}; {remedy}")
-    if isinstance(error, ImportError | ValueError):
-        remedy = "check the URI's protocol, and that its fsspec package (adlfs, s3fs, gcsfs) is installed"
-        return SlideError(ErrorCode.READ_FAILED, f"{uri}: {text}; {remedy}")
-    return SlideError(ErrorCode.READ_FAILED, f"{uri}: {text}; run again with --retry-failed")
+    if isinstance(error, ImportError):
+        remedy = "install the fsspec package of the URI's protocol (adlfs, s3fs, gcsfs)"
+    elif isinstance(error, _REFUSED):
+        remedy = "check slides.storage_options, and the protocol, user and password of the URI"
+    elif isinstance(error, OutOfTimeError):
+        remedy = "run again with --retry-failed, and raise slides.timeout_s if the store is only slow"
+    elif isinstance(error, NoRangesError):
+        remedy = "put the slide in another store"
+    else:
+        remedy = "run again with --retry-failed"
+    return SlideError(ErrorCode.READ_FAILED, f"{uri}: {text}; {remedy}")

@@ -5,66 +5,46 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from stat import S_ISDIR
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.store.faults import ShortReadError, as_slide_error, cause_of, may_pass, status_of
+from udfs.wsi.store.about import FileInfo, Traffic
+from udfs.wsi.store.faults import (
+    ContradictionError,
+    OutOfTimeError,
+    ShortReadError,
+    WrongAnswerError,
+    as_slide_error,
+    may_pass,
+    status_of,
+)
+from udfs.wsi.store.filesystem import filesystem
 from udfs.wsi.store.link import Link
-from udfs.wsi.store.uris import StorageOptions, options_for, public_uri, redact, secrets_of, store_of
+from udfs.wsi.store.ranges import Part, bring_range, plain_etag
+from udfs.wsi.store.uris import StorageOptions, public_uri, redact, secrets_of, store_of, timeout_of
 
 ATTEMPTS = 7  # at a request, some 15 s of waiting between them in all
 FIRST_WAIT_S = 0.2  # before the second attempt, doubled before each further one
 DEADLINE_S = 60.0  # for an answer, after which a connection is taken for hung
+_LEAST_BYTES_PER_S = 1e6  # what comes faster than this never runs out of time
 _AT_ONCE = 32  # requests of one file under way
 _NO_SUCH_RANGE = 416  # HTTP's: the file ends before it
 
 _LOCAL_GAP_BYTES = 32 * 1024  # a system call and a seek of a disk's cache cost about as much as reading this
-_VERSION_KEYS = (
-    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest"),
-    *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
-)
 
 _links: dict[str, Link] = {}  # by store: what one slide taught serves the next
 
-
-@dataclass(frozen=True)
-class FileInfo:
-    """A file at one moment. `version` changes whenever its content may have: the store's etag, else size and mtime."""
-
-    size_bytes: int
-    version: str
-
-    @classmethod
-    def from_fsspec(cls, info: Mapping[str, Any]) -> "FileInfo":
-        """From what `fs.info`, `fs.ls` and `fs.find` give; each store has its own word for the same thing."""
-        size = int(info["size"])
-        for key in _VERSION_KEYS:
-            if info.get(key):
-                return cls(size, f"{size}-{str(info[key]).strip(chr(34))}")
-        return cls(size, str(size))
-
-
-@dataclass
-class Traffic:
-    """What reading cost: requests (each attempt counts), bytes that came, seconds that somebody waited for them."""
-
-    requests: int = 0
-    bytes: int = 0
-    waited_s: float = 0.0
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.requests + other.requests, self.bytes + other.bytes, self.waited_s + other.waited_s)
+T = TypeVar("T")
 
 
 class Pending(Protocol):
@@ -83,42 +63,150 @@ def _asynchronous(fs: AbstractFileSystem, _process: int) -> AsyncFileSystemWrapp
     return AsyncFileSystemWrapper(fs, asynchronous=False)
 
 
+class Calls:
+    """Calls to the store of one file: each tried again if that may help, all together within a bound of time.
+
+    The bound is `timeout_s` of the storage options, and one second more for each MB that came. Only the time counts in which
+    somebody waits. Raises what the store's client raises.
+    """
+
+    def __init__(self, uri: str, storage_options: StorageOptions | None, traffic: Traffic) -> None:
+        """Files that share a `traffic` share the bound of time."""
+        self.traffic = traffic
+        self._timeout_s = timeout_of(storage_options)
+        self._under_way: set[Future[Any]] = set()
+        self._etag: str | None = None
+        self.link = _links.setdefault(store_of(uri), Link())
+        fs, self.path = filesystem(uri, storage_options)
+        self.is_local = isinstance(fs, LocalFileSystem)
+        # Only what was made for it may be asked for several things at once.
+        self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
+        # On fsspec's loop also where the caller runs one of its own, as notebooks do.
+        self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
+
+    def begin(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> "Future[T]":
+        """Run it on fsspec's own event loop, where the clients of stores live; `deadline_s` holds for one attempt."""
+
+        async def attempt() -> T:
+            async with self._slots:
+                self.traffic.requests += 1
+                return await asyncio.wait_for(call(), deadline_s or DEADLINE_S)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(may_pass),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(multiplier=FIRST_WAIT_S, max=10.0) + wait_random(0, FIRST_WAIT_S),
+            reraise=True,
+        )
+        future: Future[T] = asyncio.run_coroutine_threadsafe(retrying(attempt), self._fs.loop)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    def wait(self, future: "Future[T]") -> T:
+        """The result of a call that was begun; raises OutOfTimeError."""
+        begun, traffic = perf_counter(), self.traffic
+        left = self._timeout_s + traffic.bytes / _LEAST_BYTES_PER_S - traffic.waited_s
+        try:
+            return future.result(max(left, 0.0))
+        except TimeoutError:
+            if future.done():  # of the last attempt
+                return future.result()
+            future.cancel()
+            waited_s = traffic.waited_s + perf_counter() - begun
+            raise OutOfTimeError(
+                f"{traffic.bytes:,} bytes came in {waited_s:.0f} s of waiting, slides.timeout_s is {self._timeout_s:g}"
+            ) from None
+        finally:
+            traffic.waited_s += perf_counter() - begun
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        for future in tuple(self._under_way):
+            future.cancel()
+
+    async def info(self) -> Any:
+        """What the store says of the file, as fsspec has it."""
+        self._fs.invalidate_cache()  # listings that a client keeps would hide a replaced file
+        begun = perf_counter()
+        info = await self._fs._info(self.path)
+        self.link.learn(0, perf_counter() - begun)
+        self._etag = self._etag or plain_etag(info.get("ETag") or info.get("etag"))
+        return info
+
+    async def siblings(self) -> Any:
+        """What the store lists in the folder of the file, as fsspec has it."""
+        self._fs.invalidate_cache()
+        return await self._fs._ls(self.path.rpartition("/")[0], detail=True)
+
+    async def range(self, start: int, count: int, size_bytes: int) -> bytes:
+        """The bytes [start, start + count) of the file, which has `size_bytes`; checked against what the store says of them."""
+        begun = perf_counter()
+        part = await bring_range(self._fs, self.path, start, count)
+        self.traffic.bytes += len(part.data)
+        self._check(part, count, size_bytes)
+        self.link.learn(count, perf_counter() - begun)
+        return part.data
+
+    async def whole(self, size_bytes: int) -> bytes:
+        """All of the file by one request. `size_bytes` is the least that it has; 0 if that is unknown."""
+        data: bytes = await self._fs._cat_file(self.path)
+        self.traffic.bytes += len(data)
+        if len(data) < size_bytes:
+            raise ShortReadError(f"{len(data):,} of {size_bytes:,} bytes came")
+        return data
+
+    def _check(self, part: Part, count: int, size_bytes: int) -> None:
+        if len(part.data) < count:
+            raise ShortReadError(f"{len(part.data):,} of {count:,} bytes came")
+        if len(part.data) > count:
+            raise WrongAnswerError(f"{len(part.data):,} bytes came where {count:,} were asked for")
+        if part.size_bytes not in (None, size_bytes):
+            raise ContradictionError(f"its server says {part.size_bytes:,} bytes, and before said {size_bytes:,}")
+        self._etag = self._etag or part.etag
+        if part.etag not in (None, self._etag):
+            raise ContradictionError("its server sent parts of two versions of the file (their ETag differs)")
+
+
 class File:
     """One file, opened by URI."""
 
     info: FileInfo
     traffic: Traffic
 
-    def __init__(self, uri: str, storage_options: StorageOptions | None = None, info: FileInfo | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        storage_options: StorageOptions | None = None,
+        info: FileInfo | None = None,
+        traffic: Traffic | None = None,
+    ) -> None:
         """Ask the store for the file's size and version, unless they are given.
+
+        Args:
+            uri: a path or any fsspec URI.
+            storage_options: for fsspec. Of `StoreOptions`, `timeout_s` bounds the time of waiting for the store.
+            info: of the file, if it is known.
+            traffic: what reading costs is added to it; files with the same one share the bound of time.
 
         Raises:
             SlideError: `file_missing`, `access_denied`, `read_failed`, `not_a_slide` (a folder) or `file_empty`.
         """
         self.uri = public_uri(uri)
-        self.traffic = Traffic()
+        self.traffic = Traffic() if traffic is None else traffic
         self._secrets = secrets_of(uri, storage_options)
-        self._link = _links.setdefault(store_of(uri), Link())
         self._descriptor: int | None = None
-        self._under_way: set[Future[Any]] = set()
         try:
-            fs, self._path = url_to_fs(uri, **options_for(uri, storage_options))
+            self._calls = Calls(uri, storage_options, self.traffic)
         except Exception as error:
             raise self._translate(error) from None
-        with suppress(AttributeError):  # Azure's client waits 15 s before a second try; adlfs has no setting for it
-            fs._timeout_kwargs.setdefault("retry_total", 0)
-        self.is_local = isinstance(fs, LocalFileSystem)
-        # Only what was made for it may be asked for several things at once.
-        self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
-        # On fsspec's loop also where the caller runs one of its own, as notebooks do.
-        self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
-        self._local = fs if self.is_local else None
+        self.is_local = self._calls.is_local
         self.info = info or self._ask()
 
     @property
     def gap_bytes(self) -> int:
         """Between two wanted ranges, the gap up to which one request for both is the cheaper way."""
-        return _LOCAL_GAP_BYTES if self.is_local else self._link.gap_bytes
+        return _LOCAL_GAP_BYTES if self.is_local else self._calls.link.gap_bytes
 
     def request(self, start: int, count: int) -> Pending:
         """Begin to bring the bytes [start, start + count); its result raises SlideError.
@@ -126,19 +214,21 @@ class File:
         `file_truncated` where the file ends before the range does, else as the constructor.
         """
         if start + count > self.info.size_bytes:
-            missing = start + count - self.info.size_bytes
-            raise SlideError(
-                ErrorCode.FILE_TRUNCATED,
-                f"{self.uri} ends {missing} bytes into a block at byte {start}: upload it again",
-            )
+            raise self._truncated(start, start + count - self.info.size_bytes)
         if self.is_local:
             return _LocalRequest(self, start, count)
-        return _RemoteRequest(self, self._submit(lambda: self._bring(start, count)))
+        size = self.info.size_bytes
+        return _RemoteRequest(self, self._calls.begin(lambda: self._calls.range(start, count, size)))
 
     def ranges(self, starts: Sequence[int], counts: Sequence[int]) -> list[bytes]:
         """The bytes [start, start + count) of each pair, brought all at once; see `request`."""
         pending = [self.request(start, count) for start, count in zip(starts, counts, strict=True)]
         return [request.result() for request in pending]
+
+    def siblings(self) -> Sequence[Mapping[str, Any]]:
+        """What the store lists in the folder of this file, as fsspec has it; raises what the store's client raises."""
+        listed: Sequence[Mapping[str, Any]] = self._calls.wait(self._calls.begin(self._calls.siblings))
+        return listed
 
     def check_unchanged(self) -> Callable[[], None]:
         """Ask whether this is still the file of `info`; what is returned waits for the answer.
@@ -146,7 +236,7 @@ class File:
         Raises:
             SlideError: `file_changed`, when the answer is waited for.
         """
-        asked: Future[Any] | None = None if self.is_local else self._submit(self._info)
+        asked: Future[Any] | None = None if self.is_local else self._calls.begin(self._calls.info)
 
         def wait() -> None:
             now = self._ask(asked)
@@ -164,86 +254,56 @@ class File:
 
     def close(self) -> None:
         """Give back what is held, and give up what is on its way."""
-        for future in tuple(self._under_way):
-            future.cancel()
+        self._calls.close()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def _ask(self, asked: "Future[Any] | None" = None) -> FileInfo:
-        begun = perf_counter()
+        found = None
         try:
-            info = self._at_once() or (asked or self._submit(self._info)).result()
+            if self.is_local:
+                stat = self._stat()
+                is_folder, found = S_ISDIR(stat.st_mode), FileInfo.from_stat(stat)
+            else:
+                info = self._calls.wait(asked or self._calls.begin(self._calls.info))
+                is_folder = info.get("type") == "directory"
+                found = None if info.get("size") is None else FileInfo.from_fsspec(info)
         except Exception as error:
             raise self._translate(error) from None
-        finally:
-            self.traffic.waited_s += perf_counter() - begun
-        if info.get("type") == "directory":
+        if is_folder:
             raise SlideError(ErrorCode.NOT_A_SLIDE, f"{self.uri} is a folder: give the URI of a slide file")
-        if info.get("size") is None:
+        if found is None:
             raise SlideError(
                 ErrorCode.READ_FAILED, f"{self.uri}: its server does not tell sizes: put the slide in another store"
             )
-        found = FileInfo.from_fsspec(info)
         if found.size_bytes == 0:
             raise SlideError(ErrorCode.FILE_EMPTY, f"{self.uri} has 0 bytes: upload it again")
         return found
 
-    def _at_once(self) -> Any:
-        """What the local disk says, without the loop, which takes longer than a tile; None where it has to be asked again."""
+    def _stat(self) -> os.stat_result:
+        """At once, for the loop takes longer than a tile; by way of the loop if the disk has to be asked again."""
+        path = Path(self._calls.path)
         with suppress(OSError):
-            return self._local.info(self._path) if self._local else None
-
-    def _submit(self, call: Callable[[], Awaitable[Any]]) -> "Future[Any]":
-        """Run it, with retries, on fsspec's own event loop, where the clients of stores live."""
-
-        async def attempt() -> Any:
-            async with self._slots:
-                self.traffic.requests += 1
-                return await asyncio.wait_for(call(), DEADLINE_S)
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(may_pass),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential(multiplier=FIRST_WAIT_S, max=10.0) + wait_random(0, FIRST_WAIT_S),
-            reraise=True,
-        )
-        future: Future[Any] = asyncio.run_coroutine_threadsafe(retrying(attempt), self._fs.loop)
-        self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
-        return future
-
-    async def _info(self) -> Any:
-        self._fs.invalidate_cache()  # listings that a client keeps would hide a replaced file
-        begun = perf_counter()
-        info = await self._fs._info(self._path)
-        self._link.learn(0, perf_counter() - begun)
-        return info
-
-    async def _bring(self, start: int, count: int) -> bytes:
-        begun = perf_counter()
-        data: bytes = await self._fs._cat_file(self._path, start=start, end=start + count)
-        self.traffic.bytes += len(data)
-        if len(data) < count:
-            raise ShortReadError(f"{len(data)} of {count} bytes came")
-        if len(data) > count:
-            raise SlideError(
-                ErrorCode.READ_FAILED, f"{self.uri}: its server ignores byte ranges: put the slide in another store"
-            )
-        self._link.learn(count, perf_counter() - begun)
-        return data
+            return path.stat()
+        return self._calls.wait(self._calls.begin(lambda: asyncio.to_thread(path.stat)))
 
     def _pread(self, start: int, count: int) -> bytes:
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY)
+            self._descriptor = os.open(self._calls.path, os.O_RDONLY)
         return os.pread(self._descriptor, count, start)
+
+    def _truncated(self, start: int, missing: int) -> SlideError:
+        return SlideError(
+            ErrorCode.FILE_TRUNCATED, f"{self.uri} ends {missing} bytes into a block at byte {start}: upload it again"
+        )
 
     def _translate(self, error: Exception) -> SlideError:
         return as_slide_error(error, self.uri, self._secrets)
 
     def _translate_range(self, error: Exception) -> SlideError:
-        """As `_translate`; where a store has fewer bytes than it said, the file may be another one by now."""
-        if isinstance(error, ShortReadError) or status_of(error) == _NO_SUCH_RANGE:
+        """As `_translate`; if a store contradicts what it said of the file, that may be another one by now."""
+        if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
             try:
                 self.check_unchanged()()
             except SlideError as changed:
@@ -261,16 +321,14 @@ class _LocalRequest:
         file, begun = self._file, perf_counter()
         try:
             data = file._pread(self._start, self._count)
-            if len(data) < self._count:  # cut short under our hands, or a network mount that gives what it has
-                data += file._pread(self._start + len(data), self._count - len(data))
+            # cut short under our hands, or a network mount that gives what it has
+            while len(data) < self._count and (more := file._pread(self._start + len(data), self._count - len(data))):
+                data += more
         except OSError as error:
             raise file._translate(error) from None
         if len(data) < self._count:
-            missing = self._count - len(data)
-            raise SlideError(
-                ErrorCode.FILE_TRUNCATED,
-                f"{file.uri} ends {missing} bytes into a block at byte {self._start}: upload it again",
-            )
+            file.check_unchanged()()
+            raise file._truncated(self._start, self._count - len(data))
         file.traffic.requests += 1
         file.traffic.bytes += len(data)
         file.traffic.waited_s += perf_counter() - begun
@@ -285,23 +343,10 @@ class _RemoteRequest:
         self._file, self._future = file, future
 
     def result(self) -> bytes:
-        begun = perf_counter()
         try:
-            return self._future.result()
+            return self._file._calls.wait(self._future)
         except Exception as error:
             raise self._file._translate_range(error) from None
-        finally:
-            self._file.traffic.waited_s += perf_counter() - begun
 
     def cancel(self) -> None:
         self._future.cancel()
-
-
-def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
-    """A whole small file (a checkpoint, a CSV). Raises what fsspec raises, FileNotFoundError only where there is none."""
-    try:
-        with fsspec.open(uri, "rb", **options_for(uri, storage_options)) as stream:
-            data: bytes = stream.read()
-    except FileNotFoundError as error:
-        raise cause_of(error) from None
-    return data

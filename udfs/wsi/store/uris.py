@@ -10,16 +10,22 @@ from fsspec.registry import known_implementations
 
 StorageOptions = Mapping[str, Any]
 
+TIMEOUT_S = 180.0  # that a slide may wait for its store, if nobody says otherwise
 _SHORTEST_SECRET = 6  # characters; what is shorter is a word of any text
 _NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # what precedes their @ is a credential, not a container
 
 
 class StoreOptions(dict[str, Any]):
-    """Storage options that know whose they are: those of the store of `root`, and of none beside it."""
+    """Storage options that know whose they are, and how long a slide may wait.
 
-    def __init__(self, options: Mapping[str, Any], root: str | None) -> None:
+    Attributes:
+        root: they are those of the store of this URI, and of none beside it.
+        timeout_s: seconds that a slide may wait for its store in all, beside one second for each MB that comes.
+    """
+
+    def __init__(self, options: Mapping[str, Any], root: str | None, timeout_s: float = TIMEOUT_S) -> None:
         super().__init__(options)
-        self.root = root
+        self.root, self.timeout_s = root, timeout_s
 
 
 def options_for(uri: str, options: StorageOptions | None) -> dict[str, Any]:
@@ -31,6 +37,11 @@ def options_for(uri: str, options: StorageOptions | None) -> dict[str, Any]:
     if "://" not in uri or (root and "://" in root and store_of(root) != store_of(uri)):
         return {}
     return dict(options or {})
+
+
+def timeout_of(options: StorageOptions | None) -> float:
+    """Seconds that a slide may wait for its store: see `StoreOptions`."""
+    return options.timeout_s if isinstance(options, StoreOptions) else TIMEOUT_S
 
 
 def store_of(uri: str) -> str:

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from udfs.wsi.store.uris import StorageOptions, options_for
+from udfs.wsi.store.filesystem import filesystem
+from udfs.wsi.store.uris import StorageOptions
 
 
 def write_bytes(uri: str, data: bytes, storage_options: StorageOptions | None = None) -> None:
@@ -14,7 +14,7 @@ def write_bytes(uri: str, data: bytes, storage_options: StorageOptions | None = 
 
     Who reads meanwhile finds the old content or the new: on a disk by renaming, in an object store because a put is whole.
     """
-    fs, path = url_to_fs(uri, **options_for(uri, storage_options))
+    fs, path = filesystem(uri, storage_options)
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(path, data)
         return

@@ -1,0 +1,120 @@
+"""One range of a file by the client of its store, with what the store says of the file and of the range."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from udfs.wsi.store.faults import NoRangesError, ShortReadError, WrongAnswerError
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
+_AZURE_TIMEOUTS = ("timeout", "connection_timeout", "read_timeout")  # options of adlfs
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of a file, and what the store's answer says beside them; None if it says nothing."""
+
+    data: bytes
+    size_bytes: int | None = None  # of the whole file
+    etag: str | None = None
+
+
+async def bring_range(fs: Any, path: str, start: int, count: int) -> Part:
+    """Ask for the bytes [start, start + count).
+
+    Args:
+        fs: an fsspec filesystem that is asynchronous.
+        path: in it.
+        start: first byte.
+        count: of bytes, 1 at least.
+
+    Raises:
+        NoRangesError: the server sends whole files only.
+        WrongAnswerError: it sends another range than was asked for, or an encoded one.
+        ShortReadError: fewer bytes come than were asked for, or than it announced.
+        Exception: what the store's client raises.
+    """
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if "https" in protocols:
+        return await _http(fs, path, start, count)
+    if "abfs" in protocols:
+        return await _azure(fs, path, start, count)
+    return Part(await fs._cat_file(path, start=start, end=start + count))
+
+
+def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
+    """Check that an answer of status 206 holds the range that was asked for, or what the file has of it.
+
+    Args:
+        headers: of the answer, whatever the case of their names.
+        wanted: the header Range of the request, bytes=FIRST-LAST.
+
+    Returns:
+        The size of the whole file, None if the answer does not say it.
+
+    Raises:
+        WrongAnswerError: it holds another range, several, or an encoded one.
+    """
+    said = headers.get("Content-Range", "")
+    encoding = headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise WrongAnswerError(f"its server sent {wanted} encoded as {encoding}")
+    match = _CONTENT_RANGE.fullmatch(said.strip())
+    size = int(match[3]) if match and match[3] != "*" else None
+    first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+    end = last if size is None else min(last, size - 1)  # a range ends with the file at the latest
+    if not match or (int(match[1]), int(match[2])) != (first, end):
+        raise WrongAnswerError(f"its server sent {said or headers.get('Content-Type')!r} for {wanted}")
+    return size
+
+
+def plain_etag(etag: Any) -> str | None:
+    """An ETag without its quotes and the mark of a weak one, with which the same version may be told differently."""
+    return str(etag).removeprefix("W/").strip('"') if etag else None
+
+
+async def _http(fs: Any, url: str, start: int, count: int) -> Part:
+    """By fsspec's session, which refuses a wrong range: see `udfs.wsi.store.http`."""
+    options = dict(fs.kwargs)
+    wanted = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
+    headers = {**options.pop("headers", {}), **wanted}
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), headers=headers, **options) as answer:
+        answer.raise_for_status()
+        if answer.status == 206:
+            size = check_range(answer.headers, wanted["Range"])
+        elif start == 0 and answer.content_length == count:
+            size = count
+        else:
+            raise NoRangesError("its server ignores byte ranges")
+        try:
+            data = await answer.content.readexactly(count)
+        except asyncio.IncompleteReadError as error:
+            raise ShortReadError(f"{len(error.partial):,} of {count:,} bytes came") from None
+        return Part(data + await answer.content.read(1), size, plain_etag(answer.headers.get("ETag")))
+
+
+async def _azure(fs: Any, path: str, start: int, count: int) -> Part:
+    """By Azure's client, without the retries of its own, the first of which waits for 15 s."""
+    container, blob, version = fs.split_path(path)
+    timeouts = {name: fs.storage_options[name] for name in _AZURE_TIMEOUTS if name in fs.storage_options}
+    answers: list[Any] = []
+    async with fs.service_client.get_blob_client(container=container, blob=blob) as client:
+        stream = await client.download_blob(
+            offset=start,
+            length=count,
+            version_id=version,
+            retry_total=0,
+            raw_response_hook=answers.append,
+            **timeouts,
+        )
+        data = await stream.readall()
+    size = etag = None
+    for answer in answers:
+        if answer.http_response.status_code == 206:
+            headers = answer.http_response.headers
+            size = check_range(headers, answer.http_request.headers["x-ms-range"])
+            etag = plain_etag(headers.get("ETag"))
+    return Part(data, size, etag)
