@@ -13,7 +13,7 @@ from jobs.training.splitting import SPLITS, missing_classes
 from jobs.training.tables.columns import read_columns
 from jobs.training.tables.pinned import pin_table
 from udfs.labels import is_no_value, twins
-from udfs.telling import is_run_id, named, quoted, some
+from udfs.telling import is_run_id, quoted, some
 from udfs.wsi.store import StorageOptions, public_uri
 
 

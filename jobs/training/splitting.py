@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, TypeVar
 
+from udfs.telling import named
+
 VERSION = 1  # raise it when the same settings begin to deal otherwise
 SPLITS = ("train", "validation", "test")
 Stratum = Literal["center_id", "label"]
@@ -87,7 +89,7 @@ def missing_classes(labels: Mapping[str, Iterable[str | None]]) -> list[str]:
         n = sum(found.total() for found in counts.values())
         return [f"{n} labelled patients have {len(classes)} classes, and two at least are needed"]
     return [
-        f"split {name} has {found.total()} labelled patients, 0 of {', '.join(missing)}"
+        f"split {name} has {found.total()} labelled patients, 0 of {', '.join(map(named, missing))}"
         for name, found in counts.items()
         if (found or name == "train") and (missing := [label for label in classes if not found[label]])
     ]
