@@ -182,9 +182,10 @@ def test_other_whole_downsamples_stay_what_they_are(
     assert_levels(path, image, downsamples)
 
 
-def test_levels_of_a_philips_slide_are_cut_to_the_slide(image: Pixels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lists_macro", [False, True], ids=["the slide", "macro first"])
+def test_levels_of_a_philips_slide_are_cut_to_the_slide(image: Pixels, tmp_path: Path, lists_macro: bool) -> None:
     """They are padded to whole tiles, which makes their shape another than the slide's."""
-    path = write_philips(tmp_path / "slide.tiff", image, jpeg_codec(), doublings=4)
+    path = write_philips(tmp_path / "slide.tiff", image, jpeg_codec(), doublings=4, lists_macro=lists_macro)
     with openslide.OpenSlide(str(path)) as reference:
         assert reference.properties["openslide.vendor"] == "philips"
         assert "macro" in reference.associated_images

@@ -14,6 +14,7 @@ from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
 from udfs.wsi.tiff.mpp import spacing_of
+from udfs.wsi.tiff.philips import level_pages
 from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, is_added
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
@@ -118,9 +119,8 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
     if texts.vendor == "leica":
         return _leica_pages(tiff, texts, warnings)
-    if tiff.is_philips and tiff.series[0].kind == "philips":
-        # Their directories count in what pads a level to whole tiles; tifffile cuts it away.
-        return [level.keyframe for level in tiff.series[0].levels]
+    if "DataObject" in texts.xml and (levels := level_pages(tiff, texts.xml["DataObject"])):
+        return levels
     pages: list[Any] = []
     for page in tiff.pages:
         full = page.aspage() if isinstance(page, tifffile.TiffFrame) else page

@@ -9,7 +9,8 @@ from xml.etree.ElementTree import Element
 
 from udfs.wsi.plausible import plausible_spacing
 from udfs.wsi.tiff.leica import scanned_area
-from udfs.wsi.tiff.texts import DESCRIPTION, Texts, text_of
+from udfs.wsi.tiff.philips import slide_spacing
+from udfs.wsi.tiff.texts import DESCRIPTION, Texts, number_of, text_of
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _INCH = 2
@@ -96,7 +97,7 @@ def _aperio(texts: Texts, base: Any) -> Pair:
     if not about.startswith("Aperio"):
         return None, None
     fields = dict(part.partition("=")[::2] for part in about.split("|")[1:])
-    mpp = _number({name.strip(): value for name, value in fields.items()}.get("MPP"))
+    mpp = number_of({name.strip(): value for name, value in fields.items()}.get("MPP"))
     return mpp, mpp
 
 
@@ -113,27 +114,13 @@ def _imagej(texts: Texts, base: Any) -> Pair:
 
 
 def _philips(texts: Texts, base: Any) -> Pair:
-    """The spacing of the slide, not that of the label or macro image: row spacing first, in mm."""
     root = texts.xml.get("DataObject")
-    if root is None:
-        return None, None
-    slides = [
-        image
-        for image in root.iterfind("./Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject")
-        if (image.findtext("./Attribute[@Name='PIM_DP_IMAGE_TYPE']") or "").strip() == "WSI"
-    ]
-    levels = "./Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array/DataObject"
-    for part in (*slides, *(level for slide in slides for level in slide.iterfind(levels)), root):
-        text = part.findtext("./Attribute[@Name='DICOM_PIXEL_SPACING']")
-        mm = [number for value in re.split(r'[\s"\\]+', text or "") if (number := _number(value)) is not None]
-        if len(mm) == 2:
-            return mm[1] * 1000, mm[0] * 1000
-    return None, None
+    return (root is not None and slide_spacing(root)) or (None, None)
 
 
 def _ventana(texts: Texts, base: Any) -> Pair:
     scan = texts.xml.get("iScan")
-    mpp = None if scan is None else _number(scan.get("ScanRes"))
+    mpp = None if scan is None else number_of(scan.get("ScanRes"))
     return mpp, mpp
 
 
@@ -152,7 +139,7 @@ def _ome(texts: Texts, base: Any) -> Pair:
 
 
 def _physical_size(pixels: Element, axis: str) -> float | None:
-    size = _number(pixels.get(f"PhysicalSize{axis}"))
+    size = number_of(pixels.get(f"PhysicalSize{axis}"))
     um = _um_of(pixels.get(f"PhysicalSize{axis}Unit", "um"))
     return size * um if size and um else None
 
@@ -196,12 +183,4 @@ def _ratio(value: Any) -> float | None:
     try:
         return float(numbers[0]) / float(numbers[1]) or None
     except (IndexError, TypeError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _number(text: str | None) -> float | None:
-    """A number, with a decimal comma if the scanner's computer was set so; None if it is none."""
-    try:
-        return float((text or "").strip().replace(",", "."))
-    except ValueError:
         return None
