@@ -32,7 +32,6 @@ _PACKAGES = (
     "timm",
     "safetensors",
     "tifffile",
-    "tiffslide",
     "imagecodecs",
     "simplejpeg",
     "pillow",

@@ -21,7 +21,9 @@ def slide_warnings(run: Run, survey: pd.DataFrame) -> list[str]:
     """A line for each image of the cohort that was read with a warning, from table slides; ten lines and a count at most."""
     slides = _slides(run, survey)
     warned = slides[slides["warnings"].notna()]
-    lines = [f"warning: {row.image_id}: {'; '.join(row.warnings)}" for row in warned.itertuples()]
+    lines = [
+        f"warning: {name}: {'; '.join(said)}" for name, said in zip(warned["image_id"], warned["warnings"], strict=True)
+    ]
     more = len(lines) - _MOST_WARNINGS
     return lines[:_MOST_WARNINGS] + (
         [f"... and {more:,} more, see column warnings of table slides"] if more > 0 else []

@@ -11,7 +11,18 @@ import openslide
 import pytest
 from PIL import Image
 
-from tests.slides.foreign import MIRAX_IMAGE_PX, write_dicom, write_mirax, write_vms
+from tests.slides.foreign import (
+    CZI_BGRA,
+    CZI_GREY,
+    CZI_GREY16,
+    CZI_JPEG,
+    CZI_JPEG_XR,
+    MIRAX_IMAGE_PX,
+    write_czi,
+    write_dicom,
+    write_mirax,
+    write_vms,
+)
 from tests.slides.make import Pixels, position_pixels, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import ErrorCode, SlideError
@@ -204,12 +215,103 @@ def test_what_openslide_does_not_take_says_so(tmp_path: Path, name: str, content
     assert "convert it" in error.message or "upload it again" in error.message
 
 
-def test_a_transfer_syntax_that_openslide_lacks_is_an_unsupported_format(tmp_path: Path) -> None:
-    path = write_dicom(tmp_path / "a", position_pixels(256, 256), levels=(1,))
-    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.80"))  # JPEG-LS
+CZI_UNREAD: dict[str, tuple[dict[str, Any], str]] = {
+    "focal planes": ({"planes": (("Z", 0), ("Z", 1))}, "focal planes (dimension Z)"),
+    "a focal plane": ({"planes": (("Z", 0),)}, "focal planes (dimension Z)"),
+    "channels": ({"planes": (("C", 0), ("C", 1))}, "channels (dimension C)"),
+    "time points": ({"planes": (("T", 0),)}, "time points (dimension T)"),
+    "another dimension": ({"planes": (("H", 0),)}, "pictures (dimension H)"),
+    "grey": ({"kind": CZI_GREY}, "grey pixels"),
+    "16 bit": ({"kind": CZI_GREY16}, "16-bit grey pixels"),
+    "alpha": ({"kind": CZI_BGRA}, "RGBA pixels"),
+    "JPEG": ({"compression": CZI_JPEG}, "JPEG compression"),
+    "JPEG XR": ({"compression": CZI_JPEG_XR}, "JPEG XR compression"),
+    "some compression": ({"compression": 77}, "type 77 compression"),
+}
+DICOM_UNREAD: dict[str, tuple[bytes, bytes, str]] = {
+    "JPEG-LS": (b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.80", "transfer syntax 1.2.840.10008.1.2.4.80"),
+    "16 bit": (b"\x28\0\0\x01US\2\0\x08", b"\x28\0\0\x01US\2\0\x10", "16 bits allocated per sample"),
+    "12 of 16 bit": (b"\x28\0\1\x01US\2\0\x08", b"\x28\0\1\x01US\2\0\x0c", "12 bits stored per sample"),
+    "grey": (b"\x28\0\2\0US\2\0\3", b"\x28\0\2\0US\2\0\1", "1 samples per pixel"),
+    "planes": (b"\x28\0\6\0US\2\0\0", b"\x28\0\6\0US\2\0\1", "1 planar configuration"),
+    "palette": (b"YBR_FULL_422", b"PALETTE COLO", "PALETTE pixels"),
+}
+
+
+def test_a_czi_of_one_plane_is_read(tmp_path: Path) -> None:
+    """So that the refusals below are of what differs from it."""
+    image = position_pixels(200, 100)
+    with opened(write_czi(tmp_path / "a.czi", image)) as slide:
+        assert slide.vendor == "zeiss" and (slide.mpp_x, slide.mpp_y) == pytest.approx((0.25, 0.25))
+        [(_, tile)] = slide.read_tiles([(0, 0)], 100)
+    np.testing.assert_array_equal(tile, image[:, :100])
+
+
+@pytest.mark.parametrize("name", CZI_UNREAD)
+def test_a_czi_that_openslide_does_not_read_is_unsupported(tmp_path: Path, name: str) -> None:
+    how, said = CZI_UNREAD[name]
+    error = refused(write_czi(tmp_path / "a.czi", position_pixels(200, 100), **how))
+    assert error.code == ErrorCode.UNSUPPORTED_FORMAT, error
+    assert f"does not read Zeiss CZI slides with {said} (" in error.message and "convert it" in error.message
+
+
+@pytest.mark.parametrize("name", DICOM_UNREAD)
+@pytest.mark.parametrize("level", [1, 4], ids=["its own file", "another of the series"])
+def test_a_dicom_that_openslide_does_not_read_is_unsupported(tmp_path: Path, name: str, level: int) -> None:
+    old, new, said = DICOM_UNREAD[name]
+    path = write_dicom(tmp_path / "a", position_pixels(256, 256), levels=(1, 4))
+    write_dicom(tmp_path / "a", position_pixels(256, 256), levels=(1,), series=2)
+    changed = path.with_name(f"series1-level{level}.dcm")
+    content = changed.read_bytes()
+    assert content.count(old) == 1
+    changed.write_bytes(content.replace(old, new))
+    error = refused(path)
+    assert error.code == ErrorCode.UNSUPPORTED_FORMAT, error
+    assert f"does not read DICOM slides with {said} (" in error.message and "convert it" in error.message
+
+
+def test_a_mirax_of_images_that_openslide_does_not_read_is_unsupported(tmp_path: Path) -> None:
+    path = write_mirax(tmp_path / "a.mrxs", position_pixels(512, 512))
+    ini = tmp_path / "a" / "Slidedat.ini"
+    ini.write_text(ini.read_text().replace("IMAGE_FORMAT = PNG", "IMAGE_FORMAT = JPEGXR"))
     error = refused(path)
     assert error.code == ErrorCode.UNSUPPORTED_FORMAT
-    assert "1.2.840.10008.1.2.4.80" in error.message
+    assert "with IMAGE_FORMAT = JPEGXR" in error.message and "convert it" in error.message
+
+
+CUT: dict[str, tuple[Callable[[Path], Path], str, int]] = {  # writer, which file is cut, bytes that stay
+    "MIRAX": (lambda folder: write_mirax(folder / "support.mrxs", position_pixels(512, 512)), "support/Index.dat", 20),
+    "Hamamatsu VMS": (
+        lambda folder: write_vms(folder / "support.vms", position_pixels(WIDTH, HEIGHT)),
+        "support-0.jpg",
+        150,
+    ),
+    "DICOM": (
+        lambda folder: write_dicom(folder / "support", position_pixels(256, 256)),
+        "support/series1-level1.dcm",
+        400,
+    ),
+    "Zeiss CZI": (lambda folder: write_czi(folder / "support.czi", position_pixels(200, 100)), "support.czi", 900),
+}
+
+
+def test_a_czi_whose_directory_is_overwritten_is_damaged(tmp_path: Path) -> None:
+    path = write_czi(tmp_path / "a.czi", position_pixels(200, 100))
+    content = path.read_bytes()
+    at = content.index(b"ZISRAWDIRECTORY") + 160
+    path.write_bytes(content[:at] + b"\x55" * 40 + content[at + 40 :])
+    assert refused(path).code == ErrorCode.HEADER_CORRUPT
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_a_slide_that_is_cut_short_is_damaged_whatever_word_openslide_uses(tmp_path: Path, kind: str) -> None:
+    """Its message has the file's name, in which any word may stand."""
+    write, name, rest = CUT[kind]
+    path = write(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:rest])
+    error = refused(path)
+    assert error.code == ErrorCode.HEADER_CORRUPT, error
+    assert "upload it again, with all of its files; if it is whole, convert it" in error.message
 
 
 def test_a_missing_companion_is_named(slides: dict[str, Path], tmp_path: Path) -> None:

@@ -182,9 +182,10 @@ def test_other_whole_downsamples_stay_what_they_are(
     assert_levels(path, image, downsamples)
 
 
-def test_levels_of_a_philips_slide_are_cut_to_the_slide(image: Pixels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lists_macro", [False, True], ids=["the slide", "macro first"])
+def test_levels_of_a_philips_slide_are_cut_to_the_slide(image: Pixels, tmp_path: Path, lists_macro: bool) -> None:
     """They are padded to whole tiles, which makes their shape another than the slide's."""
-    path = write_philips(tmp_path / "slide.tiff", image, jpeg_codec(), doublings=4)
+    path = write_philips(tmp_path / "slide.tiff", image, jpeg_codec(), doublings=4, lists_macro=lists_macro)
     with openslide.OpenSlide(str(path)) as reference:
         assert reference.properties["openslide.vendor"] == "philips"
         assert "macro" in reference.associated_images
@@ -249,3 +250,16 @@ def test_a_mask_of_the_slides_shape_is_no_level(image: Pixels, tmp_path: Path) -
     with tifffile.TiffFile(path, mode="r+") as tiff:
         tiff.pages[1].aspage().tags["NewSubfileType"].overwrite(1 | 4)
     assert levels_of(path) == [(WIDTH, HEIGHT, 1)]
+
+
+def test_a_level_that_is_not_read_is_named(image: Pixels, tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as writer:
+        write_encoded(writer, image, DEFLATE)
+        for downsample, compression in ((2, "lzma"), (4, "zlib")):
+            level = area_average(image, downsample)
+            writer.write(level, tile=(128, 128), compression=compression, photometric="rgb", metadata=None)
+    assert_levels(path, image, (1, 4))
+    with open_slide(str(path)) as slide:
+        [warning] = slide.warnings
+    assert warning.startswith("its level of 550 x 500 px is not read: ") and "LZMA" in warning

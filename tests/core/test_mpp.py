@@ -11,6 +11,9 @@ from tests.slides.make import position_pixels
 from tests.slides.ndpi import MACRO, NdpiImage, write_ndpi
 from tests.slides.spacings import (
     EDGE_PX,
+    RESOLUTION_UNIT,
+    X_RESOLUTION,
+    Y_RESOLUTION,
     ScnImage,
     ome_image,
     ome_xml,
@@ -26,7 +29,7 @@ Pair = tuple[float | None, float | None]
 
 UNKNOWN: Pair = (None, None)
 CM, INCH = (40_000.0, 40_000.0), (101_600.0, 101_600.0)  # pixels per unit at 0.25 um/px
-DPI_72 = {"per_unit": (72.0, 72.0), "unit": 2}
+DPI_72: dict[str, Any] = {"per_unit": (72.0, 72.0), "unit": 2}
 MACRO_XML = ("MACROIMAGE", 15.0)
 SLIDE_IMAGE = position_pixels(EDGE_PX, EDGE_PX)
 MACRO_IMAGE = ScnImage(position_pixels(128, 384), None)
@@ -93,11 +96,11 @@ QUARTER: dict[str, Write] = {
     ),
     "centimetres": described(per_unit=CM),
     "inches": described(per_unit=INCH, unit=2),
-    "no ResolutionUnit is inches": described(per_unit=INCH, lacks=[296]),
+    "no ResolutionUnit is inches": described(per_unit=INCH, lacks=[RESOLUTION_UNIT]),
     "millimetres": described(per_unit=(4000.0, 4000.0), unit=4),
     "micrometres": described(per_unit=(4.0, 4.0), unit=5),
-    "x only": described(per_unit=CM, lacks=[283]),
-    "y only": described(per_unit=CM, lacks=[282]),
+    "x only": described(per_unit=CM, lacks=[Y_RESOLUTION]),
+    "y only": described(per_unit=CM, lacks=[X_RESOLUTION]),
     "after a macro of another spacing": described(per_unit=CM, macro=""),
     "hamamatsu": ndpi,
     "trestle has um/px in the resolution": described("OverlapsXY=0 0", software="MedScan", per_unit=(0.25, 0.25)),
@@ -222,8 +225,20 @@ def test_openslide_has_a_value_for_every_vendor_that_it_knows(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "vendor"),
     [
-        *(("aperio", "aperio"), ("hamamatsu", "hamamatsu"), ("philips", "philips"), ("scn", "leica")),
-        *(("ventana", "ventana"), ("ventana, damaged", "ventana"), ("ome", "unknown"), ("centimetres", "unknown")),
+        *(
+            ("aperio", "aperio"),
+            ("aperio, bytes of no encoding", "aperio"),
+            ("hamamatsu", "hamamatsu"),
+            ("philips", "philips"),
+            ("scn", "leica"),
+        ),
+        *(
+            ("ventana", "ventana"),
+            ("ventana, damaged", "ventana"),
+            ("trestle has um/px in the resolution", "trestle"),
+            ("ome", "unknown"),
+            ("centimetres", "unknown"),
+        ),
     ],
 )
 def test_the_vendor_is_known(tmp_path: Path, name: str, vendor: str) -> None:
@@ -240,7 +255,7 @@ def test_the_vendor_is_known(tmp_path: Path, name: str, vendor: str) -> None:
             "0.25 um/px by the Aperio header, 0.25 x 0.5 by the TIFF tags",
         ),
         (scn(tagged_mpp=0.5), "0.5 um/px by the TIFF tags, 0.25 by the Leica XML: the first is used"),
-        (QUARTER["x only"], "the TIFF tags have the spacing of one axis only, 0.25 um/px: pixels are taken for square"),
+        (QUARTER["x only"], "0.25 um/px by the TIFF tags, along one axis only: pixels are taken as square"),
         (QUARTER["ome that is cut short"], "its OME-XML can't be parsed (unclosed token"),
         (OTHERS["ventana, damaged"][0], "its Ventana XML can't be parsed"),
     ],

@@ -1,4 +1,4 @@
-"""Writers of slides that are no TIFFs, as small as OpenSlide takes them: MIRAX, Hamamatsu VMS, DICOM.
+"""Writers of slides that are no TIFFs, as small as OpenSlide takes them: MIRAX, Hamamatsu VMS, DICOM, Zeiss CZI.
 
 Their layouts are those that OpenSlide's readers expect (https://openslide.org/formats, and DICOM PS3.3 A.32.8 for VL
 Whole Slide Microscopy). Frames and words are those of `tests.slides.make`.
@@ -111,6 +111,54 @@ def write_dicom(
         path = folder / f"series{series}-level{downsample}.dcm"
         path.write_bytes(_dicom(level, frame_px, f"1.2.3.{series}", f"1.2.3.{series}.{downsample}", mpp * downsample))
     return folder / f"series{series}-level{levels[0]}.dcm"
+
+
+CZI_GREY, CZI_GREY16, CZI_BGR, CZI_BGRA = 0, 1, 3, 9  # types of pixels
+CZI_UNCOMPRESSED, CZI_JPEG, CZI_JPEG_XR = 0, 1, 4
+
+
+def write_czi(
+    path: Path,
+    pixels: Pixels,
+    *,
+    planes: Sequence[tuple[str, int]] = (("C", 0),),
+    kind: int = CZI_BGR,
+    compression: int = CZI_UNCOMPRESSED,
+    mpp: float = 0.25,
+) -> Path:
+    """Write a Zeiss CZI of one scene and level, `pixels` [h, w, 3] once for each plane.
+
+    planes        dimension and place in it, beside X and Y
+    kind          what the directory says of the pixels, which are BGR
+    compression   what it says of their compression; they are not compressed
+    """
+    height, width = pixels.shape[:2]
+    distances = "".join(f'<Distance Id="{axis}"><Value>{mpp / 1e6}</Value></Distance>' for axis in "XY")
+    xml = (
+        f"<ImageDocument><Metadata><Information><Image><SizeX>{width}</SizeX><SizeY>{height}</SizeY></Image></Information>"
+        f"<Scaling><Items>{distances}</Items></Scaling></Metadata></ImageDocument>"
+    ).encode()
+    file, data, entries = io.BytesIO(bytes(32 + 512)), pixels[..., ::-1].tobytes(), []
+    file.seek(0, io.SEEK_END)
+
+    def add(name: bytes, content: bytes) -> int:
+        at = file.tell()
+        file.write(struct.pack("<16sqq", name, len(content), len(content)) + content)
+        return at
+
+    metadata = add(b"ZISRAWMETADATA", struct.pack("<ii248x", len(xml), 0) + xml)
+    for plane in planes:
+        dimensions = [("X", 0, width), ("Y", 0, height), (*plane, 1)]
+        entry = struct.pack("<2siqiib5xi", b"DV", kind, file.tell(), 0, compression, 0, len(dimensions))
+        entry += b"".join(struct.pack("<4siifi", name.encode(), at, n, 0.0, n) for name, at, n in dimensions)
+        entries.append(entry)
+        add(b"ZISRAWSUBBLOCK", (struct.pack("<iiq", 0, 0, len(data)) + entry).ljust(256, b"\0") + data)
+    directory = add(b"ZISRAWDIRECTORY", struct.pack("<i124x", len(entries)) + b"".join(entries))
+    attachments = add(b"ZISRAWATTDIR", struct.pack("<i252x", 0))
+    file.seek(0)
+    add(b"ZISRAWFILE", struct.pack("<ii8x32xiqqiq", 1, 0, 0, directory, metadata, 0, attachments))
+    path.write_bytes(file.getvalue())
+    return path
 
 
 def _grid(pixels: Pixels, edge: int) -> Iterator[tuple[tuple[int, int], Pixels]]:

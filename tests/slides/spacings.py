@@ -20,8 +20,8 @@ EDGE_PX = 256
 
 _DESCRIPTION, _XMP = 270, 700
 _ASCII, _BYTE = 2, 1
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_PRIVATE = 65_000  # a number that stands for no tag
+_RESOLUTION = X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+_PRIVATE = 65_000
 _GLASS_NM = (26_000_000, 76_000_000)
 
 
@@ -60,15 +60,19 @@ def write_described(
             writer.write(position_pixels(200, 100), rowsperstrip=16, extratags=tags, **common, **coarse)
         tags = _described(about.encode() if isinstance(about, str) else about) + ([] if macro is not None else packet)
         writer.write(position_pixels(EDGE_PX, EDGE_PX), tile=(128, 128), extratags=tags, **common, **resolution)
+    take_out(path, lacks if per_unit else _RESOLUTION)  # which tifffile writes, asked or not
+    return path
+
+
+def take_out(path: Path, tags: Sequence[int]) -> None:
+    """Take tags out of the last directory of a little-endian file: they get a number that nobody knows."""
     with tifffile.TiffFile(path) as tiff:
         found = tiff.pages[-1].aspage().tags
-        written = (_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT)  # tifffile writes them, asked or not
-        offsets = [found[code].offset for code in (lacks if per_unit else written) if code in found]
+        offsets = [found[code].offset for code in tags if code in found]
     with path.open("r+b") as file:
         for offset in offsets:
             file.seek(offset)
             file.write(struct.pack("<H", _PRIVATE))
-    return path
 
 
 def _described(text: bytes) -> list[tuple[Any, ...]]:

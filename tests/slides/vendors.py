@@ -185,8 +185,13 @@ def write_aperio(
     return path
 
 
-def write_philips(path: Path, pixels: Pixels, codec: Codec, *, doublings: int = 3, edge: int = 512) -> Path:
-    """A Philips TIFF: each level padded to whole tiles, which its directory does not tell; the XML tells the spacing."""
+def write_philips(
+    path: Path, pixels: Pixels, codec: Codec, *, doublings: int = 3, edge: int = 512, lists_macro: bool = False
+) -> Path:
+    """A Philips TIFF: each level padded to whole tiles, which its directory does not tell; the XML tells the spacing.
+
+    With `lists_macro` the XML has the macro image first, with a spacing of its own.
+    """
     columns, rows = -(-pixels.shape[1] // edge), -(-pixels.shape[0] // edge)
     padded = np.full((rows * edge, columns * edge, 3), 255, np.uint8)
     padded[: pixels.shape[0], : pixels.shape[1]] = pixels
@@ -195,11 +200,18 @@ def write_philips(path: Path, pixels: Pixels, codec: Codec, *, doublings: int = 
         f'<Attribute Name="DICOM_PIXEL_SPACING">"{0.00025 * 2**level}" "{0.00025 * 2**level}"</Attribute></DataObject>'
         for level in range(doublings + 1)
     )
+    others = ""
+    if lists_macro:
+        others = (
+            '<DataObject ObjectType="DPScannedImage"><Attribute Name="PIM_DP_IMAGE_TYPE">MACROIMAGE</Attribute>'
+            '<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array><DataObject ObjectType="PixelDataRepresentation">'
+            '<Attribute Name="DICOM_PIXEL_SPACING">"0.015" "0.015"</Attribute></DataObject></Array></Attribute></DataObject>'
+        )
     about = (
         '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
         '<Attribute Name="DICOM_MANUFACTURER">PHILIPS</Attribute>'
         '<Attribute Name="DICOM_PIXEL_SPACING">"0.00025" "0.00025"</Attribute>'
-        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array><DataObject ObjectType="DPScannedImage">'
+        f'<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array>{others}<DataObject ObjectType="DPScannedImage">'
         '<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute><Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE">'
         f"<Array>{spacings}</Array></Attribute></DataObject></Array></Attribute></DataObject>"
     )

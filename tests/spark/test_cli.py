@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from jobs.runtime.config import Config, describe_settings
 from jobs.runtime.run import Run
 from tests.events import Events, accumulated, descriptions, event_log_options, read_events
 from tests.slides.damage import BAD_SLIDES
+from tests.slides.spacings import Y_RESOLUTION, take_out
 from tests.spark.conftest import in_shared_session
 
 ROOT = Path(__file__).parents[2]
@@ -218,14 +220,15 @@ def test_a_users_mistake_is_one_line_from_the_shell_too(config_file: Path) -> No
     assert done.stderr == "slidelake preprocess: unknown setting encoder.nmae: did you mean encoder.name?\n"
 
 
-def test_a_run_names_failed_slides_and_keeps_secrets(
+def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(
     small_slides: Path, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, log = tmp_path / "slides", tmp_path / "events"
     folder.mkdir()
     log.mkdir()
     (folder / "a1.tif").symlink_to(small_slides / "a1.tif")
-    (folder / "a2.tif").symlink_to(small_slides / "a2.tif")
+    shutil.copy(small_slides / "a2.tif", folder)
+    take_out(folder / "a2.tif", [Y_RESOLUTION])
     BAD_SLIDES["zero_bytes"](small_slides / "a1.tif", folder, "b1")
     (tmp_path / "patients.csv").write_text(
         "image_id,center_id,patient_id,image_num\na1,n,001,0\na2,n,002,0\nb1,n,002,1\n"
@@ -250,10 +253,16 @@ def test_a_run_names_failed_slides_and_keeps_secrets(
     runs = pl.read_delta(str(tables / "runs"))
     assert sorted(runs["status"]) == ["done", "done"]
     assert "***" in runs["config"][0]
+    slides = pl.read_delta(str(tables / "slides")).sort("image_id")
+    warning = "0.5 um/px by the TIFF tags, along one axis only: pixels are taken as square"
+    assert slides["warnings"].to_list() == [None, [warning], None]
+    assert slides["mpp_y"].to_list() == pytest.approx([0.5, 0.5, None])
+    assert [dict(counts)["slides_with_warnings"] for counts in runs["counts"]] == [1, 1]
     for ran in (done, ignored):  # as the log of a driver has it, where there is no terminal
         assert ran.stdout.count("slidelake preprocess, run ") == ran.stderr.count("slidelake: plan ...") == 1
         assert not {"\r", "\x1b"} & {*ran.stdout, *ran.stderr}, "what is for a terminal"
         assert (ran.stdout.count("failed: b1:"), ran.stderr.count("failed: b1:")) == (0, 1)
+        assert ran.stderr.splitlines().count(f"slidelake: warning: a2: {warning}") == 1
     [work] = [work for work in runs["work"] if work]  # the second run read nothing
     assert_watched(read_events(log), work, done.stdout)
     [logged] = [file.read_text() for file in log.iterdir()]

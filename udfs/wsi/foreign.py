@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike
 from udfs.wsi.averaging import AreaAverage
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.plan import corners_at
-from udfs.wsi.plausible import check_size, plausible_mpp
+from udfs.wsi.plausible import check_size, plausible_spacing
 from udfs.wsi.staging import Companions, beside, path_in, staged
 from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic, public_uri
 from udfs.wsi.tiff.decode import WHITE, Pixels, on_white
+from udfs.wsi.unread import unread_property
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HAMAMATSU = re.compile(rb"^\s*\[(Uncompressed )?Virtual Microscope Specimen\]", re.MULTILINE)
@@ -31,6 +32,7 @@ _COMPANIONS = {
     "DICOM": Companions.DICOM,
 }
 
+_CONVERT = "convert it to TIFF, for example with QuPath or Bio-Formats"
 _REGION_PX = 1024  # edge of what is read at once: tiles of all the formats are smaller
 
 
@@ -230,19 +232,20 @@ class ForeignSlide:
             raise SlideError(
                 ErrorCode.UNSUPPORTED_FORMAT,
                 f"{self._uri}: OpenSlide {library.__library_version__} does not know this {self._kind} file for a slide: "
-                "convert it to TIFF, for example with QuPath or Bio-Formats",
+                f"{_CONVERT}; if it is not whole, upload it again",
             ) from None
         except library.OpenSlideError as error:
             said = self._without_path(error)
-            if "support" in said:  # "JPEG XR compression is not supported", "Unsupported transfer syntax ..."
+            if unread := unread_property(self._path, self._kind):
                 raise SlideError(
                     ErrorCode.UNSUPPORTED_FORMAT,
-                    f"{self._uri}: OpenSlide {library.__library_version__} does not read this {self._kind} slide ({said}): "
-                    "convert it to TIFF, for example with QuPath or Bio-Formats",
+                    f"{self._uri}: OpenSlide {library.__library_version__} does not read {self._kind} slides with {unread} "
+                    f"({said}): {_CONVERT}",
                 ) from None
             raise SlideError(
                 ErrorCode.HEADER_CORRUPT,
-                f"{self._uri}: OpenSlide can't open this {self._kind} slide ({said}): upload it again, with all of its files",
+                f"{self._uri}: OpenSlide can't open this {self._kind} slide ({said}): upload it again, with all of its "
+                f"files; if it is whole, {_CONVERT}",
             ) from None
 
     def _release(self) -> None:
@@ -255,7 +258,8 @@ class ForeignSlide:
         self.width_px, self.height_px = self._handle.dimensions
         check_size(self._uri, self.width_px, self.height_px)
         properties = self._handle.properties
-        self.mpp_x, self.mpp_y = (plausible_mpp(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+        said = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        self.mpp_x, self.mpp_y = plausible_spacing(*said) or (None, None)
         self.vendor = str(properties.get("openslide.vendor") or "unknown")
         self.levels = tuple(
             ForeignLevel(width, height, self._downsample(width, height, scale), scale)

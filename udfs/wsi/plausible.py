@@ -23,6 +23,16 @@ def check_size(uri: str, width_px: int, height_px: int) -> None:
         )
 
 
+def plausible_spacing(x: Any, y: Any) -> tuple[float, float] | None:
+    """Micrometres a pixel along both axes; an axis that is not given (None) is as long as the other.
+
+    None if neither is given, or what is given can't be true.
+    """
+    given = [plausible_mpp(value) for value in (x, y) if value is not None]
+    mpp = [value for value in given if value is not None]
+    return (mpp[0], mpp[-1]) if mpp and len(mpp) == len(given) else None
+
+
 def plausible_mpp(value: Any) -> float | None:
     """Micrometres a pixel as a number, None where it is none or can't be true."""
     try:

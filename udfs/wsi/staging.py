@@ -32,8 +32,8 @@ _REQUESTS_AHEAD = 4
 _URLS = ("http://", "https://")
 _SLIDE = re.compile(r"[0-9a-f]{32}-[0-9]+(\.part)?")  # names of ours, whatever else lies in that folder
 _INI_BYTES = 2**20  # more than any text of the kind has
-_DICOM_HEAD_BYTES = 2**16  # the series stands before all that is long
-_DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)  # (0020,000E), explicit VR, little-endian
+DICOM_HEAD_BYTES = 2**16  # the series stands before all that is long
+DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)  # (0020,000E), explicit VR, little-endian
 
 
 class Companions(Enum):
@@ -206,9 +206,9 @@ def _series(file: File, uri: str, storage_options: StorageOptions | None) -> lis
         if info["type"] == "file" and other.suffix == PurePosixPath(own_name).suffix and info.get("size") != 0:
             known = FileInfo.from_fsspec(info) if info.get("size") else None
             sibling = File(beside(uri, other.name), storage_options, known)
-            heads[other.name] = sibling.request(0, min(sibling.info.size_bytes, _DICOM_HEAD_BYTES))
+            heads[other.name] = sibling.request(0, min(sibling.info.size_bytes, DICOM_HEAD_BYTES))
     # References to other series may stand there too, so one in common is enough.
-    series = {name: set(_DICOM_SERIES.findall(head.result())) for name, head in heads.items()}
+    series = {name: set(DICOM_SERIES.findall(head.result())) for name, head in heads.items()}
     own = series.pop(own_name, set())
     return [name for name, theirs in series.items() if not own or not theirs or own & theirs]
 

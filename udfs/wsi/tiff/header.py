@@ -14,6 +14,7 @@ from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
 from udfs.wsi.tiff.mpp import spacing_of
+from udfs.wsi.tiff.philips import level_pages
 from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, is_added
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
@@ -49,7 +50,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         check_size(uri, width, height)
         _check_grid(texts, base)
         warnings += check_pictures(tiff, base, pages)
-        levels = _pyramid(base, pages)
+        levels = _pyramid(base, pages, warnings)
         spacing = spacing_of(texts, base)
     except SlideError as error:
         if uri in error.message:
@@ -118,9 +119,8 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
     if texts.vendor == "leica":
         return _leica_pages(tiff, texts, warnings)
-    if tiff.is_philips and tiff.series[0].kind == "philips":
-        # Their directories count in what pads a level to whole tiles; tifffile cuts it away.
-        return [level.keyframe for level in tiff.series[0].levels]
+    if "DataObject" in texts.xml and (levels := level_pages(tiff, texts.xml["DataObject"])):
+        return levels
     pages: list[Any] = []
     for page in tiff.pages:
         full = page.aspage() if isinstance(page, tifffile.TiffFrame) else page
@@ -141,7 +141,7 @@ def _is_no_level(page: Any) -> bool:
     """Whether a page says that it is a label, the whole glass slide, a mask or another focal plane."""
     if page.is_ndpi and (_is_of_glass(page) or page.tags.valueof(_FOCAL_PLANE, default=0)):
         return True
-    return bool(page.subfiletype & (_MASK | _MACRO)) or is_added(page.description)
+    return bool(page.subfiletype & (_MASK | _MACRO)) or is_added(text_of(page, DESCRIPTION))
 
 
 def _is_of_glass(page: Any) -> bool:
@@ -149,7 +149,7 @@ def _is_of_glass(page: Any) -> bool:
     return bool(page.tags.valueof(_LENS, default=1) <= 0)
 
 
-def _pyramid(base: Any, pages: list[Any]) -> tuple[Level, ...]:
+def _pyramid(base: Any, pages: list[Any], warnings: list[str]) -> tuple[Level, ...]:
     """Level 0 and the pages that are smaller copies of it, told by structure; where it has SubIFDs, these alone."""
     levels = {1.0: level_of(base)}
     for page in base.pages or pages:
@@ -158,8 +158,8 @@ def _pyramid(base: Any, pages: list[Any]) -> tuple[Level, ...]:
             continue
         try:
             levels.setdefault(downsample, level_of(page, downsample))
-        except SlideError:
-            continue  # level 0 is good, which is enough
+        except SlideError as error:  # level 0 is good, which is enough
+            warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {error.message}")
     return tuple(levels[downsample] for downsample in sorted(levels))
 
 

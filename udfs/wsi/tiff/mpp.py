@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from udfs.wsi.plausible import plausible_mpp
+from udfs.wsi.plausible import plausible_spacing
 from udfs.wsi.tiff.leica import scanned_area
-from udfs.wsi.tiff.texts import DESCRIPTION, Texts, text_of
+from udfs.wsi.tiff.philips import slide_spacing
+from udfs.wsi.tiff.texts import DESCRIPTION, Texts, number_of, text_of
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _INCH = 2
@@ -62,26 +63,18 @@ def spacing_of(texts: Texts, base: Any) -> Spacing:
         "the TIFF tags": _tags,
         "the Leica XML": _leica,
     }
-    found = {name: _plausible(read(texts, base)) for name, read in sources.items()}
-    said = {name: pair for name, pair in found.items() if pair is not None}
-    if not said:
-        return Spacing(None, None, tuple(texts.warnings))
-    (name, (pair, is_whole)), *others = said.items()
-    warnings = list(texts.warnings)
-    if not is_whole:
-        warnings.append(f"{name} have the spacing of one axis only, {pair[0]:.4g} um/px: pixels are taken for square")
-    for other, (value, _) in others:
-        if any(abs(one - two) > _SAME * one for one, two in zip(pair, value, strict=True)):
-            warnings.append(f"{_text(pair)} um/px by {name}, {_text(value)} by {other}: the first is used")
-    return Spacing(*pair, tuple(warnings))
-
-
-def _plausible(pair: Pair) -> tuple[tuple[float, float], bool] | None:
-    """The spacing, and whether both axes were given: one alone stands for both. None if an axis can't be true."""
-    given = [value for value in pair if value is not None]
-    mpp = [plausible_mpp(value) for value in given]
-    good = [value for value in mpp if value is not None]
-    return ((good[0], good[-1]), len(good) == 2) if good and len(good) == len(given) else None
+    said = {name: read(texts, base) for name, read in sources.items()}
+    found = {name: mpp for name, pair in said.items() if (mpp := plausible_spacing(*pair))}
+    warnings = texts.warnings
+    if not found:
+        return Spacing(None, None, tuple(warnings))
+    (name, mpp), *others = found.items()
+    if None in said[name]:
+        warnings.append(f"{_text(mpp)} um/px by {name}, along one axis only: pixels are taken as square")
+    for other, value in others:
+        if any(abs(one - two) > _SAME * one for one, two in zip(mpp, value, strict=True)):
+            warnings.append(f"{_text(mpp)} um/px by {name}, {_text(value)} by {other}: the first is used")
+    return Spacing(*mpp, tuple(warnings))
 
 
 def _text(pair: tuple[float, float]) -> str:
@@ -104,7 +97,7 @@ def _aperio(texts: Texts, base: Any) -> Pair:
     if not about.startswith("Aperio"):
         return None, None
     fields = dict(part.partition("=")[::2] for part in about.split("|")[1:])
-    mpp = _number({name.strip(): value for name, value in fields.items()}.get("MPP"))
+    mpp = number_of({name.strip(): value for name, value in fields.items()}.get("MPP"))
     return mpp, mpp
 
 
@@ -121,27 +114,13 @@ def _imagej(texts: Texts, base: Any) -> Pair:
 
 
 def _philips(texts: Texts, base: Any) -> Pair:
-    """The spacing of the slide, not that of the label or macro image: row spacing first, in mm."""
     root = texts.xml.get("DataObject")
-    if root is None:
-        return None, None
-    slides = [
-        image
-        for image in root.iterfind("./Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject")
-        if (image.findtext("./Attribute[@Name='PIM_DP_IMAGE_TYPE']") or "").strip() == "WSI"
-    ]
-    levels = "./Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array/DataObject"
-    for part in (*slides, *(level for slide in slides for level in slide.iterfind(levels)), root):
-        text = part.findtext("./Attribute[@Name='DICOM_PIXEL_SPACING']")
-        values = [_number(value) for value in re.split(r'[\s"\\]+', text or "") if value]
-        if len(values) == 2 and None not in values:
-            return values[1] * 1000, values[0] * 1000
-    return None, None
+    return (root is not None and slide_spacing(root)) or (None, None)
 
 
 def _ventana(texts: Texts, base: Any) -> Pair:
     scan = texts.xml.get("iScan")
-    mpp = None if scan is None else _number(scan.get("ScanRes"))
+    mpp = None if scan is None else number_of(scan.get("ScanRes"))
     return mpp, mpp
 
 
@@ -160,7 +139,7 @@ def _ome(texts: Texts, base: Any) -> Pair:
 
 
 def _physical_size(pixels: Element, axis: str) -> float | None:
-    size = _number(pixels.get(f"PhysicalSize{axis}"))
+    size = number_of(pixels.get(f"PhysicalSize{axis}"))
     um = _um_of(pixels.get(f"PhysicalSize{axis}Unit", "um"))
     return size * um if size and um else None
 
@@ -204,12 +183,4 @@ def _ratio(value: Any) -> float | None:
     try:
         return float(numbers[0]) / float(numbers[1]) or None
     except (IndexError, TypeError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _number(text: str | None) -> float | None:
-    """A number, with a decimal comma if the scanner's computer was set so; None if it is none."""
-    try:
-        return float((text or "").strip().replace(",", "."))
-    except ValueError:
         return None

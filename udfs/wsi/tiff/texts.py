@@ -63,3 +63,11 @@ def text_of(page: Any, tag: int) -> str:
         except UnicodeDecodeError:
             value = value.decode("latin-1")
     return str(value).rstrip("\0")
+
+
+def number_of(text: str | None) -> float | None:
+    """A number, with a decimal comma if the scanner's computer was set so; None if it is none."""
+    try:
+        return float((text or "").strip().replace(",", "."))
+    except ValueError:
+        return None
