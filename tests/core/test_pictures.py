@@ -67,6 +67,11 @@ def test_two_sections_are_refused(image: Pixels, tmp_path: Path) -> None:
     assert_refused(write_pages(tmp_path / "strips.tif", (image, STRIPS), (section, STRIPS)), 2)
 
 
+def test_a_picture_in_strips_beside_a_slide_in_tiles_is_worth_a_warning(image: Pixels, tmp_path: Path) -> None:
+    warning = "it holds 2 pictures: the largest, of 1100 x 1000 px, is read, the next is one of 1100 x 800 px"
+    assert_read(write_pages(tmp_path / "a.tif", (~image[:800], STRIPS), *pyramid(image, 2)), image, [warning])
+
+
 def test_a_far_smaller_picture_is_no_slide_but_worth_a_warning(image: Pixels, tmp_path: Path) -> None:
     small = ~image[:300, :450]
     warning = "it holds 2 pictures: the largest, of 1100 x 1000 px, is read, the next is one of 450 x 300 px"
@@ -182,8 +187,8 @@ def test_thumbnail_overview_and_label_of_perkinelmer_are_no_pictures(image: Pixe
 
 
 def test_of_hamamatsus_focal_planes_the_middle_one_with_a_warning(image: Pixels, tmp_path: Path) -> None:
-    tissue = np.ascontiguousarray(image[:512, :512])
-    planes = [NdpiImage(tissue if plane == 0 else ~tissue, 20.0, focal_plane=plane) for plane in (-2000, 0, 2000)]
+    tissue: Pixels = np.ascontiguousarray(image[:512, :512])
+    planes = [NdpiImage(tissue if plane == 0 else 255 - tissue, 20.0, focal_plane=plane) for plane in (-2000, 0, 2000)]
     write_ndpi(tmp_path / "slide.ndpi", planes)
     with open_slide(str(tmp_path / "slide.ndpi")) as slide:
         assert slide.warnings == ("it has 3 focal planes: the middle one is read",)

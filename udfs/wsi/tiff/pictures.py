@@ -35,8 +35,8 @@ def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
     """Refuse a file of which nothing tells which picture is the slide.
 
     Sections, series of OME, focal planes, channels and time points all come as pictures of about one size: to read one is
-    to lose the others without a word. A picture that is far larger than all others is the slide: it is read, and a warning
-    says so, for the others may be sections as well as macro images of a scanner that is not known.
+    to lose the others without a word. A picture that is far larger than all others, or the largest and the only one in
+    tiles, is the slide: it is read, and a warning says so, for the others may be sections as well as macro images.
 
     Args:
         tiff: a `tifffile.TiffFile`.
@@ -58,7 +58,9 @@ def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
         return []
     following = f"{others[0].imagewidth} x {others[0].imagelength} px"
     count = 1 + len(others)
-    if _CLEARLY * _area(others[0]) > _area(base):
+    # Scanners store in strips what they add to a slide in tiles.
+    rivals = [page for page in others if page.is_tiled or not base.is_tiled]
+    if rivals and _CLEARLY * _area(rivals[0]) > _area(base):
         page = "vips tiffsave 'in.tif[page=0]' out.tif --tile --pyramid --compression jpeg --bigtiff"
         raise _unclear(f"{count} pictures, the largest of {size}, the next of {following}", page)
     return [f"it holds {count} pictures: the largest, of {size}, is read, the next is one of {following}"]
