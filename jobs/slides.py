@@ -74,10 +74,8 @@ def find(run: Run, wave: pd.DataFrame) -> None:
 def _unopened(run: Run, images: pd.DataFrame) -> DataFrame:
     """The rows of table slides of those images whose file the driver could not find: there is nothing for a task to do."""
     failed = images[images["error_code"].notna()]
-    errors = [
-        SlideError(ErrorCode(row.error_code), row.error_message)
-        for row in failed[["error_code", "error_message"]].itertuples()
-    ]
+    codes, messages = failed["error_code"].to_list(), failed["error_message"].to_list()
+    errors = [SlideError(ErrorCode(code), message) for code, message in zip(codes, messages, strict=True)]
     records = [dict(zip(_COLUMNS, row, strict=True)) for row in _plain(failed[_COLUMNS])]
     rows = [failed_row(record, error, run.run_id) for record, error in zip(records, errors, strict=True)]
     return run.spark.createDataFrame(pa.Table.from_pylist(rows, SCHEMAS["slides"]))

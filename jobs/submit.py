@@ -23,12 +23,13 @@ from pydantic import Field, ValidationError
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
-from jobs.runtime.interrupt import NAMES, handle_stop_signals, say, stop_signals
+from jobs.runtime.interrupt import NAMES, handle_stop_signals, name_of, say, stop_signals
 from jobs.runtime.sections import Section
 from jobs.runtime.withheld import described, without_secrets
 from udfs.telling import named, new_run_id, printable, some
 
 ROOT = Path(__file__).parents[1]
+_FAILED = 1
 _SIGNALLED = 128  # and the number of the signal, as shells have it
 
 
@@ -73,10 +74,14 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
             masked = [shown.get(word) or without_secrets(word) for word in arguments]
             print("\n".join(shlex.join(command) for command in commands(place, names, masked)))
             return 0
-        return _run(commands(place, names, arguments))
+        with stop_signals():
+            return _run(commands(place, names, arguments))
     except ConfigError as error:
         print(printable(f"slidelake submit: {error}"), file=sys.stderr)
         return BAD_CONFIG
+    except KeyboardInterrupt as error:  # before a client ran, or between two
+        print(f"slidelake submit: stopped by {name_of(error)}", file=sys.stderr)
+        return _FAILED
 
 
 def commands(place: Place, names: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
@@ -213,7 +218,10 @@ def _status_of(line: Sequence[str]) -> int:
             say(f"submit: stopped by {NAMES[signal.Signals(number)]}: {line[0]} gets it, too, and ends in order")
             client.send_signal(number)
 
-    with stop_signals(), subprocess.Popen(line) as client:
+    with (
+        stop_signals(),
+        subprocess.Popen(line) as client,
+    ):  # of their own, so that between clients a signal stops this command
         handle_stop_signals(pass_on)
         status = client.wait()
     return _SIGNALLED - status if status < 0 else status or (_SIGNALLED + came[0] if came else 0)

@@ -1,12 +1,11 @@
 """A stop signal while Spark is at work: its jobs are cancelled, so that the call that waits for them ends by itself."""
 
-import os
 import signal
 import threading
 import warnings
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
@@ -23,10 +22,6 @@ class Cancelling:
     An exception in the middle of a call to the JVM would leave the answer of that call to the next one. So the first signal
     raises nothing: a thread with a connection of its own cancels all jobs, over and over, and the call that waits for one of
     them ends with an error. Code that has not ended after some seconds waits for something else, and gets `Stopped`.
-
-    The JVM may get the signal instead, as the parent of Python under spark-submit, or as well, in the same process group. By
-    itself it would end at once, and the record of the run could not be written. So it passes the signal on to Python. Java has
-    no other interface for signals than sun.misc.Signal, which module jdk.unsupported exports for this purpose.
     """
 
     def __init__(self, session: SparkSession) -> None:
@@ -37,10 +32,7 @@ class Cancelling:
         self._thread = threading.Thread(target=self._cancel, name="cancelling", daemon=True)
 
     def __enter__(self) -> Self:
-        """Take the signals, of Python and of the JVM."""
         handle_stop_signals(self._handle)
-        with suppress(Py4JError):  # a platform whose JVM takes no such calls
-            pass_signals_on(self._session)
         return self
 
     def __exit__(
@@ -84,19 +76,3 @@ class Cancelling:
             if waited_s >= _PATIENCE_S and main is not None:
                 waited_s, self._is_overdue = 0.0, True
                 signal.pthread_kill(main, self._number)
-
-
-def pass_signals_on(session: SparkSession) -> None:
-    """Let the JVM send the signals that it gets to this process, and not end by them.
-
-    A signal that was ignored when the JVM started stays ignored. Ctrl-C reaches Python by itself in a terminal; it is passed on
-    as SIGTERM, so that it does not count as pressed twice.
-    """
-    jvm: Any = session._jvm
-    interface = jvm.java.lang.Class.forName("sun.misc.SignalHandler")
-    for name, sent in (("INT", "TERM"), ("TERM", "TERM"), ("HUP", "HUP")):
-        words = jvm.java.util.ArrayList()
-        for word in ("sh", "-c", f"kill -{sent} {os.getpid()}"):
-            words.add(word)
-        send = jvm.java.beans.EventHandler.create(interface, jvm.java.lang.ProcessBuilder(words), "start")
-        jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal(name), send)

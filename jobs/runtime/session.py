@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from jobs.runtime.config import ConfigError
 from jobs.runtime.delta_table import DeltaTable
+from jobs.runtime.interrupt import pass_signals_on
 from jobs.runtime.streams import is_submitted
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
@@ -79,6 +80,8 @@ def open_session(name: str) -> SparkSession:
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(master)
+    if submitted:  # at once, since the start takes long
+        pass_signals_on(pyspark.SparkContext._jvm)
     of_ctrl_c = signal.getsignal(signal.SIGINT)
     session: SparkSession = (
         builder.config("spark.sql.extensions", _DELTA_CLASS)
@@ -91,6 +94,7 @@ def open_session(name: str) -> SparkSession:
     )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, of_ctrl_c)  # PySpark takes it for itself
+    pass_signals_on(session._jvm)
     return session
 
 

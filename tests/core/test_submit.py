@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -379,6 +380,27 @@ def test_ctrl_c_leaves_the_client_its_time_to_end_in_order(say: Say, client: Pat
         "time.sleep(60)\n"
     )
     assert say("--on", "emr", "slides", "--config", "my.yaml") == (9, "ended in order\n", "")
+
+
+@pytest.mark.parametrize(
+    ("sent", "ends", "status"),
+    [
+        ("SIGTERM", "sys.exit(9)", 9),
+        ("SIGHUP", "sys.exit(9)", 9),
+        ("SIGTERM", "sys.exit(0)", 128 + signal.SIGTERM),  # not done, whatever the client says
+        ("SIGTERM", "os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
+    ],
+)
+def test_a_signal_to_submit_alone_is_passed_on_to_the_client(
+    say: Say, client: Path, sent: str, ends: str, status: int
+) -> None:
+    client.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys, time\n"
+        f"def end(*_):\n    time.sleep(0.5)\n    print('ended in order', flush=True)\n    {ends}\n"
+        f"signal.signal(signal.{sent}, end)\nos.kill(os.getppid(), signal.{sent})\ntime.sleep(60)\n"
+    )
+    line = f"slidelake: submit: stopped by {sent}: aws gets it, too, and ends in order\n"
+    assert say("--on", "emr", "slides", "--config", "my.yaml") == (status, "ended in order\n", line)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -50,13 +50,20 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
     root = Path(config.output.root)
 
     draw = random.Random(SEED)
-    kills: list[Kill] = [_kill_driver_and_jvm, _press_ctrl_c, _kill_python_and_let_the_jvm_notice]
+    kills: list[Kill] = [
+        _kill_driver_and_jvm,
+        _press_ctrl_c_twice,
+        _kill_python_and_let_the_jvm_notice,
+        _send_sigterm_to_spark_submit,
+        _close_the_terminal,
+    ]
+    stopped_by: list[str] = []
     for number, kill in enumerate(kills):
         commits = draw.choice([1, 2, 3, 4]) if number else 0  # the first is killed before it has committed anything
         delay_s = draw.uniform(0, commit_s)
         log = tmp_path / f"killed_{number}.txt"
         before = _commits(root)
-        with preprocess_command(config, log, submitted=kill is _press_ctrl_c) as job:
+        with preprocess_command(config, log, submitted=kill in _SUBMITTED) as job:
             wait_until(
                 partial(_is_ripe, job, root, before + commits),
                 COMMAND_S,
@@ -72,10 +79,12 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
             f"{_commits(root)} of {PATIENTS * COMMITS_A_WAVE} commits there, "
             f"{frame(root, 'patients').height} of {PATIENTS} waves whole, gone after {gone_s:.1f} s"
         )
-        if kill is _press_ctrl_c:
-            said = log.read_text()
-            assert "preprocess: stopped by Ctrl-C; finished waves are in the tables" in said and "Traceback" not in said
-            assert pl.read_delta(str(root / "runs"))["status"].to_list() == ["stopped by Ctrl-C"]
+        if name := _NAMES.get(kill):
+            lines = log.read_text().splitlines()
+            assert sum("stopped by" in line for line in lines) == 1 and len(lines) < 12, lines
+            assert any(f"preprocess: stopped by {name}; finished waves are in the tables" in line for line in lines)
+            stopped_by.append(f"stopped by {name}")
+            assert sorted(pl.read_delta(str(root / "runs"))["status"]) == sorted(stopped_by)
         print(moment)
         record_property(f"kill_{number}", moment)
         _assert_sound(root, expected, moment)
@@ -91,9 +100,25 @@ def _kill_driver_and_jvm(job: subprocess.Popen[bytes]) -> None:
     end_session(job.pid)  # what is left: Python workers, as when the machine goes
 
 
-def _press_ctrl_c(job: subprocess.Popen[bytes]) -> None:
-    os.killpg(job.pid, signal.SIGINT)  # to all processes of a terminal
+def _press_ctrl_c_twice(job: subprocess.Popen[bytes]) -> None:
+    for _ in range(2):
+        os.killpg(job.pid, signal.SIGINT)  # to all processes of a terminal
+        time.sleep(0.3)
     assert job.wait(60) == FAILED
+
+
+def _send_sigterm_to_spark_submit(job: subprocess.Popen[bytes]) -> None:
+    job.terminate()  # the JVM alone, as Kubernetes does
+    assert job.wait(60) == FAILED
+
+
+def _close_the_terminal(job: subprocess.Popen[bytes]) -> None:
+    os.killpg(job.pid, signal.SIGHUP)
+    assert job.wait(60) == FAILED
+
+
+_NAMES = {_press_ctrl_c_twice: "Ctrl-C", _send_sigterm_to_spark_submit: "SIGTERM", _close_the_terminal: "SIGHUP"}
+_SUBMITTED = (_press_ctrl_c_twice, _send_sigterm_to_spark_submit)
 
 
 def _kill_python_and_let_the_jvm_notice(job: subprocess.Popen[bytes]) -> None:
