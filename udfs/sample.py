@@ -41,6 +41,7 @@ class SeenSlide:
     seconds: float
     n_bytes: int  # read of it for that
     n_tiles: int
+    size_bytes: int  # of its file
     error: str = ""
 
 
@@ -79,7 +80,8 @@ def take_sample(
         found = cast(dict[str, Any], looked.iloc[0].to_dict())
         taken = time.monotonic() - begun
         read = found["work"]["bytes"] if found["work"] else 0
-        sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, found["error_message"] or ""))
+        size = int(found["size_bytes"] or 0) if found["error_message"] is None else 0
+        sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, size, found["error_message"] or ""))
         if found["status"] != "ok":
             continue
         units = _units(found | {"uri": uri, "tile_px": tissue.tile_px})

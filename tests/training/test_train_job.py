@@ -296,7 +296,9 @@ def test_folds_are_validated_on_in_turn(
     assert "folds [0, 1, 2, 3]" in refusal(tmp_path, capsys, fold=7)
     by_class = [row | {"fold": i % 2} for i, row in enumerate(rows)]  # the classes come in turn
     write_deltalake(str(tmp_path / "splits"), pa.Table.from_pylist(by_class), mode="overwrite")
-    assert "split train has 48 labelled patients, 0 of LAA; split validation has 48" in refusal(tmp_path, capsys, fold=1)
+    assert "split train has 48 labelled patients, 0 of LAA; split validation has 48" in refusal(
+        tmp_path, capsys, fold=1
+    )
 
 
 def test_what_can_not_be_trained_on_is_refused_before_any_work(
