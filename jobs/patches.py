@@ -223,6 +223,7 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
                 level=settings.level,
                 patients={image.patient_id for image in images},
                 split=settings.split,
+                on_bad_slide=settings.on_bad_slide,
                 uris={image_id: place.uri for image_id, place in located.items() if place.uri},
                 storage_options=config.slides.storage_options,
             )

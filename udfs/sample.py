@@ -41,6 +41,7 @@ class SeenSlide:
     seconds: float
     n_bytes: int  # read of it for that
     n_tiles: int
+    size_bytes: int  # of its file
     error: str = ""
     too_small: str = ""  # why no tile fits on it
 
@@ -82,7 +83,8 @@ def take_sample(
         read = found["work"]["bytes"] if found["work"] else 0
         said = found["error_message"] or ""
         error, too_small = ("", said) if found["status"] == "too_small" else (said, "")
-        sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, error, too_small))
+        size = 0 if error else int(found["size_bytes"] or 0)
+        sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, size, error, too_small))
         if found["status"] != "ok":
             continue
         units = _units(found | {"uri": uri, "tile_px": tissue.tile_px})

@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from jobs.checks.extent import Bounds, Cohort, PerSlide, spread_over, total
 from jobs.checks.place import Place
 from jobs.checks.table import Row
 from jobs.runtime.encoders import settle_runtime
@@ -22,27 +23,6 @@ _OTHER_BYTES = 1_000  # of a tile in tables features and patients together, besi
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """What there is to do."""
-
-    slides: int  # that are there
-    n_bytes: int  # of their files
-    patients: Mapping[str, int]  # slides of each
-    most_tiles: int | None  # a patient, tiling.max_tiles_per_patient
-
-    def tiles(self, a_slide: float) -> float:
-        """Tiles of all patients, where a slide has so many."""
-        return sum(self._bags(a_slide))
-
-    def most(self, a_slide: float) -> float:
-        """Tiles of the patient with most of them."""
-        return max(self._bags(a_slide))
-
-    def _bags(self, a_slide: float) -> Iterator[float]:
-        return (min(n * a_slide, self.most_tiles or math.inf) for n in self.patients.values())
-
-
-@dataclass(frozen=True)
 class Workforce:
     """Who does it."""
 
@@ -53,29 +33,28 @@ class Workforce:
 
 
 def clock(place: Place) -> Row:
-    """Tiles a second now; hours, bytes and, for a deadline, executors for the whole cohort."""
+    """Tiles a second now; hours between two bounds, bytes and, for a deadline, executors for the whole cohort."""
     found = [(image, place.located[image.image_id]) for image in place.images]
-    slides = [(file.uri, image.mpp) for image, file in found if file.uri and file.info]
-    if not slides:
+    there = [(image, file.uri, file.info.size_bytes) for image, file in found if file.uri and file.info]
+    if not there:
         return Row("FAIL", "no slide of the cohort is there", "upload them, or mend slides.root and the CSV's uri")
     run = place.run
-    run.encoder_runs_by = settle_runtime(run, [uri for uri, _ in slides], keep=False)  # as the run to come will
+    run.encoder_runs_by = settle_runtime(run, [uri for _, uri, _ in there], keep=False)  # as the run to come will
     at_once = place.stage.slots()
-    n_tasks = min(at_once, _MOST_TASKS, len(slides))
-    n_sampled = min(len(slides), n_tasks * _SLIDES_A_TASK)
-    sampled = [slides[i * len(slides) // n_sampled] for i in range(n_sampled)]  # from all over the cohort
+    n_tasks = min(at_once, _MOST_TASKS, len(there))
+    n_sampled = min(len(there), n_tasks * _SLIDES_A_TASK)
+    sizes = [size for _, _, size in there]
+    sampled = [(there[i][1], there[i][0].mpp) for i in spread_over(sizes, n_sampled)]
     samples = place.ask(
         *(
             partial(take_sample, sampled[i::n_tasks], run.tissue_spec, run.feature_spec, SAMPLE_S)
             for i in range(n_tasks)
         )
     )
-    cohort = Cohort(
-        len(slides),
-        sum(file.info.size_bytes for _, file in found if file.info),
-        Counter(image.patient_id for image, file in found if file.info),
-        place.config.tiling.max_tiles_per_patient,
-    )
+    of_patient: dict[str, list[int]] = defaultdict(list)
+    for image, _, size in there:
+        of_patient[image.patient_id].append(size)
+    cohort = Cohort(of_patient, place.config.tiling.max_tiles_per_patient)
     workforce = Workforce(at_once, place.n_executors, place.heap_bytes, place.is_local)
     numbers = 4 if place.config.output.embedding_dtype == "float32" else 2
     row = estimate(samples, cohort, workforce, bag_number_bytes=numbers, deadline_h=place.deadline_h)
@@ -108,24 +87,34 @@ def estimate(
         causes = errors or [slide.too_small for slide in seen if slide.too_small]
         said = some(causes, 1) if causes else f"no tissue on {len(seen)} slides"
         return Row("FAIL", said, "see README, How to read a failure" if errors else "check tiling and the slides")
-    rate = statistics.fmean(sample.n_tiles / sample.seconds for sample in busy) * workforce.tasks
-    n_tiles = cohort.tiles(statistics.fmean(slide.n_tiles for slide in good))
-    masks_s = cohort.slides * statistics.fmean(slide.seconds for slide in good) / workforce.tasks
-    hours = (masks_s + n_tiles / rate) / 3600
+    rates = [sample.n_tiles / sample.seconds * workforce.tasks for sample in busy]
+    rate, sizes = statistics.fmean(rates), cohort.sizes
+    bags = cohort.bags(PerSlide([(slide.size_bytes, slide.n_tiles) for slide in good], sizes))
+    n_tiles = total(bags)
+    masks = [PerSlide([(slide.size_bytes, slide.seconds) for slide in good], sizes).of(size) for size in sizes]
+    mask_s = total(masks)
+    hours = Bounds(
+        (mask_s.low / workforce.tasks + n_tiles.low / max(rates)) / 3600,
+        (mask_s.likely / workforce.tasks + n_tiles.likely / rate) / 3600,
+        # at worst, the slide that takes longest is begun last
+        (mask_s.high / workforce.tasks + max(mask.high for mask in masks) + n_tiles.high / min(rates)) / 3600,
+    )
     encoded = sum(sample.n_tiles for sample in busy)
-    reads = cohort.slides * statistics.fmean(slide.n_bytes for slide in good)
-    reads += n_tiles * sum(sample.n_bytes for sample in busy) / encoded
-    tables = n_tiles * (2 * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
+    reads = total(
+        PerSlide([(slide.size_bytes, slide.n_bytes) for slide in good], sizes).of(size) for size in sizes
+    ).likely
+    reads += n_tiles.likely * sum(sample.n_bytes for sample in busy) / encoded
+    tables = n_tiles.likely * (2 * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
     found = (
         f"{rate:,.1f} tiles/s by {workforce.tasks} tasks at once, from {encoded:,} tiles of {len(good)} slides. Cohort: "
-        f"{cohort.slides:,} slides, about {_rounded(n_tiles)} tiles, {_hours(hours)}, reads {readable_size(round(reads))} of "
-        f"{readable_size(cohort.n_bytes)}, writes {readable_size(round(tables))}"
+        f"{len(sizes):,} slides, about {_rounded(n_tiles.likely)} tiles{_between(n_tiles)}, {_span(hours)} beside the start-up, "
+        f"reads {readable_size(round(reads))} of {readable_size(sum(sizes))}, writes {readable_size(round(tables))}"
     )
     remedies = []
     if errors:
         found += f"; {len(errors)} failures in the sample, such as {errors[0]}"
         remedies.append("see README, How to read a failure")
-    most = cohort.most(statistics.fmean(slide.n_tiles for slide in good))
+    most = max(bag.likely for bag in bags)
     tile = busy[0].dim * bag_number_bytes
     heap = HEAP_A_BAG * most * tile
     if most * tile > MAX_BAG_BYTES:
@@ -141,18 +130,29 @@ def estimate(
             f"set {setting} to {math.ceil(heap / 2**30)}g or more, or tiling.max_tiles_per_patient, see README, Sizing"
         )
     if deadline_h is not None:
-        needed = math.ceil(workforce.executors * hours / deadline_h)
+        needed = math.ceil(workforce.executors * hours.high / deadline_h)
         who, these = ("machine", "this") if workforce.is_local else ("executor", "these")
         found += f"; for {deadline_h:g} h: {_count(needed, who)} like {these}"
         if needed > workforce.executors:
             remedies.append(
-                f"run on {_count(needed, who)}, of which there are {workforce.executors:,} now, or give it {_hours(hours)}"
+                f"run on {_count(needed, who)}, of which there are {workforce.executors:,} now, or give it {_hours(hours.high)}"
             )
     return Row("warn" if remedies else "ok", found, "; ".join(remedies))
 
 
 def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
+
+
+def _span(hours: Bounds) -> str:
+    """Both ends, if they differ in what is shown."""
+    low, high = _hours(hours.low), _hours(hours.high)
+    return low if low == high else f"{low} to {high}"
+
+
+def _between(tiles: Bounds) -> str:
+    low, high = _rounded(tiles.low), _rounded(tiles.high)
+    return "" if low == high else f" ({low} to {high})"
 
 
 def _count(n: int, what: str) -> str:

@@ -1,6 +1,6 @@
 """Whether a model learned from those it is to predict: by name in the same tables, else by their slides."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jobs.training.errors import FeedError
@@ -66,7 +66,7 @@ def seen_by_model(
         training = own if is_same else slide_files(f"{theirs}/slides", storage_options)
     except (FeedError, KeyError) as error:
         return Seen([], [], None, str(error))
-    here = learned if is_same else set()
+    here: set[str] = learned if is_same else set()
     copies, compared = shared_slides(
         [
             *((file, _NEW) for file in files if file.patient_id not in here),
@@ -77,7 +77,7 @@ def seen_by_model(
     return Seen(sorted({file.patient_id for file in files} & here), copies, compared)
 
 
-def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> Collection[str]:
+def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> set[str]:
     """Patients of train and validation; of the newest version if the one trained on is gone, for a patient keeps its split.
 
     Raises:

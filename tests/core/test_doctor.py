@@ -14,7 +14,8 @@ import pytest
 from py4j.protocol import Py4JJavaError
 
 from jobs.checks import data, probe, software, table
-from jobs.checks.clock import Cohort, Workforce, clock, estimate
+from jobs.checks.clock import Workforce, clock, estimate
+from jobs.checks.extent import Cohort
 from jobs.checks.machine import judge_gpus, judge_memory
 from jobs.checks.place import ExecutorError, MissingPackageError, NoPythonError, Place, Probe
 from jobs.checks.table import Check, Row, look
@@ -86,11 +87,11 @@ def test_gpus_asked_for_scheduled_and_visible(
 
 def sampled(*, tiles: int = 300, errors: Sequence[str] = ()) -> Sample:
     """A task's: one slide of 1,000 tiles in 9 s and 5 MB, then 300 tiles in 10 s and 3 MB."""
-    slides = [SeenSlide(9.0, 5_000_000, 1000), *(SeenSlide(1.0, 0, 0, error) for error in errors)]
+    slides = [SeenSlide(9.0, 5_000_000, 1000, 2_500_000_000), *(SeenSlide(1.0, 0, 0, 0, error) for error in errors)]
     return Sample(slides, tiles, 10.0, 10_000 * tiles, dim=100)
 
 
-COHORT = Cohort(slides=400, n_bytes=10**12, patients={"a": 100, "b": 300}, most_tiles=None)
+COHORT = Cohort({"a": [2_500_000_000] * 100, "b": [2_500_000_000] * 300}, most_tiles=None)
 TWO_TASKS = Workforce(tasks=2, executors=1, heap_bytes=8 * 10**9, is_local=False)
 
 
@@ -184,7 +185,7 @@ def test_a_patient_beyond_any_heap_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_limit_on_tiles_shortens_the_run() -> None:
-    limited = Cohort(COHORT.slides, COHORT.n_bytes, COHORT.patients, most_tiles=500)
+    limited = replace(COHORT, most_tiles=500)
     assert "about 1,000 tiles, 30.3 min" in estimate([sampled(), sampled()], limited, TWO_TASKS).found
 
 
@@ -200,10 +201,10 @@ def test_slides_of_the_sample_that_fail_are_told_and_not_counted() -> None:
     row = estimate([sampled(), sampled(errors=["x.svs is cut off: upload it again"])], COHORT, TWO_TASKS)
     assert row.status == "warn" and "1 failures in the sample, such as x.svs is cut off" in row.found
     assert "about 400,000 tiles" in row.found
-    lost = Sample([SeenSlide(1.0, 0, 0, "x.svs is cut off: upload it again")])
+    lost = Sample([SeenSlide(1.0, 0, 0, 0, "x.svs is cut off: upload it again")])
     assert estimate([lost], COHORT, TWO_TASKS).found == "x.svs is cut off: upload it again"
     assert estimate([lost], COHORT, TWO_TASKS).status == "FAIL"
-    empty = estimate([Sample([SeenSlide(1.0, 0, 0)])], COHORT, TWO_TASKS)
+    empty = estimate([Sample([SeenSlide(1.0, 0, 0, 1000)])], COHORT, TWO_TASKS)
     assert (empty.status, empty.found) == ("FAIL", "no tissue on 1 slides")
     small = estimate([Sample([SeenSlide(1.0, 0, 0, too_small="the slide is 9 x 9 px")])], COHORT, TWO_TASKS)
     assert (small.status, small.found) == ("FAIL", "the slide is 9 x 9 px")

@@ -1,5 +1,6 @@
 """Patches from tables written without Spark: splits, pinned versions, stores, and patches larger than a tile."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from deltalake import write_deltalake
 from jobs.training.errors import FeedError
 from jobs.training.patches.spec import PatchSpec
 from jobs.training.patches.tables import grid_on_tissue, patches_of_tables
+from jobs.training.patches.units import plan_units
+from jobs.training.tables.columns import read_columns
 from tests.stores.moto import moto
 from udfs.schemas import INDEXES, SLIDES, TILES
 
@@ -84,6 +87,35 @@ def test_patches_of_another_size_or_spacing_are_centred_on_tissue(root: str) -> 
         patches_of_tables(root, 25, level=2)
     with pytest.raises(ValueError, match=r"i0: mpp_too_coarse: scanned at 0\.5"):
         patches_of_tables(root, 25, mpp=0.25)
+
+
+def test_slides_that_can_not_be_read_at_the_spacing_are_left_out_on_request_and_counted(
+    root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slides = pa.table(read_columns(f"{root}/slides", SLIDES.names)[1]).to_pylist()
+    for row in slides:
+        if row["image_id"] == "i1":
+            row |= {"mpp_x": None, "mpp_y": None}  # unknown
+        if row["image_id"] == "i2":
+            row |= {"mpp_x": 4.0, "mpp_y": 4.0}  # scanned too coarse
+    write_deltalake(f"{root}/slides", rows(SLIDES, *slides), mode="overwrite")
+    with pytest.raises(ValueError, match="i1: mpp_unknown"):
+        patches_of_tables(root, 50, mpp=0.5)
+    capsys.readouterr()
+    spec = patches_of_tables(root, 50, mpp=0.5, on_bad_slide="skip")
+    assert images(spec) == ["i0"] and spec.left_out.keys() == {"i1", "i2"}
+    assert "slidelake: 2 slides left out: i1: mpp_unknown" in capsys.readouterr().err
+    planned = plan_units(replace(spec, slides=(replace(spec.slides[0], index=None),)), 16, None, "skip")
+    assert {image: n for image, (n, _) in planned.skipped.items()} == {
+        "i0": 16,
+        "i1": 0,
+        "i2": 0,
+    }  # i0.tif is not there
+    assert "mpp_too_coarse" in planned.skipped["i2"][1]
+    level = patches_of_tables(root, 25, level=1, on_bad_slide="skip")
+    assert images(level) == ["i0", "i1", "i2"] and not level.left_out  # no spacing is asked for
+    with pytest.raises(ValueError, match="no patch of 25 px"):
+        patches_of_tables(root, 25, level=2, on_bad_slide="skip")
 
 
 def test_a_grid_holds_no_patch_that_leaves_the_slide_and_none_off_the_tissue() -> None:

@@ -301,6 +301,24 @@ def test_the_meter_says_whether_loading_keeps_up(n_parallel: int, t_step: float,
     assert ("does not hold" in str(reading)) != holds
 
 
+@pytest.mark.parametrize(("waited_s", "enough"), [(5.0, 6), (9.9, 6), (10.0, 107), (80.0, 107)])
+def test_more_processes_are_advised_to_a_trainer_that_waits_alone(waited_s: float, enough: int) -> None:
+    """Of 100 s, most went into filling the buffer: steps of 3 ms then never wait, whatever the formula says."""
+    took = {
+        "n_parallel": 6,
+        "t_step": 0.003,
+        "t_load": 0.01,
+        "waited_s": waited_s,
+        "first_batch_s": 15.0,
+        "seconds": 100.0,
+    }
+    reading = MeterReading(**(vars(READING) | took))
+    assert (reading.holds, reading.enough_parallel) == (False, enough)
+    assert f"n_parallel {enough} {'is' if enough == 6 else 'would be'} enough" in str(reading)
+    idle = MeterReading(**(vars(READING) | took | {"t_step": 1.0, "waited_s": 0.0}))
+    assert idle.enough_parallel == 1  # fewer do
+
+
 def test_the_meter_flips_as_steps_grow_longer_and_is_stored_each_epoch(spec: PatchSpec, tmp_path: Path) -> None:
     lines: list[str] = []
     file = tmp_path / "meter.jsonl"

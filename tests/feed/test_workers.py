@@ -149,7 +149,10 @@ def test_loaders_of_patches_are_refused_in_workers_and_go_on_outside(tmp_path: P
     folder.root.mkdir()
     plan_in(folder, spec)
     produce(folder, spec, 0)
-    loaders = [PatchLoader(spec, n_parallel=1, say=str), WindowFeed(folder.root, say=str)]
+    loaders: list[PatchLoader | WindowFeed] = [
+        PatchLoader(spec, n_parallel=1, say=_said),
+        WindowFeed(folder.root, say=_said),
+    ]
     for loader, name in zip(loaders, ("PatchLoader", "WindowFeed"), strict=True):
         epoch = loader.epoch(0)
         came = len(next(epoch))
@@ -162,7 +165,7 @@ def test_loaders_of_patches_are_refused_in_workers_and_go_on_outside(tmp_path: P
 
 
 def test_a_fork_of_a_loader_of_patches_leaves_its_parents_processes_alone(tmp_path: Path) -> None:
-    loader = PatchLoader(spec_of(write_slides(tmp_path)), n_parallel=1, say=str)
+    loader = PatchLoader(spec_of(write_slides(tmp_path)), n_parallel=1, say=_said)
     assert sum(map(len, loader.epoch(0))) == 100  # its process stays
     before = psutil.Process().children()
     with multiprocessing.get_context("fork").Pool(1, _keep, (loader,)) as pool:  # as it is, not by a pickle
@@ -170,6 +173,10 @@ def test_a_fork_of_a_loader_of_patches_leaves_its_parents_processes_alone(tmp_pa
     assert [process.status() for process in before] == ["sleeping"] * len(before)
     assert sum(map(len, loader.epoch(1))) == 100
     loader.close()
+
+
+def _said(_: str) -> None:
+    """Nobody listens."""
 
 
 _kept: list[PatchLoader] = []

@@ -173,7 +173,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_a_model_that_is_no_number_is_refused_to_predict_and_to_resume(tmp_path: Path) -> None:
     made = model()
     with torch.no_grad():
-        made.head.bias[1] = math.nan  # type: ignore[union-attr, operator, index]
+        made.head.bias[1] = math.nan  # type: ignore[union-attr, operator]
     folder = str(tmp_path / "model")
     save_model(folder, made, card(made))
     with pytest.raises(ModelError, match=r"1 of 2 numbers of tensor head\.bias are NaN or infinite"):

@@ -19,7 +19,8 @@ class FeedDataset(IterableDataset[Bags]):
         """Begin with epoch 0. `feed`: made in the trainer's process, so that all workers read one version of the table."""
         super().__init__()
         self._feed = feed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+        # in memory that persistent workers share, so that they see it change
+        self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, number: int) -> None:
         """Choose the epoch that the next loop over the DataLoader yields."""

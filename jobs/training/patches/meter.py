@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 _MOST_PARALLEL = 256  # processes: more is no advice
+_HARDLY = 0.1  # of an epoch: a trainer that waits less needs no more processes
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,37 @@ class MeterReading:
         return self.t_step > self.t_batch
 
     @property
+    def share_waited(self) -> float:
+        """Share of the epoch that the trainer waited, the first batch left out."""
+        return self.waited_s / self.seconds if self.seconds else 0.0
+
+    @property
     def enough_parallel(self) -> int | None:
-        """The least n_parallel for which it would hold, if a worker more takes nothing from the others; None: no step."""
-        return math.floor(self.n_batch * self.t_load / self.t_step) + 1 if self.t_step > 0 else None
+        """The least n_parallel for which it would hold, if a worker more takes nothing from the others; None: no step.
+
+        No more than there are if the trainer hardly waited: then the buffer was filled in time, whatever the means say.
+        """
+        if self.t_step <= 0:
+            return None
+        least = math.floor(self.n_batch * self.t_load / self.t_step) + 1
+        return least if self.share_waited >= _HARDLY else min(least, self.n_parallel)
 
     def __str__(self) -> str:
         sign, verdict = (">", "holds") if self.holds else ("<=", "does not hold")
-        share = self.waited_s / self.seconds if self.seconds else 0.0
         if self.enough_parallel is None:
             enough = "no step was taken"
         elif self.enough_parallel > _MOST_PARALLEL:
             enough = "no n_parallel would be enough for a trainer that takes no time"
         else:
-            enough = f"n_parallel {self.enough_parallel} would be enough"
+            is_enough = "is" if self.enough_parallel == self.n_parallel else "would be"
+            enough = f"n_parallel {self.enough_parallel} {is_enough} enough"
         by_unit = "" if self.mixing_units is None else f", {self.mixing_units:.2f} by unit"
         skipped = f", {self.n_skipped:,} SKIPPED" if self.n_skipped else ""
         return (
             f"epoch {self.epoch}: t_step {_ms(self.t_step)} {sign} n_batch {self.n_batch} * t_load {_ms(self.t_load)} / "
             f"n_parallel {self.n_parallel} = {_ms(self.t_batch)}: {verdict}; {enough}; the trainer waited {self.waited_s:.1f} s "
-            f"({100 * share:.0f} %) and {self.first_batch_s:.1f} s for the first batch; {self.n_patches:,} patches{skipped}; "
-            f"mixing {self.mixing_slides:.2f} by slide{by_unit}"
+            f"({100 * self.share_waited:.0f} %) and {self.first_batch_s:.1f} s for the first batch; {self.n_patches:,} "
+            f"patches{skipped}; mixing {self.mixing_slides:.2f} by slide{by_unit}"
         )
 
     def to_json(self) -> str:

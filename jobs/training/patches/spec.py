@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -42,6 +43,7 @@ class PatchSpec:
         patch_px: edge of a finished patch, pixels.
         mpp: um a pixel of a finished patch, read from the nearest finer level and resampled; None reads `level` as it is.
         level: that is read where `mpp` is None.
+        left_out: why, by image_id, of slides that were asked for and can't be read at `mpp` or `level`.
 
     Raises:
         ValueError: arrays that do not fit together, or a patch that is there twice.
@@ -54,6 +56,7 @@ class PatchSpec:
     patch_px: int
     mpp: float | None = None
     level: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         n, columns = len(self.slide), ("slide", "x_px", "y_px")

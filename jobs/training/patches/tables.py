@@ -1,5 +1,6 @@
 """Patches from the tables `slides`, `tiles` and `indexes`, at pinned versions, without Spark: a grid over the tissue."""
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 
 from jobs.training.errors import NoTableError
 from jobs.training.patches.spec import PatchSpec, SlideSource
+from jobs.training.patches.units import OnBadSlide
 from jobs.training.tables.columns import read_columns
+from udfs.telling import some
 from udfs.wsi import SlideError
 from udfs.wsi.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri
@@ -30,6 +33,7 @@ def patches_of_tables(
     split: str | Collection[str] | None = None,
     versions: Mapping[str, int] | None = None,
     uris: Mapping[str, str] | None = None,
+    on_bad_slide: OnBadSlide = "raise",
     storage_options: StorageOptions | None = None,
 ) -> PatchSpec:
     """A grid of patches over the tissue of every good slide.
@@ -48,11 +52,14 @@ def patches_of_tables(
         split: only patients of this value (or one of these) of column `split` of table patients; None takes all.
         versions: Delta version of each table, by its name; the newest of those that are not named.
         uris: where a slide is now, by image_id, where the table's URI does not serve (it is without secrets).
+        on_bad_slide: "raise" ends it at a slide that can't be read at `mpp` or `level`; "skip" leaves such slides out, names
+            them on stderr, and keeps them in `PatchSpec.left_out`, so that `PatchLoader.skipped` counts them.
         storage_options: of the tables, for fsspec.
 
     Raises:
         FeedError: a table or version that can't be read.
-        ValueError: no such table, no patch, or a slide that can't be read at `mpp`: named, with the remedy.
+        ValueError: no such table, no patch, or with on_bad_slide="raise" a slide that can't be read at `mpp` or `level`: named,
+            with the remedy.
     """
     slides = _read(root, "slides", _SLIDES, versions, storage_options, ("status", ["ok"]))
     wanted = None if patients is None else set(patients)
@@ -86,10 +93,17 @@ def patches_of_tables(
     of_image = _by_image(tiles)
     sources: list[SlideSource] = []
     numbers, corners = [], []
+    left_out: dict[str, str] = {}
     for row in good:
         if row["image_id"] not in of_image:
             continue
-        span = _span(row, patch_px, mpp, level)
+        try:
+            span = _span(row, patch_px, mpp, level)
+        except ValueError as error:
+            if on_bad_slide == "raise":
+                raise
+            left_out[row["image_id"]] = str(error)
+            continue
         grid = grid_on_tissue(*of_image[row["image_id"]], row["width_px"], row["height_px"], span)
         if len(grid):
             numbers.append(np.full(len(grid), len(sources), np.int32))
@@ -104,6 +118,8 @@ def patches_of_tables(
                     indexes.get((row["image_id"], row["file_version"])),
                 )
             )
+    if left_out:
+        print(f"slidelake: {len(left_out)} slides left out: {some(list(left_out.values()), 3, '; ')}", file=sys.stderr)
     if not sources:
         which = f"split {split}" if split is not None else "these patients" if patients is not None else "any patient"
         raise ValueError(
@@ -111,7 +127,7 @@ def patches_of_tables(
             "run the slides job with a larger tiling.max_background"
         )
     xy_px = np.concatenate(corners)
-    return PatchSpec(tuple(sources), np.concatenate(numbers), xy_px[:, 0], xy_px[:, 1], patch_px, mpp, level)
+    return PatchSpec(tuple(sources), np.concatenate(numbers), xy_px[:, 0], xy_px[:, 1], patch_px, mpp, level, left_out)
 
 
 def grid_on_tissue(

@@ -48,7 +48,7 @@ class UnitPlan:
     """All units of a spec."""
 
     units: tuple[Unit, ...]
-    skipped: Mapping[str, tuple[int, str]]  # by image_id of slides that can't be opened: patches, and why
+    skipped: Mapping[str, tuple[int, str]]  # by image_id of slides left out: patches, 0 if not known, and why
 
 
 def plan_units(
@@ -71,7 +71,7 @@ def plan_units(
     members = [rows.astype(np.int64) for rows in np.split(order, ends[:-1])] if len(spec.slides) else []
     xy_px = np.stack([spec.x_px, spec.y_px], axis=1).astype(np.int64)
     units: list[Unit] = []
-    skipped: dict[str, tuple[int, str]] = {}
+    skipped: dict[str, tuple[int, str]] = {image_id: (0, why) for image_id, why in spec.left_out.items()}
 
     def work(number: int) -> "list[Unit] | SlideError":
         try:

@@ -1,0 +1,88 @@
+"""What a cohort takes, from a sample of its slides: bounds that follow the sizes of all files, for cohorts are skewed."""
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_NEIGHBOURS = 3  # sampled slides below and above in size that a slide is held against
+_BEYOND = 1.5  # times as far from the mean as the sampled slides that are furthest: few have not seen the extremes
+
+
+class Bounds(NamedTuple):
+    """An estimate, and what it is between."""
+
+    low: float
+    likely: float
+    high: float
+
+    def at_most(self, most: float) -> "Bounds":
+        """Return the bounds, each cut to `most`."""
+        return Bounds(*(min(value, most) for value in self))
+
+
+def total(bounds: Iterable[Bounds]) -> Bounds:
+    """Return the sum of bounds."""
+    parts = list(bounds)
+    return Bounds(*(math.fsum(part[i] for part in parts) for i in range(3)))
+
+
+class PerSlide:
+    """A number per slide (tiles, seconds) for slides of any size, by those of a sample."""
+
+    def __init__(self, sampled: Sequence[tuple[int, float]], sizes: Iterable[int]) -> None:
+        """`sampled`: size of the file in bytes and the number, for each slide of the sample; `sizes`: of all slides."""
+        self._sampled = sorted(sampled)
+        there, seen = Counter(sizes), Counter(size for size, _ in sampled)
+        self._is_known = {
+            size: count == there[size] for size, count in seen.items()
+        }  # all slides of that size were seen
+
+    def of(self, size_bytes: int) -> Bounds:
+        """Return the bounds for a slide: its size times what the sampled slides nearest in size have per byte."""
+        first, end = (bisect_left(self._sampled, (size, -math.inf)) for size in (size_bytes, size_bytes + 1))
+        if self._is_known.get(size_bytes):
+            return Bounds(*[math.fsum(value for _, value in self._sampled[first:end]) / (end - first)] * 3)
+        near = self._sampled[max(0, first - _NEIGHBOURS) : end + _NEIGHBOURS]
+        rates = [value / size for size, value in near]
+        mean = math.fsum(rates) / len(rates)
+        low, high = (max(0.0, mean + _BEYOND * (end - mean)) for end in (min(rates), max(rates)))
+        return Bounds(*(size_bytes * rate for rate in (low, mean, high)))
+
+
+def spread_over(sizes: Sequence[int], n: int) -> list[int]:
+    """Return n of the slides to sample, the largest first: half evenly by their rank in size, half evenly by bytes.
+
+    So the few slides that hold most of the bytes are among them, and the many small ones too.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    ends, end = [], 0
+    for i in order:
+        end += sizes[i]
+        ends.append(end)
+    steps = max(1, n - 1)
+    by_bytes = [min(bisect_left(ends, end * step / steps), len(order) - 1) for step in range(n)]
+    by_rank = [round((len(order) - 1) * step / steps) for step in range(n)]
+    wanted = [place for pair in zip(by_bytes, by_rank, strict=True) for place in pair]
+    chosen = list(dict.fromkeys([*wanted[::4], *wanted[1::4], *wanted[2::4], *wanted[3::4], *range(len(order))]))[:n]
+    return [order[place] for place in sorted(chosen)]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What there is to do."""
+
+    patients: Mapping[str, Sequence[int]]  # sizes of the files of each one's slides that are there, bytes
+    most_tiles: int | None  # a patient, tiling.max_tiles_per_patient
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of all slides."""
+        return [size for sizes in self.patients.values() for size in sizes]
+
+    def bags(self, tiles: PerSlide) -> list[Bounds]:
+        """Tiles of each patient."""
+        most = self.most_tiles or math.inf
+        return [total(map(tiles.of, sizes)).at_most(most) for sizes in self.patients.values()]
