@@ -1,5 +1,6 @@
 """What the errors of stores mean: which may pass, which are an answer, and what users are told."""
 
+import errno
 from collections.abc import Mapping, Sequence
 
 from udfs.wsi.errors import ErrorCode, SlideError
@@ -52,7 +53,7 @@ def cause_of(error: Exception) -> Exception:
         return error
     status = status_of(cause)
     # that of other stores is a look-up in a listing, or an error of the same kind
-    missing = status in _GONE if status else isinstance(cause, LookupError | FileNotFoundError | NotADirectoryError)
+    missing = status in _GONE if status else isinstance(cause, LookupError) or _is_missing(cause)
     return error if missing else cause
 
 
@@ -63,10 +64,18 @@ def may_pass(error: BaseException) -> bool:
     status = status_of(error)
     if status:
         return status >= 500 or status in (408, 429)
-    definite = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    if _is_missing(error):
+        return False
+    definite = (PermissionError, IsADirectoryError)
     ours = (ImportError, MemoryError, *_REFUSED)
     # Clients of HTTP and Azure raise dropped connections as classes of their own, no OSError among them.
     return isinstance(error, Exception) and not isinstance(error, definite + ours)
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether a path leads nowhere; a link to itself does not either."""
+    leads_nowhere = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return leads_nowhere or (isinstance(error, OSError) and error.errno == errno.ELOOP)
 
 
 def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideError:
@@ -79,7 +88,7 @@ def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideE
     """
     error = cause_of(error)
     status = status_of(error)
-    if isinstance(error, FileNotFoundError) or status in _GONE:
+    if _is_missing(error) or status in _GONE:
         return SlideError(ErrorCode.FILE_MISSING, f"nothing at {uri}: check slides.root and the CSV's uri")
     # Clients quote whole answers of a server; the first line says it.
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no answer in time")
