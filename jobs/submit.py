@@ -15,12 +15,12 @@ from string import Template
 from typing import Any
 from zipfile import ZipFile
 
-import yaml
 from pydantic import Field, ValidationError
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
 from jobs.runtime.sections import Section
+from jobs.runtime.yaml_text import YamlTextError, parse_yaml
 from udfs.telling import new_run_id
 
 ROOT = Path(__file__).parents[1]
@@ -100,8 +100,8 @@ def _place(name: str, known: Sequence[str]) -> Place:
         raise ConfigError(f"no place {name!r} in conf/places; {here}")
     file = f"conf/places/{name}.yaml"
     try:
-        place = Place.model_validate(yaml.safe_load((ROOT / file).read_text()))
-    except (yaml.YAMLError, ValidationError) as error:
+        place = Place.model_validate(parse_yaml((ROOT / file).read_text()))
+    except (YamlTextError, ValidationError) as error:
         raise ConfigError(f"{file} is no place: {' '.join(str(error).split())}") from None
     asked = place.names()
     empty = sorted(name for name, value in place.yours.items() if name in asked and not value)
