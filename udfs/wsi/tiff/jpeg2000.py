@@ -7,33 +7,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_START = b"\xff\x4f\xff\x51"  # of a codestream: then follow image and tile size, ITU-T T.800, A.5.1
+from udfs.wsi.tiff.codestream import checked_codestream
 
 
-def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
+def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
     """Decode a codestream or a JP2 file.
 
     Args:
         data: the block.
         width: most that it may claim, pixels.
         height: likewise.
+        samples: a pixel.
         is_ycbcr: its three samples are Y, Cb, Cr without saying so (Aperio's 33003).
 
     Returns:
         uint8 [h, w] or [h, w, samples].
 
     Raises:
-        ValueError: it claims more pixels than its block, or not 8 bits a sample.
+        ValueError: it claims more than its block, or other samples.
         imagecodecs.Jpeg2kError, OSError: the data is damaged.
     """
     content = bytes(data)
-    _check_size(content, width, height)
-    if _is_subsampled(content):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
-        with Image.open(io.BytesIO(content)) as image:
+    codestream = checked_codestream(content, width, height, samples)
+    if _is_subsampled(codestream):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
+        with Image.open(io.BytesIO(content)) as image:  # which reads the size from the boxes of a JP2 file
+            if image.width > width or image.height > height:
+                raise ValueError(f"a JP2 file of {image.width} x {image.height} px in a block of {width} x {height}")
             return np.asarray(image.convert("RGB"))
     pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"{pixels.dtype} samples")
     if not is_ycbcr or pixels.ndim != 3 or pixels.shape[-1] != 3:
         return pixels
     return _rgb(pixels)
@@ -48,19 +49,8 @@ def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rgb
 
 
-def _check_size(data: bytes, width: int, height: int) -> None:
-    """Refuse a codestream that claims more pixels than its block, before OpenJPEG allocates them."""
-    at = data.find(_START, 0, 256)
-    if at < 0:
-        raise ValueError("no JPEG 2000 codestream")
-    right, bottom, left, top = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
-    if right - left > width or bottom - top > height:
-        raise ValueError(f"a codestream of {right - left} x {bottom - top} px in a block of {width} x {height}")
-
-
-def _is_subsampled(data: bytes) -> bool:
+def _is_subsampled(codestream: bytes) -> bool:
     """Whether some components, chroma that is, have fewer samples than the image has pixels."""
-    at = data.find(_START) + 40
-    samples = int.from_bytes(data[at : at + 2], "big")
-    steps = data[at + 2 : at + 2 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
+    samples = int.from_bytes(codestream[40:42], "big")
+    steps = codestream[42 : 42 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
     return any(steps[i] != 1 for i in range(len(steps)) if i % 3)
