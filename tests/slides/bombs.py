@@ -6,7 +6,7 @@ Blocks are put together byte by byte, so that a block may claim what no encoder 
 import io
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import imagecodecs
@@ -87,7 +87,9 @@ def with_layers(count: int, precinct: int | None = None, in_tile: bool = False) 
         return stream[:at] + segment + stream[end:]
     tile = stream.index(b"\xff\x90")
     length = struct.unpack(">I", stream[tile + 6 : tile + 10])[0] + len(segment)
-    return stream[: tile + 6] + struct.pack(">I", length) + stream[tile + 10 : tile + 12] + segment + stream[tile + 12 :]
+    return (
+        stream[: tile + 6] + struct.pack(">I", length) + stream[tile + 10 : tile + 12] + segment + stream[tile + 12 :]
+    )
 
 
 def box(kind: bytes, content: bytes, form: str = "short") -> bytes:
@@ -129,3 +131,77 @@ def jpeg_of_scans(count: int, *, arithmetic: bool = False) -> bytes:
     if arithmetic:
         good = good.replace(b"\xff\xc2", b"\xff\xca", 1)
     return good[:-2] + table + scan * count + b"\xff\xd9"
+
+
+# Codecs that unpack
+
+
+def packed(compression: int, n_bytes: int) -> bytes:
+    """So many zeros, packed."""
+    zeros = bytes(n_bytes)
+    if compression == DEFLATE:
+        return zlib.compress(zeros, 9)
+    if compression == ZSTD:
+        return bytes(imagecodecs.zstd_encode(zeros, level=19))
+    if compression == LZW:
+        return bytes(imagecodecs.lzw_encode(zeros))
+    return b"\x81\x00" * (n_bytes // 128)  # PackBits
+
+
+def webp_of(width: int, height: int) -> bytes:
+    """A WebP without loss whose header claims another size than its one colour has."""
+    data = bytearray(imagecodecs.webp_encode(np.full((EDGE, EDGE, 3), 99, np.uint8), lossless=True))
+    at = data.index(b"VP8L") + 9
+    bits = struct.unpack("<I", data[at : at + 4])[0] & ~(2**28 - 1)
+    data[at : at + 4] = struct.pack("<I", bits | width - 1 | height - 1 << 14)
+    return bytes(data)
+
+
+# Headers
+
+
+Values = int | bytes | tuple[int, int]
+"""A number, texts as they are, or how many numbers lie where: (count, place)."""
+
+
+def write_header(
+    path: Path, directories: Sequence[dict[int, Values]], *, n_bytes: int = 0, below: Sequence[dict[int, Values]] = ()
+) -> Path:
+    """A BigTIFF of directories alone, those `below` as SubIFDs of the first; the file is `n_bytes` long, by a hole."""
+    places: list[int] = []
+    at = 16
+    for entries in (*directories, *below):
+        places.append(at)
+        at += 8 + 20 * (len(entries) + (bool(below) and entries is directories[0])) + 8
+    if below:
+        directories = [directories[0] | {330: (len(below), at)}, *directories[1:]]
+    values = struct.pack(f"<{len(below)}Q", *places[len(directories) :])
+    content = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16)
+    for number, entries in enumerate((*directories, *below)):
+        content += struct.pack("<Q", len(entries))
+        for code, value in sorted(entries.items()):
+            if isinstance(value, int):
+                content += struct.pack("<HHQQ", code, 4, 1, value)
+            elif isinstance(value, bytes):
+                content += struct.pack("<HHQQ", code, 2, len(value), at + len(values))
+                values += value
+            else:
+                content += struct.pack("<HHQQ", code, 16, *value)
+        content += struct.pack("<Q", places[number + 1] if number + 1 < len(directories) else 0)
+    path.write_bytes(content + values)
+    with path.open("r+b") as file:
+        file.truncate(max(n_bytes, len(content + values)))
+    return path
+
+
+def image(
+    width: int, height: int, block: int, *, offsets: tuple[int, int], compression: int = 1, rows: int = 0
+) -> dict[int, Values]:
+    """The entries of a grey image in square tiles of `block` px, or in strips of `rows`; `offsets` says how many lie where.
+
+    The sizes of blocks lie in the same place.
+    """
+    common: dict[int, Values] = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 277: 1}
+    if rows:
+        return common | {273: offsets, 278: rows, 279: offsets}
+    return common | {322: block, 323: block, 324: offsets, 325: offsets}

@@ -29,7 +29,9 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
     """
     content = bytes(data)
     codestream = checked_codestream(content, width, height, samples)
-    if _is_subsampled(codestream):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
+    if _is_subsampled(
+        codestream
+    ):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
         with Image.open(io.BytesIO(content)) as image:  # which reads the size from the boxes of a JP2 file
             if image.width > width or image.height > height:
                 raise ValueError(f"a JP2 file of {image.width} x {image.height} px in a block of {width} x {height}")
