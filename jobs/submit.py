@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 from zipfile import ZipFile
 
-import yaml
 from pydantic import Field, ValidationError
 
 from jobs.runtime.arguments import BAD_CONFIG, Parser
@@ -26,6 +25,7 @@ from jobs.runtime.config import ConfigError, load_config, masked_override
 from jobs.runtime.interrupt import NAMES, handle_stop_signals, name_of, say, stop_signals
 from jobs.runtime.sections import Section
 from jobs.runtime.withheld import described, without_secrets
+from jobs.runtime.yaml_text import YamlTextError, parse_yaml
 from udfs.telling import named, new_run_id, printable, some
 
 ROOT = Path(__file__).parents[1]
@@ -110,8 +110,8 @@ def _place(name: str, known: Sequence[str]) -> Place:
         raise ConfigError(f"no place {described(name)} in conf/places; {here}")
     file = f"conf/places/{name}.yaml"
     try:
-        place = Place.model_validate(yaml.safe_load((ROOT / file).read_text()))
-    except yaml.YAMLError as error:
+        place = Place.model_validate(parse_yaml((ROOT / file).read_text()))
+    except YamlTextError as error:
         raise ConfigError(f"{file} is no place: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         wrong = some([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], separator="; ")

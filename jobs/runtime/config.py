@@ -33,6 +33,7 @@ from jobs.runtime.sections import (
     Training,
 )
 from jobs.runtime.withheld import described, key_shown
+from jobs.runtime.yaml_text import YamlTextError, parse_yaml
 from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
 
 _SECRET = "***"
@@ -128,13 +129,11 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
         ConfigError: one line that names the key, what is wrong and what would be right.
     """
     try:
-        loaded = yaml.safe_load(read_bytes(uri)) or {}
+        loaded = parse_yaml(read_bytes(uri)) or {}
     except FileNotFoundError:
         raise ConfigError(f"--config {public_uri(uri)}: no such file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)  # str(error) would quote the line, which may hold a secret
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"--config {public_uri(uri)}: not YAML{where}: check quotes, colons and brackets") from None
+    except YamlTextError as error:
+        raise ConfigError(f"--config {public_uri(uri)}: {error}") from None
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, None))
         raise ConfigError(f"--config {public_uri(uri)}: can't be read ({text})") from None
@@ -226,8 +225,8 @@ def _override(settings: dict[str, Any], override: str) -> None:
         settings = below
     try:
         settings[last] = value_of(text, is_text=key in _TEXTS)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key_shown(key)}: the value given is not YAML: check quotes and brackets") from None
+    except YamlTextError as error:
+        raise ConfigError(f"{key_shown(key)}: {error}") from None
 
 
 def _expand(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-import yaml
+from jobs.runtime.yaml_text import YamlTextError, parse_yaml
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _BOOLEANS = {"true": True, "false": False}
@@ -22,7 +22,7 @@ def value_of(text: str, *, is_text: bool) -> Any:
         is_text: the setting is a text, so that 007 stays 007.
 
     Raises:
-        yaml.YAMLError: a list or mapping is not YAML.
+        YamlTextError: a list or mapping is not YAML, or too large.
     """
     bare = text.strip()
     if bare in _NULL:
@@ -30,8 +30,8 @@ def value_of(text: str, *, is_text: bool) -> Any:
     is_nested = bare[0] in "[{"
     if is_nested or (bare[0] in "'\"" and bare[0] == bare[-1] and len(bare) > 1):
         try:
-            return yaml.safe_load(bare)
-        except yaml.YAMLError:
+            return parse_yaml(bare)
+        except YamlTextError:
             if is_nested and not is_text:
                 raise
             return text  # a path that begins with a bracket, or with one quote and ends with another

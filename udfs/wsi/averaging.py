@@ -5,20 +5,26 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.wsi.tiff.decode import Pixels
+from udfs.wsi.tiff.decode import WHITE, Pixels
 
 MOST_EDGE_EXACT = 256  # float32 counts to 2^24, which 256 x 256 pixels of 255 just do not reach
 MOST_EDGE_OF_MEANS = 64
 
 
 class AreaAverage:
-    """Running sums of result rows, so that only the rows under the current row of blocks are in memory."""
+    """Running sums of result rows, so that only the rows under the current row of blocks are in memory.
+
+    What is not added counts as white, so that blocks that are left out cost nothing. Sums therefore begin at those of white
+    pixels, and what is added is the difference from white; the numbers are unsigned and may wrap on the way.
+    """
 
     def __init__(self, result: Pixels, edge: int) -> None:
-        """Average into `result`, uint8 [h, w, 3]; each of its pixels stands for edge x edge level pixels."""
+        """Average into `result`, uint8 [h, w, 3], white; each of its pixels stands for edge x edge level pixels."""
         self._result, self._edge = result, edge
+        white = WHITE * edge * edge
+        self._white = np.uint32(white) if white < 2**32 else np.uint64(white)
         self._first = 0  # result row that sums[0] belongs to
-        self._sums = np.zeros((0, result.shape[1], 3), np.uint32)
+        self._sums = np.zeros((0, result.shape[1], 3), self._white.dtype)
 
     def add(self, pixels: Pixels, top: int, left: int) -> None:
         """Add a block whose top-left corner is at (left, top) in level pixels."""
@@ -29,15 +35,22 @@ class AreaAverage:
         inside = pixels[: rows.stop * self._edge - top, : columns.stop * self._edge - left]
         whole = inside.shape[:2] == (len(rows) * self._edge, len(columns) * self._edge)
         if whole and self._edge <= MOST_EDGE_EXACT:
-            sums = sums_of_squares(inside, self._edge).astype(np.uint32)
+            sums = sums_of_squares(inside, self._edge).astype(self._white.dtype)
+            sums -= self._white
         else:
             # uint16 holds 257 rows of 255; a coarser average than 1/257 needs more
             narrow = np.uint16 if self._edge <= 257 else np.uint32
             sums = np.add.reduceat(inside, row_starts, axis=0, dtype=narrow)
-            sums = np.add.reduceat(sums, column_starts, axis=1, dtype=np.uint32)
+            sums = np.add.reduceat(sums, column_starts, axis=1, dtype=self._white.dtype)
+            heights, widths = (
+                np.diff(starts, append=length).astype(self._white.dtype)
+                for starts, length in zip((row_starts, column_starts), inside.shape, strict=False)
+            )
+            sums -= WHITE * np.multiply.outer(heights, widths)[..., None]
         short = rows.stop - self._first - len(self._sums)
         if short > 0:
-            self._sums = np.concatenate([self._sums, np.zeros((short, *self._sums.shape[1:]), np.uint32)])
+            white = np.full((short, *self._sums.shape[1:]), self._white)
+            self._sums = np.concatenate([self._sums, white])
         self._sums[rows.start - self._first : rows.stop - self._first, columns.start : columns.stop] += sums
 
     def flush(self, bottom: int) -> None:
@@ -45,7 +58,8 @@ class AreaAverage:
         done = min(bottom // self._edge, self._result.shape[0]) - self._first
         if done > 0:
             area = self._edge * self._edge
-            self._result[self._first : self._first + done] = (self._sums[:done] + area // 2) // area
+            sums = self._sums[:done]  # fewer where nothing was added to the last rows
+            self._result[self._first : self._first + len(sums)] = (sums + area // 2) // area
             self._sums, self._first = self._sums[done:], self._first + done
 
 

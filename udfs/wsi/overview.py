@@ -1,12 +1,15 @@
 """The whole slide at a fraction of its size: the area average, a row of blocks at a time."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from udfs.wsi.averaging import MOST_EDGE_OF_MEANS, AreaAverage, means_of_squares
 from udfs.wsi.blocks import BlockReader
+from udfs.wsi.plan import have_data
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, scale_for
-from udfs.wsi.tiff.index import Level, SlideIndex
+from udfs.wsi.tiff.index import Level, Numbers, SlideIndex
 
 _PATCH_PX = 1024  # blocks side by side are averaged together: fewer calls, and still in the processor's cache
 
@@ -36,13 +39,29 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
     if not result.size:  # a slide smaller than one pixel of the result
         return result
     scale = scale_for(level, edge)
-    blocks = range(level.columns * level.rows)
-    reader = BlockReader(file, level, blocks, finer=lambda: index.finer_than(level), scale=scale, threads=threads)
-    if scale == 1 and edge <= MOST_EDGE_OF_MEANS and not (level.block_width % edge or level.block_height % edge):
+    is_each = scale == 1 and edge <= MOST_EDGE_OF_MEANS and not (level.block_width % edge or level.block_height % edge)
+    patch_columns = 1 if is_each else max(1, _PATCH_PX * scale // level.block_width)
+    finer = index.finer_than(level)
+    blocks = _in_patches(level, finer, patch_columns).tolist()
+    reader = BlockReader(file, level, blocks, finer=lambda: finer, scale=scale, threads=threads)
+    if is_each:
         _average_each(reader, level, edge, result)
     else:
-        _average_patches(reader, level, edge // scale, scale, result)
+        _average_patches(reader, level, edge // scale, scale, patch_columns, result)
     return result
+
+
+def _in_patches(level: Level, finer: Sequence[Level], patch_columns: int) -> Numbers:
+    """The blocks, int64 [n], ascending, of each patch that has data here or in a finer level: the rest stays white."""
+    stored = level.stored()
+    left_out = np.setdiff1d(np.arange(level.columns * level.rows), stored)
+    with_data = np.concatenate([stored, left_out[have_data(finer, level, left_out)]])
+    rows, columns = np.divmod(with_data, level.columns)
+    patches = -(-level.columns // patch_columns)  # of a row
+    rows, firsts = np.divmod(np.unique(rows * patches + columns // patch_columns), patches)
+    columns = firsts[:, None] * patch_columns + np.arange(patch_columns)
+    blocks: Numbers = (rows[:, None] * level.columns + columns)[columns < level.columns]
+    return blocks
 
 
 def _average_each(reader: BlockReader, level: Level, edge: int, result: Pixels) -> None:
@@ -58,21 +77,23 @@ def _average_each(reader: BlockReader, level: Level, edge: int, result: Pixels) 
         at[:] = means[: at.shape[0], : at.shape[1]]
 
 
-def _average_patches(reader: BlockReader, level: Level, edge: int, scale: int, result: Pixels) -> None:
+def _average_patches(
+    reader: BlockReader, level: Level, edge: int, scale: int, patch_columns: int, result: Pixels
+) -> None:
     """Blocks of any size, shrunk by `scale`; some side by side at a time."""
     average = AreaAverage(result, edge)
     block_width, block_height = -(-level.block_width // scale), -(-level.block_height // scale)
     width, height = -(-level.width_px // scale), -(-level.height_px // scale)
-    patch_columns = max(1, _PATCH_PX // block_width)
     patch = np.empty((block_height, min(patch_columns * block_width, width), 3), np.uint8)
     for block, pixels in reader:
         row, column = divmod(block, level.columns)
         in_patch = column % patch_columns
+        if not in_patch:
+            average.flush(row * block_height)  # all that lies above is added
         left, patch_left = in_patch * block_width, (column - in_patch) * block_width
         right = min(left + block_width, width - patch_left)
         bottom = min(block_height, height - row * block_height)
         patch[:bottom, left:right] = WHITE if pixels is None else pixels
         if column == level.columns - 1 or right == patch.shape[1]:
             average.add(patch[:bottom, :right], row * block_height, patch_left)
-        if column == level.columns - 1:
-            average.flush(row * block_height + bottom)
+    average.flush(height)

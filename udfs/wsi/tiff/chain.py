@@ -1,13 +1,33 @@
-"""The chain of a TIFF's directories, walked before a parser does that would follow a loop until memory ends."""
+"""A TIFF's directories, walked before a parser does that would follow a loop, or read what they claim, until memory ends."""
 
 import io
-from typing import BinaryIO, Literal
+from collections.abc import Iterator
+from typing import BinaryIO, Literal, NamedTuple
 
 from udfs.wsi.errors import ErrorCode, SlideError
 
 _MAX_DIRECTORIES = 1000  # slides have some tens: levels, focal planes, label and macro
 _MAX_ENTRIES = 4096  # of a directory; tifffile stops at more
+_MAX_ENTRIES_IN_ALL = 50_000  # slides have some twenty per directory
+_MAX_BLOCKS = 4_000_000  # of a directory; 60 Gpx have one million tiles of 256 px, or three million of Hamamatsu's
+_MAX_NUMBERS_IN_ALL = 4 * _MAX_BLOCKS  # offsets and sizes of the blocks of all levels and focal planes
+_MAX_TEXT_BYTES = 16 * 1024 * 1024  # in all, of descriptions and the like; parsers make ten times as much of XML
+
 _SUBIFDS = 330
+_PER_BLOCK = (273, 279, 324, 325, 65426, 65432)  # one number per block: of strips, of tiles, Hamamatsu's McuStarts
+_FIRST_OTHER = 1000  # TIFF's own tags, and XMP, have lower codes; of the others, large values are never read
+_VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # by type; else 1
+
+
+class _Entry(NamedTuple):
+    code: int
+    type: int
+    count: int
+    value: bytes  # or where it lies
+
+    @property
+    def n_bytes(self) -> int:
+        return self.count * _VALUE_BYTES.get(self.type, 1)
 
 
 def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
@@ -18,19 +38,59 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
         is_ndpi: it is in Hamamatsu's dialect.
 
     Raises:
-        SlideError: `header_corrupt` where a directory comes a second time, or there are too many of them.
+        SlideError: `header_corrupt` if a directory comes a second time, or there are too many of them, or their entries or
+            texts are too large; `size_implausible` if they list too many blocks.
     """
+    entries = numbers = text_bytes = 0
+    size = stream.seek(0, io.SEEK_END)
+    for directory in _directories(stream, is_ndpi=is_ndpi):
+        entries += len(directory)
+        for entry in directory:
+            if entry.n_bytes > size:  # which a parser does not read
+                continue
+            if entry.code in _PER_BLOCK:
+                numbers += entry.count
+                if entry.count > _MAX_BLOCKS or numbers > _MAX_NUMBERS_IN_ALL:
+                    raise _too_many_blocks(entry.count)
+            elif entry.code < _FIRST_OTHER and entry.code != _SUBIFDS:
+                text_bytes += entry.n_bytes
+        if entries > _MAX_ENTRIES_IN_ALL:
+            raise _damaged(
+                f"{entries:,} entries or more in its directories, where {_MAX_ENTRIES_IN_ALL:,} are the limit"
+            )
+        if text_bytes > _MAX_TEXT_BYTES:
+            raise _damaged(f"descriptions of {text_bytes:,} bytes or more, where {_MAX_TEXT_BYTES:,} are the limit")
+    stream.seek(0)
+
+
+def _directories(stream: BinaryIO, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
+    """The entries of each directory of the chain, then those of the directories below them."""
     stream.seek(0)
     head = stream.read(16)
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     is_big = int.from_bytes(head[2:4], order) == 43
-    count_bytes, entry_bytes, value_at, offset_bytes = (8, 20, 12, 8) if is_big else (2, 12, 8, 4)
-    link_bytes = 8 if is_ndpi else offset_bytes
-    begin = 8 if is_big else 4
-    directory = int.from_bytes(head[begin : begin + link_bytes], order)
+    count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
+    link_bytes, value_at = 8 if is_ndpi else offset_bytes, 4 + offset_bytes
     end = stream.seek(0, io.SEEK_END)
+
+    def read(at: int) -> tuple[list[_Entry], int] | None:
+        """The entries of a directory and where the next one is; None if there are more than a parser takes."""
+        stream.seek(at)
+        count = int.from_bytes(stream.read(count_bytes), order)
+        if count > _MAX_ENTRIES:
+            return None
+        content = stream.read(count * entry_bytes + link_bytes)
+        entries = []
+        for begin in range(0, count * entry_bytes, entry_bytes):
+            code, kind, n_values = (
+                int.from_bytes(content[begin + at : begin + to], order) for at, to in ((0, 2), (2, 4), (4, value_at))
+            )
+            entries.append(_Entry(code, kind, n_values, content[begin + value_at : begin + entry_bytes]))
+        return entries, int.from_bytes(content[count * entry_bytes :], order)
+
     seen: set[int] = set()
-    children = 0
+    below: list[_Entry] = []
+    directory = int.from_bytes(head[8:16] if is_big else head[4 : 4 + link_bytes], order)
     while 0 < directory < end:
         if directory in seen:
             raise SlideError(
@@ -38,19 +98,40 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
                 f"the directory at byte {directory:,} follows upon itself: the header is damaged; upload the slide again",
             )
         seen.add(directory)
-        stream.seek(directory)
-        count = int.from_bytes(stream.read(count_bytes), order)
-        if count > _MAX_ENTRIES:
+        found = read(directory)
+        if found is None:
             break
-        content = stream.read(count * entry_bytes + link_bytes)
-        for at in range(0, count * entry_bytes, entry_bytes):
-            if int.from_bytes(content[at : at + 2], order) == _SUBIFDS:
-                children += int.from_bytes(content[at + 4 : at + value_at], order)
-        if len(seen) + children > _MAX_DIRECTORIES:
-            raise SlideError(
-                ErrorCode.HEADER_CORRUPT,
-                f"{len(seen) + children:,} directories or more, where {_MAX_DIRECTORIES:,} are the limit: the header is "
-                "damaged, or this is no slide; upload or export the slide again",
-            )
-        directory = int.from_bytes(content[count * entry_bytes :], order)
-    stream.seek(0)
+        entries, directory = found
+        below += [entry for entry in entries if entry.code == _SUBIFDS]
+        _check_directories(len(seen) + sum(entry.count for entry in below))
+        yield entries
+    for entry in below:
+        width = _VALUE_BYTES.get(entry.type, 1)
+        if entry.n_bytes > offset_bytes:
+            stream.seek(int.from_bytes(entry.value, order))
+        numbers = stream.read(entry.n_bytes) if entry.n_bytes > offset_bytes else entry.value[: entry.n_bytes]
+        for at in range(0, len(numbers), width):
+            directory = int.from_bytes(numbers[at : at + width], order)
+            found = read(directory) if 0 < directory < end else None
+            if found:
+                yield found[0]
+
+
+def _check_directories(count: int) -> None:
+    if count > _MAX_DIRECTORIES:
+        raise _damaged(f"{count:,} directories or more, where {_MAX_DIRECTORIES:,} are the limit")
+
+
+def _too_many_blocks(count: int) -> SlideError:
+    return SlideError(
+        ErrorCode.SIZE_IMPLAUSIBLE,
+        f"the header lists {count:,} blocks, where {_MAX_BLOCKS:,} are the limit, and {_MAX_NUMBERS_IN_ALL // 2:,} in all "
+        "levels: the header is damaged, or its blocks are too small; upload the slide again, or export it in tiles of 256 px",
+    )
+
+
+def _damaged(what: str) -> SlideError:
+    return SlideError(
+        ErrorCode.HEADER_CORRUPT,
+        f"{what}: the header is damaged, or this is no slide; upload or export the slide again",
+    )

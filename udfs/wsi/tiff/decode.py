@@ -105,7 +105,7 @@ def _decode_plane(coding: Coding, data: memoryview, width: int, height: int, sam
         out = np.empty(width * height, np.uint8)
         return decode_jpeg(whole_jpeg(data, coding.jpeg_tables, is_ycbcr=False), width, height, out, grey=True)
     if coding.compression in JPEG2000:
-        return _with_samples(decode_jpeg2000(data, width, height, is_ycbcr=coding.photometric == YCBCR))
+        return _with_samples(decode_jpeg2000(data, width, height, samples, is_ycbcr=coding.photometric == YCBCR))
     if coding.compression == _LZW:
         return decode_lzw(bytes(data), width, height, samples, coding.predictor)
     if coding.compression == _WEBP:

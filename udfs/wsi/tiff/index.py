@@ -56,6 +56,12 @@ class Level:
         """Rows of blocks."""
         return -(-self.height_px // self.block_height)
 
+    def stored(self) -> Numbers:
+        """Numbers of the listed blocks that the writer did not leave out, int64 [n], ascending."""
+        has_bytes = ((self.offsets > 0) & (self.counts > 0)).reshape(self.planes, -1).any(axis=0)
+        numbers: Numbers = np.flatnonzero(has_bytes) if self.listed is None else self.listed[has_bytes]
+        return numbers
+
     def byte_ranges(self, blocks: ArrayLike) -> tuple[Numbers, Numbers]:
         """Where blocks lie: starts and counts, int64 [n, planes], bytes; count 0 where the writer left it out.
 

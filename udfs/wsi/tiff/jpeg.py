@@ -5,6 +5,8 @@ import simplejpeg
 from numpy.typing import NDArray
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
+_SCAN = b"\xff\xda"  # the marker that a scan begins with; compressed data never holds it
+_MOST_SCANS = 32  # progressive encoders write about ten; libjpeg goes through the whole image for each, however empty
 DC_SCALE = 8  # edge of a JPEG's smallest unit, whose mean is its DC coefficient
 
 
@@ -32,6 +34,9 @@ def decode_jpeg(
     stored_height, stored_width, _, _ = simplejpeg.decode_jpeg_header(stream)
     if stored_height > height or stored_width > width:
         raise ValueError(f"a JPEG of {stored_width} x {stored_height} px in a block of {width} x {height}")
+    scans = stream.count(_SCAN)
+    if scans > _MOST_SCANS:
+        raise ValueError(f"{scans:,} scans in one JPEG, where {_MOST_SCANS} are the limit")
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         stream,
         colorspace="GRAY" if grey else "RGB",

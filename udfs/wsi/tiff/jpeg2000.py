@@ -7,17 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_START = b"\xff\x4f\xff\x51"  # of a codestream: then follow image and tile size, ITU-T T.800, A.5.1
+from udfs.wsi.tiff.codestream import START, checked_codestream
+
 _CODING_STYLE, _START_OF_TILE = b"\xff\x52", b"\xff\x90"
 
 
-def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
+def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
     """Decode a codestream or a JP2 file.
 
     Args:
         data: the block.
         width: most that it may claim, pixels.
         height: likewise.
+        samples: a pixel.
         is_ycbcr: the directory says that its three samples are Y, Cb and Cr. What the block itself says wins: decoders
             undo a codestream's own colour transform, and convert what a JP2 file names sYCC.
 
@@ -25,13 +27,17 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, *, is_ycbcr: bool
         uint8 [h, w] or [h, w, samples].
 
     Raises:
-        ValueError: it claims more pixels than its block, or not 8 bits a sample.
+        ValueError: it claims more than its block, or other samples.
         imagecodecs.Jpeg2kError, OSError: the data is damaged.
     """
     content = bytes(data)
-    _check_size(content, width, height)
-    if _is_subsampled(content):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
-        with Image.open(io.BytesIO(content)) as image:
+    codestream = checked_codestream(content, width, height, samples)
+    if _is_subsampled(
+        codestream
+    ):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
+        with Image.open(io.BytesIO(content)) as image:  # which reads the size from the boxes of a JP2 file
+            if image.width > width or image.height > height:
+                raise ValueError(f"a JP2 file of {image.width} x {image.height} px in a block of {width} x {height}")
             return np.asarray(image.convert("RGB"))
     pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
     if pixels.dtype != np.uint8:
@@ -50,21 +56,10 @@ def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rgb
 
 
-def _check_size(data: bytes, width: int, height: int) -> None:
-    """Refuse a codestream that claims more pixels than its block, before OpenJPEG allocates them."""
-    at = data.find(_START, 0, 256)
-    if at < 0:
-        raise ValueError("no JPEG 2000 codestream")
-    right, bottom, left, top = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
-    if right - left > width or bottom - top > height:
-        raise ValueError(f"a codestream of {right - left} x {bottom - top} px in a block of {width} x {height}")
-
-
-def _is_subsampled(data: bytes) -> bool:
+def _is_subsampled(codestream: bytes) -> bool:
     """Whether some components, chroma that is, have fewer samples than the image has pixels."""
-    at = data.find(_START) + 40
-    samples = int.from_bytes(data[at : at + 2], "big")
-    steps = data[at + 2 : at + 2 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
+    samples = int.from_bytes(codestream[40:42], "big")
+    steps = codestream[42 : 42 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
     return any(steps[i] != 1 for i in range(len(steps)) if i % 3)
 
 
@@ -72,7 +67,7 @@ def _says_its_colours(data: bytes) -> bool:
     """Whether decoders know by the block alone how R, G and B come of its samples: it is a JP2 file, which names the colour
     space, or a codestream with a multiple component transform. ITU-T T.800, I.5.3.3 and A.6.1.
     """
-    if not data.startswith(_START):
+    if not data.startswith(START):
         return True
     at = 2
     while at + 9 <= len(data) and data[at : at + 2] not in (_CODING_STYLE, _START_OF_TILE):

@@ -13,6 +13,11 @@ from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED
 from udfs.wsi.tiff.index import Coding, Level
 
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024  # decoded; a larger one can't be read in bounded memory
+_MANY_BLOCKS = 65_536  # more of them have at least so many pixels each:
+_LEAST_BLOCK_PX = 1024  # reading a block takes as long as this many pixels do
+_MOST_BYTES_PER_SAMPLE = 4  # of a block as it is stored; no codec makes noise so large
+_MOST_EXTRA_BYTES = 1024 * 1024  # of a block, beside its pixels: colour profiles and the like
+_MOST_TABLES_BYTES = 64 * 1024  # put before every block; encoders write about 1 KB
 _RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
 _UNCOMPRESSED = 1
 _RGB_PHOTOMETRICS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
@@ -89,6 +94,7 @@ def level_of(page: Any, downsample: float = 1.0) -> Level:
             f"{width} x {height} px in blocks of {block_width} x {block_height} need {expected} blocks, "
             f"the directory lists {len(offsets)}: upload the slide again",
         )
+    _check_blocks(level)
     return level
 
 
@@ -109,12 +115,39 @@ def downsample_of(width: int, height: int, full_size_px: tuple[int, int]) -> flo
     return None
 
 
+def _check_blocks(level: Level) -> None:
+    """Refuse blocks that cost more to read than their pixels explain."""
+    block_px = level.block_width * level.block_height
+    n_blocks = level.columns * level.rows
+    if n_blocks > _MANY_BLOCKS and block_px < _LEAST_BLOCK_PX:
+        raise SlideError(
+            ErrorCode.SIZE_IMPLAUSIBLE,
+            f"{level.width_px} x {level.height_px} px are stored in {n_blocks:,} blocks of {level.block_width} x "
+            f"{level.block_height} px, too small to be read one by one: upload the slide again, or export it in tiles of 256 px",
+        )
+    most_bytes = _MOST_BYTES_PER_SAMPLE * block_px * level.coding.samples + _MOST_EXTRA_BYTES
+    largest = int(level.counts.max(initial=0, where=level.offsets > 0))
+    if largest > most_bytes:
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT,
+            f"a block of {level.block_width} x {level.block_height} px that takes {largest:,} bytes, over the limit of "
+            f"{most_bytes:,}: the header is damaged; upload the slide again",
+        )
+
+
 def _coding(page: Any) -> Coding:
     tables = page.jpegtables or b""
     if not isinstance(tables, bytes):
         raise SlideError(
             ErrorCode.HEADER_CORRUPT,
             f"its JPEG tables are {tables!r:.40}: the header is damaged; upload the slide again",
+        )
+    n_bytes = max(len(tables), len(page.jpegheader or b""))
+    if n_bytes > _MOST_TABLES_BYTES:
+        raise SlideError(
+            ErrorCode.HEADER_CORRUPT,
+            f"its JPEG tables take {n_bytes:,} bytes, over the limit of {_MOST_TABLES_BYTES:,}: the header is damaged; upload "
+            "the slide again",
         )
     photometric = page.photometric
     if page.parent.is_svs:

@@ -1,0 +1,115 @@
+"""What a JPEG 2000 block claims, checked before OpenJPEG allocates memory for the claim. ITU-T T.800, annexes A and I."""
+
+from collections.abc import Iterator
+
+START = b"\xff\x4f\xff\x51"  # of a codestream; sizes of image and tiles follow
+_HEADER_BOX, _PALETTE_BOX, _CODESTREAM_BOX = b"jp2h", b"pclr", b"jp2c"
+_COD, _COC, _SOT, _SOD = 0x52, 0x53, 0x90, 0x93  # second bytes of markers
+_LEAST_TILE_PX = 1024  # pixels of a tile on average; each tile costs 10 KB to decode, however few its pixels
+_LEAST_PACKET_PX = 4  # pixels of a packet on average; each packet costs time, however few its bytes
+_FEW_PACKETS = 10_000
+
+
+def checked_codestream(data: bytes, width: int, height: int, samples: int) -> bytes:
+    """The codestream of a block: the block itself, or what a decoder takes out of the boxes of a JP2 file.
+
+    Args:
+        data: the block, a codestream or a JP2 file.
+        width: most that it may claim, pixels.
+        height: likewise.
+        samples: a pixel, each of 8 bits.
+
+    Raises:
+        ValueError: there is none, or decoding it would cost more than the block's pixels explain.
+    """
+    stream = _unboxed(data)
+    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top = (
+        int.from_bytes(stream[at : at + 4], "big") for at in range(8, 40, 4)
+    )
+    if right - left > width or bottom - top > height:
+        raise ValueError(f"a codestream of {right - left} x {bottom - top} px in a block of {width} x {height}")
+    components = int.from_bytes(stream[40:42], "big")
+    if components != samples:
+        raise ValueError(f"a codestream of {components:,} components where a pixel has {samples} samples")
+    depths = stream[42 : 42 + 3 * components : 3]  # less 1; the upper bit says that samples are signed
+    if any(depth != 7 for depth in depths):
+        raise ValueError(f"samples of {max(depth % 128 + 1 for depth in depths)} bits, or signed, instead of 8 bits")
+    if not tile_width or not tile_height:
+        raise ValueError(f"tiles of {tile_width} x {tile_height} px")
+    pixels = (right - left) * (bottom - top)
+    tiles = -(-(right - tiles_left) // tile_width) * -(-(bottom - tiles_top) // tile_height)
+    if tiles > max(1, pixels // _LEAST_TILE_PX):
+        raise ValueError(f"{tiles:,} tiles in a codestream of {right - left} x {bottom - top} px")
+    packets, layers = 0, 1
+    for marker, begin, end in _segments(stream):
+        if marker == _COD:
+            layers = int.from_bytes(stream[begin + 2 : begin + 4], "big")
+            packets = layers * samples * _precincts(stream[begin + 5 : end], stream[begin], right, bottom, tiles)
+        elif marker == _COC:
+            packets += layers * _precincts(stream[begin + 2 : end], stream[begin + 1], right, bottom, tiles)
+        if packets > max(_FEW_PACKETS, pixels // _LEAST_PACKET_PX):
+            raise ValueError(f"{packets:,} packets in a codestream of {right - left} x {bottom - top} px")
+    return stream
+
+
+def _unboxed(data: bytes) -> bytes:
+    """The codestream of the first box that is one: other boxes may hold anything, also what looks like a codestream."""
+    at = 0
+    while not data.startswith(START) and at + 8 <= len(data):
+        length, begin = int.from_bytes(data[at : at + 4], "big"), at + 8
+        if length == 1:  # the length follows in 8 bytes
+            length, begin = int.from_bytes(data[begin : begin + 8], "big"), begin + 8
+        end = at + length if length else len(data)  # 0: up to the end
+        kind = data[at + 4 : at + 8]
+        if kind == _HEADER_BOX and _PALETTE_BOX in data[begin:end]:
+            raise ValueError("a palette, which makes up to 255 components of one")
+        if kind == _CODESTREAM_BOX:
+            data = data[begin:end]
+            break
+        if end < begin:
+            break
+        at = end
+    if not data.startswith(START) or len(data) < 42:
+        raise ValueError("no JPEG 2000 codestream")
+    return data
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """The second byte of each marker of main header and tile-part headers, and where the segment's parameters lie."""
+    at, next_tile_part = 2, len(stream)
+    while at + 4 <= len(stream) and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == _SOD:
+            at = next_tile_part
+            continue
+        begin, end = at + 4, at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if end < begin:
+            return
+        if marker == _SOT:
+            length = int.from_bytes(stream[at + 6 : at + 10], "big")
+            next_tile_part = at + length if length else len(stream)
+            if next_tile_part < end:
+                return
+        if end <= len(stream):
+            yield marker, begin, end
+        at = end
+
+
+def _precincts(coding: bytes, style: int, width: int, height: int, tiles: int) -> int:
+    """How many precincts a component has, from the parameters of a COD or COC segment after its style.
+
+    Args:
+        coding: number of decompositions, width and height of code-blocks, style, transformation, sizes of precincts.
+        style: bit 0 says that sizes of precincts are given.
+        width: of the reference grid.
+        height: likewise.
+        tiles: of the codestream.
+    """
+    levels = coding[0]
+    sizes = coding[5 : 6 + levels] if style & 1 else b""
+    count = 0
+    for resolution in range(levels + 1):
+        size = sizes[resolution] if resolution < len(sizes) else 0xFF
+        x, y = (levels - resolution + n for n in (size & 15, size >> 4))
+        count += max(tiles, -(-width >> x) * -(-height >> y))
+    return count
