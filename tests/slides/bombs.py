@@ -69,6 +69,13 @@ def with_tiles_of(edge: int) -> bytes:
     return bytes(stream)
 
 
+def in_tiles_of_64_px() -> bytes:
+    """A good codestream of 16 tiles."""
+    stream = io.BytesIO()
+    Image.fromarray(picture()).save(stream, "JPEG2000", no_jp2=True, tile_size=(64, 64))
+    return stream.getvalue()
+
+
 def with_layers(count: int, precinct: int | None = None, in_tile: bool = False) -> bytes:
     """A codestream that claims so many quality layers, and precincts of 2^precinct px at every resolution.
 
@@ -176,21 +183,22 @@ def write_header(
     if below:
         directories = [directories[0] | {330: (len(below), at)}, *directories[1:]]
     values = struct.pack(f"<{len(below)}Q", *places[len(directories) :])
-    content = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16)
+    content = [struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16)]
+    texts = [values]
+    end = at + len(values)
     for number, entries in enumerate((*directories, *below)):
-        content += struct.pack("<Q", len(entries))
+        content.append(struct.pack("<Q", len(entries)))
         for code, value in sorted(entries.items()):
-            if isinstance(value, int):
-                content += struct.pack("<HHQQ", code, 4, 1, value)
-            elif isinstance(value, bytes):
-                content += struct.pack("<HHQQ", code, 2, len(value), at + len(values))
-                values += value
-            else:
-                content += struct.pack("<HHQQ", code, 16, *value)
-        content += struct.pack("<Q", places[number + 1] if number + 1 < len(directories) else 0)
-    path.write_bytes(content + values)
+            kind, told = (4, (1, value)) if isinstance(value, int) else (16, value)
+            if isinstance(value, bytes):
+                kind, told = 7 if code == 347 else 2, (len(value), end)  # JPEG tables are no text
+                texts.append(value)
+                end += len(value)
+            content.append(struct.pack("<HHQQ", code, kind, *told))
+        content.append(struct.pack("<Q", places[number + 1] if number + 1 < len(directories) else 0))
+    path.write_bytes(b"".join(content + texts))
     with path.open("r+b") as file:
-        file.truncate(max(n_bytes, len(content + values)))
+        file.truncate(max(n_bytes, end))
     return path
 
 

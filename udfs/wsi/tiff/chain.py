@@ -11,7 +11,9 @@ _MAX_ENTRIES = 4096  # of a directory; tifffile stops at more
 _MAX_ENTRIES_IN_ALL = 50_000  # slides have some twenty per directory
 _MAX_BLOCKS = 4_000_000  # of a directory; 60 Gpx have one million tiles of 256 px, or three million of Hamamatsu's
 _MAX_NUMBERS_IN_ALL = 4 * _MAX_BLOCKS  # offsets and sizes of the blocks of all levels and focal planes
-_MAX_TEXT_BYTES = 16 * 1024 * 1024  # in all, of descriptions and the like; parsers make ten times as much of XML
+_MAX_TEXT_BYTES = 16 * 1024 * 1024  # in all, of descriptions and the like; Philips puts pictures there
+_LONG_TEXT_BYTES = 64 * 1024
+_MAX_PARTS = 200_000  # of long texts: elements, attributes, fields, each of which parsers make an object of
 
 _SUBIFDS = 330
 _PER_BLOCK = (273, 279, 324, 325, 65426, 65432)  # one number per block: of strips, of tiles, Hamamatsu's McuStarts
@@ -24,6 +26,7 @@ class _Entry(NamedTuple):
     type: int
     count: int
     value: bytes  # or where it lies
+    place: int  # the value as a number
 
     @property
     def n_bytes(self) -> int:
@@ -41,7 +44,7 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
         SlideError: `header_corrupt` if a directory comes a second time, or there are too many of them, or their entries or
             texts are too large; `size_implausible` if they list too many blocks.
     """
-    entries = numbers = text_bytes = 0
+    entries = numbers = text_bytes = parts = 0
     size = stream.seek(0, io.SEEK_END)
     for directory in _directories(stream, is_ndpi=is_ndpi):
         entries += len(directory)
@@ -54,13 +57,24 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
                     raise _too_many_blocks(entry.count)
             elif entry.code < _FIRST_OTHER and entry.code != _SUBIFDS:
                 text_bytes += entry.n_bytes
+                if entry.n_bytes > _LONG_TEXT_BYTES and text_bytes <= _MAX_TEXT_BYTES:
+                    parts += _parts(stream, entry)
         if entries > _MAX_ENTRIES_IN_ALL:
             raise _damaged(
                 f"{entries:,} entries or more in its directories, where {_MAX_ENTRIES_IN_ALL:,} are the limit"
             )
         if text_bytes > _MAX_TEXT_BYTES:
             raise _damaged(f"descriptions of {text_bytes:,} bytes or more, where {_MAX_TEXT_BYTES:,} are the limit")
+        if parts > _MAX_PARTS:
+            raise _damaged(f"descriptions of {parts:,} elements or fields, where {_MAX_PARTS:,} are the limit")
     stream.seek(0)
+
+
+def _parts(stream: BinaryIO, entry: _Entry) -> int:
+    """How many elements, attributes and fields a text has, about."""
+    stream.seek(entry.place)
+    text = stream.read(entry.n_bytes)
+    return sum(text.count(mark) for mark in (b"<", b"=", b"|"))
 
 
 def _directories(stream: BinaryIO, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
@@ -85,7 +99,8 @@ def _directories(stream: BinaryIO, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
             code, kind, n_values = (
                 int.from_bytes(content[begin + at : begin + to], order) for at, to in ((0, 2), (2, 4), (4, value_at))
             )
-            entries.append(_Entry(code, kind, n_values, content[begin + value_at : begin + entry_bytes]))
+            value = content[begin + value_at : begin + entry_bytes]
+            entries.append(_Entry(code, kind, n_values, value, int.from_bytes(value, order)))
         return entries, int.from_bytes(content[count * entry_bytes :], order)
 
     seen: set[int] = set()
@@ -108,7 +123,7 @@ def _directories(stream: BinaryIO, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
     for entry in below:
         width = _VALUE_BYTES.get(entry.type, 1)
         if entry.n_bytes > offset_bytes:
-            stream.seek(int.from_bytes(entry.value, order))
+            stream.seek(entry.place)
         numbers = stream.read(entry.n_bytes) if entry.n_bytes > offset_bytes else entry.value[: entry.n_bytes]
         for at in range(0, len(numbers), width):
             directory = int.from_bytes(numbers[at : at + width], order)

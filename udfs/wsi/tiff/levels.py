@@ -129,9 +129,9 @@ def _check_blocks(level: Level) -> None:
     largest = int(level.counts.max(initial=0, where=level.offsets > 0))
     if largest > most_bytes:
         raise SlideError(
-            ErrorCode.HEADER_CORRUPT,
+            ErrorCode.TILE_DATA_CORRUPT,
             f"a block of {level.block_width} x {level.block_height} px that takes {largest:,} bytes, over the limit of "
-            f"{most_bytes:,}: the header is damaged; upload the slide again",
+            f"{most_bytes:,}: upload the slide again",
         )
 
 
