@@ -248,9 +248,12 @@ def _expand(value: Any) -> Any:
 
 def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
+    known = [name for name, _ in _fields(Config, "")]
     key = ".".join(path)
+    key = next(
+        (name for name in known if f"{key}.".startswith(f"{name}.")), key
+    )  # without the branch of a union, or an index
     if item["type"] == "extra_forbidden":
-        known = [name for name, _ in _fields(Config, "")]
         sections = {name.rpartition(".")[0] for name in known} - {""}
         close = difflib.get_close_matches(key[:_LONGEST_KEY], [*known, *sections], n=1, cutoff=0.0)
         same_name = [name for name in known if name.rpartition(".")[2] == path[-1]]

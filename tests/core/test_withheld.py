@@ -80,6 +80,8 @@ def test_a_value_that_may_be_a_secret_is_described(tmp_path: Path) -> None:
     assert f"encoder.device: Input should be 'auto', 'cpu' or 'cuda' (it is {described})" in refusal(
         tmp_path, f"encoder.device={SECRETS[1]}"
     )
+    assert refusal(tmp_path, f"encoder.batch_size={SECRETS[1]}").count(f"(it is {described})") == 2
+    assert "***" not in refusal(tmp_path, f"encoder.batch_size={SECRETS[1]}")
     assert f"{described} is no setting" in refusal(tmp_path, SECRETS[1])
     assert "may be a secret" in refusal(tmp_path, "encoder.device=my-secret")
 
