@@ -117,7 +117,11 @@ def _close_the_terminal(job: subprocess.Popen[bytes]) -> None:
     assert job.wait(60) == FAILED
 
 
-_NAMES = {_press_ctrl_c_twice: "Ctrl-C", _send_sigterm_to_spark_submit: "SIGTERM", _close_the_terminal: "SIGHUP"}
+_NAMES: dict[Kill, str] = {
+    _press_ctrl_c_twice: "Ctrl-C",
+    _send_sigterm_to_spark_submit: "SIGTERM",
+    _close_the_terminal: "SIGHUP",
+}
 _SUBMITTED = (_press_ctrl_c_twice, _send_sigterm_to_spark_submit)
 
 
