@@ -56,8 +56,8 @@ def header(*directories: dict[int, bombs.Values], below: int = 0, n_bytes: int =
     return lambda path: write_header(path, chain, below=[directories[-1]] * below, n_bytes=n_bytes)
 
 
-def boxed(stream: Callable[[], bytes], **options: bytes) -> Callable[[], bytes]:
-    return lambda: bombs.jp2(stream(), **options)
+def boxed(stream: Callable[[], bytes], before: bytes = b"", palette: bytes = b"") -> Callable[[], bytes]:
+    return lambda: bombs.jp2(stream(), before=before, palette=palette)
 
 
 DECOY = bombs.codestream()[:100]

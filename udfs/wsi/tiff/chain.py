@@ -24,13 +24,13 @@ _VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8,
 class _Entry(NamedTuple):
     code: int
     type: int
-    count: int
+    n_values: int
     value: bytes  # or where it lies
     place: int  # the value as a number
 
     @property
     def n_bytes(self) -> int:
-        return self.count * _VALUE_BYTES.get(self.type, 1)
+        return self.n_values * _VALUE_BYTES.get(self.type, 1)
 
 
 def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
@@ -52,9 +52,9 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
             if entry.n_bytes > size:  # which a parser does not read
                 continue
             if entry.code in _PER_BLOCK:
-                numbers += entry.count
-                if entry.count > _MAX_BLOCKS or numbers > _MAX_NUMBERS_IN_ALL:
-                    raise _too_many_blocks(entry.count)
+                numbers += entry.n_values
+                if entry.n_values > _MAX_BLOCKS or numbers > _MAX_NUMBERS_IN_ALL:
+                    raise _too_many_blocks(entry.n_values)
             elif entry.code < _FIRST_OTHER and entry.code != _SUBIFDS:
                 text_bytes += entry.n_bytes
                 if entry.n_bytes > _LONG_TEXT_BYTES and text_bytes <= _MAX_TEXT_BYTES:
@@ -118,7 +118,7 @@ def _directories(stream: BinaryIO, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
             break
         entries, directory = found
         below += [entry for entry in entries if entry.code == _SUBIFDS]
-        _check_directories(len(seen) + sum(entry.count for entry in below))
+        _check_directories(len(seen) + sum(entry.n_values for entry in below))
         yield entries
     for entry in below:
         width = _VALUE_BYTES.get(entry.type, 1)
