@@ -155,7 +155,9 @@ def test_rows_are_replaced_by_the_text_of_their_key(spark: SparkSession, tmp_pat
     tables.create("predictions")
 
     def rows(names: list[str], number: int) -> DataFrame:
-        found = [(name, model, {}, None, None, number, 0, [], None, None) for name in names for model in MODELS]
+        found: list[Any] = [
+            (name, model, {}, None, None, number, 0, [], None, None) for name in names for model in MODELS
+        ]
         return spark.createDataFrame(found, spark_schema(PREDICTIONS)).coalesce(1)
 
     tables.append("predictions", rows(ODD + others, 1))
