@@ -206,7 +206,7 @@ def test_slides_of_the_sample_that_fail_are_told_and_not_counted() -> None:
     assert estimate([lost], COHORT, TWO_TASKS).status == "FAIL"
     empty = estimate([Sample([SeenSlide(1.0, 0, 0, 1000)])], COHORT, TWO_TASKS)
     assert (empty.status, empty.found) == ("FAIL", "no tissue on 1 slides")
-    small = estimate([Sample([SeenSlide(1.0, 0, 0, too_small="the slide is 9 x 9 px")])], COHORT, TWO_TASKS)
+    small = estimate([Sample([SeenSlide(1.0, 0, 0, 1000, too_small="the slide is 9 x 9 px")])], COHORT, TWO_TASKS)
     assert (small.status, small.found) == ("FAIL", "the slide is 9 x 9 px")
 
 

@@ -25,8 +25,12 @@ def test_a_label_that_is_missing_is_the_same_however_pandas_holds_it() -> None:
     assert patient_hash(images("nan"), CONFIG) not in missing
 
 
+Fate = tuple[list[int], list[int], list[str]]  # rows to build, rows too large, patients whose row goes
 ROW_IS = {None: {}, "right": {"p": "now"}, "outdated": {"p": "before"}}
-BUILT, TOO_LARGE, GOES, STAYS = ([1], [], []), ([], [1], []), ([], [], ["p"]), ([], [], [])
+BUILT: Fate = ([1], [], [])
+TOO_LARGE: Fate = ([], [1], [])
+GOES: Fate = ([], [], ["p"])
+STAYS: Fate = ([], [], [])
 
 
 @pytest.mark.parametrize(
@@ -43,9 +47,7 @@ BUILT, TOO_LARGE, GOES, STAYS = ([1], [], []), ([], [1], []), ([], [], ["p"]), (
         (0, "outdated", GOES),
     ],
 )
-def test_a_row_goes_only_if_its_patient_has_no_tile(
-    tiles: int, row: str | None, becomes: tuple[list[Any], ...]
-) -> None:
+def test_a_row_goes_only_if_its_patient_has_no_tile(tiles: int, row: str | None, becomes: Fate) -> None:
     wanted = {"p": {"patient_id": "p", "params_hash": "now", "wanted_tiles": tiles}} if tiles else {}
     build, too_large, drop = decide(wanted, ROW_IS[row], most_tiles=10)
     assert ([1 for _ in build], [1 for _ in too_large], drop) == becomes

@@ -26,7 +26,8 @@ _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 def picture(edge: int = EDGE) -> Pixels:
     """A soft gradient in the colours of tissue: uint8 [edge, edge, 3]."""
     y, x = np.mgrid[:edge, :edge]
-    return np.stack([150 + x % 40, 80 + y % 40, 130 + (x + y) % 40], axis=-1).astype(np.uint8)
+    colours: Pixels = np.stack([150 + x % 40, 80 + y % 40, 130 + (x + y) % 40], axis=-1).astype(np.uint8)
+    return colours
 
 
 def write_block(path: Path, data: bytes, compression: int, *, samples: int = 3) -> Path:

@@ -1,6 +1,7 @@
 """The area average of an image that arrives block by block, a row of blocks at a time."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,10 @@ class AreaAverage:
     def __init__(self, result: Pixels, edge: int) -> None:
         """Average into `result`, uint8 [h, w, 3], white; each of its pixels stands for edge x edge level pixels."""
         self._result, self._edge = result, edge
-        white = WHITE * edge * edge
-        self._white = np.uint32(white) if white < 2**32 else np.uint64(white)
+        self._white = WHITE * edge * edge
+        self._kind: np.dtype[Any] = np.dtype(np.uint32 if self._white < 2**32 else np.uint64)
         self._first = 0  # result row that sums[0] belongs to
-        self._sums = np.zeros((0, result.shape[1], 3), self._white.dtype)
+        self._sums = np.zeros((0, result.shape[1], 3), self._kind)
 
     def add(self, pixels: Pixels, top: int, left: int) -> None:
         """Add a block whose top-left corner is at (left, top) in level pixels."""
@@ -35,21 +36,21 @@ class AreaAverage:
         inside = pixels[: rows.stop * self._edge - top, : columns.stop * self._edge - left]
         whole = inside.shape[:2] == (len(rows) * self._edge, len(columns) * self._edge)
         if whole and self._edge <= MOST_EDGE_EXACT:
-            sums = sums_of_squares(inside, self._edge).astype(self._white.dtype)
+            sums = sums_of_squares(inside, self._edge).astype(self._kind)
             sums -= self._white
         else:
             # uint16 holds 257 rows of 255; a coarser average than 1/257 needs more
             narrow = np.uint16 if self._edge <= 257 else np.uint32
             sums = np.add.reduceat(inside, row_starts, axis=0, dtype=narrow)
-            sums = np.add.reduceat(sums, column_starts, axis=1, dtype=self._white.dtype)
+            sums = np.add.reduceat(sums, column_starts, axis=1, dtype=self._kind)
             heights, widths = (
-                np.diff(starts, append=length).astype(self._white.dtype)
+                np.diff(starts, append=length).astype(self._kind)
                 for starts, length in zip((row_starts, column_starts), inside.shape, strict=False)
             )
             sums -= WHITE * np.multiply.outer(heights, widths)[..., None]
         short = rows.stop - self._first - len(self._sums)
         if short > 0:
-            white = np.full((short, *self._sums.shape[1:]), self._white)
+            white = np.full((short, *self._sums.shape[1:]), self._white, self._kind)
             self._sums = np.concatenate([self._sums, white])
         self._sums[rows.start - self._first : rows.stop - self._first, columns.start : columns.stop] += sums
 
