@@ -154,6 +154,12 @@ REFUSED: dict[str, tuple[Maker, str]] = {
         "header_corrupt",
     ),
     "a description of fields": (header(GREY | {270: b"Aperio Image Library|" + b"a=b|" * 10**6}), "header_corrupt"),
+    "laughs": (
+        header(
+            GREY | {270: b'<?xml version="1.0"?><!DOCTYPE scn [<!ENTITY l0 "ha">' + LAUGHS + b"]><scn>&l11;</scn>"}
+        ),
+        "header_corrupt",
+    ),
     "XMP of elements": (header(GREY | {700: b"<x>" + b"<a/>" * 10**6 + b"</x>"}), "header_corrupt"),
 }
 READ: dict[str, Maker] = {
@@ -169,9 +175,6 @@ READ: dict[str, Maker] = {
     ),
     "progressive jpeg": block(partial(bombs.jpeg_of_scans, 0), JPEG),
     "progressive jpeg of 20 scans": block(partial(bombs.jpeg_of_scans, 10), JPEG),
-    "laughs": header(
-        GREY | {270: b'<?xml version="1.0"?><!DOCTYPE scn [<!ENTITY l0 "ha">' + LAUGHS + b"]><scn>&l11;</scn>"}
-    ),
 }
 
 

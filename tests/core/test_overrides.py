@@ -61,8 +61,8 @@ def load(folder: Path, *overrides: str) -> Config:
     ],
 )
 def test_a_text_on_the_command_line_is_taken_whole(tmp_path: Path, text: str) -> None:
-    config = load(tmp_path, f"output.root={text}", f"stain.weights={text}")
-    assert (config.output.root, config.stain.weights) == (text, text)
+    config = load(tmp_path, f"slides.root={text}", f"stain.weights={text}")
+    assert (config.slides.root, config.stain.weights) == (text, text)
 
 
 @pytest.mark.parametrize(
