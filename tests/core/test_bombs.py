@@ -155,9 +155,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     ),
     "a description of fields": (header(GREY | {270: b"Aperio Image Library|" + b"a=b|" * 10**6}), "header_corrupt"),
     "laughs": (
-        header(
-            GREY | {270: b'<?xml version="1.0"?><!DOCTYPE scn [<!ENTITY l0 "ha">' + LAUGHS + b"]><scn>&l11;</scn>"}
-        ),
+        header(GREY | {270: b'<?xml version="1.0"?><!DOCTYPE scn [<!ENTITY l0 "ha">' + LAUGHS + b"]><scn>&l11;</scn>"}),
         "header_corrupt",
     ),
     "XMP of elements": (header(GREY | {700: b"<x>" + b"<a/>" * 10**6 + b"</x>"}), "header_corrupt"),

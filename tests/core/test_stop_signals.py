@@ -1,10 +1,17 @@
-"""Ctrl-C, SIGTERM and SIGHUP where Spark is not at work: one line, exit status 1, and further signals disturb nothing."""
+"""Ctrl-C, SIGTERM and SIGHUP where Spark is not at work: one line, exit status 1, and further signals disturb nothing.
+
+Signals are sent to a process of its own: where OpenVINO has run, it leaves a stack for signals that is no memory any more.
+"""
 
 import argparse
+import io
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -14,15 +21,13 @@ from jobs.runtime.config import Config
 from jobs.runtime.interrupt import Stopped, stop_signals
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+Ended = tuple[int, list[str]]  # exit status, and the sorted lines on stderr
 
 
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    """Those of pytest, back again: after a stop, slidelake keeps its own until the process ends."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+@pytest.fixture(scope="module")
+def process() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -38,53 +43,79 @@ def send(*numbers: signal.Signals) -> None:
         time.sleep(0.05)
 
 
-def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
-    time.sleep(0.2)  # lines of handlers come from threads
-    out, err = capfd.readouterr()
-    assert out == ""
-    return sorted(err.splitlines())
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """After a stop, slidelake keeps its own handlers until the process ends."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_job_alone_ends_with_one_line(
-    number: signal.Signals, arguments: list[str], capfd: pytest.CaptureFixture[str]
-) -> None:
+def ended(job: Callable[[], int]) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    with handlers_kept(), redirect_stdout(out), redirect_stderr(err):
+        status = job()
+        time.sleep(0.2)  # lines of handlers come from threads
+    assert not out.getvalue()
+    return status, sorted(err.getvalue().splitlines())
+
+
+def stop_alone(number: signal.Signals, arguments: list[str]) -> Ended:
     """As train and doctor."""
-    tidied = []
 
-    def work(config: Config, _: argparse.Namespace) -> int:
+    def work(_: Config, __: argparse.Namespace) -> int:
         try:
             send(number)
         finally:
             send(signal.SIGTERM, number, signal.SIGHUP)
-            tidied.append(config)
-        return 0
+        raise AssertionError("the signal raised nothing")
 
-    assert cli.main_alone("doctor", "", work, arguments, lambda _: None) == cli.FAILED
-    assert len(tidied) == 1
+    return ended(lambda: cli.main_alone("doctor", "", work, arguments, lambda _: None))
+
+
+def stop_before_spark(number: signal.Signals, arguments: list[str]) -> Ended:
+    def work(*_: object) -> int:
+        raise AssertionError("Spark was started")
+
+    return ended(lambda: cli.main("slides", "", work, arguments, check=lambda _: send(number)))
+
+
+def ignore_and_stop() -> tuple[bool, str]:
+    """Whether handlers are as before once a block ends, of which SIGHUP is ignored, as under nohup; and what stops one."""
+    with handlers_kept():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        with stop_signals():
+            send(signal.SIGHUP)
+        are_back = {number: signal.getsignal(number) for number in SIGNALS} == before
+        try:
+            with stop_signals():
+                send(signal.SIGHUP, signal.SIGTERM)
+        except Stopped as error:
+            return are_back, str(error)
+    return are_back, ""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_job_alone_ends_with_one_line(
+    number: signal.Signals, arguments: list[str], process: ProcessPoolExecutor
+) -> None:
+    status, lines = process.submit(stop_alone, number, arguments).result()
     again = [r"slidelake: still ending, which takes some seconds; Ctrl-\ ends it at once"]
-    assert said(capfd) == sorted(
-        [f"slidelake doctor: stopped by {SIGNALS[number]}", *again * (number == signal.SIGINT)]
-    )
+    assert status == cli.FAILED
+    assert lines == sorted([f"slidelake doctor: stopped by {SIGNALS[number]}", *again * (number == signal.SIGINT)])
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_job_that_has_not_started_spark_ends_with_one_line(
-    number: signal.Signals, arguments: list[str], capfd: pytest.CaptureFixture[str]
+    number: signal.Signals, arguments: list[str], process: ProcessPoolExecutor
 ) -> None:
-    def work(*_: object) -> int:
-        raise AssertionError("Spark was started")
-
-    assert cli.main("slides", "", work, arguments, check=lambda _: send(number)) == cli.FAILED
-    assert said(capfd) == [f"slidelake slides: stopped by {SIGNALS[number]}"]
+    status, lines = process.submit(stop_before_spark, number, arguments).result()
+    assert (status, lines) == (cli.FAILED, [f"slidelake slides: stopped by {SIGNALS[number]}"])
 
 
-def test_a_signal_that_is_ignored_stays_so_and_handlers_come_back() -> None:
-    """As under nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    with stop_signals():
-        send(signal.SIGHUP)
-    assert {number: signal.getsignal(number) for number in SIGNALS} == before
-    with pytest.raises(Stopped, match="SIGTERM"), stop_signals():
-        send(signal.SIGHUP, signal.SIGTERM)
+def test_a_signal_that_is_ignored_stays_so_and_handlers_come_back(process: ProcessPoolExecutor) -> None:
+    assert process.submit(ignore_and_stop).result() == (True, "SIGTERM")
