@@ -156,7 +156,7 @@ def test_rows_are_replaced_by_the_text_of_their_key(spark: SparkSession, tmp_pat
 
     def rows(names: list[str], number: int) -> DataFrame:
         found: list[Any] = [
-            (name, model, {}, None, None, number, 0, [], None, None) for name in names for model in MODELS
+            {"patient_id": name, "model_id": model, "n_tiles": number} for name in names for model in MODELS
         ]
         return spark.createDataFrame(found, spark_schema(PREDICTIONS)).coalesce(1)
 
