@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from jobs.checks.extent import Bounds, Cohort, PerSlide, spread_over, total
+from jobs.checks.extent import FEWEST_SLIDES, UNKNOWN_SPREAD, Bounds, Cohort, PerSlide, spread_over, total
 from jobs.checks.place import Place
 from jobs.checks.table import Row
 from jobs.runtime.encoders import settle_runtime
@@ -111,6 +111,10 @@ def estimate(
         f"reads {readable_size(round(reads))} of {readable_size(sum(sizes))}, writes {readable_size(round(tables))}"
     )
     remedies = []
+    if len(good) < FEWEST_SLIDES and n_tiles.low < n_tiles.high:
+        found += (
+            f"; fewer than {FEWEST_SLIDES} slides were sampled, so tiles may be {UNKNOWN_SPREAD} times fewer or more"
+        )
     if errors:
         found += f"; {len(errors)} failures in the sample, such as {errors[0]}"
         remedies.append("see README, How to read a failure")

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 _NEIGHBOURS = 3  # sampled slides below and above in size that a slide is held against
 _BEYOND = 1.5  # times as far from the mean as the sampled slides that are furthest: few have not seen the extremes
+FEWEST_SLIDES = 3  # fewer sampled slides say nothing of the spread
+UNKNOWN_SPREAD = 3  # bounds by fewer reach from the mean divided by this to the mean times this, or further
 
 
 class Bounds(NamedTuple):
@@ -41,7 +43,10 @@ class PerSlide:
         }  # all slides of that size were seen
 
     def of(self, size_bytes: int) -> Bounds:
-        """Return the bounds for a slide: its size times what the sampled slides nearest in size have per byte."""
+        """Return the bounds for a slide: its size times what the sampled slides nearest in size have per byte.
+
+        If fewer than FEWEST_SLIDES are near, the bounds are at least as wide as UNKNOWN_SPREAD says.
+        """
         first, end = (bisect_left(self._sampled, (size, -math.inf)) for size in (size_bytes, size_bytes + 1))
         if self._is_known.get(size_bytes):
             return Bounds(*[math.fsum(value for _, value in self._sampled[first:end]) / (end - first)] * 3)
@@ -49,6 +54,8 @@ class PerSlide:
         rates = [value / size for size, value in near]
         mean = math.fsum(rates) / len(rates)
         low, high = (max(0.0, mean + _BEYOND * (end - mean)) for end in (min(rates), max(rates)))
+        if len(near) < FEWEST_SLIDES:
+            low, high = min(low, mean / UNKNOWN_SPREAD), max(high, mean * UNKNOWN_SPREAD)
         return Bounds(*(size_bytes * rate for rate in (low, mean, high)))
 
 
@@ -72,17 +79,17 @@ def spread_over(sizes: Sequence[int], n: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Cohort:
-    """What there is to do."""
+    """The slides that a run has to do, by patient."""
 
     patients: Mapping[str, Sequence[int]]  # sizes of the files of each one's slides that are there, bytes
     most_tiles: int | None  # a patient, tiling.max_tiles_per_patient
 
     @property
     def sizes(self) -> list[int]:
-        """Of all slides."""
+        """The sizes of the files of all slides, in bytes."""
         return [size for sizes in self.patients.values() for size in sizes]
 
     def bags(self, tiles: PerSlide) -> list[Bounds]:
-        """Tiles of each patient."""
+        """Return the bounds on the number of tiles of each patient, in the order of `patients`."""
         most = self.most_tiles or math.inf
         return [total(map(tiles.of, sizes)).at_most(most) for sizes in self.patients.values()]

@@ -29,7 +29,7 @@ def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]
             f"output.schema: Spark's own catalog, which {schema} would be in, ends with this session: set "
             "spark.sql.catalogImplementation to hive, or name a schema of a catalog that stays"
         )
-    if not session.catalog.databaseExists(_quoted(schema)):
+    if not session.catalog.databaseExists(_sql_name(schema)):
         raise ConfigError(
             f"output.schema: Spark's catalog has no schema {schema}: CREATE SCHEMA {schema}, or name one that is there"
         )
@@ -45,7 +45,7 @@ def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]
 def register(session: SparkSession, schema: str, name: str, path: str, comment: str) -> None:
     """Give the Delta table at a path its name, unless it has it; and a comment, where it is older than those."""
     if name not in _names(session, schema):
-        table = _quoted(schema, name)
+        table = _sql_name(schema, name)
         session.sql(f"CREATE TABLE IF NOT EXISTS {table} USING delta LOCATION {literal(path)}")
         if not DeltaTable.forPath(session, path).detail().select("description").collect()[0][0]:
             session.sql(f"COMMENT ON TABLE {table} IS {literal(comment)}")
@@ -61,19 +61,19 @@ def literal(text: str) -> str:
     return f"'{escaped}'"
 
 
-def quoted(*names: str) -> str:
-    """A name as SQL writes it, from its parts."""
+def sql_name(*names: str) -> str:
+    """Return a name as SQL writes it, from its parts."""
     return ".".join(f"`{name.replace('`', '``')}`" for name in names)
 
 
 def _names(session: SparkSession, schema: str) -> set[str]:
-    return {row.tableName for row in session.sql(f"SHOW TABLES IN {_quoted(schema)}").collect()}
+    return {row.tableName for row in session.sql(f"SHOW TABLES IN {_sql_name(schema)}").collect()}
 
 
 def _place(session: SparkSession, schema: str, name: str) -> str:
     """The URI of a table's files, or what there is instead of them."""
     try:
-        about = session.sql(f"DESCRIBE TABLE EXTENDED {_quoted(schema, name)}").collect()
+        about = session.sql(f"DESCRIBE TABLE EXTENDED {_sql_name(schema, name)}").collect()
     except AnalysisException:
         return "a table whose files are gone"
     return next((str(row.data_type) for row in about if row.col_name == "Location"), "a view")
@@ -84,5 +84,5 @@ def _is_same(place: str, path: str) -> bool:
     return (place if "://" in path else urlsplit(place).path).rstrip("/") == path.rstrip("/")
 
 
-def _quoted(schema: str, *names: str) -> str:
-    return quoted(*schema.split("."), *names)
+def _sql_name(schema: str, *names: str) -> str:
+    return sql_name(*schema.split("."), *names)

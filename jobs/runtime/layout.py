@@ -1,7 +1,9 @@
 """Whether what lies in the place of a table is that table, whole and as this version writes it."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -14,6 +16,7 @@ from udfs.telling import some
 from udfs.wsi.store import public_uri
 
 _REMEDY = "set another output.root, or move that folder away"
+_OPEN_IT = "let this user and this machine read that folder, then run the same command again"
 _UNREADABLE_BY_OTHERS = {  # properties that other readers of Delta tables get wrong
     "delta.enableDeletionVectors": "false",
     "delta.columnMapping.mode": "none",
@@ -24,12 +27,18 @@ _DAMAGED = re.compile(
     r"|ParquetDecodingException|CANNOT_READ_FILE_FOOTER|DELTA_STATE_RECOVER_ERROR"
 )
 _MISSING = re.compile(
-    r"FILE_NOT_EXIST|FileNotFoundException|DELTA_VERSIONS_NOT_CONTIGUOUS|DELTA_TRUNCATED_TRANSACTION_LOG|DELTA_\w*NOT_FOUND"
+    r"FILE_NOT_EXIST|DELTA_VERSIONS_NOT_CONTIGUOUS|DELTA_TRUNCATED_TRANSACTION_LOG|DELTA_\w*NOT_FOUND"
 )
+_NOT_FOUND = re.compile(r"FileNotFoundException:\s*([^\n]*(?:does not exist|No such file)[^\n]*)")
+_OUT_OF_REACH = re.compile(  # the file may be whole: nobody should delete anything for these
+    r"Permission denied|Too many open files|AccessControl|AccessDenied|\bConnection\b|Connect\w*Exception|UnknownHost"
+    r"|timed out|Input/output error|Stale file handle"
+)
+_STACK = re.compile(r"^\s+at .*$", re.MULTILINE)  # names of classes in it say nothing of the fault
 _GAP = re.compile(r"Versions \(?(?:List|Vector)?\(?([\d, ]+)\)? are not contiguous")
 _NOT_MADE_ANEW = {
-    "splits": "its patients would be dealt anew",
-    "runs": "the record of earlier runs would be lost",
+    "splits": "its patients are dealt anew",
+    "runs": "the record of earlier runs is lost",
 }
 
 
@@ -76,7 +85,8 @@ def refuse_others(session: SparkSession, name: str, path: str, schema: StructTyp
         if isinstance(error, PySparkException):
             why = " ".join(str(error).split())
             raise ConfigError(
-                f"output.root: {public_uri(path)} can't be opened as table {name} ({why})", _REMEDY
+                f"output.root: {public_uri(path)} can't be opened as table {name} ({why})",
+                _OPEN_IT if is_out_of_reach(str(error)) else _REMEDY,
             ) from None
         raise
     if differ:
@@ -84,31 +94,48 @@ def refuse_others(session: SparkSession, name: str, path: str, schema: StructTyp
 
 
 def damage_of(text: str, name: str, path: str) -> str | None:
-    """What an error's text says of damage to a table, and the remedy; None if it says nothing of it."""
-    if not (_DAMAGED.search(text) or _MISSING.search(text)):
+    """Return what an error's text says of damage to the table at a path, and the remedy; None if it says nothing of it."""
+    text = _STACK.sub("", text)
+    if is_out_of_reach(text):
         return None
-    file = _file_in(text, name)
+    is_damaged = bool(_DAMAGED.search(text))
+    is_missing = _MISSING.search(text) or any(_place_in(line, path) for line in _NOT_FOUND.findall(text))
+    if not (is_damaged or is_missing):
+        return None
+    file = _file_in(text, path)
     if gap := _GAP.search(text):
         there = {int(number) for number in gap[1].split(",")}
         missing = sorted(set(range(min(there), max(there))) - there)
         file = f"_delta_log/{missing[0]:020}.json" if missing else "_delta_log"
-    state = "is damaged" if _DAMAGED.search(text) else "is missing"
-    anew = (
-        f"without a copy, delete that folder ({_NOT_MADE_ANEW[name]})"
-        if name in _NOT_MADE_ANEW
-        else "without a copy, delete that folder, and the same command makes its rows anew"
-    )
-    return f"table {name}: {file or '_delta_log'} in {public_uri(path)} {state}: restore it from a copy; {anew}"
+    state = "is damaged" if is_damaged else "is missing"
+    anew = _NOT_MADE_ANEW.get(name, "the same command makes its rows anew")
+    remedy = f"restore it from a copy; without a copy, {anew} once you delete that folder"
+    return f"table {name}: {file or '_delta_log'} in {public_uri(path)} {state}: {remedy}"
 
 
-def table_in(text: str, names: "list[str]") -> str | None:
-    """The table whose file an error's text names."""
-    return next((name for name in names if _file_in(text, name)), None)
+def is_out_of_reach(text: str) -> bool:
+    """Whether an error's text says that a file could not be reached, so that nothing is known of its bytes."""
+    return bool(_OUT_OF_REACH.search(_STACK.sub("", text)))
 
 
-def _file_in(text: str, name: str) -> str | None:
-    found = re.search(rf"/{name}/((?:_delta_log/)?[\w.-]+\.(?:json|parquet))\b", text)
-    return found[1] if found else None
+def table_in(text: str, paths: Mapping[str, str]) -> str | None:
+    """Return the name of the table whose file an error's text names, of tables by name with their paths."""
+    return next((name for name, path in paths.items() if _file_in(text, path)), None)
+
+
+def _file_in(text: str, path: str) -> str | None:
+    """The file of the table at `path` that a text names."""
+    found = (re.match(r"(?:_delta_log/)?[\w.-]+\.(?:json|parquet)\b", place) for place in _place_in(text, path))
+    return next((file[0] for file in found if file), None)
+
+
+def _place_in(text: str, path: str) -> list[str]:
+    """What a text has behind the path of a table, which Java writes with other schemes, and escaped in URIs."""
+    scheme, is_uri, rest = path.partition("://")
+    host, _, below = rest.partition("/") if is_uri else ("", "", scheme)
+    store = re.escape(host) if host else r"[^/\s]*"
+    own = rf"(?<![^\s'\"(\[,=])(?:[\w+.-]+:(?://{store})?)?/*{re.escape(below.strip('/'))}/"
+    return [text[found.end() :] for text in (text, unquote(text)) for found in re.finditer(own, text)]
 
 
 def _differences(there: StructType, schema: StructType, partitions: list[str], properties: dict[str, str]) -> list[str]:

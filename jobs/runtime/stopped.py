@@ -28,8 +28,9 @@ def why_stopped(error: BaseException, tables: Tables) -> str | None:
     if _OTHER_WRITER.search(text):
         root = public_uri(tables.root)
         return f"another run wrote to {root} while this one did: let one end, then run the same command again to go on"
-    name = table_in(text, list(SCHEMAS))
-    return damage_of(text, name, tables.path(name)) if name else None
+    paths = {name: tables.path(name) for name in SCHEMAS}
+    name = table_in(text, paths)
+    return damage_of(text, name, paths[name]) if name else None
 
 
 def _room(tables: Tables) -> str:

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
-from jobs.runtime.catalog import literal, quoted, refuse_unusable, register
+from jobs.runtime.catalog import literal, refuse_unusable, register, sql_name
 from jobs.runtime.delta_table import DeltaTable
 from jobs.runtime.layout import refuse_others, refuse_unwritable_name
 from udfs import schemas
@@ -111,7 +111,7 @@ class Tables:
             have = set(self.read(name).columns)
             new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in have]
             if new:
-                self.spark.sql(f"ALTER TABLE {quoted('delta', path)} ADD COLUMNS ({', '.join(new)})")
+                self.spark.sql(f"ALTER TABLE {sql_name('delta', path)} ADD COLUMNS ({', '.join(new)})")
             has = self._properties(name) if layout else {}
             for key, value in layout.items():
                 if key not in has:
@@ -143,7 +143,7 @@ class Tables:
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""
-        table = quoted("delta", self.path(name))
+        table = sql_name("delta", self.path(name))
         self.spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('{key}' = {literal(value)})")
         self._known[name] = self.version(name)
 

@@ -8,7 +8,7 @@ from jobs.training.leakage import Compared, SlideFile, shared_slides, slide_file
 from jobs.training.model.files import ModelCard
 from jobs.training.tables.columns import read_columns
 from udfs.telling import some
-from udfs.wsi.store import StorageOptions, absolute_uri, public_uri
+from udfs.wsi.store import StorageOptions, absolute_uri, public_uri, redact, secrets_of
 
 _LEARNED_FROM = ("train", "validation")  # validation chose the epoch
 _NEW, _LEARNED = "new", "learned from"
@@ -53,6 +53,17 @@ def seen_by_model(
         images: those to be predicted, by image_id: the URI that opens the slide, None for that of table slides.
         storage_options: for fsspec.
     """
+    try:
+        return _compared(card, root, images, storage_options)
+    except Exception as error:  # predictions are written by now: whatever it is must not end the run
+        secrets = {secret for uri in (root, *images.values()) for secret in secrets_of(uri, storage_options)}
+        text = str(error) if isinstance(error, FeedError) else f"{type(error).__name__}: {error}"
+        return Seen([], [], None, redact(" ".join(text.split()), sorted(secrets, key=len, reverse=True)))
+
+
+def _compared(
+    card: ModelCard, root: str, images: Mapping[str, str | None], storage_options: StorageOptions | None
+) -> Seen:
     theirs = card.table_uri.rpartition("/")[0]
     is_same = theirs == public_uri(absolute_uri(root)).rstrip("/")
     own = slide_files(f"{absolute_uri(root).rstrip('/')}/slides", storage_options)
@@ -61,11 +72,8 @@ def seen_by_model(
         for file in own
         if file.image_id in images
     ]
-    try:
-        learned = _learned_from(card, storage_options)
-        training = own if is_same else slide_files(f"{theirs}/slides", storage_options)
-    except (FeedError, KeyError) as error:
-        return Seen([], [], None, str(error))
+    learned = _learned_from(card, storage_options)
+    training = own if is_same else slide_files(f"{theirs}/slides", storage_options)
     here: set[str] = learned if is_same else set()
     copies, compared = shared_slides(
         [

@@ -59,17 +59,35 @@ def test_a_cohort_that_was_seen_whole_has_no_spread() -> None:
 
 
 def test_slides_of_one_size_may_differ_in_tissue() -> None:
-    """Uncompressed scans: their bytes say nothing, so the bounds are those of the sample."""
+    """Uncompressed scans: their bytes say nothing, so the bounds are those of the sample, and of few slides wider."""
     sizes = [10 * MB] * 50
     told = total(map(PerSlide([(10 * MB, 10), (10 * MB, 100)], sizes).of, sizes))
-    assert told == pytest.approx(Bounds(0, 2750, 6125))
+    assert told == pytest.approx(Bounds(0, 2750, 8250))
+
+
+@pytest.mark.parametrize("sampled", [[(MB, 30)], [(MB, 30), (MB, 30)], [(MB, 30), (2 * MB, 60)]])
+def test_one_or_two_sampled_slides_leave_the_spread_unknown(sampled: list[tuple[int, float]]) -> None:
+    sizes = [size for size, _ in sampled] + [5 * MB]
+    assert PerSlide(sampled, sizes).of(5 * MB) == pytest.approx(Bounds(50, 150, 450))
+    assert PerSlide(sampled, sizes).of(MB) == pytest.approx(Bounds(30, 30, 30))  # all slides of that size were seen
+    more = [*sampled, (3 * MB, 90), (4 * MB, 120)]
+    assert PerSlide(more, [*sizes, 3 * MB, 4 * MB]).of(5 * MB) == pytest.approx(Bounds(150, 150, 150))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_clock_says_that_few_slides_were_sampled(n: int) -> None:
+    work = Workforce(tasks=1, executors=1, heap_bytes=64 * 10**9, is_local=False)
+    sample = Sample([SeenSlide(0.1, 10, 1000, MB)] * n, 300, 10.0, 300_000, dim=100)
+    said = "fewer than 3 slides were sampled, so tiles may be 3 times fewer or more"
+    assert (said in estimate([sample], Cohort({"p": [MB] * 10}, None), work).found) == (n < 3)
+    assert said not in estimate([sample], Cohort({"p": [MB] * n}, None), work).found
 
 
 def test_a_limit_cuts_each_bound_and_the_largest_patient_is_the_one_with_the_bytes() -> None:
     tiles = PerSlide([(MB, 10), (2 * MB, 40)], [MB, 2 * MB, MB, 4 * MB])
     bags = Cohort({"many": [MB, MB], "large": [4 * MB]}, None).bags(tiles)
-    assert bags[0] == pytest.approx(Bounds(15, 30, 45)) and bags[1] == pytest.approx(Bounds(30, 60, 90))
-    assert Cohort({"large": [4 * MB]}, 45).bags(tiles) == [pytest.approx(Bounds(30, 45, 45))]
+    assert bags[0] == pytest.approx(Bounds(10, 30, 90)) and bags[1] == pytest.approx(Bounds(20, 60, 180))
+    assert Cohort({"large": [4 * MB]}, 45).bags(tiles) == [pytest.approx(Bounds(20, 45, 45))]
 
 
 def test_the_clock_tells_two_ends_where_the_sample_leaves_room_and_plans_by_the_later() -> None:

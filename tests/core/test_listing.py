@@ -80,6 +80,34 @@ def test_a_file_that_is_reached_twice_is_one_file(root: Path, tmp_path: Path, ki
     assert find(root, "a")["a"].uri == str(expected)
 
 
+@pytest.mark.parametrize(
+    ("target", "links"),
+    [
+        ("root/raw/TCGA-1.svs", ["named/p1_0.svs"]),
+        ("root/raw/TCGA-1.svs", ["a_first.svs", "named/p1_0.svs", "z/last.tif"]),
+        ("disk2/TCGA-1.svs", ["p1_0.svs", "p1_1.svs"]),
+        ("disk2/TCGA-1.svs", ["p1_0.svs", "deep/er/p1_1.svs", "TCGA-1.svs"]),
+    ],
+)
+@pytest.mark.parametrize("is_folder_linked", [False, True])
+def test_a_link_to_a_file_is_found_by_its_own_name(
+    root: Path, tmp_path: Path, target: str, links: list[str], is_folder_linked: bool
+) -> None:
+    file = put(tmp_path / target)
+    for link in links:
+        (root / link).parent.mkdir(parents=True, exist_ok=True)
+        (root / link).symlink_to(os.path.relpath(file, (root / link).parent))
+    if is_folder_linked:
+        (root / "m_folder").symlink_to(file.parent)
+    found = find(root, "own", *(Path(link).stem for link in links))
+    assert {name: one.uri for name, one in found.items()} == {
+        "own": str(root / "own.svs"),
+        **{Path(link).stem: str(root / link) for link in links},
+    }
+    if is_folder_linked or target.startswith("root"):
+        assert find(root, "TCGA-1")["TCGA-1"].error is None
+
+
 def test_two_files_of_one_name_stay_ambiguous(root: Path, tmp_path: Path) -> None:
     put(tmp_path / "disk2/own.svs", b"another")
     (root / "link").symlink_to(tmp_path / "disk2")

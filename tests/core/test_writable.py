@@ -13,7 +13,7 @@ from jobs.runtime.writable import refuse_unwritable
 
 @pytest.fixture(autouse=True)
 def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "DATABRICKS_RUNTIME_VERSION"):
+    for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "DATABRICKS_RUNTIME_VERSION", "SPARK_CONF_DIR", "SPARK_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -95,7 +95,7 @@ def test_a_root_without_the_right_to_write_is_refused(tmp_path: Path, mode: int,
         os.seteuid(0)
 
 
-@pytest.mark.parametrize("root", ["new", "new/and/deep", "there", "there/ü %41 #b", "link"])
+@pytest.mark.parametrize("root", ["new", "new/and/deep", "there", "there/ü 100% #b", "link"])
 def test_where_it_can_be_written_nothing_stays(tmp_path: Path, root: str) -> None:
     (tmp_path / "there/slides/_delta_log").mkdir(parents=True)
     (tmp_path / "link").symlink_to("there")
@@ -136,4 +136,46 @@ def test_plain_paths_may_be_of_another_store_on_a_cluster(monkeypatch: pytest.Mo
     monkeypatch.setenv("HADOOP_CONF_DIR", "/etc/hadoop/conf")
     refuse_unwritable(config_for("/proc/x"), "preprocess")
     with pytest.raises(ConfigError):
+        refuse_unwritable(config_for("file:///proc/x"), "preprocess")
+
+
+def _site(store: str, key: str = "fs.defaultFS") -> str:
+    return f"<configuration>\n<property>\n  <name>{key}</name>\n  <value>{store}</value>\n</property></configuration>"
+
+
+@pytest.mark.parametrize("variable", ["SPARK_CONF_DIR", "SPARK_HOME"])
+@pytest.mark.parametrize(
+    ("name", "text", "is_local"),
+    [
+        ("spark-defaults.conf", "spark.hadoop.fs.defaultFS hdfs://name:8020", False),
+        (
+            "spark-defaults.conf",
+            "spark.master yarn\n  spark.hadoop.fs.defaultFS\t=\tabfss://c@a.dfs.core.windows.net/",
+            False,
+        ),
+        ("spark-defaults.conf", "spark.hadoop.fs.defaultFS:s3a://bucket", False),
+        ("spark-defaults.conf", "spark.hadoop.fs.default.name=viewfs:///", False),
+        ("core-site.xml", _site("hdfs://name:8020"), False),
+        ("core-site.xml", _site("\n gs://bucket \n", "fs.default.name"), False),
+        ("spark-defaults.conf", "spark.hadoop.fs.defaultFS file:///", True),
+        ("spark-defaults.conf", "# spark.hadoop.fs.defaultFS hdfs://name:8020", True),
+        ("spark-defaults.conf", "spark.eventLog.dir hdfs://name:8020/logs", True),
+        ("core-site.xml", _site("file:///"), True),
+        ("core-site.xml", _site("hdfs://name:8020", "dfs.other"), True),
+        ("core-site.xml", "\xff no XML", True),
+    ],
+)
+def test_plain_paths_may_be_of_the_store_in_sparks_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str, text: str, is_local: bool
+) -> None:
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    (folder / name).write_text(text, encoding="latin-1")
+    monkeypatch.setenv(variable, str(folder if variable == "SPARK_CONF_DIR" else tmp_path))
+    if is_local:
+        with pytest.raises(ConfigError, match="can't be written"):
+            refuse_unwritable(config_for("/proc/x"), "preprocess")
+    else:
+        refuse_unwritable(config_for("/proc/x"), "preprocess")
+    with pytest.raises(ConfigError, match="can't be written"):
         refuse_unwritable(config_for("file:///proc/x"), "preprocess")

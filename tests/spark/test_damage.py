@@ -100,7 +100,7 @@ def test_damage_names_table_file_and_remedy(spark: SparkSession, whole: Path, tm
     said = why_stopped(stopped.value, tables)
     assert said == (
         f"table tiles: {expected.replace('FILE', file).replace('TABLE', str(table))}: restore it from a copy; without a copy, "
-        "delete that folder, and the same command makes its rows anew"
+        "the same command makes its rows anew once you delete that folder"
     )
     if "_delta_log" in expected:
         assert isinstance(stopped.value, DamagedTableError), "before any work"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.runtime.catalog import literal, quoted
+from jobs.runtime.catalog import literal, sql_name
 from jobs.runtime.config import Config
 from jobs.runtime.tables import Tables, spark_schema
 from tests.conftest import TILE_PX, config_in, preprocess_in
@@ -191,7 +191,7 @@ def test_a_literal_is_its_text_whatever_the_session_substitutes(spark: SparkSess
 
 def test_a_name_is_its_text(spark: SparkSession) -> None:
     names = [name for name in ODD if name]
-    found = spark.sql("SELECT " + ", ".join(f"1 AS {quoted(name)}" for name in names))
+    found = spark.sql("SELECT " + ", ".join(f"1 AS {sql_name(name)}" for name in names))
     assert found.columns == names
 
 

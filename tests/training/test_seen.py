@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from jobs.training import seen as seen_module
+from jobs.training.errors import FeedError
 from jobs.training.model.files import ModelCard
 from jobs.training.model.mil import ModelSpec
 from jobs.training.seen import Seen, seen_by_model
@@ -103,3 +105,40 @@ def test_what_can_not_be_opened_is_counted(trained: Path, tmp_path: Path) -> Non
     (trained / "a.tif").unlink()
     [line] = seen(card(trained), new, "n").lines()
     assert line == "  seen      1 slides of equal size could not be opened, so not be compared"
+
+
+@pytest.mark.parametrize("at", ["slide_files", "read_columns", "shared_slides"])
+@pytest.mark.parametrize(
+    "error", [FeedError("x is gone"), OSError("x is gone"), RuntimeError("x is\ngone"), KeyError("x is gone")]
+)
+def test_an_error_while_slides_are_compared_is_one_line(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, at: str, error: Exception
+) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr(seen_module, at, fail)
+    [line] = seen(card(trained), trained, "a").lines()
+    assert "slides were not compared with those that the model learned from: " in line and "\n" not in line
+    assert "x is gone" in line
+
+
+@pytest.mark.parametrize("table", ["slides", "patients"])
+def test_a_table_that_is_lost_after_predictions_were_written_is_one_line(
+    trained: Path, tmp_path: Path, table: str
+) -> None:
+    new = tables(tmp_path / "new", [("n", "p9", None, None, 1)])
+    shutil.rmtree((new if table == "slides" else trained) / table)
+    [line] = seen(card(trained), new, "n").lines()
+    assert "slides were not compared with those that the model learned from: no Delta" in line
+
+
+def test_the_line_on_an_error_holds_no_secret(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "https://user:hunter22@host/a.svs?signature=abcdefghijklmnop"
+
+    def fail(*arguments: object) -> None:
+        raise OSError(f"no route to {uri}")
+
+    monkeypatch.setattr(seen_module, "shared_slides", fail)
+    [line] = seen_by_model(card(trained), str(trained), {"a": uri}).lines()
+    assert "no route to" in line and "hunter22" not in line and "abcdefghijklmnop" not in line

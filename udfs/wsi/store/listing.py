@@ -45,26 +45,28 @@ def list_files(
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Paths of the files below a folder.
+    """Return the paths of the files below a folder.
 
-    Links come after all that lies below the folder itself, so that a file or folder which is reached in several ways is
-    listed once, by its own path if that is below the root. A link to a folder that contains the link or the root is not
-    followed: it would list everything again, or far more than the root.
+    Links come after all that lies below the folder itself. So a folder that is reached in several ways is listed once, by its
+    own path if that is below the root, and a file once under each name: a link under another name is another slide. A link to
+    a folder that contains the link or the root is not followed: it would list everything again, or far more than the root.
     """
     real_root = os.path.realpath(root)
-    seen = {real_root}  # files and folders, by their real path
+    seen = {real_root}  # folders, by their real path
+    listed = set[tuple[str, str]]()  # files, by their real path and the name that they are listed under
     folders, links = deque([(root, real_root)]), deque[tuple[str, str]]()
     while folders or links:
         if not folders:
             link, parent = links.popleft()
             real = os.path.realpath(link)
-            if real in seen or _contains(real, real_root) or _contains(real, parent):
-                continue
-            seen.add(real)
-            if Path(link).is_dir():
+            if not Path(link).is_dir():
+                key = (real, PurePosixPath(link).name)
+                if key not in listed:
+                    listed.add(key)
+                    yield link
+            elif real not in seen and not _contains(real, real_root) and not _contains(real, parent):
+                seen.add(real)
                 folders.append((link, real))
-            else:
-                yield link
             continue
         folder, real = folders.popleft()
         try:
@@ -77,12 +79,13 @@ def _walk(root: str) -> Iterator[str]:
             its_real = str(PurePosixPath(real, entry.name))
             if entry.is_symlink():
                 links.append((entry.path, real))
-            elif its_real not in seen:
-                seen.add(its_real)
-                if entry.is_dir():
+            elif entry.is_dir():
+                if its_real not in seen:
+                    seen.add(its_real)
                     folders.append((entry.path, its_real))
-                elif entry.is_file():
-                    yield entry.path
+            elif entry.is_file() and (its_real, entry.name) not in listed:
+                listed.add((its_real, entry.name))
+                yield entry.path
 
 
 def _contains(folder: str, path: str) -> bool:
