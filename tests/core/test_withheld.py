@@ -1,12 +1,14 @@
 """Refusals of settings and arguments: a secret in the wrong place is not echoed, and what is none is."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jobs.runtime.arguments import Parser
-from jobs.runtime.config import ConfigError, load_config
+from jobs.runtime.arguments import BAD_CONFIG, Parser
+from jobs.runtime.cli import main_alone
+from jobs.runtime.config import Config, ConfigError, load_config
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
 
@@ -125,3 +127,15 @@ def test_arguments_at_fault_are_told_in_one_line_without_secrets(
             line = capsys.readouterr().err.removesuffix("\n")
             assert line.startswith("job: ") and line.isprintable()
             assert secret not in line and "hunter2x" not in line
+
+
+def test_a_refusal_of_any_job_shows_no_secret_of_its_settings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(config: Config, arguments: Namespace) -> int:
+        raise ConfigError("hunter2xy opens https://u@h/x?sig=hunter3xy and s3://b/y#hunter4xy")
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"slides": {"storage_options": {"account_key": "hunter2xy"}}}))
+    assert main_alone("train", None, work, ["--config", str(path)], lambda _: None) == BAD_CONFIG
+    assert capfd.readouterr().err == "slidelake train: *** opens https://u@h/x and s3://b/y\n"

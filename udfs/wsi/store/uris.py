@@ -84,7 +84,10 @@ def public_uri(uri: str) -> str:
         return "::".join(public_uri(link) for link in uri.split("::"))
     if "://" not in uri:
         return uri
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # a host in brackets that is no IPv6 address
+        return f"{uri.partition('://')[0]}://***"
     # In abfss://container@account and the like, what precedes the @ is a container unless it holds a password.
     user, at, host = parts.netloc.rpartition("@")
     netloc = host if ":" in user or parts.scheme in _NETWORK_PROTOCOLS else f"{user}{at}{host}"
