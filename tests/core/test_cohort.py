@@ -334,6 +334,10 @@ def test_folders_with_odd_names_are_told_in_one_line(slides: Path) -> None:
         (slides / name / "twin.svs").write_bytes(b"1")
     error = str(locate([image("twin"), image("a")], config_for(slides.parent, root=str(slides)))["twin"].error)
     assert error.isprintable() and r"x\n1/twin.svs" in error
+    for name in ("café", "cafe\u0301"):
+        (slides / f"{name}.svs").write_bytes(b"1")
+    error = str(locate([image("café"), image("a")], config_for(slides.parent, root=str(slides)))["café"].error)
+    assert r"caf\xe9.svs" in error and r"cafe\u0301.svs" in error  # they look alike
 
 
 def test_files_are_found_in_a_store_by_uri() -> None:
