@@ -1,9 +1,15 @@
 """Labels of the patient CSV: what stands for none is told, what may be a class is refused, what is one is kept."""
 
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 
-from jobs.runtime.config import ConfigError
+from jobs.runtime.arguments import BAD_CONFIG
+from jobs.runtime.cli import main
+from jobs.runtime.config import Config, ConfigError
 from jobs.runtime.patient_csv import Image, parse_cohort, unlabelled
+from jobs.runtime.run import Run
 from udfs.labels import is_no_value, twins
 
 HEADER = "image_id,center_id,patient_id,image_num,label"
@@ -148,3 +154,20 @@ def test_faults_of_the_whole_file_are_told_plainly() -> None:
         with pytest.raises(ConfigError) as caught:
             parse_cohort(text.encode())
         assert told in str(caught.value)
+
+
+def test_a_job_prints_once_and_before_spark_starts_which_rows_have_no_label(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(run: Run, arguments: Namespace) -> int:
+        raise AssertionError
+
+    def check(config: Config) -> None:
+        raise ConfigError("enough")
+
+    (tmp_path / "patients.csv").write_text(f"{HEADER}\na,n,1,0,CE\nb,n,2,0,?\nc,n,3,0,n.d.\n")
+    arguments = ["--config", str(tmp_path / "c.yaml")]
+    (tmp_path / "c.yaml").write_text(f"patients: {tmp_path}/patients.csv\noutput: {{root: {tmp_path}/t}}\n")
+    assert main("slides", None, work, arguments, check=check) == BAD_CONFIG
+    told = "slidelake slides: 2 rows have no label: '?' (1), 'n.d.' (1)\nslidelake slides: enough\n"
+    assert capfd.readouterr().err == told
