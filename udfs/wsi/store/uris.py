@@ -114,7 +114,11 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
     for link in (uri or "").split("::"):
         if "://" not in link:
             continue
-        parts = urlsplit(link)
+        try:
+            parts = urlsplit(link)
+        except ValueError:  # as in public_uri
+            found.add(link.partition("://")[2])
+            continue
         found.update(text for text in (parts.query, parts.fragment, parts.password or "") if text)
         found.update(text for text in re.split(r"[&=]", parts.query) if len(text) >= 16)
         if parts.scheme in _NETWORK_PROTOCOLS and len(parts.username or "") >= _SHORTEST_SECRET:
