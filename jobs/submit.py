@@ -24,7 +24,7 @@ from jobs.runtime.arguments import BAD_CONFIG, Parser
 from jobs.runtime.config import ConfigError, load_config, masked_override
 from jobs.runtime.interrupt import NAMES, handle_stop_signals, name_of, say, stop_signals
 from jobs.runtime.sections import Section
-from jobs.runtime.withheld import described, without_secrets
+from jobs.runtime.withheld import arguments_without_secrets, described, file_shown
 from jobs.runtime.yaml_text import YamlTextError, parse_yaml
 from udfs.telling import named, new_run_id, printable, some
 
@@ -71,7 +71,10 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
         _check_settings(given.job, given.config, settings, place)
         names = _names(place, given.job, Path(given.config).absolute())
         if given.dry_run:
-            masked = [shown.get(word) or without_secrets(word) for word in arguments]
+            masked = [
+                shown.get(word) or safe
+                for word, safe in zip(arguments, arguments_without_secrets(arguments), strict=True)
+            ]
             print("\n".join(shlex.join(command) for command in commands(place, names, masked)))
             return 0
         with stop_signals():
@@ -126,7 +129,9 @@ def _place(name: str, known: Sequence[str]) -> Place:
 def _check_settings(job: str, config: str, settings: Sequence[str], place: Place) -> None:
     """Refuse here what the job would refuse there, or would take for something else."""
     if not Path(config).is_file():
-        raise ConfigError(f"--config {config}: no such file here: it goes along, so give one of this machine")
+        raise ConfigError(
+            f"--config {file_shown(config)}: no such file here: it goes along, so give one of this machine"
+        )
     loaded = load_config(config, settings, expand=False)
     if "config_name" not in place.names():
         return  # the driver reads the file here, and its paths

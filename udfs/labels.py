@@ -4,33 +4,70 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
+from fractions import Fraction
 
-# What R, pandas, Excel, SQL, SAS and people write where a value is missing; compared without case.
+# What R, pandas, Excel, SQL, SAS and people write if a value is missing, as `_folded`. A run of dashes is one of them too.
 _NO_VALUE = frozenset(
     (
-        *("", "na", "n/a", "n.a.", "n.a", "nan", "-nan", "nat", "none", "null", "nil", r"\n", "?", "."),
-        *("<na>", "<none>", "<null>", "(none)", "(null)", "[null]", "-", "--", "---", "\N{EN DASH}", "\N{EM DASH}"),
-        *("#n/a", "#na", "#null!", "#value!", "#ref!", "#name?", "#num!", "#div/0!"),
+        *(
+            "na",
+            "n/a",
+            "n.a.",
+            "n.a",
+            "n.d.",
+            "n.d",
+            "nan",
+            "-nan",
+            "+nan",
+            "nat",
+            "none",
+            "null",
+            "nil",
+            r"\n",
+            "?",
+            ".",
+        ),
+        *("<na>", "<none>", "<null>", "(none)", "(null)", "[null]", "(blank)", "notavailable"),
+        *("#n/a", "#na", "#n/an/a", "#nv", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
     )
 )
+_EXCEL_ERROR = re.compile(r"#[\w/\xa1\xbf]+[!?]")  # #VALUE!, #DIV/0!, #NAME?, in any language
+_MAY_BE_CLASSES = frozenset(("none", "nil"))  # as written: None is Python's
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"))
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,3})?")
 
 
 def is_no_value(text: str) -> bool:
     """Whether the text stands for a missing value: it is blank, NA, nan, None, null, N/A, a dash, ..."""
-    return text.strip().casefold() in _NO_VALUE
+    folded = _folded(text)
+    return folded in _NO_VALUE or not folded.strip("-") or _EXCEL_ERROR.fullmatch(folded) is not None
+
+
+def is_dash(text: str) -> bool:
+    """Whether the text is a dash of any kind, or several."""
+    return bool(text) and not _folded(text).strip("-")
+
+
+def may_be_class(text: str) -> bool:
+    """Whether a text that stands for a missing value is also a word that names a class: none, beside mild and severe."""
+    return text.strip() in _MAY_BE_CLASSES
 
 
 def twins(labels: Iterable[str]) -> list[list[str]]:
     """Groups of labels that differ only in case, blanks, Unicode form or as numbers (1, 1.0, 01), each group sorted."""
-    groups: dict[str, set[str]] = {}
+    groups: dict[str | Fraction, set[str]] = {}
     for label in labels:
         groups.setdefault(_key(label), set()).add(label)
     return sorted(sorted(group) for group in groups.values() if len(group) > 1)
 
 
-def _key(label: str) -> str:
-    text = "".join(unicodedata.normalize("NFKC", label).casefold().split())
-    if _NUMBER.fullmatch(text):
-        return str(Decimal(text.replace(",", ".")).normalize() + 0)  # + 0: -0 is 0
-    return unicodedata.normalize("NFKC", text)
+def _folded(text: str) -> str:
+    """The text without case, blanks and characters that nobody sees; its dashes are hyphens."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_DASHES)
+    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def _key(label: str) -> str | Fraction:
+    """What twins have in common; numbers are compared exactly, however long they are."""
+    folded = _folded(label)
+    return Fraction(Decimal(folded.replace(",", "."))) if _NUMBER.fullmatch(folded) else folded

@@ -17,7 +17,7 @@ from jobs.runtime.cancelling import Cancelling
 from jobs.runtime.cohort import read_cohort, secrets_in
 from jobs.runtime.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.interrupt import Stopped, name_of, stop_signals
-from jobs.runtime.patient_csv import Image
+from jobs.runtime.patient_csv import Image, unlabelled
 from jobs.runtime.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.run import Run, Stage, work_in_waves
 from jobs.runtime.sections import ONE_JOBS
@@ -85,6 +85,8 @@ def main(
     """
     part_stderr_from_stdout()
     arguments = _parse(job, description, argv, retries=retries)
+    config: Config | None = None
+    images: Sequence[Image] = ()
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.print_config:
@@ -93,12 +95,12 @@ def main(
         refuse_unusable_spark()
         with stop_signals():
             images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+            tell_unlabelled(job, images)
             check(config)
             refuse_unwritable(config, job)
             return _run(job, config, images, work, arguments)
     except ConfigError as error:
-        print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
-        return BAD_CONFIG
+        return _refuse(job, error, config, images)
     except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
         print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
         return FAILED
@@ -122,6 +124,7 @@ def main_alone(
     """
     part_stderr_from_stdout()
     arguments = _parse(job, description, argv, retries=False, options=options)
+    config: Config | None = None
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.print_config:
@@ -130,13 +133,25 @@ def main_alone(
         with stop_signals():
             return work(config, arguments)
     except ConfigError as error:
-        print(printable(f"slidelake {job}: {error}"), file=sys.stderr)
-        return BAD_CONFIG
+        return _refuse(job, error, config)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            print(redact(traceback.format_exc(), secrets_in(config)), file=sys.stderr)
+            print(redact(traceback.format_exc(), secrets_in(config) if config else ()), file=sys.stderr)
         print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
         return FAILED
+
+
+def tell_unlabelled(job: str, images: Sequence[Image]) -> None:
+    """Print how many rows of the CSV have no label, and which texts were taken for that."""
+    if line := unlabelled(images):
+        print(printable(f"slidelake {job}: {line}"), file=sys.stderr)
+
+
+def _refuse(job: str, error: ConfigError, config: Config | None, images: Sequence[Image] = ()) -> int:
+    """Say what can't be used, without secrets; returns the exit status."""
+    secrets = secrets_in(config, images) if config else ()
+    print(printable(redact(f"slidelake {job}: {error}", secrets)), file=sys.stderr)
+    return BAD_CONFIG
 
 
 def _run(

@@ -173,7 +173,10 @@ def _choose(
         message = f"no file {named(image.image_id)} with an ending of {endings} under {where}: {remedy}"
         return Located(None, None, SlideError(ErrorCode.FILE_MISSING, message))
     if len(candidates) > 1:
-        names = ", ".join(public_uri(uri) for uri, _ in candidates[:3])
+        paths = [public_uri(uri) for uri, _ in candidates[:3]]
+        if len({unicodedata.normalize("NFC", path) for path in paths}) < len(paths):  # they look alike
+            paths = [path.encode("ascii", "backslashreplace").decode() for path in paths]
+        names = ", ".join(paths)
         name = named(image.image_id)
         message = f"{len(candidates)} files bear the name {name} ({printable(names)}): give its uri in the CSV"
         return Located(None, None, SlideError(ErrorCode.FILE_AMBIGUOUS, message))

@@ -32,7 +32,7 @@ from jobs.runtime.sections import (
     Tiling,
     Training,
 )
-from jobs.runtime.withheld import described, key_shown
+from jobs.runtime.withheld import described, file_shown, key_shown
 from jobs.runtime.yaml_text import YamlTextError, parse_yaml
 from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
 
@@ -131,14 +131,16 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
     try:
         loaded = parse_yaml(read_bytes(uri)) or {}
     except FileNotFoundError:
-        raise ConfigError(f"--config {public_uri(uri)}: no such file") from None
+        raise ConfigError(f"--config {file_shown(public_uri(uri))}: no such file") from None
     except YamlTextError as error:
-        raise ConfigError(f"--config {public_uri(uri)}: {error}") from None
+        raise ConfigError(f"--config {file_shown(public_uri(uri))}: {error}") from None
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, None))
-        raise ConfigError(f"--config {public_uri(uri)}: can't be read ({text})") from None
+        raise ConfigError(f"--config {file_shown(public_uri(uri))}: can't be read ({text})") from None
     if not isinstance(loaded, dict):
-        raise ConfigError(f"--config {public_uri(uri)}: a mapping of settings is wanted, not {type(loaded).__name__}")
+        raise ConfigError(
+            f"--config {file_shown(public_uri(uri))}: a mapping of settings is wanted, not {type(loaded).__name__}"
+        )
     for override in overrides:
         _override(loaded, override)
     options = loaded.get("slides") if isinstance(loaded.get("slides"), dict) else None

@@ -6,7 +6,11 @@ from typing import Any
 from jobs.runtime.yaml_text import YamlTextError, parse_yaml
 
 _NULL = ("", "~", "null", "Null", "NULL")
-_BOOLEANS = {"true": True, "false": False}
+_BOOLEANS = {  # those of YAML 1.1
+    written: value
+    for word, value in {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.items()
+    for written in (word, word.capitalize(), word.upper())
+}
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan", re.IGNORECASE)
 
@@ -15,7 +19,8 @@ def value_of(text: str, *, is_text: bool) -> Any:
     """The value of a setting.
 
     A list, a mapping and a text in quotes are YAML, null is none. Anything else is taken whole, whatever YAML means by its
-    characters (#, :, @, *, !, %): as a number, true or false if it is one and the setting is not a text, else as it is.
+    characters (#, :, @, *, !, %). If the setting is not a text, a number is a number, YAML's booleans (yes, off, True) are
+    booleans, and blanks at either end do not count. Carriage returns at the end, as of files from Windows, never count.
 
     Args:
         text: what follows the = of ``dotted.key=value``.
@@ -24,6 +29,7 @@ def value_of(text: str, *, is_text: bool) -> Any:
     Raises:
         YamlTextError: a list or mapping is not YAML, or too large.
     """
+    text = text.rstrip("\r")
     bare = text.strip()
     if bare in _NULL:
         return None
@@ -41,4 +47,4 @@ def value_of(text: str, *, is_text: bool) -> Any:
         return int(bare)
     if _DECIMAL.fullmatch(bare):
         return float(bare.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return _BOOLEANS.get(bare.lower(), text)
+    return _BOOLEANS.get(bare, bare)

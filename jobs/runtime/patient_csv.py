@@ -5,18 +5,23 @@ import csv
 import io
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jobs.runtime.config import ConfigError
-from udfs.labels import is_no_value, twins
+from udfs.labels import is_dash, is_no_value, may_be_class, twins
 from udfs.telling import named, quoted, some
 from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
+from udfs.wsi.store import public_uri
 
 REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
 OPTIONAL = ("label", "uri", "mpp")
 _IDENTIFIERS = ("image_id", "center_id", "patient_id")
 _LONGEST, _LONGEST_URI = 255, 8192  # characters: no file has a longer name; a signed URI has a long query
+_URI_BEGINS = re.compile(r"(?<![A-Za-z0-9+.:-])(?=[A-Za-z][A-Za-z0-9+.:-]*://)")
+_BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_MOST_AMBIGUOUS = 10  # rows, or one in 20 of those that have a label: as many are a class
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,10}(\.0*)?")  # pandas writes 1.0 where a column has gaps
 _DECIMAL = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _LARGEST_NUMBER = 2**31 - 1  # of an int column
@@ -46,6 +51,9 @@ class Image:
     label: str | None
     uri: str | None  # as the CSV gives it
     mpp: float | None  # um a level-0 pixel; wins over the header's
+    label_cell: str = field(
+        default="", compare=False
+    )  # what the CSV has for label, also where this stands for no label
 
 
 def parse_cohort(data: bytes) -> list[Image]:
@@ -61,7 +69,7 @@ def parse_cohort(data: bytes) -> list[Image]:
     header = _columns(rows[0][1])
     missing = [column for column in REQUIRED if column not in header]
     if missing:
-        has = some([named(column) for column in header], 20)
+        has = some([_name(column) for column in header if column], 20)
         raise ConfigError(f"the header lacks {', '.join(missing)}; it has {has}", _header_remedy(text))
     twice = sorted({column for column in header if column in (*REQUIRED, *OPTIONAL) and header.count(column) > 1})
     if twice:
@@ -77,8 +85,19 @@ def parse_cohort(data: bytes) -> list[Image]:
     _check_unique(images)
     _check_agreement(images, "center_id", lambda image: image.center_id)
     _check_agreement(images, "label", lambda image: image.label)
-    _check_labels(images, [record["label"] for _, record in records])
+    _check_labels(images)
     return [image for _, image in images]
+
+
+def unlabelled(images: Sequence[Image]) -> str:
+    """One line on the rows that have no label, and on what they have instead; empty if no row has a text for one."""
+    without = Counter(image.label_cell for image in images if image.label is None)
+    has_column = any(image.label_cell for image in images)
+    if not without or not has_column:
+        return ""
+    texts = [f"{_text(text)} ({count:,})" for text, count in without.most_common()]
+    total = without.total()
+    return f"{total:,} {'row has' if total == 1 else 'rows have'} no label: {some(texts)}"
 
 
 def rows_as_written(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
@@ -100,6 +119,8 @@ def rows_as_written(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
 
 def _decoded(data: bytes) -> str:
     begins = data.removeprefix(codecs.BOM_UTF8).lstrip()
+    if begins.startswith(codecs.BOM_UTF8):
+        raise ConfigError("it begins with more than one byte order mark: save it as CSV UTF-8 once more")
     for signature, what in _OTHER_FILES.items():
         if begins.startswith(signature):
             raise ConfigError(f"it is {what}")
@@ -173,15 +194,21 @@ def _image(record: Mapping[str, str]) -> Image:
         label=None if is_no_value(record["label"]) else record["label"],
         uri=None if is_no_value(record["uri"]) else record["uri"],
         mpp=None if is_no_value(record["mpp"]) else float(record["mpp"]),
+        label_cell=record["label"],
     )
 
 
-def _is_invisible(value: str) -> bool:
-    return not value.isprintable()
+def _is_empty(value: str) -> bool:
+    return not value
+
+
+def _controls(value: str) -> bool:
+    """Whether it has characters that break lines or steer terminals; unusual blanks and joiners belong to many scripts."""
+    return any(c in _BIDI_CONTROLS or unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in value)
 
 
 def _is_no_name(value: str) -> bool:
-    return any(c in "/\\" for c in value) or value in (".", "..") or _is_invisible(value)
+    return any(c in "/\\" for c in value) or value in (".", "..") or not value.isprintable()
 
 
 def _is_in_quotes(value: str) -> bool:
@@ -198,9 +225,10 @@ def _is_no_mpp(value: str) -> bool:
 
 # (columns, what is wrong with the cells at fault, whether a cell is at fault); the first fault that any cell has is told
 _FAULTS: tuple[tuple[tuple[str, ...], str, Callable[[str], bool]], ...] = (
-    (_IDENTIFIERS, "empty identifiers, NA and the like among them", is_no_value),
+    (_IDENTIFIERS, "empty identifiers", _is_empty),
+    (("image_id", "patient_id"), "identifiers that stand for an empty cell", is_no_value),  # a centre may be called NA
     (_IDENTIFIERS, "path separators, control characters or invisible characters in identifiers", _is_no_name),
-    (("label", "uri"), "line breaks, control characters or invisible characters", _is_invisible),
+    (("label", "uri"), "line breaks or control characters, those of right-to-left text among them", _controls),
     ((*_IDENTIFIERS, "label"), f"texts of more than {_LONGEST} characters", lambda value: len(value) > _LONGEST),
     (("uri",), f"URIs of more than {_LONGEST_URI} characters", lambda value: len(value) > _LONGEST_URI),
     (
@@ -225,7 +253,7 @@ def _refuse_cells(
     is_at_fault: Callable[[str], bool],
 ) -> None:
     found = [
-        f"line {line} ({column}{f' {quoted(record[column])}' if record[column] else ''})"
+        f"line {line} ({column}{f' {_text(record[column])}' if record[column] else ''})"
         for line, record in records
         for column in columns
         if is_at_fault(record[column])
@@ -252,12 +280,26 @@ def _lines(values: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
 
 
 def _at(lines: Sequence[int]) -> str:
-    return f"(lines {some([str(line) for line in lines], 10)})"
+    return f"(line{'s' if len(lines) > 1 else ''} {some([str(line) for line in lines], 10)})"
+
+
+def _public(text: str) -> str:
+    """A text of the CSV without credentials of the URIs in it."""
+    return "".join(public_uri(part) for part in _URI_BEGINS.split(text))
+
+
+def _text(text: str) -> str:
+    return quoted(_public(text))
+
+
+def _name(text: str) -> str:
+    """A name as it is if it is one word, else in quotes."""
+    return text if re.fullmatch(r"[\w.-]+", text) and named(text) == text else _text(text)
 
 
 def _check_unique(images: Iterable[tuple[int, Image]]) -> None:
     lines = _lines((line, image.image_id) for line, image in images)
-    twice = [f"{named(name)} {_at(at)}" for name, at in lines.items() if len(at) > 1]
+    twice = [f"{named(_public(name))} {_at(at)}" for name, at in lines.items() if len(at) > 1]
     if twice:
         raise ConfigError(f"image_id is not unique: {some(twice, separator='; ')}")
 
@@ -267,7 +309,8 @@ def _check_agreement(images: Iterable[tuple[int, Image]], column: str, value_of:
     for line, image in images:
         values.setdefault(image.patient_id, []).append((line, value_of(image) or ""))
     differ = [
-        f"patient {named(patient)}: " + ", ".join(f"{quoted(value)} {_at(at)}" for value, at in _lines(found).items())
+        f"patient {named(_public(patient))}: "
+        + ", ".join(f"{_text(value)} {_at(at)}" for value, at in _lines(found).items())
         for patient, found in values.items()
         if len({value for _, value in found}) > 1
     ]
@@ -275,12 +318,22 @@ def _check_agreement(images: Iterable[tuple[int, Image]], column: str, value_of:
         raise ConfigError(f"images of one patient disagree on {column}: {some(differ, separator='; ')}")
 
 
-def _check_labels(images: Iterable[tuple[int, Image]], written: Iterable[str]) -> None:
+def _check_labels(images: Iterable[tuple[int, Image]]) -> None:
     lines = _lines((line, image.label) for line, image in images if image.label is not None)
-    groups = [", ".join(f"{quoted(label)} {_at(lines[label])}" for label in group) for group in twins(lines)]
+    missing = _lines((line, image.label_cell) for line, image in images if image.label is None)
+    n_labelled = sum(map(len, lines.values()))
+    for text, at in missing.items():
+        if may_be_class(text) and (len(at) >= _MOST_AMBIGUOUS or 20 * len(at) > n_labelled):
+            raise ConfigError(
+                f"label {quoted(text)} {_at(at)} stands for no label, and is the name of a class in many cohorts",
+                "leave the cell empty if that is meant, else give the class another name",
+            )
+    groups = [", ".join(f"{_text(label)} {_at(lines[label])}" for label in group) for group in twins(lines)]
     if groups:
         raise ConfigError(
             f"labels differ only in case, blanks or as numbers: {some(groups, separator='; ')}: write each class in one way"
         )
-    if "+" in lines and "-" in written:
-        raise ConfigError("labels are + and -, and a dash stands for no label: write positive and negative")
+    dashes = {text: at for text, at in missing.items() if is_dash(text)}
+    if "+" in lines and dashes:
+        found = ", ".join(f"{quoted(text)} {_at(at)}" for text, at in {"+": lines["+"], **dashes}.items())
+        raise ConfigError(f"labels are {found}, and a dash stands for no label: write positive and negative")

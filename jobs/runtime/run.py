@@ -33,6 +33,7 @@ from udfs.telling import new_run_id, package_versions, some
 from udfs.wsi import ErrorCode
 from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.encoder.network import is_known_to_timm
 from udfs.wsi.encoder.spec import Precision, Runtime
 from udfs.wsi.store import absolute_uri
 
@@ -117,9 +118,8 @@ class Run:
             )
         except (CheckpointError, ValueError) as error:
             name = self.config.encoder.name
-            raise ConfigError(
-                str(error).replace(name, described(name)) if may_be_secret(name) else str(error)
-            ) from None
+            is_hidden = may_be_secret(name) and not is_known_to_timm(name)
+            raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
 
     @contextmanager
     def stage(self, name: str, total: int = 0, done: Callable[[], int] = lambda: 0) -> Iterator[None]:

@@ -358,7 +358,9 @@ class Run(Section):
     """How a run goes."""
 
     wave_slides: int | None = Field(
-        None, ge=1, description="slides committed at once; null takes 8 a task slot, at most 512"
+        None,
+        ge=1,
+        description="slides committed at once, beside at most 4,096 missing ones; null takes 8 a task slot, at most 512",
     )
     unit_tiles: int = Field(
         256, ge=1, le=100_000, description="at most so many neighbouring tiles are read and encoded together"

@@ -34,9 +34,9 @@ REFUSED = {
     "image_id;center_id;patient_id;image_num\n": ["lacks image_id"],
     f"{HEADER},image_id\na,n,1,0,a\n": ["image_id twice"],
     f"{HEADER}\na,n,1,0\nb,n,1,0\na,n,2,0\n": ["image_id is not unique", "a (lines 2, 4)"],
-    f"{HEADER}\na,n,1,0\n\n\nb,s,1,0\n": ["disagree on center_id", "patient 1", "'n' (lines 2)", "'s' (lines 5)"],
-    f"{HEADER},label\na,n,1,0,CE\nb,n,1,0,LAA\n": ["disagree on label", "'CE' (lines 2)", "'LAA' (lines 3)"],
-    f"{HEADER},label\na,n,1,0,CE\nb,n,1,0,\n": ["disagree on label", "'' (lines 3)"],
+    f"{HEADER}\na,n,1,0\n\n\nb,s,1,0\n": ["disagree on center_id", "patient 1", "'n' (line 2)", "'s' (line 5)"],
+    f"{HEADER},label\na,n,1,0,CE\nb,n,1,0,LAA\n": ["disagree on label", "'CE' (line 2)", "'LAA' (line 3)"],
+    f"{HEADER},label\na,n,1,0,CE\nb,n,1,0,\n": ["disagree on label", "'' (line 3)"],
     f"{HEADER}\n,n,1,0\nb, ,1,0\nc,n,,0\n": ["empty", "2 (image_id)", "3 (center_id)", "4 (patient_id)"],
     f"{HEADER}\na,n\n": ["line 2 (patient_id)"],
     f"{HEADER}\na/b,n,1,0\n": ["line 2", "image_id 'a/b'", "path separators"],
@@ -62,8 +62,8 @@ REFUSED = {
     },
     **{f"{HEADER}\na,n,1,{number}\n": ["line 2", "image_num"] for number in ("1_0", "٣", "0.5", "1e0", "NA", "\uff11")},
     # labels
-    f"{HEADER},label\na,n,1,0,CE\nb,n,2,0,ce\nc,n,3,0,CE\n": ["labels differ", "'CE' (lines 2, 4), 'ce' (lines 3)"],
-    f"{HEADER},label\na,n,1,0,+\nb,n,2,0,-\n": ["+ and -", "positive and negative"],
+    f"{HEADER},label\na,n,1,0,CE\nb,n,2,0,ce\nc,n,3,0,CE\n": ["labels differ", "'CE' (lines 2, 4), 'ce' (line 3)"],
+    f"{HEADER},label\na,n,1,0,+\nb,n,2,0,-\n": ["'+' (line 2), '-' (line 3)", "positive and negative"],
     f'{HEADER},label\na,n,1,0,"C\nE"\n': ["line 3 (label 'C\\nE')"],
     f"{HEADER},label\na,n,1,0,C\x1b[2JE\n": [r"line 2 (label 'C\x1b[2JE')"],
     f"{HEADER},label\na,n,1,0,{'x' * 10_000}\n": ["255 characters", "xxx'... (10,000 characters)"],
@@ -79,7 +79,7 @@ REFUSED = {
     f"{HEADER}\na\u200e,n,1,0\nb,n\u00a0n,1,0\n": ["invisible", r"'a\u200e'", r"'n\xa0n'"],
     f"{HEADER},uri\na,n,1,0,s3://b/\x1b[31mx.svs\n": ["line 2 (uri", "control characters"],
     # the file as a whole
-    f"sep=,\n{HEADER}\na,n,1,0\n": ["sep=,", "the header is in line 2: delete the lines above it"],
+    f"sep=,\n{HEADER}\na,n,1,0\n": ["it has 'sep=': the header is in line 2: delete the lines above it"],
     f"Our cohort\n\n{HEADER}\na,n,1,0\n": ["the header is in line 3"],
     f"sep=;\n{HEADER}\na,n,1,0\n".replace(",", ";"): ["separated by semicolons: save it with commas"],
     f"{HEADER}\na,n,1,0\n".replace(",", "\t"): [r"image_id\tcenter_id", "separated by tabs: save it with commas"],
@@ -334,6 +334,10 @@ def test_folders_with_odd_names_are_told_in_one_line(slides: Path) -> None:
         (slides / name / "twin.svs").write_bytes(b"1")
     error = str(locate([image("twin"), image("a")], config_for(slides.parent, root=str(slides)))["twin"].error)
     assert error.isprintable() and r"x\n1/twin.svs" in error
+    for name in ("café", "cafe\u0301"):
+        (slides / f"{name}.svs").write_bytes(b"1")
+    error = str(locate([image("café"), image("a")], config_for(slides.parent, root=str(slides)))["café"].error)
+    assert r"caf\xe9.svs" in error and r"cafe\u0301.svs" in error  # they look alike
 
 
 def test_files_are_found_in_a_store_by_uri() -> None:

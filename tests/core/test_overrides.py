@@ -63,6 +63,8 @@ def load(folder: Path, *overrides: str) -> Config:
 def test_a_text_on_the_command_line_is_taken_whole(tmp_path: Path, text: str) -> None:
     config = load(tmp_path, f"slides.root={text}", f"stain.weights={text}")
     assert (config.slides.root, config.stain.weights) == (text, text)
+    windows = load(tmp_path, f"slides.root={text}\r", f"stain.weights={text}\r\r")
+    assert (windows.slides.root, windows.stain.weights) == (text, text)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,10 @@ def test_a_text_on_the_command_line_is_taken_whole(tmp_path: Path, text: str) ->
             ("1.5e3", 1500.0),
             ("true", True),
             ("False", False),
+            *((word, True) for word in ("yes", "Yes", "YES", "on", "On", "ON", "True", "TRUE")),
+            *((word, False) for word in ("no", "No", "NO", "off", "Off", "OFF", "FALSE")),
+            *((f" {word} ", word) for word in ("cpu", "y", "n", "nO", "a #b")),
+            *((f"{text}\r", value) for text, value in (("cpu", "cpu"), ("no", False), ("5", 5), ("null", None))),
             ("null", None),
             ("", None),
         ),
@@ -108,7 +114,13 @@ def test_numbers_lists_and_nothing_on_the_command_line(tmp_path: Path) -> None:
         "encoder.weights=null",
         "stain.weights=",
     ]
+    overrides += ["encoder.device= cpu ", "training.device=cpu\r", "slides.storage_options.anon=no"]
     config = load(tmp_path, "stain.weights=x", *overrides)
+    assert (config.encoder.device, config.training.device, config.slides.storage_options) == (
+        "cpu",
+        "cpu",
+        {"anon": False},
+    )
     assert (config.tiling.tile_px, config.training.learning_rate, config.training.use_center) == (512, 0.001, True)
     assert (config.encoder.batch_size, config.slides.root, config.slides.extensions) == (8, "/a", (".tif",))
     assert (config.splits.stratify, config.encoder.weights, config.stain.weights) == ((), None, None)

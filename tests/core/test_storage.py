@@ -65,6 +65,12 @@ def test_no_storage_option_survives_redaction(secrets: list[str], noise: str, nu
     assert "anon=True" in shown
 
 
+def test_a_uri_that_is_none_is_shown_without_what_may_be_a_secret() -> None:
+    uri = "https://[SECRETSECRET@host/a.svs"  # no IPv6 address
+    assert public_uri(uri) == "https://***"
+    assert redact(f"no {uri}", secrets_of(uri, None)) == "no https://***"
+
+
 def test_a_token_in_place_of_a_user_is_redacted() -> None:
     for uri in ("https://ghp_SECRETSECRET@host/a.svs", "sftp://ghp_SECRETSECRET:x@host/a.svs"):
         assert redact("401 for ghp_SECRETSECRET", secrets_of(uri, None)) == "401 for ***"

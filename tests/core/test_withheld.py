@@ -1,12 +1,17 @@
 """Refusals of settings and arguments: a secret in the wrong place is not echoed, and what is none is."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jobs.runtime.arguments import Parser
-from jobs.runtime.config import ConfigError, load_config
+from jobs.runtime.arguments import BAD_CONFIG, Parser
+from jobs.runtime.cli import main_alone
+from jobs.runtime.config import Config, ConfigError, load_config
+from jobs.runtime.withheld import arguments_without_secrets
+from jobs.submit import ROOT, main
+from udfs.wsi.encoder.network import is_known_to_timm
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
 
@@ -98,6 +103,12 @@ def test_a_value_that_may_be_a_secret_is_described(tmp_path: Path) -> None:
         "hf-hub:MahmoodLab/UNI2-h",
         "@x",
         "123456789",
+        "1234567890",
+        "448,448",
+        "[448, 448] px",
+        ".svs,.tif",
+        "/data/models/20261126T095120-eedc0d",
+        "20261126T095120-eedc0d/attention, 20261126T095121-eedc0d",
     ],
 )
 def test_what_is_no_secret_is_shown(tmp_path: Path, value: str) -> None:
@@ -125,3 +136,65 @@ def test_arguments_at_fault_are_told_in_one_line_without_secrets(
             line = capsys.readouterr().err.removesuffix("\n")
             assert line.startswith("job: ") and line.isprintable()
             assert secret not in line and "hunter2x" not in line
+
+
+def test_a_refusal_of_any_job_shows_no_secret_of_its_settings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(config: Config, arguments: Namespace) -> int:
+        raise ConfigError("hunter2xy opens https://u@h/x?sig=hunter3xy and s3://b/y#hunter4xy")
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"slides": {"storage_options": {"account_key": "hunter2xy"}}}))
+    assert main_alone("train", None, work, ["--config", str(path)], lambda _: None) == BAD_CONFIG
+    assert capfd.readouterr().err == "slidelake train: *** opens https://u@h/x and s3://b/y\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--password", "one two --three"], ["--password", "one", "two", "--three", "-four", "a=five"]),
+        *(
+            ["--api-key=one two"],
+            ["--api-key=one", "two"],
+            ["seen", "--account_key", "one", "two"],
+            ["db.password=one two"],
+        ),
+    ],
+)
+def test_all_words_of_a_password_are_hidden(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        Parser(prog="job", allow_abbrev=False).parse_args(arguments)
+    line = capsys.readouterr().err
+    assert not any(word in line for word in ("one", "two", "three", "four", "five"))
+    names = [word.partition("=")[0] for word in arguments[: 2 if arguments[0] == "seen" else 1]]
+    assert all(name in line for name in names) and line.count("***") == 1
+
+
+def test_words_of_a_command_line_are_hidden_as_a_whole() -> None:
+    given = ["--password", "hunter two words", "--resume", "20261126T095120-eedc0d", "--token=a b", "x", "--key", "-k"]
+    shown = ["--password", "***", "--resume", "20261126T095120-eedc0d", "--token=***", "x", "--key", "***"]
+    assert arguments_without_secrets(given) == shown
+    assert arguments_without_secrets([]) == []
+
+
+@pytest.mark.parametrize("secret", [secret for secret in SECRETS if "://" not in secret and len(secret) < 255])
+def test_a_secret_in_place_of_a_settings_file_is_not_echoed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], secret: str
+) -> None:
+    monkeypatch.setenv("SOME_STORAGE_KEY", "fromtheenvironment")
+    with pytest.raises(
+        ConfigError, match=r"--config a text of \d+ characters that may be a secret: no such file"
+    ) as caught:
+        load_config(secret)
+    assert secret not in str(caught.value)
+    place = sorted((ROOT / "conf/places").glob("*.yaml"))[0].stem
+    main(["--on", place, "slides", "--config", secret], {"slides": ""})
+    assert secret not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"--config /a/b c&d1\.yaml: no such file"):
+        load_config("/a/b c&d1.yaml")
+
+
+def test_names_that_timm_knows_are_known() -> None:
+    assert all(map(is_known_to_timm, ("dla60_res2net", "dla60_res2net.in1k", "efficientnet_b0")))
+    assert not any(map(is_known_to_timm, ("dla60_res2net.AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE")))

@@ -42,6 +42,11 @@ class Network(nn.Module):
         return features.mean(dim=positions), features.amax(dim=positions)
 
 
+def is_known_to_timm(name: str) -> bool:
+    """Whether it is the name of a timm model, with the tag of one of its checkpoints or without."""
+    return name in timm.list_models() or name in timm.list_models(pretrained=True)
+
+
 def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = None) -> Network:
     """The network of a spec in float32, on the CPU.
 

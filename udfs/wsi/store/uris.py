@@ -84,7 +84,10 @@ def public_uri(uri: str) -> str:
         return "::".join(public_uri(link) for link in uri.split("::"))
     if "://" not in uri:
         return uri
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # a host in brackets that is no IPv6 address
+        return f"{uri.partition('://')[0]}://***"
     # In abfss://container@account and the like, what precedes the @ is a container unless it holds a password.
     user, at, host = parts.netloc.rpartition("@")
     netloc = host if ":" in user or parts.scheme in _NETWORK_PROTOCOLS else f"{user}{at}{host}"
@@ -111,7 +114,11 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
     for link in (uri or "").split("::"):
         if "://" not in link:
             continue
-        parts = urlsplit(link)
+        try:
+            parts = urlsplit(link)
+        except ValueError:  # as in public_uri
+            found.add(link.partition("://")[2])
+            continue
         found.update(text for text in (parts.query, parts.fragment, parts.password or "") if text)
         found.update(text for text in re.split(r"[&=]", parts.query) if len(text) >= 16)
         if parts.scheme in _NETWORK_PROTOCOLS and len(parts.username or "") >= _SHORTEST_SECRET:
