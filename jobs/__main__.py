@@ -12,7 +12,7 @@ JOBS = {
     "slides": "tables slides and tiles: headers, tissue, tile coordinates",
     "features": "table features: embeddings and colours of the tiles",
     "patients": "table patients: a row a patient, with its bags",
-    "splits": "table splits, column patients.split and CSVs: who is trained on and who is held out",
+    "splits": "table splits, column patients.split and CSVs: who is in train, validation and test",
     "train": "a model on table patients, and how good it is on those held out",
     "predict": "table predictions and a CSV: probabilities of new patients by a trained model, from their slides on",
     "patches": "read patches of pixels ahead of a trainer",

@@ -1,10 +1,10 @@
-"""Table splits, column split of patients, and a CSV a split: who is trained on, who says when to stop, who is held out.
+"""Table splits, column split of patients, and one CSV per split: who is in train, validation and test.
 
 Patients are dealt to train, validation and test by their number of images, within centre and label, all images of a patient
 together; the order of the CSV's rows says nothing, splits.seed does. A patient who has a split keeps it: run it again when
 patients come, and only they are dealt. One slide under two names in two splits is refused. Small centres: the shares hold
-over the cohort, and in each centre and label as far as whole patients allow; no split is promised a patient of each. Splits
-that training would refuse, since one lacks a class, are reported; splits.redo deals anew by other settings.
+over the cohort, and in each centre and label as far as whole patients allow; no split is promised a patient of each. The job
+warns of splits that lack a class or are empty. If other settings dealt the patients, --redo deals all of them anew.
 """
 
 import argparse
@@ -34,13 +34,12 @@ Row = dict[str, Any]  # of table splits
 
 def split(run: Run, arguments: argparse.Namespace) -> int:
     """Deal whoever has no split, then bring tables and files up to date."""
-    del arguments
     data = cohort_bytes(run.config)
     images = parse_cohort(data)
     there = run.tables.versions()
     with run.stage("splits"):
         have = _rows_now(run) if "splits" in there else {}
-        anew = _is_dealt_anew(run, have)
+        anew = _is_dealt_anew(run, have, redo=arguments.redo)
         rows = _deal(run, images, have, {} if anew else have)
         compared = _gate(run, images, rows, slides_there="slides" in there)
         _write(run, rows, have, anew=anew)
@@ -68,11 +67,11 @@ def _settings(run: Run) -> Row:
     return {name: settings[name] for name in (*SPLITS, "stratify", "seed")}
 
 
-def _is_dealt_anew(run: Run, have: Mapping[str, Row]) -> bool:
-    """Whether other settings dealt the patients who have a split, and splits.redo says to deal them anew.
+def _is_dealt_anew(run: Run, have: Mapping[str, Row], *, redo: bool) -> bool:
+    """Return whether other settings dealt the patients who have a split, so that --redo deals them anew.
 
     Raises:
-        ConfigError: other settings dealt them, and splits.redo is false.
+        ConfigError: other settings dealt them, and --redo was not given.
     """
     was = json.loads(run.tables.property("splits", _PROPERTY) or "{}") if have else {}
     differ = [
@@ -80,11 +79,11 @@ def _is_dealt_anew(run: Run, have: Mapping[str, Row]) -> bool:
         for name, now in _settings(run).items()
         if was.get(name, now) != now
     ]
-    if differ and not run.config.splits.redo:
+    if differ and not redo:
         raise ConfigError(
             f"{'; '.join(differ)} when the {len(have)} patients of {public_uri(run.tables.path('splits'))} were dealt, and a "
-            "patient keeps its split, so that none of test is ever trained on: set it back; or set splits.redo=true to deal all "
-            "patients anew, and never test a model of before on the new test split"
+            "patient keeps its split, so that none of test is ever trained on: set it back; or give --redo to deal all patients "
+            "anew, and train all models again"
         )
     return bool(differ)
 
@@ -175,9 +174,9 @@ def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: 
 
 
 def _note_settings(run: Run) -> None:
-    told = json.dumps(_settings(run))
-    if run.tables.property("splits", _PROPERTY) != told:
-        run.tables.set_property("splits", _PROPERTY, told)
+    settings = json.dumps(_settings(run))
+    if run.tables.property("splits", _PROPERTY) != settings:
+        run.tables.set_property("splits", _PROPERTY, settings)
 
 
 def _show_in_patients(run: Run, rows: Mapping[str, Row]) -> int:
@@ -232,14 +231,10 @@ def _report(
     )
     if moved:
         lines.append(
-            f"  redo      {moved} patients came to another split: train all models again, those of before may have learned from "
-            "patients of the new test split"
+            f"  redo      {moved} patients came to another split: train all models again, since an older model may have "
+            "learned from patients of the new test split"
         )
-    if lacking := _lacking(run, rows.values()):
-        lines.append(
-            f"  WARNING   train refuses these splits: {'; '.join(lacking)}: add patients, or deal anew with splits.redo=true and "
-            "another splits.seed or other shares"
-        )
+    lines += [f"  WARNING   {warning}" for warning in _warnings(run, rows.values())]
     if compared is None:
         lines.append("  leakage   table slides is not there: no file was compared; run the slides job, then this again")
     else:
@@ -258,18 +253,30 @@ def _report(
     return "\n".join(lines)
 
 
-def _lacking(run: Run, rows: Collection[Row]) -> list[str]:
-    """What training will refuse, by split and by fold, and splits that are empty though a share was asked for."""
-    lacking = missing_classes({name: [row["label"] for row in rows if row["split"] == name] for name in SPLITS})
-    there = {row["split"] for row in rows if row["label"] is not None}
-    wanted = [name for name in SPLITS[1:] if getattr(run.config.splits, name) > 0]
-    lacking += [f"split {name} has 0 labelled patients" for name in wanted if there and name not in there]
-    for fold in range(run.config.splits.folds or 0):
+def _warnings(run: Run, rows: Collection[Row]) -> list[str]:
+    """Return a line each for splits that train refuses, folds that it refuses, classes that a split lacks, and empty splits."""
+    settings = run.config.splits
+    labels = {name: [row["label"] for row in rows if row["split"] == name] for name in SPLITS}
+    gaps = missing_classes(labels)
+    remedy = "add patients, or deal anew with --redo and another splits.seed or other shares"
+    warnings = []
+    if gaps.refused:
+        warnings.append(f"train refuses these splits: {'; '.join(gaps.refused)}: {remedy}")
+    if gaps.lacking:
+        warnings.append(f"{'; '.join(gaps.lacking)}: the figures of a split leave out the classes that it lacks")
+    for name in SPLITS[1:]:
+        share, n_labelled = getattr(settings, name), sum(label is not None for label in labels[name])
+        if share > 0 and not n_labelled:
+            warnings.append(f"split {name} has 0 labelled patients, and splits.{name} is {share}: {remedy}")
+    for fold in range(settings.folds or 0):
         of_fold = [row for row in rows if row["fold"] is not None]
         held_out = [row["label"] for row in of_fold if row["fold"] == fold]
         others = [row["label"] for row in of_fold if row["fold"] != fold]
-        lacking += [f"fold {fold}: {text}" for text in missing_classes({"train": others, "validation": held_out})]
-    return lacking
+        if refused := missing_classes(labels | {"train": others, "validation": held_out}).refused:
+            warnings.append(
+                f"training.fold={fold} is refused: {'; '.join(refused)}: add patients, or lower splits.folds"
+            )
+    return warnings
 
 
 def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -310,9 +317,17 @@ def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="if other settings dealt the patients, deal all of them anew; else that is refused, since a patient keeps its split",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("splits", __doc__, split, argv)
+    return run_main("splits", __doc__, split, argv, options=_options)
 
 
 if __name__ == "__main__":

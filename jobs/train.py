@@ -277,6 +277,8 @@ def _plan_text(task: Task) -> str:
         many += (
             "\nslidelake train: no patient in split validation: training goes on for all epochs, and the last is taken"
         )
+    if lacking := members.class_gaps().lacking:
+        many += f"\nslidelake train: {'; '.join(lacking)}: the figures of a split leave out the classes that it lacks"
     return (
         f"slidelake train: run {card.model_id} on version {card.table_version} of {card.table_uri}: patients {splits}"
         f"{left_out}{many}"

@@ -78,13 +78,14 @@ def main(
     *,
     retries: bool = False,
     check: Callable[[Config], None] = lambda _: None,
+    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
 
-    `check` may refuse settings before Spark starts.
+    `check` may refuse settings before Spark starts. `options` adds the job's own arguments.
     """
     part_stderr_from_stdout()
-    arguments = _parse(job, description, argv, retries=retries)
+    arguments = _parse(job, description, argv, retries=retries, options=options)
     config: Config | None = None
     images: Sequence[Image] = ()
     try:

@@ -216,7 +216,7 @@ class Stainnet(Section):
 
 
 class Splits(Section):
-    """Settings of the job splits, which says who is trained on and who is held out."""
+    """Settings of the job splits, which says who is in train, validation and test."""
 
     train: float = Field(0.8, gt=0, le=1, description="share of the images that models learn from")
     validation: float = Field(0.1, ge=0, lt=1, description="share that says when to stop")
@@ -227,11 +227,6 @@ class Splits(Section):
     seed: int = Field(0, description="of the order in which patients are dealt")
     folds: int | None = Field(
         None, ge=2, le=100, description="deal train and validation to so many folds too; null: no folds"
-    )
-    redo: bool = Field(
-        False,
-        description="where other settings dealt the patients, deal all of them anew; false: refuse that, for a patient keeps "
-        "its split",
     )
     csv: Folder = Field(None, description="folder or URI of train.csv, validation.csv, ...; null is ROOT/splits_csv")
 
@@ -259,7 +254,8 @@ class Training(Section):
     columns: Literal["avg", "max", "both"] = Field("avg", description="embeddings of a tile that the model sees")
     use_histogram: bool = Field(False, description="show it the patient's colour histogram too")
     use_center: bool = Field(
-        False, description="show it the centre too: it then learns whom which centre treats, and has no say on others"
+        False,
+        description="show it the centre too: it then learns which patients each centre treats, and can't judge others",
     )
     hidden: int = Field(256, ge=1, le=8192, description="width of a tile after the first layer")
     attention_hidden: int = Field(128, ge=1, le=8192, description="width of the attention network")

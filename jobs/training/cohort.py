@@ -1,4 +1,4 @@
-"""Whom a model is trained, validated and tested on: the labelled patients of one version of table patients, by split."""
+"""The patients that a model is trained, validated and tested on: those with a label in one version of table patients."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from typing import Any
 
 from jobs.training.errors import NoTableError
 from jobs.training.model.files import SplitCard
-from jobs.training.splitting import SPLITS, missing_classes
+from jobs.training.model.predictions import HELD_OUT_COLUMNS, SUBMISSION_COLUMNS
+from jobs.training.splitting import SPLITS, ClassGaps, missing_classes
 from jobs.training.tables.columns import read_columns
 from jobs.training.tables.pinned import pin_table
 from udfs.labels import is_no_value, twins
@@ -64,6 +65,10 @@ class TrainingSet:
         """Patients of each class."""
         found = Counter(member.label for member in self.splits[split])
         return [found[name] for name in self.classes]
+
+    def class_gaps(self) -> ClassGaps:
+        """Return the splits that lack a class."""
+        return missing_classes({name: [member.label for member in self.splits[name]] for name in SPLITS})
 
     def ids(self, split: str) -> list[str]:
         """Patient ids."""
@@ -152,16 +157,21 @@ def _check_labels(found: TrainingSet, where: str) -> None:
             f"{where} has labels that the CSV may not have: {some(wrong, separator='; ')}: correct column label of the CSV, "
             "and run the main job again"
         )
-    if len(found.classes) < 2:
+    reserved = sorted(label for label in labels if label.casefold() in {*SUBMISSION_COLUMNS, *HELD_OUT_COLUMNS})
+    if reserved:
+        raise CohortError(
+            f"{where} has labels {some(list(map(quoted, reserved)))}, which name other columns of the CSVs of predictions: "
+            "rename them in column label of your CSV, and run the main job again"
+        )
+    if len(labels) < 2:
         raise CohortError(
             f"split train of {where} has {len(found.splits['train'])} labelled patients of {len(found.classes)} classes: "
             "two classes at least are needed; give the CSV its column label, and run the splits job"
         )
-    lacking = missing_classes({name: [member.label for member in found.splits[name]] for name in SPLITS})
-    if lacking:
+    if refused := found.class_gaps().refused:
         raise CohortError(
-            f"{where} can't be learned from: {'; '.join(lacking)}: deal anew with splits.redo=true and another splits.seed or "
-            "other shares, or take classes of too few patients out of the CSV"
+            f"{where} can't be learned from: {'; '.join(refused)}: deal anew by the splits job with --redo and another "
+            "splits.seed or other shares, or take classes of too few patients out of the CSV"
         )
 
 

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_curve
 
 from jobs.training.model.fit import Predictions
 from jobs.training.model.metrics import Evaluation
+from jobs.training.model.predictions import HELD_OUT_COLUMNS
 from udfs.telling import named
 
 _FEW = 100  # patients: below, intervals are so wide that figures mean little
@@ -47,7 +48,7 @@ def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, 
     """patient_id, split, center_id, label, and a probability a class."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["patient_id", "split", "center_id", "label", *classes])
+    writer.writerow([*HELD_OUT_COLUMNS, *classes])
     for split, found in predictions.items():
         rows = zip(found.patient_id, found.center_id, found.labels, found.probabilities, strict=True)
         for patient, center, label, row in rows:

@@ -1,4 +1,4 @@
-"""Whether a model learned from those it is to predict: by name in the same tables, else by their slides."""
+"""Finds patients to be predicted that a model learned from: by patient_id in the same tables, else by their slides."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _NEW, _LEARNED = "new", "learned from"
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model has seen of those that it is to predict."""
+    """What a model has seen of the patients that it is to predict."""
 
     patients: list[str]  # that it learned from, in these tables
     copies: list[str]  # a line for each file that is a slide of a new patient and one that it learned from
@@ -25,18 +25,18 @@ class Seen:
 
     def lines(self) -> list[str]:
         """Return lines for the summary of a run; none if nothing was seen."""
-        told = []
+        lines = []
         if self.patients:
-            told.append(f"{len(self.patients)} patients that the model learned from: {some(self.patients, 10)}")
+            lines.append(f"{len(self.patients)} patients that the model learned from: {some(self.patients, 10)}")
         if self.copies:
-            told.append(f"{len(self.copies)} slides that the model learned from: {some(self.copies, 10, '; ')}")
-        if told:
-            told[-1] += ": do not judge the model by them"
+            lines.append(f"{len(self.copies)} slides that the model learned from: {some(self.copies, 10, '; ')}")
+        if lines:
+            lines[-1] += ": do not judge the model by them"
         if self.compared is None:
-            told.append(f"slides were not compared with those that the model learned from: {self.reason}")
+            lines.append(f"slides were not compared with those that the model learned from: {self.reason}")
         elif self.compared.unreadable:
-            told.append(f"{self.compared.unreadable} slides of equal size could not be opened, so not be compared")
-        return [f"  {'seen' if i == 0 else '':<10}{line}" for i, line in enumerate(told)]
+            lines.append(f"{self.compared.unreadable} slides of equal size could not be opened, so not be compared")
+        return [f"  {'seen' if i == 0 else '':<10}{line}" for i, line in enumerate(lines)]
 
 
 def seen_by_model(
@@ -86,7 +86,9 @@ def _compared(
 
 
 def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> set[str]:
-    """Patients of train and validation; of the newest version if the one trained on is gone, for a patient keeps its split.
+    """Return the patients of train and validation, from the newest version if the one trained on is gone.
+
+    The newest version has them too, since a patient keeps its split.
 
     Raises:
         FeedError: the table can't be read.

@@ -75,24 +75,32 @@ def assign_folds(
     return _deal(patients, dict.fromkeys(range(folds), 1 / folds), assigned, stratify, f"folds {seed}")
 
 
-def missing_classes(labels: Mapping[str, Iterable[str | None]]) -> list[str]:
-    """Return a text for each split that nothing can be learned from, or told by, since it lacks a class; none if all is well.
+@dataclass(frozen=True)
+class ClassGaps:
+    """The splits that lack a class, a text for each."""
 
-    Splits without a labelled patient pass, but for train.
+    refused: list[str]  # nothing can be learned, or measured: training refuses the splits
+    lacking: list[str]  # validation and test over two classes or more: they are measured without the others
+
+
+def missing_classes(labels: Mapping[str, Iterable[str | None]]) -> ClassGaps:
+    """Return which splits lack a class. Validation and test without a labelled patient lack none.
 
     Args:
-        labels: of the patients of each split; None for a patient without one.
+        labels: of the patients of each split, train among them; None for a patient without one.
     """
     counts = {name: Counter(label for label in of_split if label is not None) for name, of_split in labels.items()}
     classes = sorted(set().union(*counts.values()))
     if len(classes) < 2:
         n = sum(found.total() for found in counts.values())
-        return [f"{n} labelled patients have {len(classes)} classes, and two at least are needed"]
-    return [
-        f"split {name} has {found.total()} labelled patients, 0 of {', '.join(map(named, missing))}"
-        for name, found in counts.items()
-        if (found or name == "train") and (missing := [label for label in classes if not found[label]])
-    ]
+        return ClassGaps([f"{n} labelled patients have {len(classes)} classes, and two at least are needed"], [])
+    gaps = ClassGaps([], [])
+    for name, found in counts.items():
+        missing = [label for label in classes if not found[label]]
+        if missing and (found or name == "train"):
+            texts = gaps.refused if name == "train" or len(found) < 2 else gaps.lacking
+            texts.append(f"split {name} has {found.total()} labelled patients, 0 of {', '.join(map(named, missing))}")
+    return gaps
 
 
 def _deal(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.training.splitting import SPLITS, Patient, assign_folds, assign_splits, missing_classes
+from jobs.training.splitting import SPLITS, ClassGaps, Patient, assign_folds, assign_splits, missing_classes
 from tests.slides.patients import synthetic_patients
 
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -108,33 +108,48 @@ def test_what_does_not_stratify_makes_no_margin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "refused", "lacking"),
     [
-        ({"train": ["A", "B", None], "validation": ["B", "A"], "test": ["A", "B"]}, []),
-        ({"train": ["A", "B"], "validation": [], "test": [None]}, []),  # empty on purpose, or without a label
+        ({"train": ["A", "B", None], "validation": ["B", "A"], "test": ["A", "B"]}, [], []),
+        ({"train": ["A", "B"], "validation": [], "test": [None]}, [], []),  # empty on purpose, or without a label
         (
             {"train": ["A", "A", "B"], "validation": ["A"], "test": ["B", "B"]},
             ["split validation has 1 labelled patients, 0 of B", "split test has 2 labelled patients, 0 of A"],
+            [],
+        ),
+        (
+            {"train": ["A", "B", "C"], "validation": ["A", "B"], "test": ["A", "B", "C"]},
+            [],
+            ["split validation has 2 labelled patients, 0 of C"],
+        ),
+        (
+            {"train": ["A", "B", "C", "D"], "validation": ["A", "A"], "test": ["D", "B"]},
+            ["split validation has 2 labelled patients, 0 of B, C, D"],
+            ["split test has 2 labelled patients, 0 of A, C"],
         ),
         (
             {"train": ["A", "B"], "validation": ["A", "C"], "test": ["A", "B", "C"]},
-            ["split train has 2 labelled patients, 0 of C", "split validation has 2 labelled patients, 0 of B"],
+            ["split train has 2 labelled patients, 0 of C"],
+            ["split validation has 2 labelled patients, 0 of B"],
         ),
         (
             {"train": [None], "validation": ["A"], "test": ["B", "A"]},
             ["split train has 0 labelled patients, 0 of A, B", "split validation has 1 labelled patients, 0 of B"],
+            [],
         ),
         (
             {"train": ["A"], "validation": ["A"], "test": []},
             ["2 labelled patients have 1 classes, and two at least are needed"],
+            [],
         ),
         (
             {"train": [None], "validation": [], "test": []},
             ["0 labelled patients have 0 classes, and two at least are needed"],
+            [],
         ),
     ],
 )
-def test_splits_that_lack_a_class_are_told_with_their_numbers(
-    labels: dict[str, list[str | None]], told: list[str]
+def test_splits_that_lack_a_class_are_named_with_their_numbers(
+    labels: dict[str, list[str | None]], refused: list[str], lacking: list[str]
 ) -> None:
-    assert missing_classes(labels) == told
+    assert missing_classes(labels) == ClassGaps(refused, lacking)

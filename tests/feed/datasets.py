@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from jobs.training.feed import Bags, Feed, make_feed
+from jobs.training.feed import Bags, Feed, FeedDataset, make_feed
 from jobs.training.patches.batch import PatchBatch
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.window_feed import WindowFeed
@@ -19,7 +19,7 @@ class Opened(IterableDataset[Bags]):
         self.uri, self.arguments = uri, arguments
 
     def __iter__(self) -> Iterator[Bags]:
-        return make_feed(self.uri, **self.arguments).epoch(0)
+        return iter(FeedDataset(make_feed(self.uri, **self.arguments)))
 
 
 class ByIndex(Dataset[Bags]):
@@ -33,6 +33,20 @@ class ByIndex(Dataset[Bags]):
 
     def __getitem__(self, index: int) -> Bags:
         return next(self.feed.epoch(0, index))
+
+
+class OwnShare(IterableDataset[Bags]):
+    """Shares steps among workers by PyTorch's own pattern."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__()
+        self.feed = feed
+
+    def __iter__(self) -> Iterator[Bags]:
+        info = get_worker_info()
+        for n, bags in enumerate(self.feed.epoch(0)):
+            if info is None or n % info.num_workers == info.id:
+                yield bags
 
 
 class Begun(IterableDataset[Bags]):

@@ -201,7 +201,7 @@ def test_processes_are_kept_from_epoch_to_epoch_and_end_with_the_loader(spec: Pa
     loader.close()
     del loader, two
     gc.collect()
-    assert set(children()) == before
+    assert set(children()) <= before  # one of an earlier test may end meanwhile
 
 
 def test_a_process_that_dies_ends_the_epoch_with_a_word_on_it(spec: PatchSpec) -> None:

@@ -1,23 +1,25 @@
 """The feed in workers of PyTorch's DataLoader: every patient once an epoch, whatever starts the workers and how many they are."""
 
+import copy
 import itertools
 import multiprocessing
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import psutil
 import pytest
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from jobs.training.errors import FeedError
-from jobs.training.feed import Bags, Feed, FeedDataset, make_feed
+from jobs.training.feed import Feed, FeedDataset, make_feed
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.window_feed import WindowFeed
 from jobs.training.patches.windows import WindowFolder
-from tests.feed.datasets import Begun, ByIndex, Opened, Patches
+from tests.feed.datasets import Begun, ByIndex, Opened, OwnShare, Patches
 from tests.feed.patch_slides import spec_of, write_slides
 from tests.feed.tables import Made
 from tests.feed.test_patch_windows import plan_in, produce
@@ -77,12 +79,37 @@ def test_shards_of_ranks_are_shared_out_by_their_workers(
 
 def test_an_epoch_goes_on_at_a_step_in_workers(table: Path) -> None:
     feed = make_feed(str(table), batch_size=4)
+    dataset = FeedDataset(feed)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    dataset.set_epoch(2, first_step=5)
+    assert _told(loader) == _told(feed.epoch(2))[5:]
+    dataset.set_epoch(3)
+    assert _told(loader) == _told(feed.epoch(3))
 
-    class Resumed(IterableDataset[Bags]):
-        def __iter__(self) -> Iterator[Bags]:
-            return feed.epoch(2, first_step=5)
 
-    assert _told(DataLoader(Resumed(), batch_size=None, num_workers=2)) == _told(feed.epoch(2))[5:]
+def _unpickled(dataset: FeedDataset) -> FeedDataset:
+    copied: FeedDataset = pickle.loads(pickle.dumps(dataset))
+    return copied
+
+
+def _uncloudpickled(dataset: FeedDataset) -> FeedDataset:
+    copied: FeedDataset = pickle.loads(cloudpickle.dumps(dataset))
+    return copied
+
+
+@pytest.mark.parametrize("copied", [_unpickled, _uncloudpickled, copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_persistent_workers_of_a_copy_see_its_epoch(
+    table: Path, copied: Callable[[FeedDataset], FeedDataset], context: str
+) -> None:
+    feed = make_feed(str(table), split="test", batch_size=3)
+    dataset = copied(FeedDataset(feed))
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context=context
+    )
+    for number in (0, 1, 2):
+        dataset.set_epoch(number)
+        assert _told(loader) == _told(feed.epoch(number))
 
 
 def _refusal(loader: DataLoader[Any]) -> str:
@@ -114,12 +141,25 @@ def test_a_shard_that_may_be_the_workers_own_is_refused(table: Path) -> None:
     assert re.search(r"shard \(1, 2\) .*: make the feed before the DataLoader", _refusal(loader))
 
 
-def test_map_style_datasets_have_steps_without_workers_only(table: Path, patients: list[Made]) -> None:
-    dataset = ByIndex(make_feed(str(table), batch_size=7))
-    assert _patients(_told(DataLoader(dataset, batch_size=None))) == [patient.patient_id for patient in patients]
-    assert re.search(
-        "ByIndex is a map-style Dataset, whose 2 workers", _refusal(DataLoader(dataset, batch_size=None, num_workers=2))
-    )
+@pytest.mark.parametrize("kind", [ByIndex, OwnShare])
+def test_a_feed_in_one_of_several_workers_is_refused_whatever_the_dataset_does(
+    table: Path, patients: list[Made], kind: type[ByIndex] | type[OwnShare]
+) -> None:
+    dataset = kind(make_feed(str(table), batch_size=7))
+    expected = [patient.patient_id for patient in patients]
+    for workers in (0, 1):
+        assert _patients(_told(DataLoader(dataset, batch_size=None, num_workers=workers))) == expected
+    for workers in (2, 3):
+        assert re.search(
+            rf"Feed\.epoch runs in worker 0 of {workers} of a DataLoader, .*: use FeedDataset",
+            _refusal(DataLoader(dataset, batch_size=None, num_workers=workers)),
+        )
+
+
+def test_an_epoch_that_nobody_began_is_refused_in_several_workers_too(table: Path) -> None:
+    epoch = make_feed(str(table)).epoch(0)
+    loader = DataLoader(Begun(epoch), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert "use FeedDataset" in _refusal(loader)
 
 
 def test_an_epoch_that_began_before_the_fork_is_refused(table: Path) -> None:
@@ -134,8 +174,8 @@ def test_an_epoch_that_began_before_the_fork_is_refused(table: Path) -> None:
 
 def test_a_feed_can_be_sent_to_another_process(table: Path) -> None:
     feed = make_feed(str(table), split="test", columns=("embeddings_max", "tile_index"))
-    copy = pickle.loads(pickle.dumps(feed))
-    assert _told(copy.epoch(1)) == _told(feed.epoch(1))
+    sent = pickle.loads(pickle.dumps(feed))
+    assert _told(sent.epoch(1)) == _told(feed.epoch(1))
     with multiprocessing.get_context("fork").Pool(1) as pool:  # no worker of a DataLoader: all of the epoch
         assert pool.apply(_count, (feed,)) == 10
 
@@ -156,12 +196,20 @@ def test_loaders_of_patches_are_refused_in_workers_and_go_on_outside(tmp_path: P
     for loader, name in zip(loaders, ("PatchLoader", "WindowFeed"), strict=True):
         epoch = loader.epoch(0)
         came = len(next(epoch))
-        for workers in (1, 2):
-            with pytest.raises(
-                FeedError, match=rf"{name} runs in worker 0 of {workers} of a DataLoader, and each would"
-            ):
-                list(DataLoader(Patches(loader), batch_size=None, num_workers=workers, multiprocessing_context="fork"))
+        several = DataLoader(Patches(loader), batch_size=None, num_workers=2, multiprocessing_context="fork")
+        with pytest.raises(FeedError, match=rf"{name} runs in worker 0 of 2 of a DataLoader, and each would"):
+            list(several)
         assert came + sum(map(len, epoch)) == 100  # what it had begun is as it was
+
+
+def test_loaders_of_patches_yield_each_patch_once_in_a_worker_that_has_nobody_to_share_with(tmp_path: Path) -> None:
+    spec, folder = spec_of(write_slides(tmp_path)), WindowFolder(tmp_path / "windows")
+    folder.root.mkdir()
+    plan_in(folder, spec)
+    produce(folder, spec, 0)
+    for loader in (PatchLoader(spec, n_parallel=1, say=_said), WindowFeed(folder.root, say=_said)):
+        alone = DataLoader(Patches(loader), batch_size=None, num_workers=1, multiprocessing_context="fork")
+        assert sum(map(len, alone)) == 100
 
 
 def test_a_fork_of_a_loader_of_patches_leaves_its_parents_processes_alone(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from tests.spark.conftest import COHORT, Again, by, rows_of, unchanged
 HALVES = {"train": 0.5, "validation": 0.25, "test": 0.25}
 
 
-def split_in(spark: SparkSession, config: Config) -> Run:
+def split_in(spark: SparkSession, config: Config, *, redo: bool = False) -> Run:
     run = Run(config, spark, "splits")
-    assert splits.split(run, argparse.Namespace()) == 0
+    assert splits.split(run, argparse.Namespace(redo=redo)) == 0
     return run
 
 
@@ -116,9 +116,7 @@ def test_what_would_move_a_patient_is_refused_and_folds_may_change(spark: SparkS
         ({"validation": 0.1, "test": 0.4}, "splits.validation is 0.1, it was 0.25; splits.test is 0.4, it was 0.25"),
         ({"stratify": "center_id"}, "splits.stratify is"),
     ):
-        with pytest.raises(
-            ConfigError, match=r"set it back; or set splits\.redo=true to deal all patients anew"
-        ) as caught:
+        with pytest.raises(ConfigError, match=r"set it back; or give --redo to deal all patients anew") as caught:
             split_in(spark, again(splits=HALVES | changed))
         assert said in str(caught.value)
     config = again(splits=HALVES | {"folds": 2})
@@ -135,17 +133,19 @@ def test_redo_deals_anew_where_settings_differ_and_only_there(
     before = splits_of(config)
     with unchanged(config, "patients", "slides"):
         version = DeltaTable(f"{config.output.root}/splits").version()
-        split_in(spark, again(splits=HALVES | {"folds": 2, "redo": True}))  # nothing differs: nobody is dealt
+        split_in(spark, again(splits=HALVES | {"folds": 2}), redo=True)  # nothing differs: nobody is dealt
         assert DeltaTable(f"{config.output.root}/splits").version() == version
     capsys.readouterr()
-    other: dict[str, Any] = {"train": 0.4, "validation": 0.3, "test": 0.3, "seed": 5, "folds": 2, "redo": True}
+    other: dict[str, Any] = {"train": 0.4, "validation": 0.3, "test": 0.3, "seed": 5, "folds": 2}
     rows: list[tuple[Any, ...]] = [*COHORT, ("new", "north", "010", 0, "CE")]
     config = again(rows, splits=other)
     with monkeypatch.context() as killed:  # after the rows, before the settings are noted
         killed.setattr(splits, "_note_settings", lambda run: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            split_in(spark, config)
-    run = split_in(spark, config)
+            split_in(spark, config, redo=True)
+    with pytest.raises(ConfigError, match="--redo"):
+        split_in(spark, config)
+    run = split_in(spark, config, redo=True)
     images = Counter(row[2] for row in rows)
     cohort = {row[2]: Patient(row[2], row[1], row[4], images[row[2]]) for row in rows}
     fresh = assign_splits(cohort.values(), {name: other[name] for name in SPLITS}, {}, seed=5)
@@ -163,15 +163,28 @@ def test_redo_deals_anew_where_settings_differ_and_only_there(
         split_in(spark, again(rows, splits=HALVES))
 
 
-def test_splits_that_training_refuses_are_told(
+def test_each_warning_says_what_is_refused_and_what_is_empty(
     spark: SparkSession, again: Again, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """4 labelled patients with bags or without, 2 of each class: too few for three splits."""
-    split_in(spark, again(splits=HALVES | {"folds": 3}))
-    warning = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  WARNING"))
-    assert "train refuses these splits: " in warning and "splits.redo=true" in warning
-    assert re.search(r"split (validation|test) has [01] labelled patients", warning)
-    assert "fold 0: split " in warning
+    def warnings(splits: dict[str, Any], *, redo: bool = False) -> list[str]:
+        rows = [(f"i{i}", "north", f"{i:03}", 0, "CE" if i % 2 else "LAA") for i in range(4)]
+        split_in(spark, again(rows, splits=splits), redo=redo)
+        lines = capsys.readouterr().out.splitlines()
+        return [line.removeprefix("  WARNING   ") for line in lines if line.startswith("  WARNING")]
+
+    assert warnings({"train": 1.0, "validation": 0, "test": 0}) == []  # nobody asked for the splits that are empty
+    rare = {"train": 0.98, "validation": 0.01, "test": 0.01}  # 4 images: a hundredth is nobody
+    assert warnings(rare, redo=True) == [
+        f"split {name} has 0 labelled patients, and splits.{name} is 0.01: add patients, or deal anew with --redo and another "
+        "splits.seed or other shares"
+        for name in ("validation", "test")
+    ]
+    folds = [line for line in warnings(rare | {"folds": 4}) if "fold" in line]
+    assert [line.partition(" has ")[0] for line in folds] == [
+        f"training.fold={fold} is refused: split validation" for fold in range(4)
+    ]
+    [line] = warnings({"train": 0.75, "validation": 0.25, "test": 0}, redo=True)
+    assert re.match("train refuses these splits: split validation has 1 labelled patients, 0 of (CE|LAA): add", line)
 
 
 def test_a_slide_under_two_names_is_refused_before_anything_is_written(

@@ -37,6 +37,24 @@ def test_figures_are_those_of_scikit_learn(classes: int, seed: int) -> None:
     assert {name: measured[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_a_class_without_patients_is_left_out(absent: int) -> None:
+    labels, probabilities = sample(3)
+    there = labels != absent
+    labels, probabilities = labels[there], probabilities[there]
+    measured = measure(labels, probabilities)
+    areas = [reference.roc_auc_score(labels == k, probabilities[:, k]) for k in {0, 1, 2} - {absent}]
+    assert measured["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
+    assert measured["balanced_accuracy"] == pytest.approx(
+        reference.recall_score(
+            labels, probabilities.argmax(1), labels=sorted({0, 1, 2} - {absent}), average="macro", zero_division=0
+        )
+    )
+    assert all(np.isfinite(list(measured.values())))
+    found = evaluate(labels, probabilities, CLASSES[3], ["a"] * len(labels))
+    assert all(figure.value is not None and figure.low is not None for figure in found.metrics.values())
+
+
 def test_the_weighted_log_loss_is_the_challenges_on_an_example_worked_by_hand() -> None:
     labels = np.array([0, 0, 0, 1])
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.3, 0.7]], np.float64)

@@ -162,6 +162,23 @@ def test_three_classes_with_colours_and_centre_sampled_tiles_and_both_columns(tm
     assert np.allclose(saved.loc[bags.patient_id, list(card.classes)].to_numpy(), probabilities.numpy(), atol=1e-6)
 
 
+def test_a_class_too_rare_for_a_held_out_split_is_named_and_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = draw_cohort(90, EASY, classes=("CE", "LAA", "other"))
+    write_patients(tmp_path, [p for p in drawn if p.split != "validation" or p.label != "other"])
+    folder, card = trained(tmp_path, epochs=2)
+    n = sum(p.split == "validation" and p.label != "other" for p in drawn)
+    assert (
+        f"slidelake train: split validation has {n} labelled patients, 0 of other: the figures"
+        in capsys.readouterr().err
+    )
+    assert card.classes == ("CE", "LAA", "other")
+    assert all(np.isfinite(value) for figures in card.history for value in figures.values())
+    report = json.loads((folder / "report.json").read_text())
+    assert all(figure["value"] is not None for split in report.values() for figure in split["metrics"].values())
+
+
 _KILLED = """
 import os, signal, sys
 import torch
@@ -308,6 +325,10 @@ def test_what_can_not_be_trained_on_is_refused_before_any_work(
     some = patients[:12]
     write_patients(tmp_path, [Drawn(**(vars(p) | {"label": "CE"})) for p in some])
     assert "12 labelled patients of 1 classes" in refusal(tmp_path, capsys)
+    for label in ("from_prior", "patient_id", "split", "center_id", "Label"):
+        write_patients(tmp_path, [Drawn(**(vars(p) | {"label": label})) if p.label == "LAA" else p for p in some])
+        line = refusal(tmp_path, capsys)
+        assert f"has labels '{label}', which name other columns" in line and "rename them in column label" in line
     write_patients(tmp_path, [Drawn(**(vars(p) | {"split": None})) for p in some])
     assert "run the splits job" in refusal(tmp_path, capsys)
     write_patients(tmp_path, [Drawn(**(vars(p) | {"split": "dev"})) for p in some])
@@ -322,7 +343,7 @@ def test_what_can_not_be_trained_on_is_refused_before_any_work(
     assert (
         "split validation has 3 labelled patients, 0 of LAA; split test has 1 labelled patients, 0 of CE: deal" in line
     )
-    assert "splits.redo=true" in line
+    assert "by the splits job with --redo" in line
     write_patients(tmp_path, [*some, Drawn(**(vars(some[0]) | {"split": "test"})), *patients[-2:]])
     assert f"patients are in two splits: {some[0].patient_id}" in refusal(tmp_path, capsys)
 

@@ -1,12 +1,14 @@
 """The feed as a Dataset, for PyTorch's DataLoader and what builds on it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
 
 from jobs.training.feed.bags import Bags
 from jobs.training.feed.feed import Feed
+from jobs.training.workers import worker_share
 
 
 class FeedDataset(IterableDataset[Bags]):
@@ -19,17 +21,27 @@ class FeedDataset(IterableDataset[Bags]):
         """Begin with epoch 0. `feed`: made in the trainer's process, so that all workers read one version of the table."""
         super().__init__()
         self._feed = feed
-        # in memory that persistent workers share, so that they see it change
-        self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._begin = torch.zeros(2, dtype=torch.int64)  # epoch, first step
+        self._share_memory()
 
-    def set_epoch(self, number: int) -> None:
-        """Choose the epoch that the next loop over the DataLoader yields."""
-        self._epoch.fill_(number)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, whose memory is not shared yet unless the copy is a DataLoader's own for a worker."""
+        self.__dict__.update(state)
+        self._share_memory()
+
+    def _share_memory(self) -> None:
+        """Let persistent workers see what `set_epoch` writes. Does nothing if the memory is shared."""
+        self._begin.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, number: int, first_step: int = 0) -> None:
+        """Choose the epoch, and the step to begin with, that the next loop over the DataLoader yields."""
+        self._begin.copy_(torch.tensor([number, first_step]))
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Return the number of steps of an epoch."""
         return self._feed.n_steps
 
     def __iter__(self) -> Iterator[Bags]:
-        """The steps of the epoch; in a worker of a DataLoader, its share of them."""
-        return self._feed.epoch(int(self._epoch))
+        """Yield the steps of the epoch; in a worker of a DataLoader, this worker's share of them."""
+        number, first_step = self._begin.tolist()
+        return self._feed.epoch_share(number, first_step, *worker_share())

@@ -15,7 +15,7 @@ from jobs.training.feed.delivery import delivered, groups_of
 from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
 from jobs.training.feed.reading import Gate, Part, Reader, reader_of
 from jobs.training.tables.pinned import PinnedTable, gone, pin_table
-from jobs.training.workers import worker_share
+from jobs.training.workers import refuse_workers, worker_share
 
 _log = logging.getLogger(__name__)
 _FAULT = "this is a fault of the feed, please report it"
@@ -49,7 +49,7 @@ def make_feed(
         patients: only these patient_ids; not together with `split`.
         shard: (rank, number of shards). Each patient is fed by one shard. All shards have equally many steps; one that runs
             out of patients gets a step with a patient that it had, marked in `Bags.repeated`. Workers of a DataLoader are no
-            shards: they share out the steps of theirs by themselves.
+            shards: `FeedDataset` shares the steps of a shard among them.
         batch_size: patients a step.
         bag_size: tiles sampled of each patient, anew each epoch: without replacement; where a patient has fewer, all of
             them and random ones again. None: all tiles as they are.
@@ -119,17 +119,18 @@ class Feed:
     def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
         """The steps of an epoch, from `first_step` on: the same patients, tiles and order each time it is asked for.
 
-        In worker w of the n of a DataLoader: every n-th of these steps from the w-th on, so that the DataLoader, which takes
-        turns with its workers, yields all of them once and in their order.
-
         Bags wait in memory for their turn: at most 512 MiB (`reading.AHEAD_BYTES`) or one row group if that has more,
         beside the row group that each thread is at, and the step after the one that is in use.
 
         Raises:
-            FeedError: a patient came not at all or twice, a row is not the one that was planned, a file is gone; or the
-                workers of a DataLoader can't share out the steps.
+            FeedError: a patient came not at all or twice, a row is not the one that was planned, a file is gone; or this is
+                one of several workers of a DataLoader, which `FeedDataset` is for.
         """
-        worker, n_workers = worker_share()
+        refuse_workers("Feed.epoch", "use FeedDataset, whose workers share the steps, or num_workers=0")
+        yield from self.epoch_share(number, first_step, 0, 1)
+
+    def epoch_share(self, number: int, first_step: int, worker: int, n_workers: int) -> Generator[Bags]:
+        """Yield every n-th step of `epoch` from the w-th on, for worker w of n: a DataLoader takes turns with its workers."""
         plan = plan_epoch(self.patients, self._shard, self._batch_size, self._seed, number, self._shuffle)
         if not 0 <= first_step <= len(plan):
             raise ValueError(f"first_step is {first_step}: an epoch has {len(plan)} steps")
@@ -223,7 +224,7 @@ def _check(
     if shard[1] > 1 and worker_share()[1] > 1:
         raise ValueError(
             f"shard {shard} in a worker of a DataLoader may be a rank's or this worker's: make the feed before the DataLoader "
-            "with shard=(rank, world), its workers share out the steps"
+            "with shard=(rank, world), and FeedDataset shares the steps among its workers"
         )
     for name, value in (("batch_size", batch_size), ("bag_size", bag_size), ("threads", threads)):
         if value is not None and value < 1:

@@ -22,12 +22,13 @@ _NUMBERS_AT_ONCE = 10_000_000
 
 
 def auroc(labels: Ints, probabilities: Floats, counts: Floats) -> Floats:
-    """Area under the ROC curve: of the second class where there are two, else the mean over one class against the rest.
+    """Area under the ROC curve: of the second class if there are two, else the mean over one class against the rest.
 
-    NaN where a class has no patient, for then it has no ROC.
+    Classes without a patient in `labels` are left out. NaN for a resample that lacks one of the others, and if all patients
+    have one class.
     """
-    classes = range(probabilities.shape[1])
-    areas = [_area(labels == k, probabilities[:, k], counts) for k in ([1] if len(classes) == 2 else classes)]
+    classes = [1] if probabilities.shape[1] == 2 else np.unique(labels)
+    areas = [_area(labels == k, probabilities[:, k], counts) for k in classes]
     return np.asarray(np.mean(areas, axis=0))
 
 

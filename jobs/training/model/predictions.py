@@ -16,6 +16,9 @@ from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 
 _NO_CORNERS = np.zeros(0, np.int32), np.zeros(0, np.int32)
+# Columns of CSVs that have one column per class too: of the job predict, and of train for validation and test.
+SUBMISSION_COLUMNS = ("patient_id", "from_prior")
+HELD_OUT_COLUMNS = ("patient_id", "split", "center_id", "label")
 VERSION = 2  # raise it when the same model and bag begin to give other rows
 
 
@@ -97,7 +100,8 @@ def submission_csv(
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["patient_id", *classes, "from_prior"])
+    first, last = SUBMISSION_COLUMNS
+    writer.writerow([first, *classes, last])
     for patient_id in sorted(probabilities):
         numbers = (repr(float(probabilities[patient_id][name])) for name in classes)
         writer.writerow([patient_id, *numbers, "true" if patient_id in from_prior else "false"])

@@ -126,7 +126,7 @@ class PatchLoader:
             SlideError: a slide that can't be read, by name, with on_bad_slide="raise".
             RuntimeError: a patch did not come, or came twice: a fault of ours, never silent.
         """
-        refuse_workers("PatchLoader")
+        refuse_workers("PatchLoader", "iterate over it in the trainer's own process, with num_workers=0")
         if not 0 <= first_step <= self.n_steps:
             raise ValueError(f"first_step = {first_step}: an epoch has {self.n_steps} steps")
         meter = Meter()

@@ -95,8 +95,9 @@ def plan_units(
 
 def named(error: Exception, image_id: str, uri: str, storage_options: StorageOptions | None) -> SlideError:
     """Any error of reading a slide, with its image_id and without a secret."""
-    told = as_slide_error(error, public_uri(uri), secrets_of(uri, storage_options))
-    return SlideError(told.code, f"{image_id}: {told.message}")
+    if not isinstance(error, SlideError):
+        error = as_slide_error(error, public_uri(uri), secrets_of(uri, storage_options))
+    return SlideError(error.code, f"{image_id}: {error.message}")
 
 
 def tell_skipped(image_id: str, patches: int, why: str) -> None:

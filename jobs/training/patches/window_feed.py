@@ -95,7 +95,7 @@ class WindowFeed:
             RuntimeError: the job failed (with its reason), or a patch did not come just once.
             TimeoutError: no window came in time.
         """
-        refuse_workers("WindowFeed")
+        refuse_workers("WindowFeed", "iterate over it in the trainer's own process, with num_workers=0")
         plan = self.plan
         if not 0 <= number < len(plan.n_windows):
             raise ValueError(
