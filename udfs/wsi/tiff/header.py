@@ -2,6 +2,7 @@
 
 import logging
 import re
+from itertools import compress
 from typing import Any, BinaryIO, Literal
 
 import tifffile
@@ -15,7 +16,7 @@ from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
 from udfs.wsi.tiff.mpp import spacing_of
 from udfs.wsi.tiff.philips import level_pages
-from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, is_added
+from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, is_added, level_0_of, warnings_of_added
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
 _MASK, _MACRO = 4, 8  # bits of NewSubfileType; the latter is Aperio's
@@ -45,7 +46,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         texts = texts_of(tiff.pages.first)
         vendor = "hamamatsu" if is_ndpi else texts.vendor or vendor
         pages = _image_pages(tiff, texts, warnings)
-        base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
+        base = level_0_of(pages)
         width, height = int(base.imagewidth), int(base.imagelength)
         check_size(uri, width, height)
         _check_grid(texts, base)
@@ -133,8 +134,13 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     planes = {page.tags.valueof(_FOCAL_PLANE, default=0) for page in images if page.is_ndpi and not _is_of_glass(page)}
     if len(planes) > 1:
         warnings.append(f"it has {len(planes)} focal planes: the middle one is read")
-    added = directories_added(texts.xml.get("OME"))
-    return [page for page in images if not _is_no_level(page) and page.treeindex[0] not in added] or images
+    numbers = directories_added(texts.xml.get("OME"))
+    is_left_out = [_is_no_level(page) or page.treeindex[0] in numbers for page in images]
+    kept = [page for page, left_out in zip(images, is_left_out, strict=True) if not left_out]
+    if not kept:
+        return images
+    warnings += warnings_of_added(compress(images, is_left_out), kept)
+    return kept
 
 
 def _is_no_level(page: Any) -> bool:

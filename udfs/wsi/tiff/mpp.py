@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 from udfs.wsi.plausible import plausible_spacing
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.philips import slide_spacing
-from udfs.wsi.tiff.texts import DESCRIPTION, Texts, number_of, text_of
+from udfs.wsi.tiff.texts import DESCRIPTION, Texts, directory_of, number_of, text_of
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _INCH = 2
@@ -155,16 +155,9 @@ def _pixels_of(root: Element, base: Any) -> Element | None:
     mine = [
         pixels
         for pixels in same_size
-        if any(_is_at(plane, base.index, root) for plane in pixels.iterfind("{*}TiffData"))
+        if any(directory_of(plane, root) == base.index for plane in pixels.iterfind("{*}TiffData"))
     ]
     return next(iter(mine or same_size), None)
-
-
-def _is_at(plane: Element, directory: int, root: Element) -> bool:
-    """Whether a TiffData element begins at a directory of this file."""
-    file = plane.findtext("{*}UUID")
-    is_here = file is None or root.get("UUID") is None or file.strip() == root.get("UUID")
-    return is_here and plane.get("IFD", "0") == str(directory)
 
 
 def _um_of(unit: str | None) -> float | None:

@@ -71,3 +71,14 @@ def number_of(text: str | None) -> float | None:
         return float((text or "").strip().replace(",", "."))
     except ValueError:
         return None
+
+
+def directory_of(plane: Element, root: Element) -> int | None:
+    """The directory of this file that a TiffData element of OME-XML begins at.
+
+    None if its UUID is that of another file, or it gives no directory.
+    """
+    uuid, file = root.get("UUID"), plane.findtext("{*}UUID")
+    is_here = file is None or uuid is None or file.strip() == uuid
+    number = plane.get("IFD", "").strip()
+    return int(number) if is_here and number.isascii() and number.isdecimal() and len(number) < 10 else None
