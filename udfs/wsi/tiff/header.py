@@ -21,7 +21,7 @@ from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
 _MASK, _MACRO = 4, 8  # bits of NewSubfileType; the latter is Aperio's
 _NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
-_OVERLAP = re.compile(r"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
+_OVERLAP = re.compile(r"""<TileJointInfo [^<>]*?Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
 _OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's description: pixels along x and y, level by level
 
 # tifffile reports what it stumbles over; here it becomes a SlideError or is of no interest to users.
@@ -51,7 +51,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         check_size(uri, width, height)
         _check_grid(texts, base)
         warnings += check_pictures(tiff, base, pages)
-        levels = _pyramid(base, pages, warnings)
+        levels = _pyramid(base, pages, size, warnings)
         spacing = spacing_of(texts, base)
     except SlideError as error:
         if uri in error.message:
@@ -64,7 +64,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise SlideError(
             ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
         ) from None
-    end = max(_end_byte(level) for level in levels)
+    end = _end_byte(levels[0])
     if end > size:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED, f"{uri} has {size:,} bytes where the header counts on {end:,}: upload it again"
@@ -155,17 +155,25 @@ def _is_of_glass(page: Any) -> bool:
     return bool(page.tags.valueof(_LENS, default=1) <= 0)
 
 
-def _pyramid(base: Any, pages: list[Any], warnings: list[str]) -> tuple[Level, ...]:
-    """Level 0 and the pages that are smaller copies of it, told by structure; where it has SubIFDs, these alone."""
+def _pyramid(base: Any, pages: list[Any], size: int, warnings: list[str]) -> tuple[Level, ...]:
+    """Level 0 and its smaller copies in a file of `size` bytes, found by their structure; if it has SubIFDs, only these."""
     levels = {1.0: level_of(base)}
     for page in base.pages or pages:
         downsample = _reduction(base, page)
         if downsample is None:
             continue
+        fault = ""
         try:
-            levels.setdefault(downsample, level_of(page, downsample))
-        except SlideError as error:  # level 0 is good, which is enough
-            warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {error.message}")
+            level = level_of(page, downsample)
+        except SlideError as error:
+            fault = error.message
+        else:
+            if (end := _end_byte(level)) > size:
+                fault = f"the file has {size:,} bytes where the level's directory counts on {end:,}: upload it again"
+        if fault:  # level 0 is good, which is enough
+            warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {fault}")
+        else:
+            levels.setdefault(downsample, level)
     return tuple(levels[downsample] for downsample in sorted(levels))
 
 

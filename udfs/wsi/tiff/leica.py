@@ -5,6 +5,10 @@ from xml.etree.ElementTree import Element
 
 from udfs.wsi.errors import ErrorCode, SlideError
 
+Box = tuple[int, int, int, int]  # left, top, width and height on the glass, nm
+
+_SAME = 0.01  # of an edge of the glass
+
 
 @dataclass(frozen=True)
 class Area:
@@ -26,7 +30,7 @@ def scanned_area(scn: Element) -> Area:
     """
     glass = _box(scn.find("{*}collection"))
     images = [image for image in scn.iterfind(".//{*}image") if _levels(image)]
-    areas = [image for image in images if glass is None or _box(image.find("{*}view")) != glass]
+    areas = [image for image in images if glass is None or not _is_same(_box(image.find("{*}view")), glass)]
     if not areas:  # the whole glass was scanned
         areas = sorted(images, key=lambda image: -_number(_levels(image)[0], "sizeX"))[:1]
     if len(areas) != 1:
@@ -55,12 +59,19 @@ def _levels(image: Element) -> list[Element]:
     return sorted(levels, key=lambda level: (_number(level, "z"), -_number(level, "sizeX")))
 
 
-def _box(element: Element | None) -> tuple[int, int, int, int] | None:
+def _box(element: Element | None) -> Box | None:
     """Left, top, width and height on the glass, nm; None if there are none."""
     if element is None or element.get("sizeX") is None:
         return None
     left, top, width, height = (_number(element, name) for name in ("offsetX", "offsetY", "sizeX", "sizeY"))
     return left, top, width, height
+
+
+def _is_same(box: Box | None, glass: Box) -> bool:
+    """Whether an image shows the whole glass, to within 1 % of its edges: writers round."""
+    return box is not None and all(
+        abs(one - other) <= _SAME * edge for one, other, edge in zip(box, glass, 2 * glass[2:], strict=True)
+    )
 
 
 def _number(element: Element, name: str) -> int:

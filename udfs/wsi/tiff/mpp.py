@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 from udfs.wsi.plausible import plausible_spacing
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.philips import slide_spacing
-from udfs.wsi.tiff.texts import DESCRIPTION, Texts, directory_of, number_of, text_of
+from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, directory_of, number_of, text_of, texts_of
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _INCH = 2
@@ -31,6 +31,10 @@ _UM_BY_WORD = {  # in the singular
 }
 _UM_BY_WORD |= {"nanometre": 1e-3, "millimeter": 1e3, "millimetre": 1e3, "centimeter": 1e4, "centimetre": 1e4}
 _UM_BY_WORD |= {"meter": 1e6, "metre": 1e6, "angstrom": 1e-4}
+
+_NUMBER = re.compile(r"\s*[+-]?[\d.,]+(e[+-]?\d+)?", re.IGNORECASE)
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=([^|]*)")
+_IMAGEJ_UNIT = re.compile(r"^(y?unit)=([^\r\n]*)", re.MULTILINE)
 
 Pair = tuple[float | None, float | None]  # along x and y; None where it is not said
 
@@ -96,8 +100,11 @@ def _aperio(texts: Texts, base: Any) -> Pair:
     about = text_of(base, DESCRIPTION)
     if not about.startswith("Aperio"):
         return None, None
-    fields = dict(part.partition("=")[::2] for part in about.split("|")[1:])
-    mpp = number_of({name.strip(): value for name, value in fields.items()}.get("MPP"))
+    value = next(iter(_APERIO_MPP.findall(about)[-1:]), "")
+    number = _NUMBER.match(value)
+    mpp = number_of(number[0]) if number else None
+    um = _um_of(value[number.end() :].strip() or "um") if number else None
+    mpp = mpp * um if mpp and um else None
     return mpp, mpp
 
 
@@ -106,7 +113,7 @@ def _imagej(texts: Texts, base: Any) -> Pair:
     about = text_of(base, DESCRIPTION)
     if not about.startswith(("ImageJ=", "SCIFIO=")):
         return None, None
-    fields = dict(line.partition("=")[::2] for line in about.splitlines())
+    fields = dict(_IMAGEJ_UNIT.findall(about))
     x, y = (_ratio(base.tags.valueof(code)) for code in (_X_RESOLUTION, _Y_RESOLUTION))
     unit = fields.get("unit")
     um = [_um_of(fields.get(name, unit)) for name in ("unit", "yunit")]
@@ -120,6 +127,8 @@ def _philips(texts: Texts, base: Any) -> Pair:
 
 def _ventana(texts: Texts, base: Any) -> Pair:
     scan = texts.xml.get("iScan")
+    if scan is None and "iScan" in text_of(base, XMP):  # of level 0, if another picture comes first
+        scan = texts_of(base).xml.get("iScan")
     mpp = None if scan is None else number_of(scan.get("ScanRes"))
     return mpp, mpp
 
