@@ -207,7 +207,7 @@ def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
 def _check_grid(texts: Texts, base: Any) -> None:
     """Refuse slides whose tiles are no grid: put side by side they would show pixels twice."""
     if _OVERLAP.search(text_of(base, XMP)) or any(
-        _OVERLAPS.search(about) for about in (texts.about, text_of(base, DESCRIPTION))
+        _OVERLAPS.search(text) for text in (texts.description, text_of(base, DESCRIPTION))
     ):
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,

@@ -1,4 +1,4 @@
-"""Leica SCN: which directories hold the slide, and at which spacing, as its XML says."""
+"""Leica SCN: the directories that hold the slide, and their spacing, from the XML."""
 
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
@@ -16,14 +16,14 @@ class Area:
 
     directories: tuple[int, ...]  # of its first focal plane, the widest first
     focal_planes: int
-    mpp: tuple[float | None, float | None]  # um a pixel of the first directory, along x and y
+    mpp: tuple[float | None, float | None]  # um/px of the first directory, along x and y
 
 
 def scanned_area(scn: Element) -> Area:
-    """The one area that was scanned. The macro image, which shows the whole glass, is not one.
+    """Returns the one area that was scanned. The macro image, which shows the whole glass, does not count.
 
     Args:
-        scn: root of the XML.
+        scn: the root of the XML.
 
     Raises:
         SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
@@ -54,13 +54,13 @@ def scanned_area(scn: Element) -> Area:
 
 
 def _levels(image: Element) -> list[Element]:
-    """Its levels, the first focal plane before the others, the widest level of each first."""
+    """Returns the levels of an image, the first focal plane before the others, the widest level of each first."""
     levels = image.iterfind("{*}pixels/{*}dimension")
     return sorted(levels, key=lambda level: (_number(level, "z"), -_number(level, "sizeX")))
 
 
 def _box(element: Element | None) -> Box | None:
-    """Left, top, width and height on the glass, nm; None if there are none."""
+    """Returns the place of an element on the glass; None if the XML gives no size."""
     if element is None or element.get("sizeX") is None:
         return None
     left, top, width, height = (_number(element, name) for name in ("offsetX", "offsetY", "sizeX", "sizeY"))

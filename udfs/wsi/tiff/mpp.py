@@ -1,4 +1,4 @@
-"""The spacing of level 0, in um/px: what its own directory and the vendor's XML say, and which of these holds."""
+"""The spacing of level 0, in um/px, from its own directory and the vendor's XML."""
 
 import re
 import unicodedata
@@ -36,12 +36,12 @@ _NUMBER = re.compile(r"\s*[+-]?[\d.,]+(e[+-]?\d+)?", re.IGNORECASE)
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=([^|]*)")
 _IMAGEJ_UNIT = re.compile(r"^(y?unit)=([^\r\n]*)", re.MULTILINE)
 
-Pair = tuple[float | None, float | None]  # along x and y; None where it is not said
+Pair = tuple[float | None, float | None]  # along x and y; None if unknown
 
 
 @dataclass(frozen=True)
 class Spacing:
-    """um/px of level 0; None where the file does not say, or can't be true."""
+    """um/px of level 0; None if the file has no plausible value."""
 
     mpp_x: float | None
     mpp_y: float | None
@@ -49,9 +49,9 @@ class Spacing:
 
 
 def spacing_of(texts: Texts, base: Any) -> Spacing:
-    """The spacing of level 0.
+    """Returns the spacing of level 0.
 
-    The first source that says something plausible holds. Sources are in OpenSlide's order where it knows them; OME-XML
+    The first source with a plausible value is used. Sources are in OpenSlide's order where it knows them; OME-XML
     comes before the tags, as its specification has it.
 
     Args:
@@ -67,13 +67,13 @@ def spacing_of(texts: Texts, base: Any) -> Spacing:
         "the TIFF tags": _tags,
         "the Leica XML": _leica,
     }
-    said = {name: read(texts, base) for name, read in sources.items()}
-    found = {name: mpp for name, pair in said.items() if (mpp := plausible_spacing(*pair))}
+    pairs = {name: read(texts, base) for name, read in sources.items()}
+    found = {name: mpp for name, pair in pairs.items() if (mpp := plausible_spacing(*pair))}
     warnings = texts.warnings
     if not found:
         return Spacing(None, None, tuple(warnings))
     (name, mpp), *others = found.items()
-    if None in said[name]:
+    if None in pairs[name]:
         warnings.append(f"{_text(mpp)} um/px by {name}, along one axis only: pixels are taken as square")
     for other, value in others:
         if any(abs(one - two) > _SAME * one for one, two in zip(mpp, value, strict=True)):
@@ -97,10 +97,10 @@ def _tags(texts: Texts, base: Any) -> Pair:
 
 
 def _aperio(texts: Texts, base: Any) -> Pair:
-    about = text_of(base, DESCRIPTION)
-    if not about.startswith("Aperio"):
+    description = text_of(base, DESCRIPTION)
+    if not description.startswith("Aperio"):
         return None, None
-    value = next(iter(_APERIO_MPP.findall(about)[-1:]), "")
+    value = next(iter(_APERIO_MPP.findall(description)[-1:]), "")
     number = _NUMBER.match(value)
     mpp = number_of(number[0]) if number else None
     um = _um_of(value[number.end() :].strip() or "um") if number else None
@@ -109,11 +109,11 @@ def _aperio(texts: Texts, base: Any) -> Pair:
 
 
 def _imagej(texts: Texts, base: Any) -> Pair:
-    """ImageJ's tags are pixels per unit, and its description says which unit; so write others for it."""
-    about = text_of(base, DESCRIPTION)
-    if not about.startswith(("ImageJ=", "SCIFIO=")):
+    """ImageJ's tags are pixels per unit, and its description names the unit; other programs write the same."""
+    description = text_of(base, DESCRIPTION)
+    if not description.startswith(("ImageJ=", "SCIFIO=")):
         return None, None
-    fields = dict(_IMAGEJ_UNIT.findall(about))
+    fields = dict(_IMAGEJ_UNIT.findall(description))
     x, y = (_ratio(base.tags.valueof(code)) for code in (_X_RESOLUTION, _Y_RESOLUTION))
     unit = fields.get("unit")
     um = [_um_of(fields.get(name, unit)) for name in ("unit", "yunit")]
@@ -180,7 +180,7 @@ def _um_of(unit: str | None) -> float | None:
 
 
 def _ratio(value: Any) -> float | None:
-    """A resolution tag as a number: TIFF's rational, or what else a writer took."""
+    """Returns a resolution tag as a number: TIFF's rational, or another type that a writer chose."""
     numbers = value if isinstance(value, tuple) else (value, 1)
     try:
         return float(numbers[0]) / float(numbers[1]) or None
