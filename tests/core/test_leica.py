@@ -85,6 +85,29 @@ def test_several_areas_are_refused_with_their_number(tmp_path: Path, second: flo
         assert f"{count} areas" in error.message and "convert it" in error.message
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'<view sizeX="26000000"', b'<view sizeX="25999999"'),
+        (b'offsetX="0" offsetY="0"', b'offsetX="-9" offsetY="700000"'),
+        (b'sizeY="76000000" offsetX="0"', b'sizeY="76500000" offsetX="0"'),
+    ],
+)
+def test_a_macro_may_miss_the_edges_of_the_glass_by_little(tmp_path: Path, old: bytes, new: bytes) -> None:
+    """Its view is then not the collection's to the nanometre."""
+    path = write_scn(tmp_path / "slide.scn", [MACRO, ScnImage(AREA)])
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    # Directories lie behind the XML: places must stay the same.
+    at = content.index(b"<barcode>")
+    changed = content.replace(old, new)
+    cut = len(changed) - len(content)
+    assert cut <= len(b"<barcode>YQ==</barcode>")
+    padded = changed[:at] + changed[at:].replace(b"<barcode>YQ==</barcode>", b" " * (23 - cut), 1)
+    path.write_bytes(padded)
+    assert_is_the_area(path)
+
+
 def test_a_macro_is_no_area_of_several(tmp_path: Path) -> None:
     images = [MACRO, ScnImage(AREA), ScnImage(AREA, at_nm=BELOW)]
     assert "2 areas" in refusal(write_scn(tmp_path / "slide.scn", images)).message

@@ -263,3 +263,38 @@ def test_a_level_that_is_not_read_is_named(image: Pixels, tmp_path: Path) -> Non
     with open_slide(str(path)) as slide:
         [warning] = slide.warnings
     assert warning.startswith("its level of 550 x 500 px is not read: ") and "LZMA" in warning
+
+
+def test_a_level_beyond_the_end_of_the_file_is_named(image: Pixels, tmp_path: Path) -> None:
+    """Level 0 is read; if it lies beyond the end, the file is refused."""
+    for directory in (1, 0):
+        path = tmp_path / f"{directory}.tif"
+        with tifffile.TiffWriter(path) as writer:
+            for downsample in (1, 2, 4):
+                write_encoded(writer, area_average(image, downsample), DEFLATE)
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            page = tiff.pages[directory].aspage()
+            page.tags["TileOffsets"].overwrite([*page.dataoffsets[:-1], 10**8])
+        if directory:
+            assert_levels(path, image, (1, 4))
+            with open_slide(str(path)) as slide:
+                [warning] = slide.warnings
+            assert warning.startswith("its level of 550 x 500 px is not read: the file has") and "on 100,0" in warning
+        else:
+            with pytest.raises(SlideError) as caught:
+                open_slide(str(path))
+            assert caught.value.code is ErrorCode.FILE_TRUNCATED
+
+
+@pytest.mark.parametrize("compression", ["zlib", "jpeg"])
+def test_rgb_under_the_number_of_grey_is_rgb(image: Pixels, tmp_path: Path, compression: str) -> None:
+    """Three samples, none of them extra; OpenSlide reads it, too."""
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, image, photometric="rgb", tile=(128, 128), compression=compression, metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages.first.tags["PhotometricInterpretation"].overwrite(1)
+    with open_slide(str(path)) as slide:
+        [(_, tile)] = slide.read_tiles([(100, 200)], 300)
+    if compression == "zlib":
+        np.testing.assert_array_equal(tile, image[200:500, 100:400])
+    assert tile.shape == (300, 300, 3)

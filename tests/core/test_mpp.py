@@ -6,6 +6,7 @@ from typing import Any
 
 import openslide
 import pytest
+import tifffile
 
 from tests.slides.make import position_pixels
 from tests.slides.ndpi import MACRO, NdpiImage, write_ndpi
@@ -61,6 +62,15 @@ def ventana(xmp: str, **how: Any) -> Write:
     return described("level=0 mag=40 quality=95", xmp=xmp, software="ScanOutputManager 1.1.0.15854", **how)
 
 
+def ventana_behind_a_label(path: Path) -> Path:
+    xmp = b'<?xml version="1.0"?><EncodeInfo><SlideInfo><iScan ScanRes="0.25"/></SlideInfo></EncodeInfo>'
+    common: dict[str, Any] = {"photometric": "rgb", "compression": "zlib", "metadata": None}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(position_pixels(64, 64), rowsperstrip=16, description="Label Image", **common)
+        writer.write(SLIDE_IMAGE, tile=(128, 128), extratags=[(700, 1, len(xmp), xmp, True)], **common)
+    return path
+
+
 def philips(xml: str, **how: Any) -> Write:
     return described(xml, software="Philips DP v1.0", **how)
 
@@ -84,6 +94,10 @@ MIXED = 'PhysicalSizeX="250" PhysicalSizeXUnit="nm" PhysicalSizeY="0.00025" Phys
 QUARTER: dict[str, Write] = {
     "aperio": aperio("MPP = 0.2500"),
     "aperio, decimal comma": aperio("MPP = 0,2500"),
+    "aperio, with its unit": aperio("MPP = 0.25 um", **DPI_72),
+    "aperio, with its unit and a comma": aperio("MPP = 0,25 \u00b5m|Title = a", per_unit=(20_000.0, 20_000.0)),
+    "aperio, in nanometres": aperio("MPP=250nm"),
+    "aperio, with an exponent": aperio("MPP = 2.5e-1"),
     "aperio, no blanks": aperio("MPP=0.25"),
     "aperio, a field without a value": aperio("Title|Empty = |User =|MPP = 0.25"),
     "aperio, fields on lines of their own": aperio("Left = 1\n|MPP = 0.25\n|Title = a"),
@@ -109,6 +123,7 @@ QUARTER: dict[str, Write] = {
     ),
     "ventana, in Metadata": ventana('<Metadata><iScan ScanRes="0.25"><AOI0/></iScan></Metadata>', **DPI_72),
     "ventana, decimal comma": ventana('<iScan ScanRes="0,25"/>  '),
+    "ventana, of level 0 behind a label": ventana_behind_a_label,
     "philips": philips(philips_xml(("WSI", 0.25))),
     "philips, macro first": philips(philips_xml(MACRO_XML, ("LABELIMAGE", 9.0), ("WSI", 0.25), manufacturer=False)),
     "philips, of the root": philips(philips_xml(MACRO_XML, at_root=0.25)),
@@ -140,6 +155,8 @@ QUARTER: dict[str, Write] = {
     "imagej, y of its own": described("ImageJ=1.54f\nunit=um\nyunit=nm\n", per_unit=(4.0, 0.004), unit=1),
     "imagej without a unit": described("ImageJ=1.54f\nimages=1\n", per_unit=CM),
     "imagej of pixels": imagej("pixel", per_unit=CM, unit=3),
+    "imagej of many lines": described("ImageJ=1.54f\n" + "a\n" * 300_000 + "unit=um\n", per_unit=(4.0, 4.0), unit=1),
+    "imagej of lines that end in CR and LF": imagej("um\r"),
     "scifio": described("SCIFIO=0.42\nunit=micron\n", per_unit=(4.0, 4.0), unit=1),
 }
 UM = {"\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "\u00c5": 1e-4, "\u212b": 1e-4, "mm": 1e3}
@@ -178,6 +195,7 @@ OTHERS: dict[str, tuple[Write, Pair]] = {
 CASES = OTHERS | {name: (write, (0.25, 0.25)) for name, write in QUARTER.items()}
 NOT_AS_OPENSLIDE = {  # which knows nothing of OME and ImageJ, takes any number, and crashes if an SCN lacks the objective
     *("scn without what the spacing does not need", "aperio, MPP of nothing"),
+    *("aperio, with its unit", "aperio, with its unit and a comma", "aperio, in nanometres"),
     *("ome over tags", "imagej over the dpi of a screen"),
     *("the dpi of a screen", "ome over the dpi of a screen", "one axis that can't be true"),
 }

@@ -11,6 +11,7 @@ import tifffile
 from tests.slides.make import Pixels, position_pixels
 from tests.slides.ndpi import NdpiImage, write_ndpi
 from tests.slides.oracle import area_average
+from tests.slides.spacings import ome_image, ome_xml, physical_size
 from tests.slides.vendors import (
     APERIO_RGB,
     jpeg2000_codec,
@@ -122,6 +123,118 @@ def test_label_and_macro_of_ome_are_no_pictures(image: Pixels, tmp_path: Path) -
     added = [~image[:400, :300], ~image[:300, :800]]
     path = write_ome(tmp_path / "slide.ome.tif", [image, *added], names=["tissue", "label image", "macro image"])
     assert_read(path, image)
+
+
+@pytest.mark.parametrize("name", ["Labelled HE 12", "Macrophage_CD68_12.svs", "overview of HE", "Thumbnails"])
+def test_an_ome_name_that_only_begins_like_a_label_is_a_slides(image: Pixels, tmp_path: Path, name: str) -> None:
+    assert_refused(write_ome(tmp_path / "a.ome.tif", [image, ~image[:900]], names=[name, "other"]), 2)
+    added = [~image[:900], ~image[:300], ~image[:, :900]]
+    names = [name, "Label", " macro image ", "THUMBNAIL"]
+    assert_read(write_ome(tmp_path / "b.ome.tif", [image, *added], names=names), image)
+
+
+@pytest.mark.parametrize(
+    "plane",
+    ['<TiffData IFD="0"><UUID FileName="b.ome.tif">urn:b</UUID></TiffData>', "<TiffData/>", '<TiffData IFD="x"/>'],
+)
+def test_a_label_in_another_file_is_no_directory_of_this_one(image: Pixels, tmp_path: Path, plane: str) -> None:
+    def named(name: str, planes: str, spacing: float) -> str:
+        return ome_image(physical_size(spacing, spacing), planes, edge_px=1).replace(
+            "<Image ", f'<Image Name="{name}" '
+        )
+
+    here = '<TiffData IFD="0"><UUID FileName="a.ome.tif">urn:a</UUID></TiffData>'
+    xml = ome_xml(named("slide", here, 0.25), named("label image", plane, 10.0))
+    other = (area_average(~image, 4), TILES)
+    path = write_pages(tmp_path / "a.ome.tif", (image, TILES | {"description": xml.encode()}), other)
+    assert_read(path, image)
+
+
+@pytest.mark.parametrize(
+    "about", ["Scanner X v1\nLabel: HE 12", "Scanner\r\nMacro\r\n", "Labelled", "a\n" * 9000 + "Label", "labels: 3"]
+)
+def test_a_description_with_a_field_such_as_label_is_a_slides(image: Pixels, tmp_path: Path, about: str) -> None:
+    [(pixels, options), level] = pyramid(image, 2)
+    path = write_pages(tmp_path / "a.tif", (pixels, options | {"description": about}), level)
+    assert_read(path, image)
+
+
+@pytest.mark.parametrize(
+    "about", ["Label Image", "Label_Image", "macro", "Overview: 1", "Aperio Image Library v12\r\nlabel 1100x900"]
+)
+def test_a_description_that_begins_with_label_is_none(image: Pixels, tmp_path: Path, about: str) -> None:
+    added = (~image[:900], TILES | {"description": about})
+    assert_read(write_pages(tmp_path / "a.tif", added, *pyramid(image, 2)), image)
+
+
+def test_the_largest_picture_is_not_left_out_without_a_warning(image: Pixels, tmp_path: Path) -> None:
+    warning = (
+        "its picture of 1100 x 1000 px is the largest, but is called a label, a macro image, a mask or the like: it is not "
+        "read"
+    )
+    small = np.ascontiguousarray(~image[:600, :500])
+    assert_read(
+        write_pages(tmp_path / "a.tif", (image, TILES | {"description": "Macro"}), (small, TILES)), small, [warning]
+    )
+
+
+def padded(pixels: Pixels, downsample: int, edge: int = 128) -> Pixels:
+    level = area_average(pixels, downsample)
+    height, width = (-n % edge for n in level.shape[:2])
+    return np.pad(level, ((0, height), (0, width), (0, 0)), constant_values=255)
+
+
+def test_levels_that_are_padded_to_whole_tiles_are_no_sections(tmp_path: Path) -> None:
+    """They are no levels either; not marked as smaller copies, they are worth a warning."""
+    image = position_pixels(1100, 1300)
+    levels = [padded(image, 2), padded(image, 4)]
+    assert levels[0].shape[:2] == (768, 640)
+    warning = "it holds 3 pictures: the largest, of 1100 x 1300 px, is read, the next is one of 640 x 768 px"
+    path = write_pages(tmp_path / "a.tif", (image, TILES), *[(level, TILES) for level in levels])
+    assert_read(path, image, [warning])
+    marked = [(level, TILES | {"subfiletype": 1}) for level in levels]
+    assert_read(write_pages(tmp_path / "b.tif", (image, TILES), *marked), image)
+    cut = [(np.ascontiguousarray(level[:-128, :-128]), TILES | {"subfiletype": 1}) for level in levels]
+    assert_read(write_pages(tmp_path / "c.tif", (image, TILES), *cut), image)
+
+
+@pytest.mark.parametrize("size", [(1000, 960), (900, 1100), (1024, 1024)])
+def test_a_mark_of_a_smaller_copy_does_not_hide_a_section(image: Pixels, tmp_path: Path, size: tuple[int, int]) -> None:
+    section = np.resize(~image, (*size, 3))
+    assert_refused(write_pages(tmp_path / "a.tif", (image, TILES), (section, TILES | {"subfiletype": 1})), 2)
+
+
+@pytest.mark.parametrize("size", [(1000, 1200), (1100, 2600)])
+def test_a_macro_in_strips_larger_than_the_slide_in_tiles_is_not_the_slide(
+    image: Pixels, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    macro = np.resize(~image, (*size, 3))
+    warning = (
+        "it holds 2 pictures: the largest in tiles, of 1100 x 1000 px, is read, the largest in strips has "
+        f"{size[1]} x {size[0]} px"
+    )
+    assert_read(write_pages(tmp_path / "a.tif", (macro, STRIPS), *pyramid(image, 2)), image, [warning])
+
+
+def test_a_slide_in_strips_is_not_its_level_in_tiles(image: Pixels, tmp_path: Path) -> None:
+    path = write_pages(tmp_path / "a.tif", (area_average(image, 4), TILES), (image, STRIPS))
+    assert_read(path, image)
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("channel", [1, 2])
+def test_a_mask_in_grey_is_no_section_of_a_slide_in_colour(
+    image: Pixels, tmp_path: Path, is_first: bool, channel: int
+) -> None:
+    mask = (image[: 1000 - 2 * channel, :, channel], TILES)
+    size = f"{WIDTH} x {1000 - 2 * channel} px"
+    warning = f"it holds 2 pictures: the largest, of 1100 x 1000 px, is read, the next is one of {size}"
+    pages = [*pyramid(image, 2)]
+    path = write_pages(tmp_path / "a.tif", *([mask, *pages] if is_first else [*pages, mask]))
+    assert_read(path, image, [warning])
+    whole = (image[..., channel], TILES)
+    path = write_pages(tmp_path / "b.tif", *([whole, *pages] if is_first else [*pages, whole]))
+    assert_read(path, image, [warning.replace(size, "1100 x 1000 px")])
 
 
 @pytest.mark.parametrize("axes", ["ZCYX", "TYXS"])

@@ -15,8 +15,8 @@ MOST_EDGE_OF_MEANS = 64
 class AreaAverage:
     """Running sums of result rows, so that only the rows under the current row of blocks are in memory.
 
-    What is not added counts as white, so that blocks that are left out cost nothing. Sums therefore begin at those of white
-    pixels, and what is added is the difference from white; the numbers are unsigned and may wrap on the way.
+    Pixels that are never added count as white, so that blocks that are left out cost nothing. Sums therefore begin at those
+    of white pixels, and `add` adds differences from white. The numbers are unsigned and may wrap in between.
     """
 
     def __init__(self, result: Pixels, edge: int) -> None:
@@ -65,18 +65,18 @@ class AreaAverage:
 
 
 def means_of_squares(pixels: Pixels, edge: int) -> Pixels:
-    """uint8 [h * edge + some, w * edge + some, 3] to uint8 [h, w, 3], halves rounded up; edge up to 64."""
+    """Averages squares: uint8 [h * edge + some, w * edge + some, 3] to uint8 [h, w, 3], halves rounded up; edge up to 64."""
     area = edge * edge
     means = sums_of_squares(pixels, edge)
     means += area // 2
-    means /= area  # in float32 still below the next integer where it ought to be, for 255 + 1/4096 can be told from 255
+    means /= area  # exact enough to floor: float32 resolves 1/4096 at 255
     return means.astype(np.uint8)
 
 
 def sums_of_squares(pixels: Pixels, edge: int) -> NDArray[np.float32]:
-    """uint8 [h * edge + some, w * edge + some, 3] to float32 [h, w, 3], whole numbers; edge up to 256.
+    """Sums squares: uint8 [h * edge + some, w * edge + some, 3] to float32 [h, w, 3], whole numbers; edge up to 256.
 
-    By a matrix product along the rows, which takes a thirtieth of a reduceat.
+    A matrix product along the rows takes a thirtieth of the time of `reduceat`.
     """
     height, width = pixels.shape[0] // edge, pixels.shape[1] // edge
     rows = pixels[: height * edge, : width * edge].reshape(height, edge, width * edge * 3)

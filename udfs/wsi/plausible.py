@@ -1,4 +1,4 @@
-"""What a slide's header can truly say: a damaged one claims sizes that no scanner makes, an edited one the dpi of a screen."""
+"""Checks of values in a slide's header: a damaged header has impossible sizes, an edited one the dpi of a screen."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ MPP_WANTED = f"micrometres per pixel, {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
 
 
 def check_size(uri: str, width_px: int, height_px: int) -> None:
-    """Refuse a level 0 that no scanner makes.
+    """Refuse a level 0 that is larger than any scanner makes.
 
     Raises:
         SlideError: `size_implausible`.
@@ -19,15 +19,15 @@ def check_size(uri: str, width_px: int, height_px: int) -> None:
     if max(width_px, height_px) > _MAX_EDGE_PX or width_px * height_px > _MAX_AREA_PX:
         raise SlideError(
             ErrorCode.SIZE_IMPLAUSIBLE,
-            f"{uri}: the header claims {width_px} x {height_px} px, over the limit of {_MAX_EDGE_PX} px a side and "
+            f"{uri}: the header claims {width_px} x {height_px} px, over the limit of {_MAX_EDGE_PX} px per edge and "
             f"{_MAX_AREA_PX} px in all: the header is damaged; upload or export the slide again",
         )
 
 
 def plausible_spacing(x: Any, y: Any) -> tuple[float, float] | None:
-    """Micrometres a pixel along both axes; an axis that is not given (None) is as long as the other.
+    """Returns um/px along x and y. An axis that is None gets the value of the other.
 
-    None if neither is given, or what is given can't be true.
+    Returns None if both are None, or if a value is implausible.
     """
     given = [plausible_mpp(value) for value in (x, y) if value is not None]
     mpp = [value for value in given if value is not None]
@@ -35,7 +35,7 @@ def plausible_spacing(x: Any, y: Any) -> tuple[float, float] | None:
 
 
 def plausible_mpp(value: Any) -> float | None:
-    """Micrometres a pixel as a number, None where it is none or can't be true."""
+    """Returns um/px as a number; None if the value is no number or implausible."""
     try:
         mpp = float(value)
     except (TypeError, ValueError):

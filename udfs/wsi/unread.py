@@ -57,7 +57,7 @@ def unread_property(path: Path, kind: str) -> str | None:
     try:
         return next(looks[kind](path), None) if kind in looks else None
     except (OSError, struct.error):
-        return None  # what should say it is not there
+        return None  # the file or field with the answer is missing
 
 
 def _czi(path: Path) -> Iterator[str]:
@@ -75,10 +75,10 @@ def _czi(path: Path) -> Iterator[str]:
                 axis = name.rstrip(b"\0").decode("ascii", "replace")
                 if axis not in places and not (axis == "C" and start == 0):
                     yield f"{_CZI_DIMENSIONS.get(axis, 'pictures')} (dimension {axis})"
-            if (told := _CZI_TYPES.get(kind, f"type {kind}")) not in types:
-                yield f"{told} pixels"
-            if (told := _CZI_COMPRESSIONS.get(compression, f"type {compression}")) not in compressions:
-                yield f"{told} compression"
+            if (name_of_kind := _CZI_TYPES.get(kind, f"type {kind}")) not in types:
+                yield f"{name_of_kind} pixels"
+            if (name_of_codec := _CZI_COMPRESSIONS.get(compression, f"type {compression}")) not in compressions:
+                yield f"{name_of_codec} compression"
 
 
 def _dicom(path: Path) -> Iterator[str]:

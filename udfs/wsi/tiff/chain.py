@@ -13,7 +13,9 @@ _MAX_BLOCKS = 4_000_000  # of a directory; 60 Gpx have one million tiles of 256 
 _MAX_NUMBERS_IN_ALL = 4 * _MAX_BLOCKS  # offsets and sizes of the blocks of all levels and focal planes
 _MAX_TEXT_BYTES = 16 * 1024 * 1024  # in all, of descriptions and the like; Philips puts pictures there
 _LONG_TEXT_BYTES = 64 * 1024
-_MAX_PARTS = 200_000  # of long texts: elements, attributes, fields, each of which parsers make an object of
+# Of long texts: elements, attributes, fields, lines, each of which parsers make an object of, of up to 400 bytes. Ventana's
+# XMP has 16 for each tile, and 60 Gpx have 57,000 tiles of 1024 px.
+_MAX_PARTS = 1_000_000
 
 _SUBIFDS = 330
 _PER_BLOCK = (273, 279, 324, 325, 65426, 65432)  # one number per block: of strips, of tiles, Hamamatsu's McuStarts
@@ -66,15 +68,15 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
         if text_bytes > _MAX_TEXT_BYTES:
             raise _damaged(f"descriptions of {text_bytes:,} bytes or more, where {_MAX_TEXT_BYTES:,} are the limit")
         if parts > _MAX_PARTS:
-            raise _damaged(f"descriptions of {parts:,} elements or fields, where {_MAX_PARTS:,} are the limit")
+            raise _damaged(f"descriptions of {parts:,} elements, fields or lines, where {_MAX_PARTS:,} are the limit")
     stream.seek(0)
 
 
 def _parts(stream: BinaryIO, entry: _Entry) -> int:
-    """How many elements, attributes and fields a text has, about."""
+    """About how many elements, attributes, fields and lines a text has."""
     stream.seek(entry.place)
     text = stream.read(entry.n_bytes)
-    return sum(text.count(mark) for mark in (b"<", b"=", b"|"))
+    return sum(text.count(mark) for mark in (b"<", b"=", b"|", b"\n"))
 
 
 def _directories(stream: BinaryIO, *, is_ndpi: bool) -> Iterator[list[_Entry]]:

@@ -1,4 +1,4 @@
-"""What a JPEG 2000 block claims, checked before OpenJPEG allocates memory for the claim. ITU-T T.800, annexes A and I."""
+"""Checks the header of a JPEG 2000 block before OpenJPEG allocates memory for it. ITU-T T.800, annexes A and I."""
 
 from collections.abc import Iterator
 
@@ -11,16 +11,16 @@ _FEW_PACKETS = 10_000
 
 
 def checked_codestream(data: bytes, width: int, height: int, samples: int) -> bytes:
-    """The codestream of a block: the block itself, or what a decoder takes out of the boxes of a JP2 file.
+    """Returns the codestream of a block: the block itself, or the first codestream box of a JP2 file.
 
     Args:
         data: the block, a codestream or a JP2 file.
-        width: most that it may claim, pixels.
-        height: likewise.
-        samples: a pixel, each of 8 bits.
+        width: of the block, pixels; the codestream may be smaller.
+        height: of the block, pixels.
+        samples: number per pixel; each has 8 bits.
 
     Raises:
-        ValueError: there is none, or decoding it would cost more than the block's pixels explain.
+        ValueError: the block has no codestream, or decoding it would cost more than the block's pixels explain.
     """
     stream = _unboxed(data)
     right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top = (
@@ -53,7 +53,7 @@ def checked_codestream(data: bytes, width: int, height: int, samples: int) -> by
 
 
 def _unboxed(data: bytes) -> bytes:
-    """The codestream of the first box that is one: other boxes may hold anything, also what looks like a codestream."""
+    """Returns the content of the first codestream box. Other boxes may hold bytes that look like a codestream."""
     at = 0
     while not data.startswith(START) and at + 8 <= len(data):
         length, begin = int.from_bytes(data[at : at + 4], "big"), at + 8
@@ -75,7 +75,7 @@ def _unboxed(data: bytes) -> bytes:
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
-    """The second byte of each marker of main header and tile-part headers, and where the segment's parameters lie."""
+    """Yields each marker of the main header and the tile-part headers: its second byte, begin and end of its parameters."""
     at, next_tile_part = 2, len(stream)
     while at + 4 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
@@ -96,14 +96,14 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _precincts(coding: bytes, style: int, width: int, height: int, tiles: int) -> int:
-    """How many precincts a component has, from the parameters of a COD or COC segment after its style.
+    """Returns the number of precincts of a component, from the parameters of a COD or COC segment after its style.
 
     Args:
         coding: number of decompositions, width and height of code-blocks, style, transformation, sizes of precincts.
         style: bit 0 says that sizes of precincts are given.
-        width: of the reference grid.
-        height: likewise.
-        tiles: of the codestream.
+        width: of the reference grid, pixels.
+        height: of the reference grid, pixels.
+        tiles: number in the codestream.
     """
     levels = coding[0]
     sizes = coding[5 : 6 + levels] if style & 1 else b""

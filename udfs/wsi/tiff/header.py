@@ -2,6 +2,7 @@
 
 import logging
 import re
+from itertools import compress
 from typing import Any, BinaryIO, Literal
 
 import tifffile
@@ -15,12 +16,12 @@ from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
 from udfs.wsi.tiff.mpp import spacing_of
 from udfs.wsi.tiff.philips import level_pages
-from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, is_added
+from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, is_added, level_0_of, warnings_of_added
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
 _MASK, _MACRO = 4, 8  # bits of NewSubfileType; the latter is Aperio's
 _NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
-_OVERLAP = re.compile(r"""<TileJointInfo [^>]*Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
+_OVERLAP = re.compile(r"""<TileJointInfo [^<>]*?Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
 _OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's description: pixels along x and y, level by level
 
 # tifffile reports what it stumbles over; here it becomes a SlideError or is of no interest to users.
@@ -45,12 +46,12 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         texts = texts_of(tiff.pages.first)
         vendor = "hamamatsu" if is_ndpi else texts.vendor or vendor
         pages = _image_pages(tiff, texts, warnings)
-        base = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))
+        base = level_0_of(pages)
         width, height = int(base.imagewidth), int(base.imagelength)
         check_size(uri, width, height)
         _check_grid(texts, base)
         warnings += check_pictures(tiff, base, pages)
-        levels = _pyramid(base, pages, warnings)
+        levels = _pyramid(base, pages, size, warnings)
         spacing = spacing_of(texts, base)
     except SlideError as error:
         if uri in error.message:
@@ -63,7 +64,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise SlideError(
             ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
         ) from None
-    end = max(_end_byte(level) for level in levels)
+    end = _end_byte(levels[0])
     if end > size:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED, f"{uri} has {size:,} bytes where the header counts on {end:,}: upload it again"
@@ -133,8 +134,13 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     planes = {page.tags.valueof(_FOCAL_PLANE, default=0) for page in images if page.is_ndpi and not _is_of_glass(page)}
     if len(planes) > 1:
         warnings.append(f"it has {len(planes)} focal planes: the middle one is read")
-    added = directories_added(texts.xml.get("OME"))
-    return [page for page in images if not _is_no_level(page) and page.treeindex[0] not in added] or images
+    numbers = directories_added(texts.xml.get("OME"))
+    is_left_out = [_is_no_level(page) or page.treeindex[0] in numbers for page in images]
+    kept = [page for page, left_out in zip(images, is_left_out, strict=True) if not left_out]
+    if not kept:
+        return images
+    warnings += warnings_of_added(compress(images, is_left_out), kept)
+    return kept
 
 
 def _is_no_level(page: Any) -> bool:
@@ -149,17 +155,25 @@ def _is_of_glass(page: Any) -> bool:
     return bool(page.tags.valueof(_LENS, default=1) <= 0)
 
 
-def _pyramid(base: Any, pages: list[Any], warnings: list[str]) -> tuple[Level, ...]:
-    """Level 0 and the pages that are smaller copies of it, told by structure; where it has SubIFDs, these alone."""
+def _pyramid(base: Any, pages: list[Any], size: int, warnings: list[str]) -> tuple[Level, ...]:
+    """Level 0 and its smaller copies in a file of `size` bytes, found by their structure; if it has SubIFDs, only these."""
     levels = {1.0: level_of(base)}
     for page in base.pages or pages:
         downsample = _reduction(base, page)
         if downsample is None:
             continue
+        fault = ""
         try:
-            levels.setdefault(downsample, level_of(page, downsample))
-        except SlideError as error:  # level 0 is good, which is enough
-            warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {error.message}")
+            level = level_of(page, downsample)
+        except SlideError as error:
+            fault = error.message
+        else:
+            if (end := _end_byte(level)) > size:
+                fault = f"the file has {size:,} bytes where the level's directory counts on {end:,}: upload it again"
+        if fault:  # level 0 is good, which is enough
+            warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {fault}")
+        else:
+            levels.setdefault(downsample, level)
     return tuple(levels[downsample] for downsample in sorted(levels))
 
 
@@ -193,7 +207,7 @@ def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
 def _check_grid(texts: Texts, base: Any) -> None:
     """Refuse slides whose tiles are no grid: put side by side they would show pixels twice."""
     if _OVERLAP.search(text_of(base, XMP)) or any(
-        _OVERLAPS.search(about) for about in (texts.about, text_of(base, DESCRIPTION))
+        _OVERLAPS.search(text) for text in (texts.description, text_of(base, DESCRIPTION))
     ):
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,

@@ -23,7 +23,7 @@ class Coding:
 
     compression: int
     photometric: int
-    samples: int  # a pixel, each of 8 bits
+    samples: int  # per pixel, each of 8 bits
     predictor: int = 1
     premultiplied: bool = False  # what kind of alpha 2 or 4 samples have
     is_tiled: bool = True
@@ -37,7 +37,7 @@ class Level:
 
     width_px: int
     height_px: int
-    downsample: float  # level-0 pixels a pixel, along an edge
+    downsample: float  # level-0 pixels per pixel, along an edge
     block_width: int
     block_height: int
     planes: int
@@ -48,7 +48,7 @@ class Level:
 
     @property
     def columns(self) -> int:
-        """Blocks a row."""
+        """The number of blocks per row."""
         return -(-self.width_px // self.block_width)
 
     @property
@@ -96,7 +96,7 @@ class SlideIndex:
     file: FileInfo
     width_px: int  # level 0
     height_px: int
-    mpp_x: float | None  # micrometres a level-0 pixel, None where the header does not say or can't be true
+    mpp_x: float | None  # micrometres per level-0 pixel; None if the header has no plausible value
     mpp_y: float | None
     vendor: str
     levels: tuple[Level, ...]  # level 0 first
@@ -112,7 +112,7 @@ class SlideIndex:
         return replace(self, levels=tuple(levels))
 
     def to_bytes(self) -> bytes:
-        """The index in compact form, some 2 bytes a block."""
+        """The index in compact form, some 2 bytes per block."""
         head = {"format": _FORMAT, "file": asdict(self.file)}
         head |= {name: getattr(self, name) for name in ("width_px", "height_px", "mpp_x", "mpp_y", "vendor")}
         arrays: list[bytes] = []
@@ -140,16 +140,18 @@ class SlideIndex:
         if head.pop("format") != _FORMAT:
             return None
         levels = []
-        for told in head.pop("levels"):
+        for stored in head.pop("levels"):
             listed: Numbers | None = None
-            if told["listed"] is not None:
-                listed, end = _unpack(content, end, told["listed"])
+            if stored["listed"] is not None:
+                listed, end = _unpack(content, end, stored["listed"])
                 listed = np.cumsum(listed)
-            gaps, end = _unpack(content, end, told["blocks"])
-            counts, end = _unpack(content, end, told["blocks"])
+            gaps, end = _unpack(content, end, stored["blocks"])
+            counts, end = _unpack(content, end, stored["blocks"])
             offsets = np.cumsum(gaps) + np.cumsum(counts) - counts
-            coding = told["coding"] | {name: b64decode(told["coding"][name]) for name in ("jpeg_tables", "jpeg_header")}
-            numbers = {name: told[name] for name in (*_WHOLE_NUMBERS, "downsample")}
+            coding = stored["coding"] | {
+                name: b64decode(stored["coding"][name]) for name in ("jpeg_tables", "jpeg_header")
+            }
+            numbers = {name: stored[name] for name in (*_WHOLE_NUMBERS, "downsample")}
             blocks = {"offsets": offsets.astype("u8"), "counts": counts.astype("u8"), "listed": listed}
             levels.append(Level(coding=Coding(**coding), **(numbers | blocks)))
         return cls(FileInfo(**head.pop("file")), levels=tuple(levels), **head)

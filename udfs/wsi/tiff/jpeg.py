@@ -18,9 +18,9 @@ def decode_jpeg(
     Chroma is upsampled as libjpeg does by default ("fancy", triangle filter), which is what OpenSlide shows.
 
     Args:
-        stream: the JPEG.
-        width: most that it may claim, pixels, before anything is allocated for it.
-        height: likewise.
+        stream: a whole JPEG.
+        width: of the block, pixels; a larger image is refused before memory is allocated for it.
+        height: of the block, pixels.
         out: uint8, contiguous, where the pixels go; large enough for width x height of them.
         grey: one channel instead of RGB.
         scale: 1, or 8 to shrink while decoding: each pixel is then the mean of an 8 x 8 square.
@@ -29,7 +29,7 @@ def decode_jpeg(
         uint8 [h, w, 3 or 1], a view of `out`.
 
     Raises:
-        ValueError: damaged data; what libjpeg would patch over with grey too, for nobody would ever see it.
+        ValueError: the data is damaged, including damage that libjpeg would fill with grey without an error.
     """
     stored_height, stored_width, _, _ = simplejpeg.decode_jpeg_header(stream)
     if stored_height > height or stored_width > width:

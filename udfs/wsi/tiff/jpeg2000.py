@@ -17,25 +17,24 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
 
     Args:
         data: the block.
-        width: most that it may claim, pixels.
-        height: likewise.
-        samples: a pixel.
-        is_ycbcr: the directory says that its three samples are Y, Cb and Cr. What the block itself says wins: decoders
-            undo a codestream's own colour transform, and convert what a JP2 file names sYCC.
+        width: of the block, pixels; the image may be smaller.
+        height: of the block, pixels.
+        samples: number per pixel.
+        is_ycbcr: whether the directory says that the three samples are Y, Cb and Cr. The block's own header takes
+            precedence: decoders undo a codestream's colour transform, and convert a JP2 file in sYCC.
 
     Returns:
         uint8 [h, w] or [h, w, samples].
 
     Raises:
-        ValueError: it claims more than its block, or other samples.
+        ValueError: the image is larger than the block, or has other samples.
         imagecodecs.Jpeg2kError, OSError: the data is damaged.
     """
     content = bytes(data)
     codestream = checked_codestream(content, width, height, samples)
-    if _is_subsampled(
-        codestream
-    ):  # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB
-        with Image.open(io.BytesIO(content)) as image:  # which reads the size from the boxes of a JP2 file
+    # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB.
+    if _is_subsampled(codestream):
+        with Image.open(io.BytesIO(content)) as image:  # Pillow reads the size from the boxes of a JP2 file
             if image.width > width or image.height > height:
                 raise ValueError(f"a JP2 file of {image.width} x {image.height} px in a block of {width} x {height}")
             return np.asarray(image.convert("RGB"))
@@ -57,15 +56,15 @@ def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _is_subsampled(codestream: bytes) -> bool:
-    """Whether some components, chroma that is, have fewer samples than the image has pixels."""
+    """Whether some components (chroma) have fewer samples than the image has pixels."""
     samples = int.from_bytes(codestream[40:42], "big")
     steps = codestream[42 : 42 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
     return any(steps[i] != 1 for i in range(len(steps)) if i % 3)
 
 
 def _says_its_colours(data: bytes) -> bool:
-    """Whether decoders know by the block alone how R, G and B come of its samples: it is a JP2 file, which names the colour
-    space, or a codestream with a multiple component transform. ITU-T T.800, I.5.3.3 and A.6.1.
+    """Whether the block alone defines its colours: a JP2 file names the colour space, and a codestream may have a
+    multiple component transform. ITU-T T.800, I.5.3.3 and A.6.1.
     """
     if not data.startswith(START):
         return True

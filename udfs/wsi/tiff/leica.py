@@ -1,9 +1,13 @@
-"""Leica SCN: which directories hold the slide, and at which spacing, as its XML says."""
+"""Leica SCN: the directories that hold the slide, and their spacing, from the XML."""
 
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from udfs.wsi.errors import ErrorCode, SlideError
+
+Box = tuple[int, int, int, int]  # left, top, width and height on the glass, nm
+
+_SAME = 0.01  # of an edge of the glass
 
 
 @dataclass(frozen=True)
@@ -12,21 +16,21 @@ class Area:
 
     directories: tuple[int, ...]  # of its first focal plane, the widest first
     focal_planes: int
-    mpp: tuple[float | None, float | None]  # um a pixel of the first directory, along x and y
+    mpp: tuple[float | None, float | None]  # um/px of the first directory, along x and y
 
 
 def scanned_area(scn: Element) -> Area:
-    """The one area that was scanned. The macro image, which shows the whole glass, is not one.
+    """Returns the one area that was scanned. The macro image, which shows the whole glass, does not count.
 
     Args:
-        scn: root of the XML.
+        scn: the root of the XML.
 
     Raises:
         SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
     """
     glass = _box(scn.find("{*}collection"))
     images = [image for image in scn.iterfind(".//{*}image") if _levels(image)]
-    areas = [image for image in images if glass is None or _box(image.find("{*}view")) != glass]
+    areas = [image for image in images if glass is None or not _is_same(_box(image.find("{*}view")), glass)]
     if not areas:  # the whole glass was scanned
         areas = sorted(images, key=lambda image: -_number(_levels(image)[0], "sizeX"))[:1]
     if len(areas) != 1:
@@ -50,17 +54,24 @@ def scanned_area(scn: Element) -> Area:
 
 
 def _levels(image: Element) -> list[Element]:
-    """Its levels, the first focal plane before the others, the widest level of each first."""
+    """Returns the levels of an image, the first focal plane before the others, the widest level of each first."""
     levels = image.iterfind("{*}pixels/{*}dimension")
     return sorted(levels, key=lambda level: (_number(level, "z"), -_number(level, "sizeX")))
 
 
-def _box(element: Element | None) -> tuple[int, int, int, int] | None:
-    """Left, top, width and height on the glass, nm; None if there are none."""
+def _box(element: Element | None) -> Box | None:
+    """Returns the place of an element on the glass; None if the XML gives no size."""
     if element is None or element.get("sizeX") is None:
         return None
     left, top, width, height = (_number(element, name) for name in ("offsetX", "offsetY", "sizeX", "sizeY"))
     return left, top, width, height
+
+
+def _is_same(box: Box | None, glass: Box) -> bool:
+    """Whether an image shows the whole glass, to within 1 % of its edges: writers round."""
+    return box is not None and all(
+        abs(one - other) <= _SAME * edge for one, other, edge in zip(box, glass, 2 * glass[2:], strict=True)
+    )
 
 
 def _number(element: Element, name: str) -> int:

@@ -172,9 +172,10 @@ def _check_samples(page: Any) -> None:
     is_ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR
     is_apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and samples > 1
     extra = page.extrasamples or ()
-    # A second sample of grey that is not said to be alpha is a channel, as further ones are.
+    # Grey has one sample. Others are channels, except alpha, and except RGB under grey's number: its three samples are
+    # none of them extra.
     is_channels = page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and (
-        samples > 2 or (samples == 2 and not set(extra) & set(_ALPHA))
+        samples > 3 or (samples == 3 and len(extra) > 0) or (samples == 2 and not set(extra) & set(_ALPHA))
     )
     checks = (
         (page.compression in SUPPORTED, f"its compression is {compression}", _COMPRESSIONS),

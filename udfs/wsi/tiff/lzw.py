@@ -17,8 +17,8 @@ def decode_lzw(data: bytes, width: int, height: int, samples: int, predictor: in
     Args:
         data: the block as it lies in the file.
         width: of the block, pixels.
-        height: likewise.
-        samples: a pixel, each of 8 bits.
+        height: of the block, pixels.
+        samples: number per pixel; each has 8 bits.
         predictor: TIFF's, 1 for none, 2 for horizontal differences.
 
     Returns:

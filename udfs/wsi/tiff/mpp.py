@@ -1,4 +1,4 @@
-"""The spacing of level 0, in um/px: what its own directory and the vendor's XML say, and which of these holds."""
+"""The spacing of level 0, in um/px, from its own directory and the vendor's XML."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 from udfs.wsi.plausible import plausible_spacing
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.philips import slide_spacing
-from udfs.wsi.tiff.texts import DESCRIPTION, Texts, number_of, text_of
+from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, directory_of, number_of, text_of, texts_of
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _INCH = 2
@@ -32,12 +32,16 @@ _UM_BY_WORD = {  # in the singular
 _UM_BY_WORD |= {"nanometre": 1e-3, "millimeter": 1e3, "millimetre": 1e3, "centimeter": 1e4, "centimetre": 1e4}
 _UM_BY_WORD |= {"meter": 1e6, "metre": 1e6, "angstrom": 1e-4}
 
-Pair = tuple[float | None, float | None]  # along x and y; None where it is not said
+_NUMBER = re.compile(r"\s*[+-]?[\d.,]+(e[+-]?\d+)?", re.IGNORECASE)
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=([^|]*)")
+_IMAGEJ_UNIT = re.compile(r"^(y?unit)=([^\r\n]*)", re.MULTILINE)
+
+Pair = tuple[float | None, float | None]  # along x and y; None if unknown
 
 
 @dataclass(frozen=True)
 class Spacing:
-    """um/px of level 0; None where the file does not say, or can't be true."""
+    """um/px of level 0; None if the file has no plausible value."""
 
     mpp_x: float | None
     mpp_y: float | None
@@ -45,9 +49,9 @@ class Spacing:
 
 
 def spacing_of(texts: Texts, base: Any) -> Spacing:
-    """The spacing of level 0.
+    """Returns the spacing of level 0.
 
-    The first source that says something plausible holds. Sources are in OpenSlide's order where it knows them; OME-XML
+    The first source with a plausible value is used. Sources are in OpenSlide's order where it knows them; OME-XML
     comes before the tags, as its specification has it.
 
     Args:
@@ -63,13 +67,13 @@ def spacing_of(texts: Texts, base: Any) -> Spacing:
         "the TIFF tags": _tags,
         "the Leica XML": _leica,
     }
-    said = {name: read(texts, base) for name, read in sources.items()}
-    found = {name: mpp for name, pair in said.items() if (mpp := plausible_spacing(*pair))}
+    pairs = {name: read(texts, base) for name, read in sources.items()}
+    found = {name: mpp for name, pair in pairs.items() if (mpp := plausible_spacing(*pair))}
     warnings = texts.warnings
     if not found:
         return Spacing(None, None, tuple(warnings))
     (name, mpp), *others = found.items()
-    if None in said[name]:
+    if None in pairs[name]:
         warnings.append(f"{_text(mpp)} um/px by {name}, along one axis only: pixels are taken as square")
     for other, value in others:
         if any(abs(one - two) > _SAME * one for one, two in zip(mpp, value, strict=True)):
@@ -93,20 +97,23 @@ def _tags(texts: Texts, base: Any) -> Pair:
 
 
 def _aperio(texts: Texts, base: Any) -> Pair:
-    about = text_of(base, DESCRIPTION)
-    if not about.startswith("Aperio"):
+    description = text_of(base, DESCRIPTION)
+    if not description.startswith("Aperio"):
         return None, None
-    fields = dict(part.partition("=")[::2] for part in about.split("|")[1:])
-    mpp = number_of({name.strip(): value for name, value in fields.items()}.get("MPP"))
+    value = next(iter(_APERIO_MPP.findall(description)[-1:]), "")
+    number = _NUMBER.match(value)
+    mpp = number_of(number[0]) if number else None
+    um = _um_of(value[number.end() :].strip() or "um") if number else None
+    mpp = mpp * um if mpp and um else None
     return mpp, mpp
 
 
 def _imagej(texts: Texts, base: Any) -> Pair:
-    """ImageJ's tags are pixels per unit, and its description says which unit; so write others for it."""
-    about = text_of(base, DESCRIPTION)
-    if not about.startswith(("ImageJ=", "SCIFIO=")):
+    """ImageJ's tags are pixels per unit, and its description names the unit; other programs write the same."""
+    description = text_of(base, DESCRIPTION)
+    if not description.startswith(("ImageJ=", "SCIFIO=")):
         return None, None
-    fields = dict(line.partition("=")[::2] for line in about.splitlines())
+    fields = dict(_IMAGEJ_UNIT.findall(description))
     x, y = (_ratio(base.tags.valueof(code)) for code in (_X_RESOLUTION, _Y_RESOLUTION))
     unit = fields.get("unit")
     um = [_um_of(fields.get(name, unit)) for name in ("unit", "yunit")]
@@ -120,6 +127,8 @@ def _philips(texts: Texts, base: Any) -> Pair:
 
 def _ventana(texts: Texts, base: Any) -> Pair:
     scan = texts.xml.get("iScan")
+    if scan is None and "iScan" in text_of(base, XMP):  # of level 0, if another picture comes first
+        scan = texts_of(base).xml.get("iScan")
     mpp = None if scan is None else number_of(scan.get("ScanRes"))
     return mpp, mpp
 
@@ -155,16 +164,9 @@ def _pixels_of(root: Element, base: Any) -> Element | None:
     mine = [
         pixels
         for pixels in same_size
-        if any(_is_at(plane, base.index, root) for plane in pixels.iterfind("{*}TiffData"))
+        if any(directory_of(plane, root) == base.index for plane in pixels.iterfind("{*}TiffData"))
     ]
     return next(iter(mine or same_size), None)
-
-
-def _is_at(plane: Element, directory: int, root: Element) -> bool:
-    """Whether a TiffData element begins at a directory of this file."""
-    file = plane.findtext("{*}UUID")
-    is_here = file is None or root.get("UUID") is None or file.strip() == root.get("UUID")
-    return is_here and plane.get("IFD", "0") == str(directory)
 
 
 def _um_of(unit: str | None) -> float | None:
@@ -178,7 +180,7 @@ def _um_of(unit: str | None) -> float | None:
 
 
 def _ratio(value: Any) -> float | None:
-    """A resolution tag as a number: TIFF's rational, or what else a writer took."""
+    """Returns a resolution tag as a number: TIFF's rational, or another type that a writer chose."""
     numbers = value if isinstance(value, tuple) else (value, 1)
     try:
         return float(numbers[0]) / float(numbers[1]) or None

@@ -7,28 +7,62 @@ from xml.etree.ElementTree import Element
 
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.tiff.levels import downsample_of
+from udfs.wsi.tiff.texts import directory_of
 
 REDUCED = 1  # bit of NewSubfileType
 _UNCOMPRESSED = 1
 _MAKE = 271
 _CLEARLY = 4  # times the pixels of the next picture: label, macro and the like have far fewer than a slide
-# How descriptions and names of pictures begin that scanners add to the slide, or Aperio's second line; PerkinElmer's XML.
-_ADDED = re.compile(
-    r"^(label|macro|thumbnail|overview|probability)|<ImageType>\s*(thumbnail|overview|label|macro)",
-    re.IGNORECASE | re.MULTILINE,
-)
+_ADDED = "label|macro|thumbnail|overview"  # pictures that scanners add to the slide
+_ADDED_NAME = re.compile(rf"\s*({_ADDED})( image)?\s*", re.IGNORECASE)  # of OME-XML; others begin so, as Macrophage.svs
+_ADDED_LINE = re.compile(rf"\s*({_ADDED}|probability)(?![^\W_])", re.IGNORECASE)
+_ADDED_TYPE = re.compile(rf"<ImageType>\s*({_ADDED})\b", re.IGNORECASE)  # of PerkinElmer's XML
+_HEAD_CHARS = 4096  # of a description, in which writers name the picture
 
 
-def is_added(text: str) -> bool:
-    """Whether a picture's description or name says that it is a label, the whole glass slide or the like."""
-    return _ADDED.search(text) is not None
+def is_added(description: str) -> bool:
+    """Whether a picture's description says that it is a label, the whole glass slide or the like.
+
+    Its first line says so, or the second after Aperio's name; further lines may hold fields such as `Label: HE 12`.
+    """
+    head = description[:_HEAD_CHARS]
+    lines = head.splitlines()[: 2 if head.startswith("Aperio") else 1]
+    return any(_ADDED_LINE.match(line) for line in lines) or _ADDED_TYPE.search(head) is not None
 
 
 def directories_added(ome: Element | None) -> frozenset[int]:
     """The numbers of the directories that OME-XML calls label, macro or the like."""
-    images = [] if ome is None else ome.iterfind("{*}Image")
-    data = [part for image in images if is_added(image.get("Name", "")) for part in image.iterfind(".//{*}TiffData")]
-    return frozenset(int(part.get("IFD", "0")) for part in data)
+    if ome is None:
+        return frozenset()
+    images = [image for image in ome.iterfind("{*}Image") if _ADDED_NAME.fullmatch(image.get("Name", ""))]
+    numbers = [directory_of(part, ome) for image in images for part in image.iterfind(".//{*}TiffData")]
+    return frozenset(number for number in numbers if number is not None)
+
+
+def warnings_of_added(added: Iterable[Any], pages: Iterable[Any]) -> list[str]:
+    """A warning if a picture that is left out by its name or mark is larger than all that are read.
+
+    Args:
+        added: pages that are left out.
+        pages: the others.
+    """
+    left_out = max((page for page in added if page.is_tiled), key=_area, default=None)
+    if left_out is None or _area(left_out) <= max(_area(page) for page in pages):
+        return []
+    return [
+        f"its picture of {left_out.imagewidth} x {left_out.imagelength} px is the largest, but is called a label, a macro "
+        "image, a mask or the like: it is not read"
+    ]
+
+
+def level_0_of(pages: Sequence[Any]) -> Any:
+    """The page that is the slide: the largest in tiles, for scanners store in strips what they add to it.
+
+    A larger page in strips is the slide if the one in tiles is a smaller copy of it, or if none is in tiles. Of pages of
+    one size, a mask in grey is not the slide.
+    """
+    base = max(pages, key=lambda page: (page.is_tiled, _area(page), page.samplesperpixel))
+    return max((page for page in pages if _is_smaller(base, page)), key=_area, default=base)
 
 
 def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
@@ -40,7 +74,7 @@ def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
 
     Args:
         tiff: a `tifffile.TiffFile`.
-        base: its largest `tifffile.TiffPage`.
+        base: the `tifffile.TiffPage` of level 0, from `level_0_of`.
         pages: that may hold the slide or a level of it; what scanners are known to add is not among them.
 
     Returns:
@@ -58,11 +92,14 @@ def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
         return []
     following = f"{others[0].imagewidth} x {others[0].imagelength} px"
     count = 1 + len(others)
-    # Scanners store in strips what they add to a slide in tiles.
-    rivals = [page for page in others if page.is_tiled or not base.is_tiled]
+    rivals = [page for page in others if _may_be_a_slide(page, base)]
     if rivals and _CLEARLY * _area(rivals[0]) > _area(base):
         page = "vips tiffsave 'in.tif[page=0]' out.tif --tile --pyramid --compression jpeg --bigtiff"
         raise _unclear(f"{count} pictures, the largest of {size}, the next of {following}", page)
+    if _area(others[0]) > _area(base):
+        return [
+            f"it holds {count} pictures: the largest in tiles, of {size}, is read, the largest in strips has {following}"
+        ]
     return [f"it holds {count} pictures: the largest, of {size}, is read, the next is one of {following}"]
 
 
@@ -80,11 +117,19 @@ def _others(tiff: Any, base: Any, pages: Iterable[Any]) -> list[Any]:
     # Where OME's levels are SubIFDs, what has a directory of its own is a picture of its own, whatever its shape.
     originals = [] if tiff.is_ome and base.pages else [base]
     for page in sorted(pages, key=_area, reverse=True):
-        is_copy = len(page.treeindex) > 1 or page.subfiletype & REDUCED or _is_vendors(tiff, base, page)
-        if page is not base and not is_copy and not any(_is_smaller(page, one) for one in originals):
+        if page is base or len(page.treeindex) > 1 or _is_vendors(tiff, base, page):
+            continue
+        is_marked = bool(page.subfiletype & REDUCED)
+        if not any(_is_smaller(page, one) or (is_marked and _is_padded(page, one)) for one in originals):
             found.append(page)
             originals.append(page)
     return found
+
+
+def _may_be_a_slide(page: Any, base: Any) -> bool:
+    """Whether a picture may be another section: not in strips beside tiles, in grey beside colours, or a padded level."""
+    is_like = (page.is_tiled or not base.is_tiled) and (page.samplesperpixel >= 3 or base.samplesperpixel < 3)
+    return is_like and not _is_padded(page, base)
 
 
 def _is_vendors(tiff: Any, base: Any, page: Any) -> bool:
@@ -100,6 +145,20 @@ def _is_smaller(page: Any, original: Any) -> bool:
     full_size_px = int(original.imagewidth), int(original.imagelength)
     downsample = downsample_of(int(page.imagewidth), int(page.imagelength), full_size_px)
     return downsample is not None and downsample > 1.5
+
+
+def _is_padded(page: Any, original: Any) -> bool:
+    """Whether a page has whole tiles, and a half of another's edges, or a quarter and so on, to within one tile."""
+    if not page.is_tiled:
+        return False
+    sizes = [(int(one.imagewidth), int(one.imagelength)) for one in (page, original)]
+    tile = int(page.tilewidth), int(page.tilelength)
+    if min(*sizes[0], *sizes[1], *tile) < 1 or any(edge % side for edge, side in zip(sizes[0], tile, strict=True)):
+        return False
+    halvings = range(1, max(sizes[1]).bit_length())
+    return any(
+        all(abs(edge - full / 2**n) < side for edge, full, side in zip(*sizes, tile, strict=True)) for n in halvings
+    )
 
 
 def _planes_behind(tiff: Any, base: Any) -> int:

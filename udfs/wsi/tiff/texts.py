@@ -1,4 +1,4 @@
-"""What is written beside the pixels of a TIFF: text, and the XML of OME, Leica, Philips and Ventana."""
+"""The texts in a TIFF's directories: descriptions, and the XML of OME, Leica, Philips and Ventana."""
 
 import re
 from dataclasses import dataclass
@@ -14,36 +14,36 @@ _ELEMENT = re.compile(rf"<(?:[\w.-]+:)?({'|'.join(_XML)})[\s/>]")
 
 @dataclass(frozen=True)
 class Texts:
-    """What the first directory says, where all of these writers put it."""
+    """The texts and XML of a directory; all of these writers put them in the first."""
 
-    about: str  # the description
+    description: str
     software: str
-    xml: dict[str, Element]  # by its name: OME, scn, DataObject or iScan
-    broken: dict[str, str]  # what the parser said of XML that it could not read, by the same names
+    xml: dict[str, Element]  # by name: OME, scn, DataObject or iScan
+    broken: dict[str, str]  # the parser's errors, by the same names
 
     @property
     def vendor(self) -> str | None:
-        """Who made the scanner; None if nothing tells."""
+        """The maker of the scanner; None if it is unknown."""
         names = {"scn": "leica", "DataObject": "philips", "iScan": "ventana"}
         for name in (*self.xml, *self.broken):
             if name in names:
                 return names[name]
-        if self.about.startswith("Aperio"):
+        if self.description.startswith("Aperio"):
             return "aperio"
         return "trestle" if self.software.startswith("MedScan") else None
 
     @property
     def warnings(self) -> list[str]:
-        """A sentence for each XML that can't be parsed."""
-        return [f"its {_XML[name]} can't be parsed ({said}) and is not used" for name, said in self.broken.items()]
+        """A warning for each XML that can't be parsed."""
+        return [f"its {_XML[name]} can't be parsed ({error}) and is not used" for name, error in self.broken.items()]
 
 
 def texts_of(first: Any) -> Texts:
     """Read the text and parse the XML of a file's first `tifffile.TiffPage`."""
-    about = text_of(first, DESCRIPTION)
+    description = text_of(first, DESCRIPTION)
     xml: dict[str, Element] = {}
     broken: dict[str, str] = {}
-    for text in (about, text_of(first, XMP)):
+    for text in (description, text_of(first, XMP)):
         if found := _ELEMENT.search(text):
             try:
                 root = ElementTree.fromstring(text.strip("\ufeff \r\n\t"))
@@ -51,11 +51,11 @@ def texts_of(first: Any) -> Texts:
                 broken[found[1]] = str(error)
             else:
                 xml[found[1]] = next(part for part in root.iter() if part.tag.rpartition("}")[2] == found[1])
-    return Texts(about, text_of(first, SOFTWARE), xml, broken)
+    return Texts(description, text_of(first, SOFTWARE), xml, broken)
 
 
 def text_of(page: Any, tag: int) -> str:
-    """A tag as text, whatever type and encoding it has; empty if the page lacks it."""
+    """Returns a tag as text, whatever its type and encoding; empty if the page lacks it."""
     value = page.tags.valueof(tag, default="")
     if isinstance(value, bytes):
         try:
@@ -66,8 +66,19 @@ def text_of(page: Any, tag: int) -> str:
 
 
 def number_of(text: str | None) -> float | None:
-    """A number, with a decimal comma if the scanner's computer was set so; None if it is none."""
+    """Returns a text as a number; some scanners write a decimal comma. None if it is no number."""
     try:
         return float((text or "").strip().replace(",", "."))
     except ValueError:
         return None
+
+
+def directory_of(plane: Element, root: Element) -> int | None:
+    """The directory of this file that a TiffData element of OME-XML begins at.
+
+    None if its UUID is that of another file, or it gives no directory.
+    """
+    uuid, file = root.get("UUID"), plane.findtext("{*}UUID")
+    is_here = file is None or uuid is None or file.strip() == uuid
+    number = plane.get("IFD", "").strip()
+    return int(number) if is_here and number.isascii() and number.isdecimal() and len(number) < 10 else None
