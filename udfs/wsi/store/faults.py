@@ -66,7 +66,7 @@ def may_pass(error: BaseException) -> bool:
         return status >= 500 or status in (408, 429)
     if _is_missing(error):
         return False
-    definite = (PermissionError, IsADirectoryError)
+    definite = (PermissionError, IsADirectoryError, NoRangesError, SlideError)
     ours = (ImportError, MemoryError, *_REFUSED)
     # Clients of HTTP and Azure raise dropped connections as classes of their own, no OSError among them.
     return isinstance(error, Exception) and not isinstance(error, definite + ours)
@@ -79,13 +79,15 @@ def _is_missing(error: BaseException) -> bool:
 
 
 def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideError:
-    """The error of a store as users get it.
+    """The error of a store as users get it; a `SlideError` as it is.
 
     Args:
         error: what the store's client raised.
         uri: the file's, without secrets.
         secrets: texts that must not be shown.
     """
+    if isinstance(error, SlideError):
+        return error
     error = cause_of(error)
     status = status_of(error)
     if _is_missing(error) or status in _GONE:
