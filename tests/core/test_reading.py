@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.slides.make import Pixels, position_pixels, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import blocks, open_slide
+from udfs.wsi.store import list_files, read_bytes
 from udfs.wsi.tiff.decode import decode_block
 from udfs.wsi.tiff.index import Level
 
@@ -245,3 +246,15 @@ def test_two_readers_of_one_slide_do_not_disturb_each_other(lossless: Path) -> N
         for (i, tile), (j, other) in pairs:
             np.testing.assert_array_equal(tile, window(image, *corners[i], 64))
             np.testing.assert_array_equal(other, window(image, *corners[::-1][j], 64))
+
+
+@pytest.mark.parametrize("name", ["a::b.tif", "zip::c.svs", "d :: e/f.tif", "s3::g%20h#.tif"])
+def test_an_absolute_path_is_a_path_of_this_machine(tmp_path: Path, name: str) -> None:
+    """fsspec takes `::` for a chain of URIs."""
+    image = position_pixels(64, 64)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    write_slide(path, image, compression="none")
+    np.testing.assert_array_equal(read(path, [(0, 0)], 64)[0], image)
+    assert [uri for uri, _ in list_files(str(path.parent), (".tif", ".svs"))] == [str(path)]
+    assert read_bytes(str(path)) == path.read_bytes()

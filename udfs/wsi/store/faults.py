@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.store.uris import redact
 
+DISAGREEING = "if nobody replaces it, servers behind one address disagree about it: give the address of one of them"
+
 _GONE = (404, 410)
 # What clients raise of options and URIs that they can't use, unlike what a store answers.
 _REFUSED = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
@@ -106,6 +108,8 @@ def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideE
         remedy = "run again with --retry-failed, and raise slides.timeout_s if the store is only slow"
     elif isinstance(error, NoRangesError):
         remedy = "put the slide in another store"
+    elif isinstance(error, ContradictionError):
+        remedy = f"run again with --retry-failed; {DISAGREEING}"
     else:
         remedy = "run again with --retry-failed"
     return SlideError(ErrorCode.READ_FAILED, f"{uri}: {text}; {remedy}")
