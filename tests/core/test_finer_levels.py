@@ -14,6 +14,7 @@ from tests.slides.vendors import jpeg_codec, write_encoded
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.blocks import BlockReader
 from udfs.wsi.plan import needed_blocks
+from udfs.wsi.tiff.header import read_index
 from udfs.wsi.tiff.index import Level, SlideIndex
 
 WIDTH, HEIGHT = 1090, 1030  # 1/4 is 272 x 257: blocks at the edges are cut, and a pixel or two of level 0 left over
@@ -221,3 +222,43 @@ def test_nothing_is_asked_of_finer_levels_where_all_is_whole(tmp_path: Path, mon
     with open_slide(str(path)) as slide:
         assert len(dict(slide.read_tiles([(0, 0), (256, 256)], 50, level=1))) == 2
         slide.downsampled()
+
+
+@pytest.mark.parametrize("has_finer_data", [False, True])
+def test_the_header_is_read_again_only_for_a_block_that_finer_levels_have(
+    tmp_path: Path, has_finer_data: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker opens the slide by an index that lists no more than the blocks of its tiles; glass is left out as a rule."""
+    path, image = slide_with(tmp_path / "slide.tif", levels=(4,))
+    DAMAGES["no place"](path, 1, [1])
+    columns = levels_of(path)[0].columns
+    glass = [row * columns + column for row in range(4) for column in range(4, 8)]
+    DAMAGES["no place"](path, 0, glass[:-1] if has_finer_data else glass)
+    with open_slide(str(path)) as slide:
+        assert slide.index
+        part = slide.index.only(1, [0, 1]).to_bytes()
+    n_read = 0
+
+    def read_again(*arguments: Any) -> SlideIndex:
+        nonlocal n_read
+        n_read += 1
+        return read_index(*arguments)
+
+    monkeypatch.setattr("udfs.wsi.slide.read_index", read_again)
+    for again in (part, again_of(part)):
+        with open_slide(str(path), index=SlideIndex.from_bytes(again)) as slide:
+            tiles = dict(slide.read_tiles([(0, 0), (256, 0)], 64, level=1))
+    assert n_read == 2 * has_finer_data
+    expected = area_average(image, 4)[:64, :128].copy()
+    if has_finer_data:
+        expected[:48, 64:] = expected[:, 64:112] = 255
+    else:
+        expected[:, 64:] = 255
+    np.testing.assert_array_equal(np.hstack([tiles[0], tiles[1]]), expected)
+
+
+def again_of(part: bytes) -> bytes:
+    """An index that was cut down, cut down and stored once more."""
+    index = SlideIndex.from_bytes(part)
+    assert index
+    return index.only(1, [0, 1]).to_bytes()

@@ -11,10 +11,9 @@ import numpy as np
 from udfs.wsi.ahead import ReadAhead
 from udfs.wsi.averaging import AreaAverage
 from udfs.wsi.errors import SlideError
-from udfs.wsi.plan import have_data
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, decode_block, new_buffer, scale_for
-from udfs.wsi.tiff.index import Level
+from udfs.wsi.tiff.index import Level, lost_blocks
 
 Finer = Callable[[], Sequence[Level]]
 _Decoded = Pixels | SlideError | None
@@ -90,7 +89,7 @@ class BlockReader:
 
     def _replaced(self, block: int, error: SlideError | None) -> Pixels | None:
         """The pixels of a block that is left out or does not decode, as finer levels have them."""
-        if self._source is not None and (error or block in self._with_finer_data):
+        if (error or block in self._lost) and self._source:
             return self._averaged(block, *self._source)
         if error:
             raise error
@@ -104,10 +103,9 @@ class BlockReader:
         return (levels[whole[-1]], levels[: whole[-1]]) if whole else None
 
     @cached_property
-    def _with_finer_data(self) -> frozenset[int]:
-        """The blocks of which a finer level has data. What all levels leave out is glass."""
-        with_data = have_data(self._finer(), self._level, self._blocks)
-        return frozenset(np.asarray(self._blocks)[with_data].tolist())
+    def _lost(self) -> frozenset[int]:
+        """The blocks that this level leaves out and a finer level has. What all levels leave out is glass."""
+        return lost_blocks(self._finer(), self._level) if self._level.lost is None else self._level.lost
 
     def _averaged(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
         """A block as the area average of `source`, of which just the region of the block is read."""
