@@ -13,7 +13,7 @@ from udfs.wsi.averaging import AreaAverage
 from udfs.wsi.errors import SlideError
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, decode_block, new_buffer, scale_for
-from udfs.wsi.tiff.index import Level, lost_blocks
+from udfs.wsi.tiff.index import Level, Numbers, lost_blocks
 
 Finer = Callable[[], Sequence[Level]]
 _Decoded = Pixels | SlideError | None
@@ -32,7 +32,7 @@ class BlockReader:
         scale: int = 1,
         threads: int = 1,
     ) -> None:
-        """See `decode_block` for `scale`; `threads` decode, where there is more than one.
+        """Begin to fetch the blocks. `scale` is that of `decode_block`; `threads` is the number of threads that decode.
 
         `finer` gives the finer levels with all their blocks, level 0 first. It is called if a block is left out or does not
         decode: scanners lose blocks of coarse levels whose pixels level 0 has.
@@ -40,6 +40,7 @@ class BlockReader:
         self._file, self._level, self._blocks = file, level, blocks
         self._finer, self._scale, self._threads = finer, scale, threads
         starts, counts = level.byte_ranges(blocks)
+        self._is_repeated = _repeated(level, blocks, starts, counts)
         self._ahead = ReadAhead(file, starts.reshape(-1), counts.reshape(-1))
 
     def __iter__(self) -> Iterator[tuple[int, Pixels | None]]:
@@ -60,8 +61,12 @@ class BlockReader:
 
     def _decode_here(self) -> Iterator[tuple[int, _Decoded]]:
         buffer = new_buffer(self._level)
+        decoded: _Decoded = None
         for i, block in enumerate(self._blocks):
-            yield block, self._decode(block, self._data(i), buffer)
+            data = self._data(i)
+            if not self._is_repeated[i]:
+                decoded = self._decode(block, data, buffer)
+            yield block, decoded
 
     def _decode_in_threads(self) -> Iterator[tuple[int, _Decoded]]:
         # One buffer more than blocks under way: the one whose pixels the caller looks at.
@@ -72,8 +77,12 @@ class BlockReader:
                 if len(under_way) == 2 * self._threads:
                     done, future = under_way.popleft()
                     yield done, future.result()
+                data = self._data(i)
+                if self._is_repeated[i]:
+                    under_way.append((block, under_way[-1][1]))
+                    continue
                 buffers.rotate()
-                under_way.append((block, pool.submit(self._decode, block, self._data(i), buffers[0])))
+                under_way.append((block, pool.submit(self._decode, block, data, buffers[0])))
             for done, future in under_way:
                 yield done, future.result()
 
@@ -137,3 +146,14 @@ class BlockReader:
             if c == columns[-1]:
                 average.flush(top - y + inside.shape[0] + below)
         return result
+
+
+def _repeated(level: Level, blocks: Sequence[int], starts: Numbers, counts: Numbers) -> list[bool]:
+    """Which blocks have the bytes and the size of the block before them: some writers store one white block for many."""
+    rows, columns = np.divmod(np.asarray(blocks, np.int64), level.columns)
+    heights = np.minimum(level.block_height, level.height_px - rows * level.block_height)
+    widths = np.minimum(level.block_width, level.width_px - columns * level.block_width)
+    told = np.column_stack([starts, counts, heights, widths])
+    repeated = np.zeros(len(told), bool)
+    repeated[1:] = (told[1:] == told[:-1]).all(axis=1)
+    return repeated.tolist()
