@@ -262,3 +262,37 @@ def again_of(part: bytes) -> bytes:
     index = SlideIndex.from_bytes(part)
     assert index
     return index.only(1, [0, 1]).to_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("level_px", [(400, 320), (401, 321), (360, 288)], ids=str)
+def test_a_level_of_a_fractional_downsample(tmp_path: Path, damage: str, level_px: tuple[int, int]) -> None:
+    """1,000 x 800 px at 1/2.5, also with a column and a row more than level 0 fills, and at 1/2.78."""
+    path = tmp_path / "slide.tif"
+    image = smooth(1000, 800)
+    stored = np.full((level_px[1], level_px[0], 3), 9, np.uint8)
+    with tifffile.TiffWriter(path) as writer:
+        for pixels in (image, stored):
+            writer.write(pixels, tile=(64, 64), photometric="rgb", compression="zlib", metadata=None)
+    columns = -(-level_px[0] // 64)
+    last = columns * -(-level_px[1] // 64) - 1
+    lost = [0, columns + 2, last]
+    DAMAGES[damage](path, 1, lost)
+    with open_slide(str(path)) as slide:
+        downsample = slide.levels[1].downsample
+        assert downsample % 1
+        [(_, tile)] = slide.read_tiles([(0, 0)], 401, level=1)
+    for block in lost:
+        row, column = divmod(block, columns)
+        for dy, dx in ((0, 0), (5, 2), (63, 63)):
+            y, x = min(row * 64 + dy, level_px[1] - 1), min(column * 64 + dx, level_px[0] - 1)
+            exact = mean_of(image, y * downsample, x * downsample, downsample)
+            assert np.abs(tile[y, x] - exact).max() <= 0.51, (block, y, x)
+    assert (tile[10, 70] == 9).all()
+
+
+def mean_of(image: Pixels, top: float, left: float, edge: float) -> Any:
+    """The area average over a square whose edges lie between pixels, by a grid of 50 x 50 points in it."""
+    points = (np.arange(50) + 0.5) / 50 * edge
+    rows, columns = ((start + points).astype(int) for start in (top, left))
+    return image[np.minimum(rows, len(image) - 1)][:, np.minimum(columns, image.shape[1] - 1)].mean(axis=(0, 1))

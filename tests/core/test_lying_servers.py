@@ -140,15 +140,15 @@ def test_what_is_odd_but_true_is_read_at_once(slide: str, answer: Lie) -> None:
 
 
 @pytest.mark.parametrize("who", ["ranges", "all answers"])
-def test_mirrors_that_disagree_are_told_with_the_remedy(
-    slide: str, who: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mirrors_that_disagree_are_told_with_the_remedy(slide: str, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_slide(slide) as opened:
         begin = Server.begin
         if who == "ranges":
             start_to(other_version, 1000)
         else:
-            monkeypatch.setattr(Server, "begin", lambda self, *of, **about: begin(self, *of, **about | {"ETag": '"two"'}))
+            monkeypatch.setattr(
+                Server, "begin", lambda self, *of, **about: begin(self, *of, **about | {"ETag": '"two"'})
+            )
         error = error_of(lambda: list(opened.read_tiles(CORNERS, TILE_PX)))
     assert error.code is (ErrorCode.READ_FAILED if who == "ranges" else ErrorCode.FILE_CHANGED)
     assert "run again" in error.message

@@ -1,5 +1,6 @@
 """Blocks of a level, fetched ahead and each decoded once, in the order asked for; of a finer level where one is no good."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,6 +8,7 @@ from contextlib import closing
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from udfs.wsi.ahead import ReadAhead
 from udfs.wsi.averaging import AreaAverage
@@ -99,17 +101,20 @@ class BlockReader:
     def _replaced(self, block: int, error: SlideError | None) -> Pixels | None:
         """The pixels of a block that is left out or does not decode, as finer levels have them."""
         if (error or block in self._lost) and self._source:
-            return self._averaged(block, *self._source)
+            source, finer = self._source
+            is_whole = self._level.downsample % source.downsample == 0
+            return (self._averaged if is_whole else self._resampled)(block, source, finer)
         if error:
             raise error
         return None
 
     @cached_property
     def _source(self) -> tuple[Level, Sequence[Level]] | None:
-        """The nearest finer level of which a pixel here is a whole number of pixels, and those that are finer still."""
+        """The nearest finer level and those that are finer still; if possible one whose pixels fill a pixel here exactly."""
         levels = self._finer()
         whole = [i for i, finer in enumerate(levels) if self._level.downsample % finer.downsample == 0]
-        return (levels[whole[-1]], levels[: whole[-1]]) if whole else None
+        nearest = whole[-1] if whole else len(levels) - 1
+        return (levels[nearest], levels[:nearest]) if levels else None
 
     @cached_property
     def _lost(self) -> frozenset[int]:
@@ -146,6 +151,44 @@ class BlockReader:
             if c == columns[-1]:
                 average.flush(top - y + inside.shape[0] + below)
         return result
+
+    def _resampled(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
+        """A block as the area average of `source`, whose pixels count by the share of them that a pixel here covers.
+
+        Only levels whose downsample is no whole number come here, which no mask is made of: they are never shrunk.
+        """
+        level, ratio = self._level, self._level.downsample / source.downsample
+        row, column = divmod(block, level.columns)
+        top, left = row * level.block_height, column * level.block_width
+        bottom, right = min(top + level.block_height, level.height_px), min(left + level.block_width, level.width_px)
+        rows, down = _shares(top, bottom, ratio, source.block_height, source.height_px)
+        columns, across = _shares(left, right, ratio, source.block_width, source.width_px)
+        region = np.full((down.shape[1], across.shape[1], 3), WHITE, np.uint8)
+        blocks = [r * source.columns + c for r in rows for c in columns]
+        for number, pixels in BlockReader(self._file, source, blocks, finer=lambda: finer):
+            if pixels is not None:
+                r, c = divmod(number, source.columns)
+                y, x = (r - rows[0]) * source.block_height, (c - columns[0]) * source.block_width
+                region[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        means = np.stack([down @ plane @ across.T for plane in np.moveaxis(region, 2, 0)], axis=2)
+        return (means + 0.5).astype(np.uint8)
+
+
+def _shares(start: int, stop: int, ratio: float, block_px: int, length_px: int) -> tuple[range, NDArray[np.float64]]:
+    """How much each source pixel counts in pixels [start, stop) of a coarser level, along one axis.
+
+    Returns:
+        The source's blocks along the axis, and float64 [stop - start, pixels of these blocks], each row with the sum 1. The
+        last pixel of the source stands for what ends behind it.
+    """
+    edges = np.arange(start, stop + 1) * ratio
+    last = (length_px - 1) // block_px
+    blocks = range(min(int(edges[0] // block_px), last), min(math.ceil(edges[-1] / block_px), last + 1))
+    pixels = np.arange(blocks.start * block_px, min(blocks.stop * block_px, length_px))
+    ends = pixels + 1.0
+    ends[-1] = max(ends[-1], edges[-1])
+    covered = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], pixels)
+    return blocks, np.maximum(covered, 0.0) / ratio
 
 
 def _repeated(level: Level, blocks: Sequence[int], starts: Numbers, counts: Numbers) -> list[bool]:

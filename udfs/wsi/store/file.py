@@ -242,7 +242,9 @@ class File:
         def wait() -> None:
             now = self._ask(asked)
             if now != self.info:
-                remedy = f"run again; {DISAGREEING}" if self.info.size_bytes == now.size_bytes and asked else "run again"
+                remedy = (
+                    f"run again; {DISAGREEING}" if self.info.size_bytes == now.size_bytes and asked else "run again"
+                )
                 raise SlideError(
                     ErrorCode.FILE_CHANGED,
                     f"{self.uri} was replaced since its header was read ({self.info.version} became {now.version}): {remedy}",
@@ -284,7 +286,7 @@ class File:
         return found
 
     def _stat(self) -> os.stat_result:
-        """At once, for the loop takes longer than a tile; by way of the loop if the disk has to be asked again."""
+        """The file's size and time. The first try does without the loop, which takes longer than reading a tile."""
         path = Path(self._calls.path)
         with suppress(OSError):
             return path.stat()

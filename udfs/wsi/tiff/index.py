@@ -99,7 +99,7 @@ class SlideIndex:
     file: FileInfo
     width_px: int  # level 0
     height_px: int
-    mpp_x: float | None  # micrometres a level-0 pixel, None where the header does not say or can't be true
+    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
     mpp_y: float | None
     vendor: str
     levels: tuple[Level, ...]  # level 0 first

@@ -37,7 +37,7 @@ Pair = tuple[float | None, float | None]  # along x and y; None where it is not 
 
 @dataclass(frozen=True)
 class Spacing:
-    """um/px of level 0; None where the file does not say, or can't be true."""
+    """um/px of level 0; None if the file has no plausible value."""
 
     mpp_x: float | None
     mpp_y: float | None
