@@ -106,12 +106,20 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     ),
     **{
         f"jpeg of {count:,} scans": (block(partial(bombs.jpeg_of_scans, count), JPEG), "tile_data_corrupt")
-        for count in (40, 20_000)
+        for count in (91, 20_000)
     },
     "jpeg, arithmetic, of many scans": (
         block(partial(bombs.jpeg_of_scans, 20_000, arithmetic=True), JPEG),
         "tile_data_corrupt",
     ),
+    "sequential jpeg of many scans": (block(partial(bombs.sequential_jpeg, 20_000), JPEG), "tile_data_corrupt"),
+    **{
+        f"jpeg of many scans of one colour, behind {fill!r}": (
+            block(partial(bombs.jpeg_of_planes, 1_000, fill), JPEG),
+            "tile_data_corrupt",
+        )
+        for fill in (b"", b"\xff\xff", b"\xff\x01", b"\xff\xd0")
+    },
     "jpeg with large tables": (header(GREY | {259: JPEG, 347: b"\xff\xd8" + bytes(100_000)}), "header_corrupt"),
     **{
         f"bomb of {name}": (block(partial(bombs.packed, compression, 192 * MB), compression), "tile_data_corrupt")
@@ -177,7 +185,11 @@ READ: dict[str, Maker] = {
         boxed(lambda: bytes(bombs.codestream()), before=bombs.box(b"xml ", b"<a/>")), JPEG2000
     ),
     "progressive jpeg": block(partial(bombs.jpeg_of_scans, 0), JPEG),
-    "progressive jpeg of 20 scans": block(partial(bombs.jpeg_of_scans, 10), JPEG),
+    "progressive jpeg of 100 scans": block(partial(bombs.jpeg_of_scans, 90), JPEG),
+    **{
+        f"jpeg of a scan for each colour, behind {fill!r}": block(partial(bombs.jpeg_of_planes, 1, fill), JPEG)
+        for fill in (b"", b"\xff\xff", b"\xff\x01")
+    },
 }
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.slides.make import Pixels, position_pixels, write_mosaic, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import open_slide
+from udfs.wsi.averaging import AreaAverage
 
 
 def downsampled(path: Path, factor: int = 16) -> Pixels:
@@ -144,3 +145,15 @@ def test_a_level_that_was_cut_short_does_not_darken_the_edge(tmp_path: Path) -> 
     with open_slide(str(path)) as slide:
         assert [level.downsample for level in slide.levels] == [1, 4]
         assert (slide.downsampled(16) == 240).all()
+
+
+@pytest.mark.parametrize("edge", [4100, 4101, 4104, 4105])
+def test_sums_of_the_largest_squares_are_rounded_without_overflow(edge: int) -> None:
+    """255 x edge^2 fits 32 bits up to edge 4104; with half of edge^2 up to edge 4100."""
+    result = np.zeros((1, 2, 3), np.uint8)
+    average = AreaAverage(result, edge)
+    rows = np.full((edge, 300, 3), 254, np.uint8)
+    average.add(rows, 0, edge)
+    average.flush(edge)
+    grey = (255 * (edge - 300) + 254 * 300) / edge
+    assert result[0, :, 0].tolist() == [255, int(grey + 0.5)]

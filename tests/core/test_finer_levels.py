@@ -14,6 +14,7 @@ from tests.slides.vendors import jpeg_codec, write_encoded
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.blocks import BlockReader
 from udfs.wsi.plan import needed_blocks
+from udfs.wsi.tiff.header import read_index
 from udfs.wsi.tiff.index import Level, SlideIndex
 
 WIDTH, HEIGHT = 1090, 1030  # 1/4 is 272 x 257: blocks at the edges are cut, and a pixel or two of level 0 left over
@@ -221,3 +222,77 @@ def test_nothing_is_asked_of_finer_levels_where_all_is_whole(tmp_path: Path, mon
     with open_slide(str(path)) as slide:
         assert len(dict(slide.read_tiles([(0, 0), (256, 256)], 50, level=1))) == 2
         slide.downsampled()
+
+
+@pytest.mark.parametrize("has_finer_data", [False, True])
+def test_the_header_is_read_again_only_for_a_block_that_finer_levels_have(
+    tmp_path: Path, has_finer_data: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker opens the slide by an index that lists no more than the blocks of its tiles; glass is left out as a rule."""
+    path, image = slide_with(tmp_path / "slide.tif", levels=(4,))
+    DAMAGES["no place"](path, 1, [1])
+    columns = levels_of(path)[0].columns
+    glass = [row * columns + column for row in range(4) for column in range(4, 8)]
+    DAMAGES["no place"](path, 0, glass[:-1] if has_finer_data else glass)
+    with open_slide(str(path)) as slide:
+        assert slide.index
+        part = slide.index.only(1, [0, 1]).to_bytes()
+    n_read = 0
+
+    def read_again(*arguments: Any) -> SlideIndex:
+        nonlocal n_read
+        n_read += 1
+        return read_index(*arguments)
+
+    monkeypatch.setattr("udfs.wsi.slide.read_index", read_again)
+    for again in (part, again_of(part)):
+        with open_slide(str(path), index=SlideIndex.from_bytes(again)) as slide:
+            tiles = dict(slide.read_tiles([(0, 0), (256, 0)], 64, level=1))
+    assert n_read == 2 * has_finer_data
+    expected = area_average(image, 4)[:64, :128].copy()
+    if has_finer_data:
+        expected[:48, 64:] = expected[:, 64:112] = 255
+    else:
+        expected[:, 64:] = 255
+    np.testing.assert_array_equal(np.hstack([tiles[0], tiles[1]]), expected)
+
+
+def again_of(part: bytes) -> bytes:
+    """An index that was cut down, cut down and stored once more."""
+    index = SlideIndex.from_bytes(part)
+    assert index
+    return index.only(1, [0, 1]).to_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("level_px", [(400, 320), (401, 321), (360, 288)], ids=str)
+def test_a_level_of_a_fractional_downsample(tmp_path: Path, damage: str, level_px: tuple[int, int]) -> None:
+    """1,000 x 800 px at 1/2.5, also with a column and a row more than level 0 fills, and at 1/2.78."""
+    path = tmp_path / "slide.tif"
+    image = smooth(1000, 800)
+    stored = np.full((level_px[1], level_px[0], 3), 9, np.uint8)
+    with tifffile.TiffWriter(path) as writer:
+        for pixels in (image, stored):
+            writer.write(pixels, tile=(64, 64), photometric="rgb", compression="zlib", metadata=None)
+    columns = -(-level_px[0] // 64)
+    last = columns * -(-level_px[1] // 64) - 1
+    lost = [0, columns + 2, last]
+    DAMAGES[damage](path, 1, lost)
+    with open_slide(str(path)) as slide:
+        downsample = slide.levels[1].downsample
+        assert downsample % 1
+        [(_, tile)] = slide.read_tiles([(0, 0)], 401, level=1)
+    for block in lost:
+        row, column = divmod(block, columns)
+        for dy, dx in ((0, 0), (5, 2), (63, 63)):
+            y, x = min(row * 64 + dy, level_px[1] - 1), min(column * 64 + dx, level_px[0] - 1)
+            exact = mean_of(image, y * downsample, x * downsample, downsample)
+            assert np.abs(tile[y, x] - exact).max() <= 0.51, (block, y, x)
+    assert (tile[10, 70] == 9).all()
+
+
+def mean_of(image: Pixels, top: float, left: float, edge: float) -> Any:
+    """The area average over a square whose edges lie between pixels, by a grid of 50 x 50 points in it."""
+    points = (np.arange(50) + 0.5) / 50 * edge
+    rows, columns = ((start + points).astype(int) for start in (top, left))
+    return image[np.minimum(rows, len(image) - 1)][:, np.minimum(columns, image.shape[1] - 1)].mean(axis=(0, 1))

@@ -15,7 +15,21 @@ import pytest
 
 from jobs.runtime.config import load_config
 from tests.slides.make import position_pixels, write_slide
-from tests.stores.lying import LIES, SLOW, Lie, Server, another_range, answer, fewer, listening, other_size
+from tests.stores.lying import (
+    LIES,
+    SLOW,
+    Lie,
+    Server,
+    another_range,
+    answer,
+    bytes_equals,
+    fewer,
+    listening,
+    other_size,
+    other_version,
+    other_weak_version,
+    whole,
+)
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.staging import staged
 from udfs.wsi.store import File, StoreOptions, read_bytes
@@ -86,6 +100,59 @@ def test_a_server_that_only_lies_is_read_failed(slide: str, lie: Lie, begin: str
     error = error_of(read)
     assert error.code is ErrorCode.READ_FAILED
     assert error.message.startswith(slide)
+
+
+def requests_of(call: Callable[[], Any]) -> list[dict[str, str]]:
+    before = len(Server.seen)
+    call()
+    return [request for request in Server.seen[before:] if request["method"] == "GET"]
+
+
+@pytest.mark.parametrize("begin", ["header", "tiles"])
+def test_a_server_that_sends_whole_files_only_is_asked_once(slide: str, begin: str) -> None:
+    """For a slide, which is not read whole; the weights of a network are, at once."""
+
+    def read() -> None:
+        with ExitStack() as stack:
+            if begin == "tiles":
+                opened = stack.enter_context(open_slide(slide))
+            start_to(whole, 1000)
+            file = File(slide) if begin == "header" else None
+            error = error_of(lambda: file.ranges([8], [8]) if file else list(opened.read_tiles(CORNERS[:1], TILE_PX)))
+            assert error.code is ErrorCode.READ_FAILED
+            assert error.message.endswith("its server ignores byte ranges; put the slide in another store")
+
+    asked = [request["Range"] for request in requests_of(read)]
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("answer", [bytes_equals, other_weak_version], ids=lambda lie: lie.__name__)
+def test_what_is_odd_but_true_is_read_at_once(slide: str, answer: Lie) -> None:
+    def read() -> None:
+        with open_slide(slide) as opened:
+            [(_, tile)] = opened.read_tiles(CORNERS[5:6], TILE_PX)
+        x, y = CORNERS[5]
+        np.testing.assert_array_equal(tile, PIXELS[y : y + TILE_PX, x : x + TILE_PX])
+
+    honest = len(requests_of(read))
+    start_to(answer, 1000)
+    assert len(requests_of(read)) == honest
+
+
+@pytest.mark.parametrize("who", ["ranges", "all answers"])
+def test_mirrors_that_disagree_are_told_with_the_remedy(slide: str, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_slide(slide) as opened:
+        begin = Server.begin
+        if who == "ranges":
+            start_to(other_version, 1000)
+        else:
+            monkeypatch.setattr(
+                Server, "begin", lambda self, *of, **about: begin(self, *of, **about | {"ETag": '"two"'})
+            )
+        error = error_of(lambda: list(opened.read_tiles(CORNERS, TILE_PX)))
+    assert error.code is (ErrorCode.READ_FAILED if who == "ranges" else ErrorCode.FILE_CHANGED)
+    assert "run again" in error.message
+    assert error.message.endswith("servers behind one address disagree about it: give the address of one of them")
 
 
 def test_a_file_that_has_another_etag_by_now_was_changed(slide: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +260,10 @@ def test_a_server_without_ranges_serves_files_that_are_read_whole(server: str) -
         self.wfile.write(content)
 
     start_to(all_of_it, 1000)
-    assert read_bytes(f"{server}/weights.pth") == content
+    weights = f"{server}/weights.pth"
+    asked = [request.get("Range") for request in requests_of(lambda: read_bytes(weights))]
+    assert read_bytes(weights) == content
+    assert len(asked) == len(set(asked)) <= 3  # the parts that were on their way, then the whole file
 
 
 HEADERS = {"X-Token": TOKEN, "Authorization": f"Bearer {TOKEN}", "Cookie": f"a={TOKEN}"}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.slides.make import Pixels, position_pixels, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import blocks, open_slide
+from udfs.wsi.store import list_files, read_bytes
 from udfs.wsi.tiff.decode import decode_block
 from udfs.wsi.tiff.index import Level
 
@@ -245,3 +246,53 @@ def test_two_readers_of_one_slide_do_not_disturb_each_other(lossless: Path) -> N
         for (i, tile), (j, other) in pairs:
             np.testing.assert_array_equal(tile, window(image, *corners[i], 64))
             np.testing.assert_array_equal(other, window(image, *corners[::-1][j], 64))
+
+
+@pytest.mark.parametrize("name", ["a::b.tif", "zip::c.svs", "d :: e/f.tif", "s3::g%20h#.tif"])
+def test_an_absolute_path_is_a_path_of_this_machine(tmp_path: Path, name: str) -> None:
+    """fsspec takes `::` for a chain of URIs."""
+    image = position_pixels(64, 64)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    write_slide(path, image, compression="none")
+    np.testing.assert_array_equal(read(path, [(0, 0)], 64)[0], image)
+    assert [uri for uri, _ in list_files(str(path.parent), (".tif", ".svs"))] == [str(path)]
+    assert read_bytes(str(path)) == path.read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("edges", [(0, 0), (17, 9)], ids=["whole blocks", "cut blocks"])
+def test_a_block_that_many_share_is_decoded_once_for_each_run_of_them(
+    tmp_path: Path, threads: int, edges: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some writers store one white block for all the glass."""
+    width, height = 8 * 64 - edges[0], 6 * 64 - edges[1]
+    image = position_pixels(width, height)
+    path = write_slide(tmp_path / "slide.tif", image, compression="deflate", tile_px=64)
+    shared = [*range(9, 15), 20, 21, *range(24, 48)]
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tags = tiff.pages.first.aspage().tags
+        for tag in ("TileOffsets", "TileByteCounts"):
+            values = list(tags[tag].value)
+            for block in shared:
+                values[block] = values[shared[0]]
+            tags[tag].overwrite(values)
+    padded = np.pad(image, ((0, 64), (0, 64), (0, 0)))
+    for block in shared:
+        row, column = divmod(block, 8)
+        padded[row * 64 :, column * 64 :][:64, :64] = image[64:128, 64:128]
+    expected = padded[:height, :width]
+    counts: Counter[int] = Counter()
+
+    def counting(level: Level, block: int, *arguments: Any) -> Any:
+        counts[block] += 1
+        return decode_block(level, block, *arguments)
+
+    monkeypatch.setattr(blocks, "decode_block", counting)
+    with open_slide(str(path), threads=threads) as slide:
+        np.testing.assert_array_equal(slide.downsampled(16), area_average(expected, 16))
+        in_mask = counts.total()
+        tiles = dict(slide.read_tiles([(0, 0), (100, 100), (300, 200)], 150))
+    for i, (x, y) in enumerate([(0, 0), (100, 100), (300, 200)]):
+        np.testing.assert_array_equal(tiles[i], window(expected, x, y, 150))
+    assert in_mask < 48 - len(shared) + (4 if edges == (0, 0) else 10)

@@ -141,6 +141,32 @@ def jpeg_of_scans(count: int, *, arithmetic: bool = False) -> bytes:
     return good[:-2] + table + scan * count + b"\xff\xd9"
 
 
+def jpeg_of_planes(count: int, fill: bytes = b"") -> bytes:
+    """A sequential JPEG whose colours come in a scan each, the last of them `count` times; `fill` before its first marker."""
+    parts = []
+    for plane in np.moveaxis(picture(), 2, 0):
+        stream = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(plane)).save(stream, "JPEG", quality=80)
+        parts.append(stream.getvalue())
+    head, _, tail = parts[0].partition(b"\xff\xda")
+    frame = head.index(b"\xff\xc0")
+    size = struct.pack(">HB", 17, 8) + head[frame + 5 : frame + 9] + bytes([3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    head = head[:frame] + b"\xff\xc0" + size + head[frame + 2 + 11 :]
+    scans = []
+    for number, part in enumerate(parts, 1):
+        data = part[part.index(b"\xff\xda") + 10 : -2]
+        scans.append(b"\xff\xda" + struct.pack(">HBBB", 8, 1, number, 0) + b"\x00\x3f\x00" + data)
+    return head[:2] + fill + head[2:] + b"".join(scans[:2]) + scans[2] * count + b"\xff\xd9"
+
+
+def sequential_jpeg(further_scans: int) -> bytes:
+    """An ordinary JPEG, whose only scan comes some times more."""
+    stream = io.BytesIO()
+    Image.fromarray(picture()).save(stream, "JPEG", subsampling=0, quality=80)
+    good = stream.getvalue()
+    return good[:-2] + good[good.index(b"\xff\xda") : -2] * further_scans + b"\xff\xd9"
+
+
 # Codecs that unpack
 
 

@@ -23,7 +23,8 @@ class AreaAverage:
         """Average into `result`, uint8 [h, w, 3], white; each of its pixels stands for edge x edge level pixels."""
         self._result, self._edge = result, edge
         self._white = WHITE * edge * edge
-        self._kind: np.dtype[Any] = np.dtype(np.uint32 if self._white < 2**32 else np.uint64)
+        # with room for the half that rounding adds
+        self._kind: np.dtype[Any] = np.dtype(np.uint32 if self._white + edge * edge // 2 < 2**32 else np.uint64)
         self._first = 0  # result row that sums[0] belongs to
         self._sums = np.zeros((0, result.shape[1], 3), self._kind)
 

@@ -1,5 +1,6 @@
 """Blocks of a level, fetched ahead and each decoded once, in the order asked for; of a finer level where one is no good."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,14 +8,14 @@ from contextlib import closing
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from udfs.wsi.ahead import ReadAhead
 from udfs.wsi.averaging import AreaAverage
 from udfs.wsi.errors import SlideError
-from udfs.wsi.plan import have_data
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, decode_block, new_buffer, scale_for
-from udfs.wsi.tiff.index import Level
+from udfs.wsi.tiff.index import Level, Numbers, lost_blocks
 
 Finer = Callable[[], Sequence[Level]]
 _Decoded = Pixels | SlideError | None
@@ -33,7 +34,7 @@ class BlockReader:
         scale: int = 1,
         threads: int = 1,
     ) -> None:
-        """See `decode_block` for `scale`; `threads` decode, where there is more than one.
+        """Begin to fetch the blocks. `scale` is that of `decode_block`; `threads` is the number of threads that decode.
 
         `finer` gives the finer levels with all their blocks, level 0 first. It is called if a block is left out or does not
         decode: scanners lose blocks of coarse levels whose pixels level 0 has.
@@ -41,6 +42,7 @@ class BlockReader:
         self._file, self._level, self._blocks = file, level, blocks
         self._finer, self._scale, self._threads = finer, scale, threads
         starts, counts = level.byte_ranges(blocks)
+        self._is_repeated = _repeated(level, blocks, starts, counts)
         self._ahead = ReadAhead(file, starts.reshape(-1), counts.reshape(-1))
 
     def __iter__(self) -> Iterator[tuple[int, Pixels | None]]:
@@ -61,8 +63,12 @@ class BlockReader:
 
     def _decode_here(self) -> Iterator[tuple[int, _Decoded]]:
         buffer = new_buffer(self._level)
+        decoded: _Decoded = None
         for i, block in enumerate(self._blocks):
-            yield block, self._decode(block, self._data(i), buffer)
+            data = self._data(i)
+            if not self._is_repeated[i]:
+                decoded = self._decode(block, data, buffer)
+            yield block, decoded
 
     def _decode_in_threads(self) -> Iterator[tuple[int, _Decoded]]:
         # One buffer more than blocks under way: the one whose pixels the caller looks at.
@@ -73,8 +79,12 @@ class BlockReader:
                 if len(under_way) == 2 * self._threads:
                     done, future = under_way.popleft()
                     yield done, future.result()
+                data = self._data(i)
+                if self._is_repeated[i]:
+                    under_way.append((block, under_way[-1][1]))
+                    continue
                 buffers.rotate()
-                under_way.append((block, pool.submit(self._decode, block, self._data(i), buffers[0])))
+                under_way.append((block, pool.submit(self._decode, block, data, buffers[0])))
             for done, future in under_way:
                 yield done, future.result()
 
@@ -90,24 +100,26 @@ class BlockReader:
 
     def _replaced(self, block: int, error: SlideError | None) -> Pixels | None:
         """The pixels of a block that is left out or does not decode, as finer levels have them."""
-        if self._source is not None and (error or block in self._with_finer_data):
-            return self._averaged(block, *self._source)
+        if (error or block in self._lost) and self._source:
+            source, finer = self._source
+            is_whole = self._level.downsample % source.downsample == 0
+            return (self._averaged if is_whole else self._resampled)(block, source, finer)
         if error:
             raise error
         return None
 
     @cached_property
     def _source(self) -> tuple[Level, Sequence[Level]] | None:
-        """The nearest finer level of which a pixel here is a whole number of pixels, and those that are finer still."""
+        """The nearest finer level and those that are finer still; if possible one whose pixels fill a pixel here exactly."""
         levels = self._finer()
         whole = [i for i, finer in enumerate(levels) if self._level.downsample % finer.downsample == 0]
-        return (levels[whole[-1]], levels[: whole[-1]]) if whole else None
+        nearest = whole[-1] if whole else len(levels) - 1
+        return (levels[nearest], levels[:nearest]) if levels else None
 
     @cached_property
-    def _with_finer_data(self) -> frozenset[int]:
-        """The blocks of which a finer level has data. What all levels leave out is glass."""
-        with_data = have_data(self._finer(), self._level, self._blocks)
-        return frozenset(np.asarray(self._blocks)[with_data].tolist())
+    def _lost(self) -> frozenset[int]:
+        """The blocks that this level leaves out and a finer level has. What all levels leave out is glass."""
+        return lost_blocks(self._finer(), self._level) if self._level.lost is None else self._level.lost
 
     def _averaged(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
         """A block as the area average of `source`, of which just the region of the block is read."""
@@ -139,3 +151,52 @@ class BlockReader:
             if c == columns[-1]:
                 average.flush(top - y + inside.shape[0] + below)
         return result
+
+    def _resampled(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
+        """A block as the area average of `source`, whose pixels count by the share of them that a pixel here covers.
+
+        Only levels whose downsample is no whole number come here, which no mask is made of: they are never shrunk.
+        """
+        level, ratio = self._level, self._level.downsample / source.downsample
+        row, column = divmod(block, level.columns)
+        top, left = row * level.block_height, column * level.block_width
+        bottom, right = min(top + level.block_height, level.height_px), min(left + level.block_width, level.width_px)
+        rows, down = _shares(top, bottom, ratio, source.block_height, source.height_px)
+        columns, across = _shares(left, right, ratio, source.block_width, source.width_px)
+        region = np.full((down.shape[1], across.shape[1], 3), WHITE, np.uint8)
+        blocks = [r * source.columns + c for r in rows for c in columns]
+        for number, pixels in BlockReader(self._file, source, blocks, finer=lambda: finer):
+            if pixels is not None:
+                r, c = divmod(number, source.columns)
+                y, x = (r - rows[0]) * source.block_height, (c - columns[0]) * source.block_width
+                region[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        means = np.stack([down @ plane @ across.T for plane in np.moveaxis(region, 2, 0)], axis=2)
+        return (means + 0.5).astype(np.uint8)
+
+
+def _shares(start: int, stop: int, ratio: float, block_px: int, length_px: int) -> tuple[range, NDArray[np.float64]]:
+    """How much each source pixel counts in pixels [start, stop) of a coarser level, along one axis.
+
+    Returns:
+        The source's blocks along the axis, and float64 [stop - start, pixels of these blocks], each row with the sum 1. The
+        last pixel of the source stands for what ends behind it.
+    """
+    edges = np.arange(start, stop + 1) * ratio
+    last = (length_px - 1) // block_px
+    blocks = range(min(int(edges[0] // block_px), last), min(math.ceil(edges[-1] / block_px), last + 1))
+    pixels = np.arange(blocks.start * block_px, min(blocks.stop * block_px, length_px))
+    ends = pixels + 1.0
+    ends[-1] = max(ends[-1], edges[-1])
+    covered = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], pixels)
+    return blocks, np.maximum(covered, 0.0) / ratio
+
+
+def _repeated(level: Level, blocks: Sequence[int], starts: Numbers, counts: Numbers) -> list[bool]:
+    """Which blocks have the bytes and the size of the block before them: some writers store one white block for many."""
+    rows, columns = np.divmod(np.asarray(blocks, np.int64), level.columns)
+    heights = np.minimum(level.block_height, level.height_px - rows * level.block_height)
+    widths = np.minimum(level.block_width, level.width_px - columns * level.block_width)
+    told = np.column_stack([starts, counts, heights, widths])
+    repeated = np.zeros(len(told), bool)
+    repeated[1:] = (told[1:] == told[:-1]).all(axis=1)
+    return repeated.tolist()

@@ -40,7 +40,7 @@ def sniff(head: bytes) -> str | None:
     """Which of these formats a file shows by its first bytes, whatever its name; None for a TIFF and all else.
 
     Args:
-        head: the first 512 bytes, or all where there are fewer.
+        head: the first 512 bytes; all bytes of a shorter file.
 
     Returns:
         The format's name, for `ForeignSlide`. A JPEG may be "MIRAX": whether it is, only the files beside it tell.
@@ -82,7 +82,7 @@ class ForeignSlide:
     file: FileInfo
     width_px: int
     height_px: int
-    mpp_x: float | None  # micrometres a level-0 pixel as the header says, None where it does not or can't be true
+    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
     mpp_y: float | None
     vendor: str
     levels: tuple[ForeignLevel, ...]  # level 0 first

@@ -6,10 +6,9 @@ import numpy as np
 
 from udfs.wsi.averaging import MOST_EDGE_OF_MEANS, AreaAverage, means_of_squares
 from udfs.wsi.blocks import BlockReader
-from udfs.wsi.plan import have_data
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, scale_for
-from udfs.wsi.tiff.index import Level, Numbers, SlideIndex
+from udfs.wsi.tiff.index import Level, Numbers, SlideIndex, lost_blocks
 
 _PATCH_PX = 1024  # blocks side by side are averaged together: fewer calls, and still in the processor's cache
 
@@ -53,9 +52,7 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
 
 def _in_patches(level: Level, finer: Sequence[Level], patch_columns: int) -> Numbers:
     """The blocks, int64 [n], ascending, of each patch that has data here or in a finer level: the rest stays white."""
-    stored = level.stored()
-    left_out = np.setdiff1d(np.arange(level.columns * level.rows), stored)
-    with_data = np.concatenate([stored, left_out[have_data(finer, level, left_out)]])
+    with_data = np.concatenate([level.stored(), np.array(sorted(lost_blocks(finer, level)), np.int64)])
     rows, columns = np.divmod(with_data, level.columns)
     patches = -(-level.columns // patch_columns)  # of a row
     rows, firsts = np.divmod(np.unique(rows * patches + columns // patch_columns), patches)

@@ -73,21 +73,6 @@ def needed_blocks(level: Level, xy_px: ArrayLike, edge: int) -> Numbers:
     return np.unique(overlaps(level, corners_at(level.downsample, xy_px), edge).blocks)
 
 
-def have_data(finer: Sequence[Level], level: Level, blocks: ArrayLike) -> NDArray[np.bool_]:
-    """Which blocks of a level have data in finer levels, which list all their blocks: bool [n]."""
-    rows, columns = np.divmod(np.asarray(blocks, np.int64), level.columns)
-    found = np.zeros(len(rows), bool)
-    for source in finer:
-        ratio = level.downsample / source.downsample
-        top, bottom = _spanned(rows, level.block_height * ratio / source.block_height, source.rows)
-        left, right = _spanned(columns, level.block_width * ratio / source.block_width, source.columns)
-        stored = ((source.offsets > 0) & (source.counts > 0)).reshape(source.planes, source.rows, source.columns)
-        table = np.zeros((source.rows + 1, source.columns + 1), np.int64)  # of sums, read between its corners
-        table[1:, 1:] = stored.any(axis=0).cumsum(axis=0).cumsum(axis=1)
-        found |= table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left] > 0
-    return found
-
-
 def merge_ranges(starts: Numbers, counts: Numbers, gap_bytes: int, most_bytes: int) -> list[Span]:
     """One request for ranges that lie close together.
 
@@ -161,12 +146,6 @@ def _touched(at: Numbers, edge: int, block: int, length: int) -> tuple[Numbers, 
     first = np.clip(at, 0, length) // block
     last = -(-np.clip(at + edge, 0, length) // block)
     return first, np.where(np.clip(at, 0, length) < np.clip(at + edge, 0, length), last, first)
-
-
-def _spanned(at: Numbers, ratio: float, count: int) -> tuple[Numbers, Numbers]:
-    """First block of a finer level and the one after the last that blocks `at` span along an axis of `count` blocks."""
-    first, last = np.floor(at * ratio), np.ceil((at + 1) * ratio)
-    return np.minimum(first, count).astype(np.int64), np.minimum(last, count).astype(np.int64)
 
 
 def _patches(corners: Numbers, edge: int, block_width: int, block_height: int) -> Numbers:

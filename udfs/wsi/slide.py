@@ -57,7 +57,7 @@ class Slide:
 
     width_px: int
     height_px: int
-    mpp_x: float | None  # micrometres a level-0 pixel as the header says, None where it does not or can't be true
+    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
     mpp_y: float | None
     vendor: str
     levels: tuple[Level, ...]  # level 0 first

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.store.uris import redact
 
+DISAGREEING = "if nobody replaces it, servers behind one address disagree about it: give the address of one of them"
+
 _GONE = (404, 410)
 # What clients raise of options and URIs that they can't use, unlike what a store answers.
 _REFUSED = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
@@ -66,7 +68,7 @@ def may_pass(error: BaseException) -> bool:
         return status >= 500 or status in (408, 429)
     if _is_missing(error):
         return False
-    definite = (PermissionError, IsADirectoryError)
+    definite = (PermissionError, IsADirectoryError, NoRangesError, SlideError)
     ours = (ImportError, MemoryError, *_REFUSED)
     # Clients of HTTP and Azure raise dropped connections as classes of their own, no OSError among them.
     return isinstance(error, Exception) and not isinstance(error, definite + ours)
@@ -79,13 +81,15 @@ def _is_missing(error: BaseException) -> bool:
 
 
 def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideError:
-    """The error of a store as users get it.
+    """The error of a store as users get it; a `SlideError` as it is.
 
     Args:
         error: what the store's client raised.
         uri: the file's, without secrets.
         secrets: texts that must not be shown.
     """
+    if isinstance(error, SlideError):
+        return error
     error = cause_of(error)
     status = status_of(error)
     if _is_missing(error) or status in _GONE:
@@ -104,6 +108,8 @@ def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideE
         remedy = "run again with --retry-failed, and raise slides.timeout_s if the store is only slow"
     elif isinstance(error, NoRangesError):
         remedy = "put the slide in another store"
+    elif isinstance(error, ContradictionError):
+        remedy = f"run again with --retry-failed; {DISAGREEING}"
     else:
         remedy = "run again with --retry-failed"
     return SlideError(ErrorCode.READ_FAILED, f"{uri}: {text}; {remedy}")

@@ -20,6 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.store.about import FileInfo, Traffic
 from udfs.wsi.store.faults import (
+    DISAGREEING,
     ContradictionError,
     OutOfTimeError,
     ShortReadError,
@@ -30,7 +31,7 @@ from udfs.wsi.store.faults import (
 )
 from udfs.wsi.store.filesystem import filesystem
 from udfs.wsi.store.link import Link
-from udfs.wsi.store.ranges import Part, bring_range, plain_etag
+from udfs.wsi.store.ranges import Part, bring_range, strong_etag
 from udfs.wsi.store.uris import StorageOptions, public_uri, redact, secrets_of, store_of, timeout_of
 
 ATTEMPTS = 7  # at a request, some 15 s of waiting between them in all
@@ -131,7 +132,7 @@ class Calls:
         begun = perf_counter()
         info = await self._fs._info(self.path)
         self.link.learn(0, perf_counter() - begun)
-        self._etag = self._etag or plain_etag(info.get("ETag") or info.get("etag"))
+        self._etag = self._etag or strong_etag(info.get("ETag") or info.get("etag"))
         return info
 
     async def siblings(self) -> Any:
@@ -241,9 +242,12 @@ class File:
         def wait() -> None:
             now = self._ask(asked)
             if now != self.info:
+                remedy = (
+                    f"run again; {DISAGREEING}" if self.info.size_bytes == now.size_bytes and asked else "run again"
+                )
                 raise SlideError(
                     ErrorCode.FILE_CHANGED,
-                    f"{self.uri} was replaced since its header was read ({self.info.version} became {now.version}): run again",
+                    f"{self.uri} was replaced since its header was read ({self.info.version} became {now.version}): {remedy}",
                 )
 
         return wait
@@ -282,7 +286,7 @@ class File:
         return found
 
     def _stat(self) -> os.stat_result:
-        """At once, for the loop takes longer than a tile; by way of the loop if the disk has to be asked again."""
+        """The file's size and time. The first try does without the loop, which takes longer than reading a tile."""
         path = Path(self._calls.path)
         with suppress(OSError):
             return path.stat()

@@ -53,7 +53,10 @@ async def session(**options: Any) -> aiohttp.ClientSession:
 
 
 async def _refuse_wrong_ranges(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-    """Of requests with a first and a last byte; fsspec asks for all else only where it takes whatever comes."""
+    """Check the answer if the request names a first and a last byte.
+
+    fsspec makes other requests only if it can use whatever the server sends.
+    """
     answer = await handler(request)
     wanted = request.headers.get("Range", "")
     if answer.status == 206 and request.method == "GET" and _CLOSED_RANGE.fullmatch(wanted):

@@ -8,7 +8,7 @@ from typing import Any
 
 from udfs.wsi.store.faults import NoRangesError, ShortReadError, WrongAnswerError
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
+_CONTENT_RANGE = re.compile(r"bytes[ =](\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
 _AZURE_TIMEOUTS = ("timeout", "connection_timeout", "read_timeout")  # options of adlfs
 
 
@@ -70,9 +70,9 @@ def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
     return size
 
 
-def plain_etag(etag: Any) -> str | None:
-    """An ETag without its quotes and the mark of a weak one, with which the same version may be told differently."""
-    return str(etag).removeprefix("W/").strip('"') if etag else None
+def strong_etag(etag: Any) -> str | None:
+    """An ETag without its quotes; None if it is weak, for weak ones say nothing about single bytes (RFC 9110, 8.8.1)."""
+    return None if not etag or str(etag).startswith("W/") else str(etag).strip('"')
 
 
 async def _http(fs: Any, url: str, start: int, count: int) -> Part:
@@ -93,7 +93,7 @@ async def _http(fs: Any, url: str, start: int, count: int) -> Part:
             data = await answer.content.readexactly(count)
         except asyncio.IncompleteReadError as error:
             raise ShortReadError(f"{len(error.partial):,} of {count:,} bytes came") from None
-        return Part(data + await answer.content.read(1), size, plain_etag(answer.headers.get("ETag")))
+        return Part(data + await answer.content.read(1), size, strong_etag(answer.headers.get("ETag")))
 
 
 async def _azure(fs: Any, path: str, start: int, count: int) -> Part:
@@ -116,5 +116,5 @@ async def _azure(fs: Any, path: str, start: int, count: int) -> Part:
         if answer.http_response.status_code == 206:
             headers = answer.http_response.headers
             size = check_range(headers, answer.http_request.headers["x-ms-range"])
-            etag = plain_etag(headers.get("ETag"))
+            etag = strong_etag(headers.get("ETag"))
     return Part(data, size, etag)

@@ -44,9 +44,17 @@ def timeout_of(options: StorageOptions | None) -> float:
     return options.timeout_s if isinstance(options, StoreOptions) else TIMEOUT_S
 
 
+def links_of(uri: str) -> list[str]:
+    """The links of a chain of fsspec (``zip://a.svs::s3://bucket/b.zip``); a list of one if the URI is no chain.
+
+    An absolute path is a path of this machine, whatever its folders and file are called.
+    """
+    return [uri] if uri.startswith("/") else uri.split("::")
+
+
 def store_of(uri: str) -> str:
     """The kind of store a URI names, the same for all words of one store."""
-    protocol = uri.rpartition("::")[2].partition("://")[0]
+    protocol = links_of(uri)[-1].partition("://")[0]
     return str(known_implementations.get(protocol, {}).get("class", protocol))
 
 
@@ -80,10 +88,11 @@ def public_uri(uri: str) -> str:
 
     Plain paths are kept as they are, even with ``?`` or ``#`` in a name.
     """
-    if "::" in uri and "://" in uri:  # fsspec's chains: simplecache::https://..., zip://a.svs::s3://...
-        return "::".join(public_uri(link) for link in uri.split("::"))
     if "://" not in uri:
         return uri
+    links = links_of(uri)
+    if len(links) > 1:
+        return "::".join(public_uri(link) for link in links)
     try:
         parts = urlsplit(uri)
     except ValueError:  # a host in brackets that is no IPv6 address
@@ -111,7 +120,7 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
             found.add(str(value))
 
     collect(storage_options or {})
-    for link in (uri or "").split("::"):
+    for link in links_of(uri or ""):
         if "://" not in link:
             continue
         try:

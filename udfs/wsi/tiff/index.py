@@ -3,6 +3,7 @@
 import json
 import zlib
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -45,6 +46,8 @@ class Level:
     offsets: NDArray[np.uint64] = field(repr=False)  # of each block, plane after plane; 0: sparse, background
     counts: NDArray[np.uint64] = field(repr=False)
     listed: Numbers | None = field(default=None, repr=False)  # the blocks that offsets and counts list; None: all
+    # Of the listed blocks, those that the writer left out while finer levels have data there; None: finer levels tell.
+    lost: frozenset[int] | None = None
 
     @property
     def columns(self) -> int:
@@ -96,7 +99,7 @@ class SlideIndex:
     file: FileInfo
     width_px: int  # level 0
     height_px: int
-    mpp_x: float | None  # micrometres per level-0 pixel; None if the header has no plausible value
+    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
     mpp_y: float | None
     vendor: str
     levels: tuple[Level, ...]  # level 0 first
@@ -109,6 +112,8 @@ class SlideIndex:
     def only(self, level: int, blocks: ArrayLike) -> "SlideIndex":
         """The index for reading just these blocks of one level."""
         levels = [lv.only(blocks if i == level else []) for i, lv in enumerate(self.levels)]
+        if levels[level].lost is None and all(finer.listed is None for finer in self.levels[:level]):
+            levels[level] = replace(levels[level], lost=lost_blocks(self.levels[:level], levels[level]))
         return replace(self, levels=tuple(levels))
 
     def to_bytes(self) -> bytes:
@@ -122,6 +127,7 @@ class SlideIndex:
             levels.append(
                 {name: getattr(level, name) for name in (*_WHOLE_NUMBERS, "downsample")}
                 | {"coding": _plain(level.coding), "listed": listed, "blocks": len(level.offsets)}
+                | ({} if level.lost is None else {"lost": sorted(level.lost)})
             )
             if level.listed is not None:
                 arrays.append(_pack(np.diff(level.listed, prepend=0)))
@@ -153,14 +159,43 @@ class SlideIndex:
             }
             numbers = {name: stored[name] for name in (*_WHOLE_NUMBERS, "downsample")}
             blocks = {"offsets": offsets.astype("u8"), "counts": counts.astype("u8"), "listed": listed}
-            levels.append(Level(coding=Coding(**coding), **(numbers | blocks)))
+            lost = frozenset(told["lost"]) if "lost" in told else None
+            levels.append(Level(coding=Coding(**coding), lost=lost, **(numbers | blocks)))
         return cls(FileInfo(**head.pop("file")), levels=tuple(levels), **head)
+
+
+def have_data(finer: Sequence[Level], level: Level, blocks: ArrayLike) -> NDArray[np.bool_]:
+    """Which blocks of a level have data in finer levels, which list all their blocks: bool [n]."""
+    rows, columns = np.divmod(np.asarray(blocks, np.int64), level.columns)
+    found = np.zeros(len(rows), bool)
+    for source in finer:
+        ratio = level.downsample / source.downsample
+        top, bottom = _spanned(rows, level.block_height * ratio / source.block_height, source.rows)
+        left, right = _spanned(columns, level.block_width * ratio / source.block_width, source.columns)
+        stored = ((source.offsets > 0) & (source.counts > 0)).reshape(source.planes, source.rows, source.columns)
+        table = np.zeros((source.rows + 1, source.columns + 1), np.int64)  # of sums, read between its corners
+        table[1:, 1:] = stored.any(axis=0).cumsum(axis=0).cumsum(axis=1)
+        found |= table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left] > 0
+    return found
+
+
+def lost_blocks(finer: Sequence[Level], level: Level) -> frozenset[int]:
+    """The listed blocks of a level that its writer left out while finer levels, which list all of theirs, have data."""
+    listed = np.arange(level.columns * level.rows) if level.listed is None else level.listed
+    left_out = np.setdiff1d(listed, level.stored())
+    return frozenset(left_out[have_data(finer, level, left_out)].tolist()) if len(left_out) else frozenset()
 
 
 def _plain(coding: Coding) -> dict[str, Any]:
     return {
         name: b64encode(value).decode() if isinstance(value, bytes) else value for name, value in asdict(coding).items()
     }
+
+
+def _spanned(at: Numbers, ratio: float, count: int) -> tuple[Numbers, Numbers]:
+    """First block of a finer level and the one after the last that blocks `at` span along an axis of `count` blocks."""
+    first, last = np.floor(at * ratio), np.ceil((at + 1) * ratio)
+    return np.minimum(first, count).astype(np.int64), np.minimum(last, count).astype(np.int64)
 
 
 def _pack(numbers: Numbers) -> bytes:

@@ -5,8 +5,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
-_SCAN = b"\xff\xda"  # the marker that a scan begins with; compressed data never holds it
-_MOST_SCANS = 32  # progressive encoders write about ten; libjpeg goes through the whole image for each, however empty
+_SCAN = b"\xff\xda"  # the marker that a scan begins with; compressed data never contains it
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # second bytes of the markers that a frame begins with
+_ALONE = frozenset((0x01, *range(0xD0, 0xDA), 0xFF))  # those of markers without a segment, and fill bytes
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))  # those of frames whose coefficients come in many scans
+_MOST_SCANS = 100  # libjpeg's encoder writes no more; its decoder goes through the whole image for each, however empty
 DC_SCALE = 8  # edge of a JPEG's smallest unit, whose mean is its DC coefficient
 
 
@@ -34,8 +37,7 @@ def decode_jpeg(
     stored_height, stored_width, _, _ = simplejpeg.decode_jpeg_header(stream)
     if stored_height > height or stored_width > width:
         raise ValueError(f"a JPEG of {stored_width} x {stored_height} px in a block of {width} x {height}")
-    scans = stream.count(_SCAN)
-    if scans > _MOST_SCANS:
+    if not _is_one_scan(stream) and (scans := stream.count(_SCAN)) > _MOST_SCANS:
         raise ValueError(f"{scans:,} scans in one JPEG, where {_MOST_SCANS} are the limit")
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         stream,
@@ -47,6 +49,22 @@ def decode_jpeg(
         strict=True,
     )
     return pixels
+
+
+def _is_one_scan(stream: bytes) -> bool:
+    """Whether a decoder stops after the first scan: the frame is sequential and that scan has all of its components.
+
+    Looks at nothing behind that scan's header. ITU-T T.81, B.1.1 and B.2.
+    """
+    at, components, is_progressive = len(_START), 0, True
+    while at + 10 < len(stream) and stream[at] == 0xFF and (marker := stream[at + 1]) not in _ALONE:
+        length = int.from_bytes(stream[at + 2 : at + 4])
+        if marker in _FRAMES:
+            components, is_progressive = stream[at + 9], marker in _PROGRESSIVE
+        elif marker == _SCAN[1]:
+            return not is_progressive and stream[at + 4] == components
+        at += 2 + length
+    return False  # something that encoders do not write between segments
 
 
 def whole_jpeg(data: memoryview, tables: bytes, is_ycbcr: bool) -> bytes:
