@@ -196,7 +196,5 @@ def _repeated(level: Level, blocks: Sequence[int], starts: Numbers, counts: Numb
     rows, columns = np.divmod(np.asarray(blocks, np.int64), level.columns)
     heights = np.minimum(level.block_height, level.height_px - rows * level.block_height)
     widths = np.minimum(level.block_width, level.width_px - columns * level.block_width)
-    told = np.column_stack([starts, counts, heights, widths])
-    repeated = np.zeros(len(told), bool)
-    repeated[1:] = (told[1:] == told[:-1]).all(axis=1)
-    return repeated.tolist()
+    stored = np.column_stack([starts, counts, heights, widths])
+    return [False, *(stored[1:] == stored[:-1]).all(axis=1).tolist()][: len(stored)]

@@ -159,7 +159,7 @@ class SlideIndex:
             }
             numbers = {name: stored[name] for name in (*_WHOLE_NUMBERS, "downsample")}
             blocks = {"offsets": offsets.astype("u8"), "counts": counts.astype("u8"), "listed": listed}
-            lost = frozenset(told["lost"]) if "lost" in told else None
+            lost = frozenset(stored["lost"]) if "lost" in stored else None
             levels.append(Level(coding=Coding(**coding), lost=lost, **(numbers | blocks)))
         return cls(FileInfo(**head.pop("file")), levels=tuple(levels), **head)
 
