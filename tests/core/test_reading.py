@@ -250,7 +250,7 @@ def test_two_readers_of_one_slide_do_not_disturb_each_other(lossless: Path) -> N
 
 @pytest.mark.parametrize("name", ["a::b.tif", "zip::c.svs", "d :: e/f.tif", "s3::g%20h#.tif"])
 def test_an_absolute_path_is_a_path_of_this_machine(tmp_path: Path, name: str) -> None:
-    """fsspec takes `::` for a chain of URIs."""
+    """Fsspec takes `::` for a chain of URIs."""
     image = position_pixels(64, 64)
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)

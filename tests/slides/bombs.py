@@ -148,7 +148,7 @@ def jpeg_of_planes(count: int, fill: bytes = b"") -> bytes:
         stream = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(plane)).save(stream, "JPEG", quality=80)
         parts.append(stream.getvalue())
-    head, _, tail = parts[0].partition(b"\xff\xda")
+    head = parts[0].partition(b"\xff\xda")[0]
     frame = head.index(b"\xff\xc0")
     size = struct.pack(">HB", 17, 8) + head[frame + 5 : frame + 9] + bytes([3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
     head = head[:frame] + b"\xff\xc0" + size + head[frame + 2 + 11 :]
