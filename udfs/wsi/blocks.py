@@ -171,7 +171,8 @@ class BlockReader:
                 y, x = (r - rows[0]) * source.block_height, (c - columns[0]) * source.block_width
                 region[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
         means = np.stack([down @ plane @ across.T for plane in np.moveaxis(region, 2, 0)], axis=2)
-        return (means + 0.5).astype(np.uint8)
+        rounded: Pixels = (means + 0.5).astype(np.uint8)
+        return rounded
 
 
 def _shares(start: int, stop: int, ratio: float, block_px: int, length_px: int) -> tuple[range, NDArray[np.float64]]:
