@@ -53,10 +53,9 @@ def model(spark: SparkSession, finished: Finished, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("models")
     root = folder / "tables"
     shutil.copytree(finished.config.output.root, root)
-    split_in(
-        spark,
-        finished.config.model_copy(update={"output": finished.config.output.model_copy(update={"root": str(root)})}),
-    )
+    everybody = finished.config.splits.model_copy(update={"train": 1.0, "validation": 0.0, "test": 0.0})
+    output = finished.config.output.model_copy(update={"root": str(root)})
+    split_in(spark, finished.config.model_copy(update={"output": output, "splits": everybody}))
     members = read_training_set(str(root / "patients"), None)
     recipes = feature_settings(members, str(root / "runs"))
     assert [recipe["encoder.name"] for recipe in recipes] == ['"test_efficientnet"']
