@@ -1,5 +1,6 @@
 """What tests share: one Spark session, a small encoder with fixed weights, a small cohort of real pixels."""
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,19 @@ from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 
 TILE_PX = 448
 Rows = list[Mapping[str, Any]]
+
+
+class _Stack(ctypes.Structure):
+    """POSIX's stack_t."""
+
+    _fields_ = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
+
+
+@pytest.fixture(autouse=True)
+def _stack_for_signals() -> None:
+    """Let signals use the ordinary stack: OpenVINO leaves a freed one for them, and the next signal would crash pytest."""
+    ss_disable = 2
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, ss_disable, 0)), None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP where Spark is not at work: one line, exit status 1, and further signals disturb nothing.
 
-Signals are sent to a process of its own: where OpenVINO has run, it leaves a stack for signals that is no memory any more.
+Signals are sent to a process of its own, for slidelake keeps its handlers until the process ends.
 """
 
 import argparse
