@@ -47,8 +47,8 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
             texts are too large; `size_implausible` if they list too many blocks.
     """
     entries = numbers = text_bytes = parts = 0
-    size = stream.seek(0, io.SEEK_END)
-    for directory in _directories(stream, is_ndpi=is_ndpi):
+    size = stream.seek(0, io.SEEK_END)  # which costs the stream its buffer
+    for directory in _directories(stream, size, is_ndpi=is_ndpi):
         entries += len(directory)
         for entry in directory:
             if entry.n_bytes > size:  # which a parser does not read
@@ -79,15 +79,14 @@ def _parts(stream: BinaryIO, entry: _Entry) -> int:
     return sum(text.count(mark) for mark in (b"<", b"=", b"|", b"\n"))
 
 
-def _directories(stream: BinaryIO, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
-    """The entries of each directory of the chain, then those of the directories below them."""
+def _directories(stream: BinaryIO, end: int, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
+    """The entries of each directory of the chain, then those of the directories below them; `end` is that of the file."""
     stream.seek(0)
     head = stream.read(16)
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     is_big = int.from_bytes(head[2:4], order) == 43
     count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
     link_bytes, value_at = 8 if is_ndpi else offset_bytes, 4 + offset_bytes
-    end = stream.seek(0, io.SEEK_END)
 
     def read(at: int) -> tuple[list[_Entry], int] | None:
         """The entries of a directory and where the next one is; None if there are more than a parser takes."""
