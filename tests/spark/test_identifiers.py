@@ -78,7 +78,7 @@ TAKEN_FOR = [
     "$",
     "a k",
     "k1",
-]  # by a reader to whom something in an odd name has a meaning
+]  # by a reader that gives something in an odd name a meaning
 MODELS = ("m${spark.app.name}'", "m")
 TABLES = ("slides", "tiles", "indexes", "features")
 

@@ -96,7 +96,7 @@ def submission_csv(
 ) -> bytes:
     """``patient_id,CE,LAA,from_prior``: one row per patient, sorted; each row's numbers sum to 1 within 1e-12.
 
-    `from_prior`: patients without a bag, whom the model did not see; they have true in that column, others false.
+    `from_prior`: the patients without a bag. The model did not see them; they have true in that column, others false.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
