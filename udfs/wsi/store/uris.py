@@ -69,7 +69,7 @@ def why_not_for_tables(uri: str) -> str | None:
     if "://" in uri and (end := re.search(r"[?#]", uri)):
         return f"the path of a URI ends at {end[0]!r}"
     if "://" in uri and ".." in uri.split("/"):
-        return "a URI with '..' names no certain folder"
+        return "'..' in a URI is not resolved by every reader"
     if scheme := re.match(r"\w+:/(?!/)", uri):
         return f"{scheme[0]!r} begins neither a path nor a URI"
     return None
