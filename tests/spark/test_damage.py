@@ -239,7 +239,8 @@ def _job(
 @contextmanager
 def _files_of_at_most(n_bytes: int) -> Iterator[None]:
     """The JVM can write no larger file, as on a disk that is full."""
-    [jvm] = [child for child in psutil.Process().children() if child.name() == "java"]
+    children = psutil.Process().children()
+    [jvm] = [child for child in children if child.name() == "java" and "pyspark-shell" in child.cmdline()]
     before = resource.prlimit(jvm.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(jvm.pid, resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -251,7 +252,7 @@ def _files_of_at_most(n_bytes: int) -> Iterator[None]:
 def test_no_room_names_the_places_and_what_is_free_there(spark: SparkSession, tmp_path: Path) -> None:
     tables = Tables(spark, str(tmp_path), "run")
     tables.create("tiles")
-    with pytest.raises(Exception) as stopped, _files_of_at_most(100):
+    with _files_of_at_most(100), pytest.raises(Exception) as stopped:
         tables.append("tiles", rows(spark, "a"))
     said = why_stopped(stopped.value, tables)
     assert said is not None and said.startswith(f"File too large: output.root {tmp_path} has ") and "\n" not in said
