@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from benchmarks.inputs import TILE_PX
 from benchmarks.work import BINS, INPUT_PX
-from udfs.features import FeatureSpec
-from udfs.wsi.checkpoint import load_state_dict
-from udfs.wsi.stain import StainNet
+from udfs.encode_tiles import FeatureSpec
+from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.weights.checkpoint import load_state_dict
 
 _BATCH = 16
 _prepared: list[tuple[Any, StainNet]] = []  # of this process

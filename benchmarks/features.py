@@ -19,14 +19,14 @@ from benchmarks.inputs import TILE_PX
 from benchmarks.measure import Line, median_seconds
 from benchmarks.processes import CORES, processes
 from benchmarks.work import feature_spec, n_tiles, planned_units
-from udfs.features import encode_tiles
+from udfs.encode_tiles import encode_tiles
 from udfs.schemas import UNITS
 from udfs.wsi import open_slide
 from udfs.wsi.encoder import Encoder
 from udfs.wsi.encoder.resize import resize
-from udfs.wsi.histogram import color_histograms
-from udfs.wsi.stain import load_stainnet
-from udfs.wsi.staintable import StainNormaliser
+from udfs.wsi.quality.histogram import color_histograms
+from udfs.wsi.stain.colour_table import StainNormaliser
+from udfs.wsi.stain.stainnet import load_stainnet
 
 _ROUNDS, _TILES_OF_STEPS = 3, 128
 

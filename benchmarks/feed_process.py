@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.measure import Line, median_seconds, peak_bytes
 from jobs.training.feed.feed import Backend, Feed, make_feed
-from jobs.training.feed.reading import AHEAD_BYTES
+from jobs.training.feed.row_groups import AHEAD_BYTES
 from jobs.training.model.mil import AttentionMIL, ModelSpec
 
 _BATCH, _EPOCHS = 8, 2

@@ -27,11 +27,11 @@ from jobs.training.model.files import load_card
 from tests.slides.weights import LITE0
 from tests.training.cohorts import Signal, draw_cohort, write_patients
 from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.pytorch import TorchRuntime
-from udfs.wsi.encoder.spec import Precision
 from udfs.wsi.inference import DeviceInference, HostInference
-from udfs.wsi.stain import load_stainnet
-from udfs.wsi.staintable import StainNormaliser
+from udfs.wsi.stain.colour_table import StainNormaliser
+from udfs.wsi.stain.stainnet import load_stainnet
 
 _TILES, _BATCHES, _ROUNDS = 64, 8, 3
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")

@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks import growth_slides
 from jobs import features, preprocess, slides
-from jobs.runtime.run import Run
+from jobs.runtime.run.run import Run
 
 _CLEANED_S = 0.3  # Spark lets go of broadcasts when a collection has shown that nobody has them, and beside it
 

@@ -14,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from udfs import slides
+from udfs import find_tissue as slides
+from udfs.find_tissue import TissueSpec
 from udfs.schemas import ENCODED
-from udfs.slides import TissueSpec
-from udfs.task import keep_what_is_loaded
+from udfs.spark_task import keep_what_is_loaded
 from udfs.wsi import Slide
 from udfs.wsi.store import File, FileInfo, StorageOptions
 from udfs.wsi.tiff.index import Coding, Level, SlideIndex
@@ -48,7 +48,7 @@ def write_cohort(folder: Path, n: int) -> None:
 def find_tissue(
     spec: TissueSpec, run_id: str, done: Callable[[int], None] = lambda _: None
 ) -> Callable[[Iterable[pd.DataFrame]], Iterable[pd.DataFrame]]:
-    """As `udfs.slides.find_tissue`, of slides that are not there."""
+    """As `udfs.find_tissue.find_tissue`, of slides that are not there."""
     real = slides.find_tissue(spec, run_id, done)
 
     def run(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -64,7 +64,7 @@ def find_tissue(
 def encode_tiles(
     spec: object, run_id: str, done: Callable[[int], None] = lambda _: None, *, tiles_ahead: int = 0
 ) -> Callable[[Batches], Batches]:
-    """As `udfs.features.encode_tiles`, of tiles that are neither read nor encoded."""
+    """As `udfs.encode_tiles.encode_tiles`, of tiles that are neither read nor encoded."""
     del spec, tiles_ahead
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks import inputs
 from benchmarks.measure import Line, median_seconds
-from udfs.wsi.histogram import color_histograms
+from udfs.wsi.quality.histogram import color_histograms
 
 _TILES, _BATCH, _BINS = 48, 8, 16
 

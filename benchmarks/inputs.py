@@ -16,8 +16,8 @@ from tests.slides.make import write_mosaic
 from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 from tests.slides.weights import convert_lite0_weights
 from udfs.wsi import open_slide
-from udfs.wsi.stain import StainNet
-from udfs.wsi.tissue import background_fractions, background_mask, tile_grid
+from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
 
 FOLDER = SAMPLE_FOLDER / "bench"
 TILE_PX = 448

@@ -31,8 +31,8 @@ from benchmarks.machine import on_cores
 from benchmarks.measure import Line, seconds
 from benchmarks.processes import CORES, processes
 from benchmarks.work import Unit, feature_spec, n_tiles, planned_units
-from udfs.features import FeatureSpec
-from udfs.wsi.encoder.spec import Precision
+from udfs.encode_tiles import FeatureSpec
+from udfs.wsi.encoder.encoder_spec import Precision
 
 _ROUNDS, _CLASSIC_TILES = 2, 192
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from benchmarks.inputs import TILE_PX
 from benchmarks.work import Unit, n_tiles
-from udfs.features import FeatureSpec
+from udfs.encode_tiles import FeatureSpec
 from udfs.wsi import open_slide
 from udfs.wsi.encoder import Encoder
-from udfs.wsi.histogram import color_histograms
-from udfs.wsi.stain import load_stainnet
-from udfs.wsi.staintable import StainNormaliser
+from udfs.wsi.quality.histogram import color_histograms
+from udfs.wsi.stain.colour_table import StainNormaliser
+from udfs.wsi.stain.stainnet import load_stainnet
 from udfs.wsi.tiff.index import SlideIndex
 
 _TILES_A_CALL = 4  # or a batch of the encoder's, where that is larger

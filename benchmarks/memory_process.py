@@ -9,7 +9,7 @@ import sys
 from typing import cast
 
 from benchmarks.measure import peak_bytes
-from udfs.wsi.encoder.spec import Precision, Runtime
+from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 
 
 def encode(runtime: Runtime, precision: Precision) -> dict[str, int]:
@@ -33,7 +33,7 @@ def features(runtime: Runtime, precision: Precision) -> dict[str, int]:
 
     from benchmarks import inputs
     from benchmarks.work import feature_spec, planned_units
-    from udfs.features import encode_tiles
+    from udfs.encode_tiles import encode_tiles
     from udfs.schemas import UNITS
 
     unit = planned_units([inputs.section()])[0]

@@ -32,13 +32,13 @@ from benchmarks.inputs import TILE_PX
 from benchmarks.machine import on_cores, take_one_core
 from benchmarks.measure import Line, median_seconds, show
 from benchmarks.remote import LATENCY_S, served
+from jobs.training.patches.from_tables import grid_on_tissue
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
-from jobs.training.patches.spec import PatchSpec, SlideSource
-from jobs.training.patches.tables import grid_on_tissue
+from jobs.training.patches.selection import PatchSpec, SlideSource
 from udfs.wsi import open_slide
-from udfs.wsi.plan import work_units
-from udfs.wsi.spacing import plan_reading
+from udfs.wsi.reading.blocks_of_tiles import work_units
+from udfs.wsi.reading.spacing import plan_reading
 
 _BATCH, _UNIT = 32, 16
 _LOCAL: tuple[tuple[Callable[[], Path], int, float | None, int], ...] = (  # slide, patch_px, mpp, unit_patches

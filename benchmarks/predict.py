@@ -24,8 +24,8 @@ from benchmarks.measure import Line
 from benchmarks.offline import offline
 from benchmarks.processes import CORES
 from benchmarks.watched import watch
-from jobs.runtime.config import Config
-from jobs.runtime.recipe import settings_recipe
+from jobs.runtime.settings.config import Config
+from jobs.runtime.settings.recipe import settings_recipe
 from jobs.training.model.files import ModelCard, save_model
 from jobs.training.model.mil import ModelSpec, build_model
 

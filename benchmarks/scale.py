@@ -23,7 +23,7 @@ _TILES_A_SLIDE = 5000
 _GPU_TILES_PER_S = 9_700
 _BUS_BYTES_PER_S = 55e9
 _STORE_BYTES_PER_S = 12.5e9
-_BYTES_A_TILE = 37_000  # compressed: what `udfs.units` counts with
+_BYTES_A_TILE = 37_000  # compressed: what `udfs.plan_units` counts with
 _HOST_STEPS = ("fetch", "decode", "emit")
 
 

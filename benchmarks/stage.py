@@ -8,12 +8,12 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
 from benchmarks.work import Unit, n_tiles
-from jobs.runtime.session import slots, start_session
-from jobs.runtime.tables import spark_schema
-from jobs.runtime.work import in_accumulators
-from udfs.features import FeatureSpec, encode_tiles
+from jobs.runtime.run.work import in_accumulators
+from jobs.runtime.spark.session import slots, start_session
+from jobs.runtime.tables.tables import spark_schema
+from udfs.encode_tiles import FeatureSpec, encode_tiles
+from udfs.plan_units import pack_tasks
 from udfs.schemas import ENCODED, UNITS
-from udfs.units import pack_tasks
 
 _prepared: list[tuple[SparkSession, DataFrame, FeatureSpec, int]] = []  # of this process
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from benchmarks import inputs
 from benchmarks.measure import Line, median_seconds, seconds
-from udfs.wsi.colours import COLOURS, rgb
-from udfs.wsi.stain import StainNet
-from udfs.wsi.staintable import StainNormaliser
+from udfs.wsi.quality.colours import COLOURS, rgb
+from udfs.wsi.stain.colour_table import StainNormaliser
+from udfs.wsi.stain.stainnet import StainNet
 
 _TILES, _BATCH = 48, 8
 

@@ -1,6 +1,6 @@
 """The ways to run an encoder on a processor."""
 
-from udfs.wsi.encoder.spec import Precision, Runtime
+from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 
 WAYS: tuple[tuple[Runtime, Precision], ...] = (
     ("torch", "fp32"),

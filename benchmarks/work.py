@@ -9,11 +9,11 @@ import pyarrow as pa
 from benchmarks import inputs
 from benchmarks.inputs import TILE_PX
 from tests.slides.weights import LITE0
-from udfs.features import FeatureSpec
-from udfs.units import plan_units
+from udfs.encode_tiles import FeatureSpec
+from udfs.plan_units import plan_units
 from udfs.wsi import open_slide
 from udfs.wsi.encoder import EncoderSpec
-from udfs.wsi.encoder.spec import Precision, Runtime
+from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 
 BINS, INPUT_PX = 16, 224
 _UNIT_TILES = 256  # the default of the jobs

@@ -4,8 +4,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
-from jobs.runtime.arguments import BAD_CONFIG
-from jobs.runtime.withheld import described
+from jobs.runtime.settings.arguments import BAD_CONFIG
+from jobs.runtime.settings.withheld import described
 
 JOBS = {
     "preprocess": "slides to patients, in one Spark application",

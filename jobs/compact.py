@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.runtime.cli import DONE
-from jobs.runtime.cli import main as run_main
-from jobs.runtime.config import ConfigError
-from jobs.runtime.run import Run
-from jobs.runtime.summary import readable_size
+from jobs.runtime.run.cli import DONE
+from jobs.runtime.run.cli import main as run_main
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.summary import readable_size
+from jobs.runtime.settings.config import ConfigError
 from udfs.wsi.store import public_uri
 
 TABLES = ("tiles", "features", "patients")

@@ -15,10 +15,10 @@ from jobs.checks import clock, data, machine, software
 from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, as_text, look
-from jobs.runtime.cli import DONE, FAILED, main_alone, tell_unlabelled
-from jobs.runtime.cohort import read_cohort, secrets_in
-from jobs.runtime.config import Config
-from jobs.runtime.session import open_session
+from jobs.runtime.cohort.locating import read_cohort, secrets_in
+from jobs.runtime.run.cli import DONE, FAILED, main_alone, tell_unlabelled
+from jobs.runtime.settings.config import Config
+from jobs.runtime.spark.session import open_session
 from udfs.wsi.store import redact
 
 _QUICK_S, _LONG_S = (

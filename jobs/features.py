@@ -9,15 +9,15 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from jobs.runtime.cli import run_job
-from jobs.runtime.resources import features_resources
-from jobs.runtime.run import Run
-from jobs.runtime.session import slots
-from jobs.runtime.survey import selected_tiles
-from jobs.runtime.tables import SCHEMAS, spark_schema
-from udfs.features import encode_tiles
+from jobs.runtime.run.cli import run_job
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.survey import selected_tiles
+from jobs.runtime.spark.resources import features_resources
+from jobs.runtime.spark.session import slots
+from jobs.runtime.tables.tables import SCHEMAS, spark_schema
+from udfs.encode_tiles import encode_tiles
+from udfs.plan_units import pack_tasks, plan_units
 from udfs.schemas import ENCODED, UNITS
-from udfs.units import pack_tasks, plan_units
 
 _ROWS_A_FILE = 8192  # about 80 MB
 _PLANNERS_A_SLOT = 2

@@ -15,17 +15,16 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
-from jobs.runtime.cli import DONE, FAILED, SLIDES_FAILED
-from jobs.runtime.cli import main as run_main
-from jobs.runtime.cohort import locate, read_cohort
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.run import Run
-from jobs.runtime.session import slots
-from jobs.runtime.streams import terminal
-from jobs.training.errors import FeedError
-from jobs.training.patches.spec import PatchSpec
-from jobs.training.patches.tables import patches_of_tables
-from jobs.training.patches.units import OnBadSlide, Unit, plan_units
+from jobs.runtime.cohort.locating import locate, read_cohort
+from jobs.runtime.run.cli import DONE, FAILED, SLIDES_FAILED
+from jobs.runtime.run.cli import main as run_main
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.spark.session import slots
+from jobs.runtime.spark.streams import terminal
+from jobs.training.patches.from_tables import patches_of_tables
+from jobs.training.patches.patch_units import OnBadSlide, Unit, plan_units
+from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.windows import (
     Manifest,
     WindowFolder,
@@ -35,6 +34,7 @@ from jobs.training.patches.windows import (
     write_spec,
     write_window,
 )
+from jobs.training.training_errors import FeedError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
 

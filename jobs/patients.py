@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
-from jobs.runtime.cli import run_job
-from jobs.runtime.resources import plain_executors
-from jobs.runtime.run import Run
-from jobs.runtime.session import heap_bytes
-from jobs.runtime.survey import feature_digest, patient_hash
-from jobs.runtime.tables import spark_schema
-from udfs.patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
-from udfs.slides import WITHOUT_TILES
+from jobs.runtime.run.cli import run_job
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.survey import feature_digest, patient_hash
+from jobs.runtime.spark.resources import plain_executors
+from jobs.runtime.spark.session import heap_bytes
+from jobs.runtime.tables.tables import spark_schema
+from udfs.bag_patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
+from udfs.find_tissue import WITHOUT_TILES
 
 _BYTES_A_FILE = 1 << 28  # a task writes a file: larger ones would leave executors idle, smaller ones litter the table
 _INFO = (

@@ -22,15 +22,14 @@ from pyspark.sql import functions as F
 from tqdm import tqdm
 
 from jobs import preprocess
-from jobs.runtime.cli import conclude
-from jobs.runtime.cli import main as run_main
-from jobs.runtime.cohort import read_cohort
-from jobs.runtime.config import Config, ConfigError, settings_hash
-from jobs.runtime.recipe import Recipe, differences, settings_recipe
-from jobs.runtime.run import Run, work_in_waves
-from jobs.runtime.session import slots
-from jobs.runtime.streams import terminal
-from jobs.training.errors import FeedError
+from jobs.runtime.cohort.locating import read_cohort
+from jobs.runtime.run.cli import conclude
+from jobs.runtime.run.cli import main as run_main
+from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.settings.config import Config, ConfigError, settings_hash
+from jobs.runtime.settings.recipe import Recipe, differences, settings_recipe
+from jobs.runtime.spark.session import slots
+from jobs.runtime.spark.streams import terminal
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, ModelError, load_card, load_model
 from jobs.training.model.mil import BagModel
@@ -44,8 +43,9 @@ from jobs.training.model.predictions import (
     submission_csv,
 )
 from jobs.training.seen import Seen, seen_by_model
-from udfs.slides import WITHOUT_TILES
-from udfs.telling import named, some
+from jobs.training.training_errors import FeedError
+from udfs.find_tissue import WITHOUT_TILES
+from udfs.wording import named, some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from jobs import features, patients, slides
-from jobs.runtime.cli import run_job
-from jobs.runtime.run import Run
+from jobs.runtime.run.cli import run_job
+from jobs.runtime.run.run import Run
 
 STAGES = (slides.find, features.encode, patients.assemble)
 

@@ -11,12 +11,12 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.runtime.cli import run_job
-from jobs.runtime.run import Run
-from jobs.runtime.survey import METADATA
-from jobs.runtime.tables import SCHEMAS, spark_schema
+from jobs.runtime.run.cli import run_job
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.survey import METADATA
+from jobs.runtime.tables.tables import SCHEMAS, spark_schema
+from udfs.find_tissue import failed_row, find_tissue
 from udfs.schemas import FOUND_TISSUE
-from udfs.slides import failed_row, find_tissue
 from udfs.wsi import ErrorCode, SlideError
 
 _TILES_A_FILE = 1_000_000  # some 20 MB

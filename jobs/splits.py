@@ -14,17 +14,17 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.runtime.cli import DONE
-from jobs.runtime.cli import main as run_main
-from jobs.runtime.cohort import cohort_bytes
-from jobs.runtime.config import ConfigError, settings_hash
-from jobs.runtime.patient_csv import Image, parse_cohort, rows_as_written
-from jobs.runtime.run import Run
-from jobs.runtime.tables import spark_schema
+from jobs.runtime.cohort.locating import cohort_bytes
+from jobs.runtime.cohort.patient_csv import Image, parse_cohort, rows_as_written
+from jobs.runtime.run.cli import DONE
+from jobs.runtime.run.cli import main as run_main
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import ConfigError, settings_hash
+from jobs.runtime.tables.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
 from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits, missing_classes
 from udfs import schemas
-from udfs.telling import named
+from udfs.wording import named
 from udfs.wsi.store import public_uri, read_bytes, write_bytes
 
 _PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with

@@ -14,16 +14,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
-from jobs.runtime.cli import DONE
-from jobs.runtime.cli import main as run_main
-from jobs.runtime.cohort import locate, read_cohort
-from jobs.runtime.config import ConfigError
-from jobs.runtime.run import Run
-from udfs.telling import named
+from jobs.runtime.cohort.locating import locate, read_cohort
+from jobs.runtime.run.cli import DONE
+from jobs.runtime.run.cli import main as run_main
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import ConfigError
+from udfs.wording import named
 from udfs.wsi import SlideError, open_slide
-from udfs.wsi.spacing import region_edge, resample
-from udfs.wsi.stain import StainNet
-from udfs.wsi.stainfit import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
+from udfs.wsi.reading.spacing import region_edge, resample
+from udfs.wsi.stain.fitting import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
+from udfs.wsi.stain.stainnet import StainNet
 from udfs.wsi.store import public_uri, write_bytes
 
 _READERS = 4

@@ -20,13 +20,13 @@ from zipfile import ZipFile
 
 from pydantic import Field, ValidationError
 
-from jobs.runtime.arguments import BAD_CONFIG, Parser
-from jobs.runtime.config import ConfigError, load_config, masked_override
-from jobs.runtime.interrupt import NAMES, handle_stop_signals, name_of, say, stop_signals
-from jobs.runtime.sections import Section
-from jobs.runtime.withheld import arguments_without_secrets, described, file_shown
-from jobs.runtime.yaml_text import YamlTextError, parse_yaml
-from udfs.telling import named, new_run_id, printable, some
+from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
+from jobs.runtime.settings.config import ConfigError, load_config, masked_override
+from jobs.runtime.settings.sections import Section
+from jobs.runtime.settings.withheld import arguments_without_secrets, described, file_shown
+from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
+from jobs.runtime.spark.signals import NAMES, handle_stop_signals, name_of, say, stop_signals
+from udfs.wording import named, new_run_id, printable, some
 
 ROOT = Path(__file__).parents[1]
 _FAILED = 1

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from pyspark.sql import SparkSession
 
-from jobs.runtime.cancelling import Cancelling
-from jobs.runtime.cli import DONE, FAILED, main_alone
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.session import is_local, start_session
-from jobs.runtime.writable import refuse_unwritable
-from jobs.training.cohort import CohortError, TrainingSet, feature_settings, read_training_set
+from jobs.runtime.run.cli import DONE, FAILED, main_alone
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.spark.cancelling import Cancelling
+from jobs.runtime.spark.session import is_local, start_session
+from jobs.runtime.tables.writable import refuse_unwritable
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
-from jobs.training.errors import FeedError, NoTableError
+from jobs.training.labelled import CohortError, TrainingSet, feature_settings, read_training_set
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
 from jobs.training.model.checkpoints import has_checkpoint, load_checkpoint
 from jobs.training.model.files import ModelCard, ModelError, load_card, model_versions
 from jobs.training.model.mil import ModelSpec
 from jobs.training.records import RecordsError
 from jobs.training.splitting import SPLITS
-from jobs.training.task import Task, bag_columns, run_task
-from udfs.telling import new_run_id
+from jobs.training.training_errors import FeedError, NoTableError
+from jobs.training.training_run import Task, bag_columns, run_task
+from udfs.wording import new_run_id
 from udfs.wsi.store import absolute_uri, public_uri
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from jobs import preprocess
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run, work_in_waves
-from jobs.runtime.session import start_session
+from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.settings.config import Config
+from jobs.runtime.spark.session import start_session
 from tests.environments import environment_without_checkout
 from tests.slides.make import write_slide
 from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels

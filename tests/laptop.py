@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.cluster.clusters import daemon
 from tests.environments import CODE, ROOT
 from tests.stores.process import HOST

@@ -10,11 +10,11 @@ from functools import partial
 from jobs.checks.extent import FEWEST_SLIDES, UNKNOWN_SPREAD, Bounds, Cohort, PerSlide, spread_over, total
 from jobs.checks.place import Place
 from jobs.checks.table import Row
-from jobs.runtime.encoders import settle_runtime
-from jobs.runtime.summary import readable_size
-from udfs.patients import HEAP_A_BAG, MAX_BAG_BYTES
-from udfs.sample import Sample, take_sample
-from udfs.telling import some
+from jobs.runtime.run.encoder_runtime import settle_runtime
+from jobs.runtime.run.summary import readable_size
+from udfs.bag_patients import HEAP_A_BAG, MAX_BAG_BYTES
+from udfs.sample_cohort import Sample, take_sample
+from udfs.wording import some
 
 SAMPLE_S = 30.0  # at most, but for what was begun; less where the cohort is small
 _MOST_TASKS = 64  # of a sample: more tell nothing new

@@ -8,9 +8,9 @@ from py4j.protocol import Py4JJavaError
 
 from jobs.checks.place import ExecutorError, MissingPackageError, Place, cause_of
 from jobs.checks.table import Row
-from udfs.reach import read_range
-from udfs.sample import load
-from udfs.telling import some
+from udfs.reach_store import read_range
+from udfs.sample_cohort import load
+from udfs.wording import some
 from udfs.wsi import ErrorCode
 from udfs.wsi.store import absolute_uri, public_uri
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 from jobs.checks.place import Place
 from jobs.checks.table import Row
-from udfs.telling import some
+from udfs.wording import some
 
 # What `make bench ONLY=memory,predict` measures, torch and a network of EfficientNet-B0's size.
 WORKER_BYTES = 1.1e9  # a Python worker of the features stage at its most

@@ -9,8 +9,8 @@ from py4j.protocol import Py4JJavaError
 
 from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
 from jobs.checks.table import Row
-from udfs.node import sees_folder
-from udfs.telling import some
+from udfs.node_facts import sees_folder
+from udfs.wording import some
 from udfs.wsi.store import absolute_uri, public_uri
 
 _REMEDY = (

@@ -17,12 +17,12 @@ from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 from jobs.checks import probe
-from jobs.runtime.cohort import Located, locate
-from jobs.runtime.config import Config
-from jobs.runtime.patient_csv import Image
-from jobs.runtime.resources import Executor, StageResources, features_resources
-from jobs.runtime.run import Run
-from jobs.runtime.session import heap_bytes, is_local
+from jobs.runtime.cohort.locating import Located, locate
+from jobs.runtime.cohort.patient_csv import Image
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config
+from jobs.runtime.spark.resources import Executor, StageResources, features_resources
+from jobs.runtime.spark.session import heap_bytes, is_local
 
 # What shapes the rows, and what executors read with; further ones come with settings, see `Place.packages`.
 _PACKAGES = (

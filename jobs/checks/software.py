@@ -9,10 +9,10 @@ from pyspark.sql import functions as F
 
 from jobs.checks.place import TASKS_AN_EXECUTOR, ExecutorError, Place, cause_of
 from jobs.checks.table import INSTALL, Row
-from jobs.runtime.resources import executors_of
-from jobs.runtime.session import delta_remedy, has_delta, refuse_unusable_spark
-from udfs.node import code_digest
-from udfs.telling import package_versions, some
+from jobs.runtime.spark.resources import executors_of
+from jobs.runtime.spark.session import delta_remedy, has_delta, refuse_unusable_spark
+from udfs.node_facts import code_digest
+from udfs.wording import package_versions, some
 
 _OLDEST_JAVA = 17
 _DELTA = "io.delta.package"  # Scala's package object, which has the version

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.checks.place import MissingPackageError, NoPythonError, Place, cause_of
-from jobs.runtime.config import ConfigError
-from jobs.runtime.resources import REQUEST_REMEDY, executor_request, executors_gone, executors_of
-from udfs.telling import printable
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.spark.resources import REQUEST_REMEDY, executor_request, executors_gone, executors_of
+from udfs.wording import printable
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
 INSTALL = (

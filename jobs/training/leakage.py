@@ -16,8 +16,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from jobs.training.tables.columns import read_columns
-from udfs.telling import some
+from jobs.training.tables.table_columns import read_columns
+from udfs.wording import some
 from udfs.wsi import SlideError
 from udfs.wsi.store import File, FileInfo, StorageOptions, public_uri
 

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_curve
 from jobs.training.model.fit import Predictions
 from jobs.training.model.metrics import Evaluation
 from jobs.training.model.predictions import HELD_OUT_COLUMNS
-from udfs.telling import named
+from udfs.wording import named
 
 _FEW = 100  # patients: below, intervals are so wide that figures mean little
 _VERY_FEW = 10  # patients of a class: below, a bootstrap draws the same ones again and again

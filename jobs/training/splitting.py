@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, TypeVar
 
-from udfs.telling import named
+from udfs.wording import named
 
 VERSION = 1  # raise it when the same settings begin to deal otherwise
 SPLITS = ("train", "validation", "test")

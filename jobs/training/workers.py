@@ -2,7 +2,7 @@
 
 from torch.utils.data import get_worker_info
 
-from jobs.training.errors import FeedError
+from jobs.training.training_errors import FeedError
 
 
 def worker_share() -> tuple[int, int]:

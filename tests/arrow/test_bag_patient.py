@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.patients import BAGS, Dtype, bag_patient
+from udfs.bag_patients import BAGS, Dtype, bag_patient
 from udfs.schemas import ENCODED
 
 BINS = 4

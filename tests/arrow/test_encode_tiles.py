@@ -24,11 +24,11 @@ from tests.slides.damage import BAD_SLIDES
 from tests.slides.foreign import write_mirax
 from tests.slides.make import write_slide
 from udfs import failures
-from udfs.features import FeatureSpec, encode_tiles
+from udfs.encode_tiles import FeatureSpec, encode_tiles
 from udfs.schemas import ENCODED
 from udfs.wsi import open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec
-from udfs.wsi.stain import StainNet
+from udfs.wsi.stain.stainnet import StainNet
 
 TILE_PX, INPUT_PX = 448, 96
 COSINE = 0.99999
@@ -227,7 +227,7 @@ def test_an_error_nobody_foresaw_is_a_row_without_secrets(
     def broken(uri: str, options: Any, **how: Any) -> None:
         raise RuntimeError(f"refused {options['key']}")
 
-    monkeypatch.setattr("udfs.features.open_slide", broken)
+    monkeypatch.setattr("udfs.encode_tiles.open_slide", broken)
     secret = FeatureSpec(spec.encoder, None, 16, storage_options={"key": "topsecretkey"})
     _, [row] = encode(secret, unit(small_slides / "a1.tif", np.array([[0, 0]])))
     assert row["error_code"] == "internal_error"
@@ -255,7 +255,7 @@ def test_with_an_index_no_header_is_read_and_the_rows_are_the_same(
     paths = [small_slides / f"{name}.tif" for name in ("a1", "a2", "b1", "d1")]
     units = [indexed(path, CORNERS) for path in paths]
     expected, ends = encode(spec, *(unit(path, CORNERS) for path in paths))
-    monkeypatch.setattr("udfs.wsi.slide.read_index", None)  # to call it would be an error
+    monkeypatch.setattr("udfs.wsi.reading.slide.read_index", None)  # to call it would be an error
     rows, ends_by_index = encode(spec, *units)
     assert rows == expected
     for end, by_index in zip(ends, ends_by_index, strict=True):
@@ -306,7 +306,7 @@ class Watched:
         self.log: list[str] = []
         self.open = 0
         self.most_open = 0
-        monkeypatch.setattr("udfs.features.open_slide", self._open_slide)
+        monkeypatch.setattr("udfs.encode_tiles.open_slide", self._open_slide)
 
     def _open_slide(self, uri: str, *arguments: Any, **options: Any) -> Any:
         slide: Any = open_slide(uri, *arguments, **options)

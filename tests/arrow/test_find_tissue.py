@@ -18,8 +18,8 @@ from tests.slides.foreign import write_mirax
 from tests.slides.make import write_slide
 from tests.slides.oracle import background_fractions, kept_tiles
 from udfs import failures
+from udfs.find_tissue import TissueSpec, failed_row, find_tissue
 from udfs.schemas import FOUND_TISSUE, SLIDES
-from udfs.slides import TissueSpec, failed_row, find_tissue
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.tiff.index import SlideIndex
 
@@ -196,7 +196,7 @@ def test_an_error_nobody_foresaw_is_a_row_without_secrets(monkeypatch: pytest.Mo
     def broken(uri: str, options: Any, **how: Any) -> None:
         raise RuntimeError(f"refused {options['key']} at {uri}")
 
-    monkeypatch.setattr("udfs.slides.open_slide", broken)
+    monkeypatch.setattr("udfs.find_tissue.open_slide", broken)
     spec = TissueSpec(448, None, 16, 190, 0.1, {"key": "topsecretkey"})
     [row] = find([slide_row("https://host/slide.svs?sig=abcdefgh")], spec)
     assert (row["status"], row["error_code"]) == ("failed", "internal_error")

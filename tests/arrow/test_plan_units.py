@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.slides.make import write_mosaic
+from udfs.plan_units import pack_tasks, plan_units
 from udfs.schemas import UNITS
-from udfs.units import pack_tasks, plan_units
 from udfs.wsi import Slide, open_slide
-from udfs.wsi.plan import needed_blocks
+from udfs.wsi.reading.blocks_of_tiles import needed_blocks
 from udfs.wsi.tiff.index import SlideIndex
 
 TILE_PX = 448

@@ -19,11 +19,11 @@ import pyarrow as pa
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import ConfigError
-from jobs.runtime.resources import features_resources
-from jobs.runtime.sections import Resources
-from jobs.runtime.session import start_session
-from udfs.task import gpu_address, slot_cpus
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.settings.sections import Resources
+from jobs.runtime.spark.resources import features_resources
+from jobs.runtime.spark.session import start_session
+from udfs.spark_task import gpu_address, slot_cpus
 
 _SCHEMA = pa.schema(
     [

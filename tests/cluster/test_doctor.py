@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from jobs.doctor import CHECKS
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.cluster.clusters import submit
 from tests.environments import CODE, make_dist
 from tests.stores.process import HOST, free_port

@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 
 from jobs import submit
 from jobs.__main__ import JOBS
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.cluster.clusters import standalone, submit_words
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in, write_csv
 from tests.environments import CODE, ROOT, make_dist

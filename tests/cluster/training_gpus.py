@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from jobs.runtime.session import start_session
+from jobs.runtime.spark.session import start_session
 from jobs.train import device_of_processes, on_executors
 
 

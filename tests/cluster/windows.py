@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from jobs.patches import Producer, read_ahead
-from jobs.runtime.session import start_session
+from jobs.runtime.spark.session import start_session
 from tests.feed.patch_slides import spec_of
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.wsi import ahead
-from udfs.wsi.ahead import ReadAhead
+from udfs.wsi.reading import fetching as ahead
+from udfs.wsi.reading.fetching import ReadAhead
 
 CONTENT = np.random.default_rng(1).integers(0, 256, 20_000, np.uint8).tobytes()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.wsi.background import in_background
+from udfs.wsi.prefetch import in_background
 
 
 def threads() -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from udfs.wsi.checkpoint import CheckpointError, load_state_dict
-from udfs.wsi.stain import StainNet, load_stainnet
+from udfs.wsi.stain.stainnet import StainNet, load_stainnet
+from udfs.wsi.weights.checkpoint import CheckpointError, load_state_dict
 
 GOOD = {
     "first.weight": torch.ones(2, 3),

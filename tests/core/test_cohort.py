@@ -7,9 +7,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs.runtime.cohort import Located, locate, read_cohort
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.patient_csv import Image, parse_cohort, rows_as_written
+from jobs.runtime.cohort.locating import Located, locate, read_cohort
+from jobs.runtime.cohort.patient_csv import Image, parse_cohort, rows_as_written
+from jobs.runtime.settings.config import Config, ConfigError
 from udfs.wsi import ErrorCode
 
 HEADER = "image_id,center_id,patient_id,image_num"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from jobs.runtime.config import Config, ConfigError, describe_settings, load_config, settings_hash
+from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config, settings_hash
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.runtime.layout import damage_of, table_in
+from jobs.runtime.tables.layout import damage_of, table_in
 
 ROOT = "/data/my tables"
 TABLE = f"{ROOT}/features"

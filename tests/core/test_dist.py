@@ -20,8 +20,12 @@ def test_the_zip_is_all_that_a_python_without_the_checkout_needs(tmp_path: Path)
 
     alone = said("import udfs", "")
     assert "No module named 'udfs'" in alone.stderr
-    shipped = said("import jobs.runtime.config as c, udfs.schemas as s; print(c.__file__, s.__file__)", str(CODE))
-    assert shipped.stdout.split() == [f"{CODE}/jobs/runtime/config.py", f"{CODE}/udfs/schemas.py"], shipped.stderr
+    shipped = said(
+        "import jobs.runtime.settings.config as c, udfs.schemas as s; print(c.__file__, s.__file__)", str(CODE)
+    )
+    assert shipped.stdout.split() == [f"{CODE}/jobs/runtime/settings/config.py", f"{CODE}/udfs/schemas.py"], (
+        shipped.stderr
+    )
     code = "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('jobs', run_name='__main__')"
     assert said(code, str(CODE)).stdout == f"slidelake {version('slidelake')}\n"
 

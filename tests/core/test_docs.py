@@ -10,9 +10,9 @@ import pyspark
 import yaml
 
 from jobs.__main__ import JOBS
-from jobs.runtime.config import Config, describe_settings, load_config
-from jobs.runtime.session import delta_remedy
-from jobs.runtime.tables import SCHEMAS
+from jobs.runtime.settings.config import Config, describe_settings, load_config
+from jobs.runtime.spark.session import delta_remedy
+from jobs.runtime.tables.tables import SCHEMAS
 from jobs.training.splitting import SPLITS, Patient, assign_splits
 from tests.slides.demo import COHORT
 from udfs.wsi import ErrorCode

@@ -19,14 +19,14 @@ from jobs.checks.extent import Cohort
 from jobs.checks.machine import judge_gpus, judge_memory
 from jobs.checks.place import ExecutorError, MissingPackageError, NoPythonError, Place, Probe
 from jobs.checks.table import Check, Row, look
-from jobs.runtime import encoders
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.encoders import settle_runtime
-from udfs.node import code_digest
-from udfs.reach import Reached
-from udfs.sample import Sample, SeenSlide
+from jobs.runtime.run import encoder_runtime as encoders
+from jobs.runtime.run.encoder_runtime import settle_runtime
+from jobs.runtime.settings.config import Config, ConfigError
+from udfs.node_facts import code_digest
+from udfs.reach_store import Reached
+from udfs.sample_cohort import Sample, SeenSlide
 from udfs.wsi import ErrorCode
-from udfs.wsi.choice import Measured
+from udfs.wsi.encoder.fastest import Measured
 
 HEAP = 8e9
 
@@ -339,11 +339,11 @@ def test_what_follows_from_a_missing_package_is_no_fault_of_its_own() -> None:
     assert packages.status == "FAIL" and "numpy on node0" in packages.found
     assert store.status == "skip" and "needs packages" in store.found
     with pytest.raises(ExecutorError, match=r"No module named 'udfs\.node'"):
-        imports("udfs.node")(place)
+        imports("udfs.node_facts")(place)
 
 
 def test_the_code_is_looked_at_with_no_package_there() -> None:
-    command = [sys.executable, "-S", "-c", "from udfs.node import code_digest; print(code_digest())"]
+    command = [sys.executable, "-S", "-c", "from udfs.node_facts import code_digest; print(code_digest())"]
     said = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
     assert said.stdout.strip() == code_digest()
 

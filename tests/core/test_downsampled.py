@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.slides.make import Pixels, position_pixels, write_mosaic, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import open_slide
-from udfs.wsi.averaging import AreaAverage
+from udfs.wsi.reading.averaging import AreaAverage
 
 
 def downsampled(path: Path, factor: int = 16) -> Pixels:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from tests.slides.demo import WEIGHTS_NAME
 from tests.slides.make import Pixels
-from udfs.wsi.checkpoint import CheckpointError
 from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.weights.checkpoint import CheckpointError
 
 LITE0 = "tf_efficientnet_lite0"
 SMALL = "test_efficientnet"

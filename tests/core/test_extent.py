@@ -6,7 +6,7 @@ import pytest
 
 from jobs.checks.clock import Workforce, estimate
 from jobs.checks.extent import Bounds, Cohort, PerSlide, spread_over, total
-from udfs.sample import Sample, SeenSlide
+from udfs.sample_cohort import Sample, SeenSlide
 
 MB = 10**6
 

@@ -12,8 +12,8 @@ from tests.slides.make import Pixels, position_pixels, write_slide
 from tests.slides.oracle import area_average
 from tests.slides.vendors import jpeg_codec, write_encoded
 from udfs.wsi import ErrorCode, SlideError, open_slide
-from udfs.wsi.blocks import BlockReader
-from udfs.wsi.plan import needed_blocks
+from udfs.wsi.reading.blocks import BlockReader
+from udfs.wsi.reading.blocks_of_tiles import needed_blocks
 from udfs.wsi.tiff.header import read_index
 from udfs.wsi.tiff.index import Level, SlideIndex
 
@@ -244,7 +244,7 @@ def test_the_header_is_read_again_only_for_a_block_that_finer_levels_have(
         n_read += 1
         return read_index(*arguments)
 
-    monkeypatch.setattr("udfs.wsi.slide.read_index", read_again)
+    monkeypatch.setattr("udfs.wsi.reading.slide.read_index", read_again)
     for again in (part, again_of(part)):
         with open_slide(str(path), index=SlideIndex.from_bytes(again)) as slide:
             tiles = dict(slide.read_tiles([(0, 0), (256, 0)], 64, level=1))

@@ -26,7 +26,7 @@ from tests.slides.foreign import (
 from tests.slides.make import Pixels, position_pixels, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.foreign import ForeignSlide, sniff
+from udfs.wsi.reading.foreign import ForeignSlide, sniff
 from udfs.wsi.store import File
 
 WIDTH, HEIGHT = 2048, 1024

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.slides.make import Pixels
-from udfs.wsi.histogram import color_histograms, color_histograms_on
+from udfs.wsi.quality.histogram import color_histograms, color_histograms_on
 
 BINS = [2, 4, 8, 16, 32]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.slides.make import Pixels, position_pixels, write_mosaic, write_slide
 from udfs.wsi import ErrorCode, SlideError, open_slide
-from udfs.wsi.plan import needed_blocks
+from udfs.wsi.reading.blocks_of_tiles import needed_blocks
 from udfs.wsi.store import File
 from udfs.wsi.tiff.index import SlideIndex
 

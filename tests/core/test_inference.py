@@ -11,14 +11,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.slides.make import Pixels
-from udfs.wsi.choice import fastest, measure
 from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.encoder.fastest import fastest, measure
 from udfs.wsi.encoder.network import load_network
 from udfs.wsi.encoder.resize import resize_tensor
-from udfs.wsi.histogram import color_histograms_on
 from udfs.wsi.inference import DeviceInference, Encoded, HostInference, inference
-from udfs.wsi.stain import StainNet
-from udfs.wsi.staintable import StainNormaliser, lookup
+from udfs.wsi.quality.histogram import color_histograms_on
+from udfs.wsi.stain.colour_table import StainNormaliser, lookup
+from udfs.wsi.stain.stainnet import StainNet
 
 BINS = 16
 

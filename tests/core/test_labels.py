@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runtime.arguments import BAD_CONFIG
-from jobs.runtime.cli import main
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.patient_csv import Image, parse_cohort, unlabelled
-from jobs.runtime.run import Run
+from jobs.runtime.cohort.patient_csv import Image, parse_cohort, unlabelled
+from jobs.runtime.run.cli import main
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.arguments import BAD_CONFIG
+from jobs.runtime.settings.config import Config, ConfigError
 from udfs.labels import is_no_value, twins
 
 HEADER = "image_id,center_id,patient_id,image_num,label"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runtime.cohort import Located, locate
-from jobs.runtime.config import Config
-from jobs.runtime.patient_csv import Image
+from jobs.runtime.cohort.locating import Located, locate
+from jobs.runtime.cohort.patient_csv import Image
+from jobs.runtime.settings.config import Config
 from udfs.wsi import ErrorCode
 from udfs.wsi.store import File
 

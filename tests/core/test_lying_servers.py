@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.runtime.config import load_config
+from jobs.runtime.settings.config import load_config
 from tests.slides.make import position_pixels, write_slide
 from tests.stores.lying import (
     LIES,
@@ -31,7 +31,7 @@ from tests.stores.lying import (
     whole,
 )
 from udfs.wsi import ErrorCode, SlideError, open_slide
-from udfs.wsi.staging import staged
+from udfs.wsi.reading.staging import staged
 from udfs.wsi.store import File, StoreOptions, read_bytes
 
 SIDE_PX, TILE_PX = 512, 128

@@ -12,7 +12,7 @@ from tests.slides.make import Pixels
 from tests.slides.ndpi import MACRO, MAP, NdpiImage, write_ndpi
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import ErrorCode, SlideError, open_slide
-from udfs.wsi.slide import Slide
+from udfs.wsi.reading.slide import Slide
 
 WIDTH, HEIGHT, LENS = 1280, 1024, 20.0
 JPEG_XR = 22610

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.runtime.config import Config, load_config
+from jobs.runtime.settings.config import Config, load_config
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runtime.config import Config
-from jobs.training.errors import FeedError
+from jobs.runtime.settings.config import Config
 from jobs.training.tables.stores import TableStore
+from jobs.training.training_errors import FeedError
 
 
 def root_of(root: str) -> str:

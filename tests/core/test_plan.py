@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.wsi.plan import merge_ranges, needed_blocks, overlaps, patch_edge, work_units
+from udfs.wsi.reading.blocks_of_tiles import merge_ranges, needed_blocks, overlaps, patch_edge, work_units
 from udfs.wsi.tiff.index import Coding, Level
 
 JPEG = Coding(compression=7, photometric=6, samples=3)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.slides.make import Pixels, position_pixels, write_slide
 from tests.slides.oracle import area_average, on_white
-from udfs.wsi import blocks, open_slide
+from udfs.wsi import open_slide
+from udfs.wsi.reading import blocks
 from udfs.wsi.store import list_files, read_bytes
 from udfs.wsi.tiff.decode import decode_block
 from udfs.wsi.tiff.index import Level

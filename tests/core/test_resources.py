@@ -12,11 +12,11 @@ import pytest
 from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
-from jobs.runtime import resources
-from jobs.runtime.config import ConfigError
-from jobs.runtime.resources import Executor, features_resources, telling_who_is_awaited
-from jobs.runtime.sections import Resources
-from udfs.features import device_of_this_task
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.settings.sections import Resources
+from jobs.runtime.spark import resources
+from jobs.runtime.spark.resources import Executor, features_resources, telling_who_is_awaited
+from udfs.encode_tiles import device_of_this_task
 from udfs.wsi.encoder import EncoderSpec
 
 DISCOVER = Path(__file__).parents[2] / "conf/gpu/discover.sh"
@@ -111,7 +111,7 @@ def test_on_one_machine_tasks_take_turns_with_its_gpus(
     spec = EncoderSpec("efficientnet_b0", None, 224)
     found = []
     for number in range(6):
-        monkeypatch.setattr("udfs.features.task_number", lambda number=number: number)
+        monkeypatch.setattr("udfs.encode_tiles.task_number", lambda number=number: number)
         found.append(str(device_of_this_task(spec)))
     if not gpus:
         assert set(found) == {"cpu"}

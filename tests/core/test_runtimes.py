@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from tests.slides.demo import WEIGHTS_NAME
 from tests.slides.make import Pixels
-from udfs.wsi import cache
-from udfs.wsi.choice import Measured, fastest, measure
+from udfs.wsi import host_cache as cache
 from udfs.wsi.encoder import Encoder, EncoderSpec, batch_size, encoder, openvino
+from udfs.wsi.encoder.encoder_spec import Precision, Runtime
+from udfs.wsi.encoder.fastest import Measured, fastest, measure
 from udfs.wsi.encoder.network import load_network
-from udfs.wsi.encoder.spec import Precision, Runtime
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -346,11 +346,11 @@ def test_the_network_traces_on_any_device(lite0: EncoderSpec) -> None:
 
 def test_the_cache_is_a_folder_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SLIDELAKE_CACHE")
-    monkeypatch.setattr("udfs.wsi.cache.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("udfs.wsi.host_cache.tempfile.gettempdir", lambda: str(tmp_path))
     folder = cache.cache_folder()
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr("udfs.wsi.cache.os.getuid", lambda: folder.stat().st_uid + 1)
+    monkeypatch.setattr("udfs.wsi.host_cache.os.getuid", lambda: folder.stat().st_uid + 1)
     (tmp_path / f"slidelake-cache-{folder.stat().st_uid + 1}").mkdir()
     with pytest.raises(PermissionError, match="another user"):
         cache.cache_folder()

@@ -7,8 +7,8 @@ import sys
 import pyspark
 import pytest
 
-from jobs.runtime.config import ConfigError
-from jobs.runtime.session import delta_remedy, refuse_unusable_spark, with_retries
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.spark.session import delta_remedy, refuse_unusable_spark, with_retries
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,8 @@ import importlib.metadata, sys
 def version(name): raise importlib.metadata.PackageNotFoundError(name)
 importlib.metadata.version = version
 sys.modules["delta"] = None
-from jobs.runtime import session, tables
+from jobs.runtime.spark import session
+from jobs.runtime.tables.tables import tables
 try:
     session.refuse_unusable_spark()
 except session.ConfigError as error:

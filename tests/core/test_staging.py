@@ -18,8 +18,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.slides.foreign import write_dicom, write_mirax, write_vms
 from tests.slides.make import position_pixels
-from udfs.wsi import ErrorCode, SlideError, staging
-from udfs.wsi.staging import Companions, beside, staged
+from udfs.wsi import ErrorCode, SlideError
+from udfs.wsi.reading import staging
+from udfs.wsi.reading.staging import Companions, beside, staged
 from udfs.wsi.store import file
 
 SIZE = 1000  # bytes of most slides here; nothing looks into them
@@ -293,7 +294,7 @@ def test_beside(uri: str, expected: str) -> None:
 WORKER = """
     import sys
     from fsspec.implementations.memory import MemoryFileSystem
-    from udfs.wsi import staging
+    from udfs.wsi.reading import staging
 
     uri, size, stops = sys.argv[1], int(sys.argv[2]), "stops" in sys.argv
     staging._REQUEST_BYTES, staging._MAX_BYTES = 1000, 10_000

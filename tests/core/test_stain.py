@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 
 from tests.slides.make import Pixels
-from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
-from udfs.wsi.colours import rgb
-from udfs.wsi.stain import StainNet, load_stainnet
+from udfs.wsi.quality.colours import rgb
+from udfs.wsi.stain.stainnet import StainNet, load_stainnet
+from udfs.wsi.weights.checkpoint import CheckpointError, fingerprint, load_state_dict
 
 SHAPES = {
     "rgb_trans.0.weight": (32, 3, 1, 1),

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.slides.make import Pixels, stain_shift
-from udfs.wsi.reinhard import appearance, lab_to_rgb, rgb_to_lab, transfer
-from udfs.wsi.stainfit import Teacher, evaluate, fit_stainnet, split_tiles
+from udfs.wsi.stain.fitting import Teacher, evaluate, fit_stainnet, split_tiles
+from udfs.wsi.stain.reinhard import appearance, lab_to_rgb, rgb_to_lab, transfer
 
 CENTERS = {"reference": "north", "shifted": "south"}
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from tests.slides.make import Pixels
-from udfs.wsi.stain import StainNet
-from udfs.wsi.staintable import StainNormaliser, lookup, mapped
+from udfs.wsi.stain.colour_table import StainNormaliser, lookup, mapped
+from udfs.wsi.stain.stainnet import StainNet
 
 MANY, FEW = 10_000, 20  # tiles ahead
 ROOT = Path(__file__).parents[2]
@@ -228,8 +228,8 @@ def script(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
         from pathlib import Path
         import numpy as np, torch
         from tests.core.test_staintable import strong_net
-        from udfs.wsi.stain import StainNet
-        from udfs.wsi.staintable import StainNormaliser
+        from udfs.wsi.stain.stainnet import StainNet
+        from udfs.wsi.stain.colour_table import StainNormaliser
         torch.set_num_threads(1)
         net, folder = strong_net(), Path({str(folder)!r})
     """
@@ -267,7 +267,7 @@ def test_a_builder_that_is_killed_leaves_nothing_to_use_and_the_next_builds(net:
 def test_eight_processes_at_once_build_one_table(net: StainNet, tmp_path: Path) -> None:
     """Each begins with no table, normalises while one of them builds it, and ends with the table."""
     eight = """
-        from udfs.wsi import staintable
+        from udfs.wsi.stain.stainnet import colour_table as staintable
         write = staintable._write
         def counted(path, net):
             print("built", flush=True)

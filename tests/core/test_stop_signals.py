@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runtime import cli
-from jobs.runtime.config import Config
-from jobs.runtime.interrupt import Stopped, stop_signals
+from jobs.runtime.run import cli
+from jobs.runtime.settings.config import Config
+from jobs.runtime.spark.signals import Stopped, stop_signals
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 Ended = tuple[int, list[str]]  # exit status, and the sorted lines on stderr

@@ -59,7 +59,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (checkout / "dist").mkdir()
     for end in (".zip", "-py3-none-any.whl"):
         with ZipFile(checkout / f"dist/slidelake-{version('slidelake')}{end}", "w") as code:
-            for name in ("jobs/code.py", "udfs/code.py", "jobs/runtime/conf/spark-defaults.conf"):
+            for name in ("jobs/code.py", "udfs/code.py", "jobs/runtime/spark/conf/spark-defaults.conf"):
                 code.writestr(name, "")
     (checkout / "dist/environment.tar.gz").touch()
     monkeypatch.setattr(submit, "ROOT", checkout)
@@ -198,7 +198,7 @@ PATHS = {
 def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another(
     say: Say, place: str, job: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.runtime.sections.find_spec", lambda _: True)  # MLflow is an extra
+    monkeypatch.setattr("jobs.runtime.settings.sections.find_spec", lambda _: True)  # MLflow is an extra
     command = ("--on", place, "--dry-run", job, "--config", "my.yaml")
     status, out, err = say(*command, f"{key}=data/x")
     if place in ("local", "standalone"):
@@ -236,7 +236,7 @@ def test_what_means_the_same_anywhere_is_passed_on(say: Say, path: str) -> None:
 
 
 def test_paths_that_a_job_does_not_read_do_not_matter(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.runtime.sections.find_spec", lambda _: True)
+    monkeypatch.setattr("jobs.runtime.settings.sections.find_spec", lambda _: True)
     assert say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", "predict.csv=x.csv")[0] == 0
     assert say("--on", "yarn", "--dry-run", "train", "--config", "my.yaml", "training.mlflow=databricks")[0] == 0
 

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from jobs.runtime.run import Run
-from jobs.runtime.summary import slide_warnings
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.summary import slide_warnings
 
 
 class Rows(pd.DataFrame):

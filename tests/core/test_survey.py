@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from jobs.patients import decide
-from jobs.runtime.config import Config
-from jobs.runtime.survey import patient_hash
+from jobs.runtime.run.survey import patient_hash
+from jobs.runtime.settings.config import Config
 
 CONFIG = Config.model_validate({"patients": "p.csv", "output": {"root": "tables"}})
 

@@ -3,7 +3,7 @@
 import re
 from importlib.metadata import version
 
-from udfs.telling import new_run_id, package_versions, some
+from udfs.wording import new_run_id, package_versions, some
 
 
 def test_a_few_of_many_are_named_and_the_rest_counted() -> None:

@@ -17,7 +17,7 @@ from tests.slides.demo import COHORT
 from tests.slides.make import Pixels, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import open_slide
-from udfs.wsi.tissue import background_fractions, background_mask, tile_grid
+from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
 
 KEPT_OF_SAMPLE = [[896, 896], [896, 1344], [896, 1792], [896, 2240], [1344, 2240]]
 READABLE = [slide.name for slide in COHORT if slide.name != "005_1.tif"]  # that one is cut half-way

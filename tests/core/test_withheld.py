@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.runtime.arguments import BAD_CONFIG, Parser
-from jobs.runtime.cli import main_alone
-from jobs.runtime.config import Config, ConfigError, load_config
-from jobs.runtime.withheld import arguments_without_secrets
+from jobs.runtime.run.cli import main_alone
+from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
+from jobs.runtime.settings.config import Config, ConfigError, load_config
+from jobs.runtime.settings.withheld import arguments_without_secrets
 from jobs.submit import ROOT, main
 from udfs.wsi.encoder.network import is_known_to_timm
 

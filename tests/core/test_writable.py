@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.writable import refuse_unwritable
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.tables.writable import refuse_unwritable
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.runtime.config import ConfigError, load_config
+from jobs.runtime.settings.config import ConfigError, load_config
 from jobs.slides import main
 
 VALID = "patients: patients.csv\noutput: {root: tables}\n"

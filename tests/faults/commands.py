@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 
 _ROOT = Path(__file__).parents[2]
 _FEW_PARTITIONS = ("--conf", "spark.sql.shuffle.partitions=2")  # tables of a dozen rows

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.conftest import SMALL_COHORT, preprocess_in, write_csv
 from tests.faults.frames import assert_same_rows, frames, versions
 from tests.slides.damage import BAD_SLIDES, flipped_tile_data

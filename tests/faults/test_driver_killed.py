@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from pyspark.sql import SparkSession
 
-from jobs.runtime.cli import FAILED
-from jobs.runtime.config import Config
+from jobs.runtime.run.cli import FAILED
+from jobs.runtime.settings.config import Config
 from tests.conftest import preprocess_in, write_csv
 from tests.faults.commands import end_session, preprocess_command, session_of, wait_until
 from tests.faults.frames import KEYS, assert_same_rows, frame, frames

@@ -11,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.conftest import preprocess_in, write_csv
 from tests.faults.boobytrap import deaths, install, set_trap
 from tests.faults.commands import preprocess_command, wait_until

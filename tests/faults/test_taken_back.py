@@ -12,12 +12,12 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from jobs import features, slides
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run, work_in_waves
+from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.settings.config import Config
 from tests.conftest import SMALL_COHORT
 from tests.faults.frames import frame
+from udfs.encode_tiles import encode_tiles
 from udfs.failures import DEATHS_BEFORE_QUARANTINE
-from udfs.features import encode_tiles
 
 Encode = Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]
 
@@ -46,7 +46,7 @@ def test_a_slide_given_up_by_the_features_job_is_taken_up_again_where_executors_
         return made[0] if made[1:] else deadly(made[0])
 
     monkeypatch.setattr(features, "encode_tiles", make)
-    monkeypatch.setattr("jobs.runtime.run.executors_gone", lambda _: {"7"} if made else set())
+    monkeypatch.setattr("jobs.runtime.run.run.executors_gone", lambda _: {"7"} if made else set())
     work_in_waves(Run(config, spark, "features"), [features.encode], features.stale, encodes=True, retry_failed=False)
 
     [slide] = frame(Path(config.output.root), "slides").to_dicts()

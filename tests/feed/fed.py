@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.training.errors import FeedError
 from jobs.training.feed import make_feed
 from jobs.training.feed.bags import Bags
 from jobs.training.feed.decoding import COLUMNS
+from jobs.training.training_errors import FeedError
 
 
 def fed(table: str, backend: Any) -> list[Any]:
@@ -49,7 +49,7 @@ def main(table: str) -> None:
     """Print it as JSON."""
     said = {"pyarrow": pa.__version__, "numpy": np.__version__, "imported": "", "refused": ""}
     try:
-        import_module("jobs.training.feed.petastorm_reading")
+        import_module("jobs.training.feed.petastorm_rows")
     except Exception as error:
         said["imported"] = f"{type(error).__name__}: {error}"
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.training.patches.spec import PatchSpec, SlideSource
+from jobs.training.patches.selection import PatchSpec, SlideSource
 from tests.slides.make import Pixels, position_pixels, write_slide
 
 EDGE_PX, PATCH_PX = 320, 64

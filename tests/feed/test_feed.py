@@ -12,9 +12,10 @@ import pytest
 import torch
 from petastorm.workers_pool import EmptyResultError
 
-from jobs.training.errors import FeedError
-from jobs.training.feed import make_feed, reading
+from jobs.training.feed import make_feed
+from jobs.training.feed import row_groups as reading
 from jobs.training.feed.bags import Bags
+from jobs.training.training_errors import FeedError
 from tests.feed.tables import Made, cohort, write
 
 # pytest sets aside the filters that the feed has for what petastorm says of pyarrow and of tile_index
@@ -213,7 +214,7 @@ def test_readers_wait_where_they_are_far_enough_ahead(
         return part
 
     monkeypatch.setattr(reading, "decoded", counted)
-    monkeypatch.setattr("jobs.training.feed.petastorm_reading.decoded", counted)
+    monkeypatch.setattr("jobs.training.feed.petastorm_rows.decoded", counted)
     feed = make_feed(str(table), backend=backend, threads=2)
     for step, _ in enumerate(feed.epoch(0)):
         assert sum(bags[:-3]) <= step + 2  # three: one is fed from, and each thread has one more in hand; a step ahead
@@ -248,7 +249,7 @@ def test_a_petastorm_that_ends_too_early_is_an_error(table: Path, monkeypatch: p
     def end(pool: Any) -> None:
         raise EmptyResultError
 
-    monkeypatch.setattr("jobs.training.feed.petastorm_reading._Pool.get_results", end)
+    monkeypatch.setattr("jobs.training.feed.petastorm_rows._Pool.get_results", end)
     with pytest.raises(FeedError, match="petastorm ended before its last row group"):
         list(make_feed(str(table), backend="petastorm").epoch(0))
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from jobs.training.errors import FeedError
-from jobs.training.patches.spec import PatchSpec
-from jobs.training.patches.tables import grid_on_tissue, patches_of_tables
-from jobs.training.patches.units import plan_units
-from jobs.training.tables.columns import read_columns
+from jobs.training.patches.from_tables import grid_on_tissue, patches_of_tables
+from jobs.training.patches.patch_units import plan_units
+from jobs.training.patches.selection import PatchSpec
+from jobs.training.tables.table_columns import read_columns
+from jobs.training.training_errors import FeedError
 from tests.stores.moto import moto
 from udfs.schemas import INDEXES, SLIDES, TILES
 

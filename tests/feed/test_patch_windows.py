@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.training.patches.spec import PatchSpec
-from jobs.training.patches.units import plan_units
+from jobs.training.patches.patch_units import plan_units
+from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.window_feed import WindowFeed
 from jobs.training.patches.windows import WindowFolder, WindowPlan, put_json, windows_of_epoch, write_spec, write_window
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides

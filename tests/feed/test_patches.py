@@ -27,12 +27,12 @@ from jobs.training.patches.buffer import PixelBuffer
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
-from jobs.training.patches.reading import UnitRead, read_unit
-from jobs.training.patches.spec import PatchSpec, SlideSource
-from jobs.training.patches.units import Unit
+from jobs.training.patches.patch_units import Unit
+from jobs.training.patches.selection import PatchSpec, SlideSource
+from jobs.training.patches.unit_pixels import UnitRead, read_unit
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 from udfs.wsi import SlideError
-from udfs.wsi.spacing import resample
+from udfs.wsi.reading.spacing import resample
 
 Came = tuple[Unit, NDArray[np.int64], UnitRead]
 

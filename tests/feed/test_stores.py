@@ -11,12 +11,12 @@ import pytest
 from deltalake import DeltaTable
 from torch.utils.data import DataLoader
 
-from jobs.training.errors import FeedError
 from jobs.training.feed import FeedDataset, delivery, make_feed
+from jobs.training.training_errors import FeedError
 from tests.feed.tables import Made, cohort, write
 from tests.stores.azurite import azurite
 from tests.stores.moto import moto
-from udfs.wsi import staging
+from udfs.wsi.reading import staging
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import psutil
 import pytest
 from torch.utils.data import DataLoader
 
-from jobs.training.errors import FeedError
 from jobs.training.feed import Feed, FeedDataset, make_feed
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.window_feed import WindowFeed
 from jobs.training.patches.windows import WindowFolder
+from jobs.training.training_errors import FeedError
 from tests.feed.datasets import Begun, ByIndex, Opened, OwnShare, Patches
 from tests.feed.patch_slides import spec_of, write_slides
 from tests.feed.tables import Made

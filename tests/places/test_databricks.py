@@ -15,7 +15,7 @@ from databricks.sdk.service.catalog import VolumeType
 from databricks.sdk.service.jobs import JobSettings
 
 from jobs.__main__ import JOBS, task
-from jobs.runtime.config import describe_settings
+from jobs.runtime.settings.config import describe_settings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "conf/databricks"

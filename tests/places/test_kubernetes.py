@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.cluster.clusters import pretend_gpus
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in
 from tests.environments import make_dist

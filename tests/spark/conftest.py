@@ -13,8 +13,8 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in
 from tests.slides.make import write_slide
 
@@ -35,7 +35,7 @@ Again = Callable[..., Config]  # what fixture `again` gives
 
 def in_shared_session(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the commands of jobs run in this session, and leave it on."""
-    monkeypatch.setattr("jobs.runtime.cli.start_session", lambda name: spark)
+    monkeypatch.setattr("jobs.runtime.run.cli.start_session", lambda name: spark)
     monkeypatch.setattr(spark, "stop", lambda: None)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from delta.tables import DeltaTable
 
-from jobs.runtime.config import ConfigError
-from jobs.runtime.session import start_session
-from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.spark.session import start_session
+from jobs.runtime.tables.tables import SCHEMAS, Tables, spark_schema
 
 
 def refusal(tables: Tables) -> str:

@@ -13,7 +13,7 @@ import yaml
 from pyspark.sql import SparkSession
 
 from jobs import slides
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def test_a_schema_that_can_not_be_had_ends_a_job_before_it_writes(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("jobs.runtime.cli.start_session", lambda _: spark)
+    monkeypatch.setattr("jobs.runtime.run.cli.start_session", lambda _: spark)
     monkeypatch.setattr(spark, "stop", lambda: None)  # it goes on for other tests
     file = tmp_path / "config.yaml"
     config = small_config(output={"schema": "default"})

@@ -17,9 +17,9 @@ from pyspark.sql import SparkSession
 
 from jobs import __main__ as command
 from jobs.__main__ import JOBS
-from jobs.runtime import cli
-from jobs.runtime.config import Config, describe_settings
-from jobs.runtime.run import Run
+from jobs.runtime.run import cli
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config, describe_settings
 from tests.events import Events, accumulated, descriptions, event_log_options, read_events
 from tests.slides.damage import BAD_SLIDES
 from tests.slides.spacings import Y_RESOLUTION, take_out
@@ -70,7 +70,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> S
     def no_spark(name: str) -> None:
         raise AssertionError(f"Spark was started for {name}")
 
-    monkeypatch.setattr("jobs.runtime.cli.start_session", no_spark)
+    monkeypatch.setattr("jobs.runtime.run.cli.start_session", no_spark)
     monkeypatch.setenv("SLIDELAKE_TEST_KEY", SECRET)
 
     def run(*arguments: str) -> tuple[int, str, str]:

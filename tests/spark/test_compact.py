@@ -10,9 +10,9 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import compact
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.run import Run
-from jobs.runtime.tables import ConcurrentRunError, Tables
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.tables.tables import ConcurrentRunError, Tables
 from tests.conftest import preprocess_in
 from tests.spark.conftest import TABLES, Again, Finished, in_shared_session, rows_of, unchanged, versions
 

@@ -15,10 +15,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import patients
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.layout import DamagedTableError
-from jobs.runtime.stopped import why_stopped
-from jobs.runtime.tables import ConcurrentRunError, Tables, spark_schema
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.tables.layout import DamagedTableError
+from jobs.runtime.tables.stopped import why_stopped
+from jobs.runtime.tables.tables import ConcurrentRunError, Tables, spark_schema
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES
 

@@ -16,8 +16,8 @@ from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, Row, as_text, look
 from jobs.doctor import CHECKS
-from jobs.runtime.cohort import read_cohort
-from jobs.runtime.config import Config, ConfigError
+from jobs.runtime.cohort.locating import read_cohort
+from jobs.runtime.settings.config import Config, ConfigError
 from tests.conftest import write_csv
 from tests.faults.commands import run_to_end
 from tests.stores.process import HOST

@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
-from jobs.runtime import encoders
-from jobs.runtime.config import ConfigError
-from jobs.runtime.tables import Tables
+from jobs.runtime.run import encoder_runtime as encoders
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.tables.tables import Tables
 from tests.conftest import preprocess_in
 from tests.spark.conftest import TABLES, Again, Finished, rows_of, unchanged
-from udfs.wsi.choice import Measured
-from udfs.wsi.encoder.spec import Precision
+from udfs.wsi.encoder.encoder_spec import Precision
+from udfs.wsi.encoder.fastest import Measured
 
 
 def embeddings(config: Any) -> NDArray[np.float32]:

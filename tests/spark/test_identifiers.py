@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.runtime.catalog import literal, sql_name
-from jobs.runtime.config import Config
-from jobs.runtime.tables import Tables, spark_schema
+from jobs.runtime.settings.config import Config
+from jobs.runtime.tables.catalog import literal, sql_name
+from jobs.runtime.tables.tables import Tables, spark_schema
 from tests.conftest import TILE_PX, config_in, preprocess_in
 from tests.slides.make import write_slide
 from tests.spark.conftest import by, rows_of, without

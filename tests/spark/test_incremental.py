@@ -12,13 +12,13 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config
 from tests.conftest import config_in, preprocess_in
 from tests.slides.make import write_slide
 from tests.slides.oracle import kept_tiles
 from tests.spark.conftest import COHORT, TABLES, Again, Done, Finished, by, rows_of, unchanged, versions, without
-from udfs.wsi.stain import StainNet
+from udfs.wsi.stain.stainnet import StainNet
 
 Row = dict[str, Any]
 Key = tuple[str, int, int]

@@ -10,9 +10,9 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import features, patients, preprocess, slides
-from jobs.runtime.run import Run, work_in_waves
-from jobs.runtime.summary import failed_slides, summarise
-from jobs.runtime.tables import SCHEMAS, Tables
+from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.summary import failed_slides, summarise
+from jobs.runtime.tables.tables import SCHEMAS, Tables
 from tests.conftest import config_in, preprocess_in
 from tests.spark.conftest import COHORT, TABLES, Again, Finished, by, rows_of, unchanged, without
 from udfs.wsi.tiff.index import SlideIndex

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.runtime.cancelling import Cancelling
-from jobs.runtime.interrupt import Stopped, stop_signals
+from jobs.runtime.spark.cancelling import Cancelling
+from jobs.runtime.spark.signals import Stopped, stop_signals
 
 WORK_S = 60.0
 

@@ -9,11 +9,11 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs.patients import _tasks
-from jobs.runtime.config import Config
-from jobs.runtime.resources import plain_executors
+from jobs.runtime.settings.config import Config
+from jobs.runtime.spark.resources import plain_executors
 from tests.conftest import preprocess_in
 from tests.spark.conftest import COHORT, Finished, by, rows_of, unchanged, without
-from udfs.patients import HEAP_A_BAG
+from udfs.bag_patients import HEAP_A_BAG
 
 
 def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(

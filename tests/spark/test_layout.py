@@ -11,7 +11,7 @@ import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
-from jobs.runtime.tables import SCHEMAS, Tables, spark_schema
+from jobs.runtime.tables.tables import SCHEMAS, Tables, spark_schema
 from tests.conftest import preprocess_in
 from tests.spark.conftest import Again, Finished
 

@@ -14,7 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.conftest import SMALL_COHORT, preprocess_in
 from tests.spark.conftest import Again, rows_of
 

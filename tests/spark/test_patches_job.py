@@ -14,12 +14,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.patches import Producer, read_ahead, read_cohort_ahead
-from jobs.runtime.config import ConfigError
-from jobs.runtime.run import Run
-from jobs.runtime.sections import Patches
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.settings.sections import Patches
+from jobs.training.patches.from_tables import patches_of_tables
 from jobs.training.patches.loader import PatchLoader
-from jobs.training.patches.spec import PatchSpec
-from jobs.training.patches.tables import patches_of_tables
+from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.window_feed import WindowFeed
 from jobs.training.patches.windows import WindowFolder
 from tests.faults.commands import wait_until

@@ -14,11 +14,11 @@ import yaml
 from pyspark.sql import SparkSession
 
 from jobs import slides
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run
-from jobs.runtime.summary import summarise
-from jobs.runtime.tables import Tables, spark_schema
-from jobs.training.tables.columns import read_columns
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.summary import summarise
+from jobs.runtime.settings.config import Config
+from jobs.runtime.tables.tables import Tables, spark_schema
+from jobs.training.tables.table_columns import read_columns
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES
 
@@ -62,9 +62,9 @@ def test_the_printed_next_step_runs(spark: SparkSession, small_config: Callable[
 
 POSIX = """
 import sys
-from jobs.runtime.config import ConfigError
-from jobs.runtime.session import start_session
-from jobs.runtime.tables import Tables
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.spark.session import start_session
+from jobs.runtime.tables.tables import Tables
 spark = start_session("posix")
 for root in sys.argv[1:]:
     try:

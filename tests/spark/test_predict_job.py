@@ -18,10 +18,10 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import predict
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.run import Run
-from jobs.training.cohort import feature_settings, read_training_set
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config, ConfigError
 from jobs.training.feed import make_feed
+from jobs.training.labelled import feature_settings, read_training_set
 from jobs.training.model.files import ModelCard, load_model, save_model
 from jobs.training.model.mil import ModelSpec, build_model
 from tests.spark.conftest import COHORT, Again, Finished, by, rows_of, unchanged

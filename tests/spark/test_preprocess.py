@@ -21,9 +21,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
 
 from jobs.features import _in_tasks
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run
-from jobs.runtime.tables import spark_schema
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config
+from jobs.runtime.tables.tables import spark_schema
 from tests.conftest import preprocess_in
 from tests.slides.make import write_mosaic
 from tests.slides.oracle import kept_tiles

@@ -12,8 +12,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import splits
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config
 from tests.conftest import preprocess_in, write_csv
 from tests.slides.damage import BAD_SLIDES
 

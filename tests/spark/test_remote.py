@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.conftest import config_in, preprocess_in, table_rows
 from tests.stores.azurite import Azurite, azurite
 from tests.stores.faulty import KINDS, faulty

@@ -9,9 +9,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs import preprocess, slides
-from jobs.runtime.cli import conclude
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run, work_in_waves
+from jobs.runtime.run.cli import conclude
+from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.settings.config import Config
 from tests.slides.make import write_slide
 from tests.spark.conftest import by, rows_of
 

@@ -15,10 +15,10 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import splits
-from jobs.runtime.cohort import read_cohort
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.patient_csv import parse_cohort
-from jobs.runtime.run import Run
+from jobs.runtime.cohort.locating import read_cohort
+from jobs.runtime.cohort.patient_csv import parse_cohort
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config, ConfigError
 from jobs.training.splitting import SPLITS, Patient, assign_splits
 from tests.conftest import config_in, preprocess_in
 from tests.slides.patients import synthetic_rows

@@ -11,10 +11,10 @@ from PIL import Image
 from pyspark.sql import SparkSession
 
 from jobs import stainnet
-from jobs.runtime.config import Config, ConfigError
-from jobs.runtime.run import Run
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config, ConfigError
 from tests.spark.conftest import Finished
-from udfs.wsi.stain import load_stainnet
+from udfs.wsi.stain.stainnet import load_stainnet
 from udfs.wsi.store import write_bytes
 
 

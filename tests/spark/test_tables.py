@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.runtime.tables import SCHEMAS
+from jobs.runtime.tables.tables import SCHEMAS
 from tests.spark.conftest import SECRET, TABLES, Finished
 
 KEYS = {

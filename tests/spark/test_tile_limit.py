@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.conftest import config_in, preprocess_in
 from tests.slides.damage import BAD_SLIDES
 from tests.spark.conftest import COHORT, TABLES, Again, Done, Finished, by, rows_of, unchanged

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.runtime.tables import ConcurrentRunError, Tables, spark_schema
+from jobs.runtime.tables.tables import ConcurrentRunError, Tables, spark_schema
 from udfs.schemas import TILES
 
 

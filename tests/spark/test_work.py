@@ -10,8 +10,8 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.runtime.config import Config
-from jobs.runtime.run import Run
+from jobs.runtime.run.run import Run
+from jobs.runtime.settings.config import Config
 from udfs.schemas import WORK
 
 WORK_OF_A_UNIT = {"requests": 2, "bytes": 1 << 33, "waited_s": 0.0, "decoded_s": 0.25, "encoded_s": 1.5}
@@ -96,7 +96,7 @@ def test_an_engine_that_refuses_only_when_it_computes_shows_none_and_the_rows_ar
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "jobs.runtime.work._added", lambda rows, name, column: F.raise_error(F.lit("not in this engine"))
+        "jobs.runtime.run.work._added", lambda rows, name, column: F.raise_error(F.lit("not in this engine"))
     )
     assert len(run.show_work(two_tasks(run.spark)).collect()) == 4
     said = capsys.readouterr().err

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.runtime.config import Config
-from jobs.runtime.recipe import differences, settings_recipe
+from jobs.runtime.settings.config import Config
+from jobs.runtime.settings.recipe import differences, settings_recipe
 from jobs.training.feed import make_feed
 from jobs.training.model.mil import ModelSpec, build_model
 from jobs.training.model.predictions import Basis, as_table, predict_each, prior_prediction, submission_csv

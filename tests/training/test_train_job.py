@@ -20,11 +20,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import train
-from jobs.runtime.config import load_config
+from jobs.runtime.settings.config import load_config
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, load_card, load_model
 from jobs.training.model.metrics import measure
-from jobs.training.task import Recorder
+from jobs.training.training_run import Recorder
 from tests.newest import run_with_newest_pyarrow
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
 from udfs.schemas import SLIDES
@@ -183,7 +183,7 @@ _KILLED = """
 import os, signal, sys
 import torch
 from jobs import train
-from jobs.training.task import Recorder
+from jobs.training.training_run import Recorder
 torch.set_num_threads(1)
 steps = 0
 def after_step(self):
@@ -230,7 +230,7 @@ def test_a_logistic_run_that_was_fitted_before_it_was_stopped_is_not_fitted_agai
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.training.task.save_model", full)
+        patch.setattr("jobs.training.training_run.save_model", full)
         assert train.main(["--config", settings(tmp_path, model="logistic")]) == 1
     [left] = [folder.parent for folder in (tmp_path / "models").glob("*/checkpoint.pt")]
     _, resumed = trained(tmp_path, "--resume", left.name)

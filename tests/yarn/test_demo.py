@@ -9,14 +9,14 @@ import torch
 import yaml
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config, load_config
+from jobs.runtime.settings.config import Config, load_config
 from tests.cluster.clusters import standalone, submit
 from tests.conftest import preprocess_in
 from tests.environments import CODE, ROOT
 from tests.faults.frames import assert_same_rows, frames
 from tests.slides.demo import COHORT, WEIGHTS_NAME, build_demo
 from tests.yarn.teams import Team
-from udfs.wsi.stain import StainNet
+from udfs.wsi.stain.stainnet import StainNet
 
 pytestmark = pytest.mark.yarn
 

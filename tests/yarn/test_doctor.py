@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.doctor import CHECKS
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.yarn.daemons import LEAST_MB, Yarn
 from tests.yarn.teams import Team
 

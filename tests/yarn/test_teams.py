@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.runtime.config import Config
+from jobs.runtime.settings.config import Config
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in, write_csv
 from tests.events import at_once, by_profile, read_events
 from tests.faults.commands import wait_until

@@ -8,6 +8,6 @@ compressed tile or strip of the file; a *tile* is the square that slidelake cuts
 """
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.slide import Slide, open_slide
+from udfs.wsi.reading.slide import Slide, open_slide
 
 __all__ = ["ErrorCode", "Slide", "SlideError", "open_slide"]

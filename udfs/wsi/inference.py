@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from udfs.wsi.encoder import Encoder
 from udfs.wsi.encoder.pytorch import TorchRuntime
 from udfs.wsi.encoder.resize import resize_tensor
-from udfs.wsi.histogram import color_histograms, color_histograms_on
-from udfs.wsi.staintable import StainNormaliser, lookup
+from udfs.wsi.quality.histogram import color_histograms, color_histograms_on
+from udfs.wsi.stain.colour_table import StainNormaliser, lookup
 
 Tiles = NDArray[np.uint8]  # [n, h, w, 3], RGB
 Key = TypeVar("Key")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.training.errors import FeedError
 from jobs.training.feed.decoding import EMBEDDINGS
 from jobs.training.feed.epochs import Patient
 from jobs.training.tables.pinned import PinnedTable
-from udfs.telling import named, some
+from jobs.training.training_errors import FeedError
+from udfs.wording import named, some
 
 
 @dataclass(frozen=True)

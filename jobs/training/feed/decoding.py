@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.training.errors import FeedError
 from jobs.training.feed.bags import Bag
 from jobs.training.feed.epochs import Patient
+from jobs.training.training_errors import FeedError
 
 HISTOGRAM, TILE_INDEX = "color_histogram", "tile_index"
 EMBEDDINGS = ("embeddings_avg", "embeddings_max")

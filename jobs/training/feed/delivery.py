@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 from jobs.training.feed.decoding import Decoder
 from jobs.training.feed.epochs import Patient, Turn
-from jobs.training.feed.reading import Gate, Part, Reader, Wanted, received
+from jobs.training.feed.row_groups import Gate, Part, Reader, Wanted, received
 from jobs.training.tables.pinned import PinnedTable
 
 # Of remote files that are read together; as many come meanwhile.

@@ -6,15 +6,15 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Literal
 
-from jobs.training.errors import FeedError
-from jobs.training.feed.ahead import one_ahead
 from jobs.training.feed.bags import Bag, Bags, pack
 from jobs.training.feed.choosing import Choice, choose
 from jobs.training.feed.decoding import COLUMNS, EMBEDDINGS, Decoder
 from jobs.training.feed.delivery import delivered, groups_of
 from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
-from jobs.training.feed.reading import Gate, Part, Reader, reader_of
+from jobs.training.feed.feed_ahead import one_ahead
+from jobs.training.feed.row_groups import Gate, Part, Reader, reader_of
 from jobs.training.tables.pinned import PinnedTable, gone, pin_table
+from jobs.training.training_errors import FeedError
 from jobs.training.workers import refuse_workers, worker_share
 
 _log = logging.getLogger(__name__)

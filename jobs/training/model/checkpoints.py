@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from jobs.training.model.files import ModelError
-from udfs.wsi.checkpoint import CheckpointError, StateDict, first_sentence, refuse_not_finite
-from udfs.wsi.not_weights import reason_of
 from udfs.wsi.store import StorageOptions, filesystem, public_uri, read_bytes, write_bytes
+from udfs.wsi.weights.checkpoint import CheckpointError, StateDict, first_sentence, refuse_not_finite
+from udfs.wsi.weights.not_weights import reason_of
 
 CHECKPOINT = "checkpoint.pt"
 

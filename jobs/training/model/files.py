@@ -9,10 +9,10 @@ from typing import Any
 import safetensors.torch
 
 from jobs.training.model.mil import BagModel, ModelSpec, build_model
-from udfs.telling import package_versions
-from udfs.wsi.checkpoint import CheckpointError, fingerprint, load_state_dict
-from udfs.wsi.not_weights import reason_of
+from udfs.wording import package_versions
 from udfs.wsi.store import StorageOptions, public_uri, read_bytes, redact, secrets_of, write_bytes
+from udfs.wsi.weights.checkpoint import CheckpointError, fingerprint, load_state_dict
+from udfs.wsi.weights.not_weights import reason_of
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 _FORMAT = 1  # of model.json; raise it when a reader of the old one would misread the new
@@ -29,7 +29,7 @@ class SplitCard:
 
     n: int
     n_by_class: dict[str, int]
-    patients_hash: str  # of patient_id, label and params_hash of each, see `jobs.training.cohort`
+    patients_hash: str  # of patient_id, label and params_hash of each, see `jobs.training.labelled`
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ are read together, so that a block of the file is decoded once for all of them; 
 executors read ahead of the trainer.
 
     from jobs.training.patches.loader import PatchLoader
-    from jobs.training.patches.tables import patches_of_tables
+    from jobs.training.patches.from_tables import patches_of_tables
 
     spec = patches_of_tables("data/tables", patch_px=256, mpp=0.5)
     loader = PatchLoader(spec, batch_size=32, n_parallel=4)

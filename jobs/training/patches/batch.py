@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.training.patches.spec import PatchSpec
-from udfs.telling import named
+from jobs.training.patches.selection import PatchSpec
+from udfs.wording import named
 
 
 @dataclass(frozen=True)

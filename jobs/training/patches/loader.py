@@ -12,10 +12,10 @@ from jobs.training.patches.batch import Batcher, PatchBatch
 from jobs.training.patches.buffer import PixelBuffer
 from jobs.training.patches.meter import Meter, MeterReading, store_reading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
+from jobs.training.patches.patch_units import OnBadSlide, Unit, plan_units, tell_skipped
 from jobs.training.patches.pool import UnitPool
-from jobs.training.patches.reading import UnitRead
-from jobs.training.patches.spec import PatchSpec
-from jobs.training.patches.units import OnBadSlide, Unit, plan_units, tell_skipped
+from jobs.training.patches.selection import PatchSpec
+from jobs.training.patches.unit_pixels import UnitRead
 from jobs.training.workers import refuse_workers
 from udfs.wsi.store import StorageOptions
 

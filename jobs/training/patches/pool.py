@@ -22,9 +22,9 @@ from petastorm.workers_pool.ventilator import Ventilator
 from petastorm.workers_pool.worker_base import WorkerBase
 
 from jobs.training.patches.buffer import PixelBuffer
-from jobs.training.patches.reader import Reader
-from jobs.training.patches.reading import UnitRead
-from jobs.training.patches.units import Unit
+from jobs.training.patches.patch_units import Unit
+from jobs.training.patches.reader_process import Reader
+from jobs.training.patches.unit_pixels import UnitRead
 from udfs.wsi.store import StorageOptions
 
 

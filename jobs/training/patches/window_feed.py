@@ -20,8 +20,8 @@ from petastorm import make_batch_reader
 from jobs.training.patches.batch import Batcher, PatchBatch
 from jobs.training.patches.meter import Meter, MeterReading, store_reading
 from jobs.training.patches.order import mixing
-from jobs.training.patches.spec import PatchSpec
-from jobs.training.patches.units import tell_skipped
+from jobs.training.patches.patch_units import tell_skipped
+from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.windows import Manifest, WindowFolder, WindowPlan
 from jobs.training.workers import refuse_workers
 

@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.training.patches.reading import read_unit
-from jobs.training.patches.spec import PatchSpec
-from jobs.training.patches.units import OnBadSlide, Unit
+from jobs.training.patches.patch_units import OnBadSlide, Unit
+from jobs.training.patches.selection import PatchSpec
+from jobs.training.patches.unit_pixels import read_unit
 from udfs.wsi.store import StorageOptions
 
 _ROW_GROUP_BYTES = 16 << 20  # what petastorm reads at once

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 
-from udfs.wsi.cache import building, cache_folder
+from udfs.wsi.host_cache import building, cache_folder
 
 _WORTHWHILE = 1.05  # how many times as fast a larger batch must be: it takes more memory, and results wait for it
 _PATIENCE = 2  # doublings that bring nothing, after which none will

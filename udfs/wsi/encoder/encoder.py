@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udfs.wsi.checkpoint import fingerprint
 from udfs.wsi.encoder.batch_size import is_out_of_memory, measured_batch_size
+from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.network import load_network
 from udfs.wsi.encoder.openvino import OpenVinoRuntime
 from udfs.wsi.encoder.pytorch import TorchRuntime
 from udfs.wsi.encoder.resize import resize
-from udfs.wsi.encoder.spec import EncoderSpec
 from udfs.wsi.store import StorageOptions
+from udfs.wsi.weights.checkpoint import fingerprint
 
 # On a processor the caches of a core are full with few tiles, and of one alone a call costs too much; a GPU wants hundreds.
 _SIZES = {"cpu": (2, 32), "cuda": (32, 1024)}

@@ -8,10 +8,10 @@ import timm.data
 import torch
 from torch import nn
 
-from udfs.wsi.checkpoint import CheckpointError, StateDict, first_sentence, load_state_dict
 from udfs.wsi.encoder.batch_size import is_out_of_memory
-from udfs.wsi.encoder.spec import EncoderSpec
+from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.store import StorageOptions, public_uri
+from udfs.wsi.weights.checkpoint import CheckpointError, StateDict, first_sentence, load_state_dict
 
 
 class Network(nn.Module):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udfs.wsi.cache import building, cache_folder
+from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.network import Network
-from udfs.wsi.encoder.spec import Precision
+from udfs.wsi.host_cache import building, cache_folder
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _FILES = ("model.xml", "model.bin")

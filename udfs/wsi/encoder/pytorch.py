@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.network import Network
-from udfs.wsi.encoder.spec import Precision
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from udfs.wsi.averaging import MOST_EDGE_EXACT, sums_of_squares
+from udfs.wsi.reading.averaging import MOST_EDGE_EXACT, sums_of_squares
 
 
 def resize(tiles: NDArray[np.uint8], edge: int, interpolation: str) -> NDArray[np.float32]:

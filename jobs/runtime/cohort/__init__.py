@@ -1,0 +1,1 @@
+"""The patient CSV and the files that its rows name."""

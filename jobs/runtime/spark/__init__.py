@@ -1,0 +1,1 @@
+"""The Spark session, its executors, and how a run is stopped."""

@@ -1,0 +1,1 @@
+"""The Delta tables: their schemas, where they lie, and how rows get into them."""

@@ -1,0 +1,88 @@
+"""Tables by name: those of output.root in a schema of Spark's catalog (Unity Catalog, Hive), where output.schema names one.
+
+The catalog holds names and places; what a table is, Delta's log tells, which lies with its files.
+"""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import SparkSession
+
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.tables.delta_table import DeltaTable
+from udfs.wsi.store import public_uri
+
+_NOT_PLAIN = re.compile(r"[^0-9A-Za-z ,.:/_-]")
+
+
+def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]) -> None:
+    """Look whether tables of these names, at these paths, can be in the schema.
+
+    Raises:
+        ConfigError: the schema is not there or would not last, or has a table of such a name that lies elsewhere.
+    """
+    is_its_own = schema.partition(".")[0] in (schema, "spark_catalog")
+    if is_its_own and session.conf.get("spark.sql.catalogImplementation") == "in-memory":
+        raise ConfigError(
+            f"output.schema: Spark's own catalog, which {schema} would be in, ends with this session: set "
+            "spark.sql.catalogImplementation to hive, or name a schema of a catalog that stays"
+        )
+    if not session.catalog.databaseExists(_sql_name(schema)):
+        raise ConfigError(
+            f"output.schema: Spark's catalog has no schema {schema}: CREATE SCHEMA {schema}, or name one that is there"
+        )
+    for name in sorted(_names(session, schema) & paths.keys()):
+        place = _place(session, schema, name)
+        if not _is_same(place, paths[name]):
+            raise ConfigError(
+                f"output.schema: {schema}.{name} is there already and is {public_uri(place)}, not {public_uri(paths[name])}: "
+                "set another output.schema, or rename or drop that table"
+            )
+
+
+def register(session: SparkSession, schema: str, name: str, path: str, comment: str) -> None:
+    """Give the Delta table at a path its name, unless it has it; and a comment, where it is older than those."""
+    if name not in _names(session, schema):
+        table = _sql_name(schema, name)
+        session.sql(f"CREATE TABLE IF NOT EXISTS {table} USING delta LOCATION {literal(path)}")
+        if not DeltaTable.forPath(session, path).detail().select("description").collect()[0][0]:
+            session.sql(f"COMMENT ON TABLE {table} IS {literal(comment)}")
+
+
+def literal(text: str) -> str:
+    """A text as SQL writes it.
+
+    Spark looks for variables (``${env:HOME}``) in SQL before it reads any of it, in strings too. So every character that is no
+    letter, digit or harmless sign of ASCII is written as its code point.
+    """
+    escaped = _NOT_PLAIN.sub(lambda match: f"\\U{ord(match[0]):08x}", text)
+    return f"'{escaped}'"
+
+
+def sql_name(*names: str) -> str:
+    """Return a name as SQL writes it, from its parts."""
+    return ".".join(f"`{name.replace('`', '``')}`" for name in names)
+
+
+def _names(session: SparkSession, schema: str) -> set[str]:
+    return {row.tableName for row in session.sql(f"SHOW TABLES IN {_sql_name(schema)}").collect()}
+
+
+def _place(session: SparkSession, schema: str, name: str) -> str:
+    """The URI of a table's files, or what there is instead of them."""
+    try:
+        about = session.sql(f"DESCRIBE TABLE EXTENDED {_sql_name(schema, name)}").collect()
+    except AnalysisException:
+        return "a table whose files are gone"
+    return next((str(row.data_type) for row in about if row.col_name == "Location"), "a view")
+
+
+def _is_same(place: str, path: str) -> bool:
+    """Catalogs give plain paths a scheme."""
+    return (place if "://" in path else urlsplit(place).path).rstrip("/") == path.rstrip("/")
+
+
+def _sql_name(schema: str, *names: str) -> str:
+    return sql_name(*schema.split("."), *names)

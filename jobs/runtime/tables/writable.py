@@ -1,0 +1,78 @@
+"""Whether what a job writes can be written, asked of this machine's disks before Spark starts."""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.tables.tables import SCHEMAS
+from udfs.wording import named
+from udfs.wsi.store import absolute_uri
+
+# If one of these is set, Spark may take a plain path for one of HDFS or DBFS, of which this machine's disks say nothing.
+_OTHER_DEFAULT_STORE = ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "DATABRICKS_RUNTIME_VERSION")
+# The default store in Spark's own settings, spark-defaults.conf and core-site.xml; a plain path is one of that store.
+_DEFAULT_STORE = re.compile(
+    r"^[ \t]*spark\.hadoop\.fs\.default(?:FS|\.name)[ \t]*[\s=:][ \t]*(\S+)"
+    r"|<name>\s*fs\.default(?:FS|\.name)\s*</name>\s*<value>\s*([^<\s]+)",
+    re.MULTILINE,
+)
+
+
+def refuse_unwritable(config: Config, job: str) -> None:
+    """Try each local folder that the job writes to; nothing stays there.
+
+    Raises:
+        ConfigError: one can't be made or written.
+    """
+    for key, uri, location in config.locations(job):
+        path = _local_path(uri)
+        if path is None or location.written is None:
+            continue
+        folders = [path] if location.written == "folder" else [path.parent]
+        if key == "output.root":
+            folders += [path / name for name in SCHEMAS if os.path.lexists(path / name)]
+        for folder in folders:
+            if reason := why_unwritable(folder):
+                raise ConfigError(
+                    f"{key}: {named(str(folder))} can't be written ({reason})",
+                    f"give this user the right to write there, or set {key} to another place",
+                )
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why a folder can't be made or written to, None if it can; tried by a folder of its own, which does not stay."""
+    there = folder
+    try:
+        while not there.exists():
+            if there.is_symlink():
+                return f"{named(str(there))} is a link to nothing"
+            there = there.parent
+        with TemporaryDirectory(prefix="_slidelake_", dir=there):
+            return None
+    except NotADirectoryError:
+        return f"{named(str(there))} is a file, not a folder"
+    except OSError as error:
+        return f"{error.strerror}: {named(str(there))}"
+
+
+def _local_path(uri: str) -> Path | None:
+    protocol, is_uri, path = absolute_uri(uri).partition("://")
+    if is_uri:
+        return Path(path) if protocol in ("file", "local") else None
+    return None if _may_be_of_another_store() else Path(protocol)
+
+
+def _may_be_of_another_store() -> bool:
+    """Whether the environment or Spark's settings files name a default store beside this machine's disks."""
+    if any(name in os.environ for name in _OTHER_DEFAULT_STORE):
+        return True
+    folder = os.environ.get("SPARK_CONF_DIR") or str(Path(os.environ.get("SPARK_HOME", ""), "conf"))
+    for name in ("spark-defaults.conf", "core-site.xml"):
+        with suppress(OSError):
+            text = Path(folder, name).read_text(encoding="utf-8", errors="replace")
+            if any(not (own or site).startswith("file:") for own, site in _DEFAULT_STORE.findall(text)):
+                return True
+    return False

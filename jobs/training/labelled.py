@@ -1,0 +1,233 @@
+"""The patients that a model is trained, validated and tested on: those with a label in one version of table patients."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.training.model.files import SplitCard
+from jobs.training.model.predictions import HELD_OUT_COLUMNS, SUBMISSION_COLUMNS
+from jobs.training.splitting import SPLITS, ClassGaps, missing_classes
+from jobs.training.tables.pinned import pin_table
+from jobs.training.tables.table_columns import read_columns
+from jobs.training.training_errors import NoTableError
+from udfs.labels import is_no_value, twins
+from udfs.wording import is_run_id, quoted, some
+from udfs.wsi.store import StorageOptions, public_uri
+
+
+class CohortError(Exception):
+    """Patients that can't be trained on; one line with the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A patient."""
+
+    patient_id: str
+    center_id: str
+    label: str
+    params_hash: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The patients of a version."""
+
+    table_uri: str
+    version: int
+    splits: dict[str, list[Member]]  # train, validation, test, each by patient_id
+    unlabelled: int  # patients with a split and no label, who are left out
+    unassigned: int  # patients without a split
+    dim: int  # columns of one bag
+    splits_version: int | None = None  # of table splits, where a fold is validated on
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels of split train, sorted."""
+        return tuple(sorted({member.label for member in self.splits["train"]}))
+
+    @property
+    def centers(self) -> tuple[str, ...]:
+        """Centres of split train, sorted."""
+        return tuple(sorted({member.center_id for member in self.splits["train"]}))
+
+    @property
+    def prior(self) -> tuple[float, ...]:
+        """Share of each class in split train."""
+        counts = self.counts("train")
+        return tuple(count / sum(counts) for count in counts)
+
+    def counts(self, split: str) -> list[int]:
+        """Patients of each class."""
+        found = Counter(member.label for member in self.splits[split])
+        return [found[name] for name in self.classes]
+
+    def class_gaps(self) -> ClassGaps:
+        """Return the splits that lack a class."""
+        return missing_classes({name: [member.label for member in self.splits[name]] for name in SPLITS})
+
+    def ids(self, split: str) -> list[str]:
+        """Patient ids."""
+        return [member.patient_id for member in self.splits[split]]
+
+    def cards(self) -> dict[str, SplitCard]:
+        """What tells these patients from others."""
+        return {
+            name: SplitCard(
+                len(members),
+                dict(zip(self.classes, self.counts(name), strict=True)),
+                _digest((member.patient_id, member.label, member.params_hash) for member in members),
+            )
+            for name, members in self.splits.items()
+        }
+
+
+def read_training_set(
+    table_uri: str,
+    version: int | None,
+    *,
+    fold: int | None = None,
+    splits_uri: str = "",
+    splits_version: int | None = None,
+    storage_options: StorageOptions | None = None,
+) -> TrainingSet:
+    """The labelled patients of a version of table patients, by its column split.
+
+    Args:
+        table_uri: of table patients.
+        version: of it; None: the newest.
+        fold: validate on this fold of table splits, train on the others; None: by column split alone. Test stays as it is.
+        splits_uri: of table splits, where a fold is given.
+        splits_version: of it; None: the newest.
+        storage_options: for fsspec.
+
+    Raises:
+        FeedError: the table or the version is not there, or not whole.
+        CohortError: its splits can't be trained on.
+    """
+    table = pin_table(table_uri, version, storage_options)
+    where = table.name
+    if "split" not in table.columns:
+        raise CohortError(f"{where} has no column split: run the splits job first")
+    splits: dict[str, list[Member]] = {name: [] for name in SPLITS}
+    unlabelled = unassigned = 0
+    dims = set()
+    for row in table.rows.to_pylist():
+        if row["split"] is None:
+            unassigned += 1
+        elif row["split"] not in splits:
+            raise CohortError(f"{where} has a split {row['split']!r}: splits are {', '.join(SPLITS)}")
+        elif row["label"] is None:
+            unlabelled += 1
+        else:
+            dims.add(row["embedding_dim"])
+            values = {name: row[name] or "" for name in ("center_id", "params_hash", "run_id")}
+            splits[row["split"]].append(Member(row["patient_id"], label=row["label"], **values))
+    if fold is not None:
+        splits_version = _by_fold(splits, fold, splits_uri, splits_version, storage_options)
+    for members in splits.values():
+        members.sort(key=lambda member: member.patient_id)
+    if len(dims) > 1:
+        raise CohortError(f"{where} has embeddings of {sorted(dims)} columns: run the main job with one encoder")
+    found = TrainingSet(
+        table_uri,
+        table.version,
+        splits,
+        unlabelled,
+        unassigned,
+        dim=int(dims.pop()) if dims else 0,
+        splits_version=splits_version,
+    )
+    _check_labels(found, where)
+    return found
+
+
+def _check_labels(found: TrainingSet, where: str) -> None:
+    labels = {member.label for members in found.splits.values() for member in members}
+    wrong = [
+        *(quoted(label) for label in sorted(labels) if is_no_value(label)),
+        *(" and ".join(map(quoted, group)) for group in twins(labels)),
+    ]
+    if wrong:
+        raise CohortError(
+            f"{where} has labels that the CSV may not have: {some(wrong, separator='; ')}: correct column label of the CSV, "
+            "and run the main job again"
+        )
+    reserved = sorted(label for label in labels if label.casefold() in {*SUBMISSION_COLUMNS, *HELD_OUT_COLUMNS})
+    if reserved:
+        raise CohortError(
+            f"{where} has labels {some(list(map(quoted, reserved)))}, which name other columns of the CSVs of predictions: "
+            "rename them in column label of your CSV, and run the main job again"
+        )
+    if len(labels) < 2:
+        raise CohortError(
+            f"split train of {where} has {len(found.splits['train'])} labelled patients of {len(found.classes)} classes: "
+            "two classes at least are needed; give the CSV its column label, and run the splits job"
+        )
+    if refused := found.class_gaps().refused:
+        raise CohortError(
+            f"{where} can't be learned from: {'; '.join(refused)}: deal anew by the splits job with --redo and another "
+            "splits.seed or other shares, or take classes of too few patients out of the CSV"
+        )
+
+
+def _by_fold(
+    splits: dict[str, list[Member]], fold: int, uri: str, version: int | None, storage_options: StorageOptions | None
+) -> int:
+    """Deal train and validation anew by the folds of table splits; returns its version."""
+    try:
+        found, rows = read_columns(uri, ("patient_id", "fold"), version, storage_options)
+    except NoTableError:
+        raise CohortError(f"no table splits at {public_uri(uri)}: set splits.folds and run the splits job") from None
+    fold_of = {row["patient_id"]: row["fold"] for row in rows.to_pylist()}
+    members = splits["train"] + splits["validation"]
+    without = [member.patient_id for member in members if fold_of.get(member.patient_id) is None]
+    if without or fold not in fold_of.values():
+        there = sorted({number for number in fold_of.values() if number is not None})
+        raise CohortError(
+            f"training.fold is {fold}, table splits has folds {there} and {len(without)} patients without one: set "
+            "splits.folds and run the splits job"
+        )
+    splits["validation"] = [member for member in members if fold_of[member.patient_id] == fold]
+    splits["train"] = [member for member in members if fold_of[member.patient_id] != fold]
+    return found
+
+
+def feature_settings(
+    found: TrainingSet, runs_uri: str, storage_options: StorageOptions | None = None
+) -> tuple[dict[str, Any], ...]:
+    """What the patients' features were made with, each recipe once; none where table runs is not there, or has none.
+
+    A run that was killed left no record. The next one that ended rebuilt what was not of its own recipe: where no row's run
+    has a record, the newest record is taken.
+
+    Raises:
+        CohortError: a run that was killed wrote some of them, and none has ended since.
+    """
+    try:
+        _, rows = read_columns(runs_uri, ("run_id", "started_at", "features"), None, storage_options)
+    except (NoTableError, KeyError):  # a table of an older version has no such column
+        return ()
+    runs = sorted((row for row in rows.to_pylist() if row["features"]), key=lambda row: row["started_at"])
+    ids = {member.run_id for members in found.splits.values() for member in members}
+    newest = max((row["run_id"] for row in runs if is_run_id(row["run_id"])), default=None)
+    later = sorted(name for name in ids if newest and is_run_id(name) and name > newest)
+    if later:
+        raise CohortError(
+            f"run {later[0]} wrote some of these patients and left no record, so it was killed, and what their features were "
+            "made with is not known: run the same job to its end, then train"
+        )
+    recipes = [dict(row["features"]) for row in runs if row["run_id"] in ids] or [
+        dict(row["features"]) for row in runs[-1:]
+    ]
+    unique = {json.dumps(each, sort_keys=True): each for each in recipes}
+    return tuple(unique[key] for key in sorted(unique))
+
+
+def _digest(rows: Iterable[tuple[str, ...]]) -> str:
+    text = json.dumps(sorted(rows), separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

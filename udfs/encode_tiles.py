@@ -1,0 +1,303 @@
+"""The features pass: work units of coordinates in, a row a tile with embeddings and colours out (mapInArrow).
+
+Pixels are read, normalised, embedded and counted inside the worker and dropped there.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from udfs.failures import as_slide_error, check_quarantine
+from udfs.schemas import ENCODED, HISTOGRAM
+from udfs.spark_task import gpu_address, keep_what_is_loaded, slot_cpus, task_number
+from udfs.stopwatch import Stopwatch
+from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
+from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
+from udfs.wsi.inference import Encoded, Inference, inference
+from udfs.wsi.prefetch import in_background
+from udfs.wsi.reading.foreign import ForeignSlide
+from udfs.wsi.reading.spacing import region_edge, resample
+from udfs.wsi.stain.colour_table import StainNormaliser
+from udfs.wsi.stain.stainnet import load_stainnet
+from udfs.wsi.store import StorageOptions, public_uri
+from udfs.wsi.tiff.index import SlideIndex
+
+VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
+
+_MOST_BATCH_BYTES = 256 << 20  # of pixels: five batches are alive at most, one filled, two waiting, two encoded
+_BATCHES_AHEAD = 2  # read and not yet encoded, beside the one that is
+
+Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The settings that shape table features."""
+
+    encoder: EncoderSpec
+    stain_weights: str | None  # URI of a StainNet checkpoint, None for no normalisation
+    bins: int  # of the colour histogram, a channel
+    gpu_share: float = 1.0  # of a GPU's memory, at most, where tasks share one
+    storage_options: StorageOptions = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a worker loads once."""
+
+    encoder: Encoder
+    stain: StainNormaliser | None
+
+    @property
+    def fingerprint(self) -> tuple[str, str | None]:
+        """Hashes of the weights of the encoder and of StainNet."""
+        return self.encoder.fingerprint, self.stain.net.fingerprint if self.stain else None
+
+
+def load_models(spec: FeatureSpec, device: torch.device | None = None, threads: int = 1) -> Models:
+    """Load the encoder and StainNet; raises what they raise where weights are missing or do not fit."""
+    stainnet = load_stainnet(spec.stain_weights, spec.storage_options) if spec.stain_weights else None
+    encoder = Encoder(spec.encoder, spec.storage_options, device=device, threads=threads)
+    return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
+
+
+def encode_tiles(
+    spec: FeatureSpec, run_id: str, done: Callable[[int], None] = lambda _: None, *, tiles_ahead: int = 0
+) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
+    """The mapInArrow function of the features pass; give it work units of one slide a partition.
+
+    Input columns are those of `udfs.schemas.UNITS`, of which unit, n_tiles, n_bytes and cost are not looked at. Output:
+    `udfs.schemas.ENCODED`: a row for each coordinate in the order of reading, then a row on how the unit went, with the
+    error where the slide can't be read (what was read before it precedes it).
+
+    Args:
+        spec: what to do.
+        run_id: of the run, for every row.
+        done: is told how many tiles are through.
+        tiles_ahead: how many tiles this host has to expect: many pay for a table of StainNet's colours.
+    """
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        readings = _one_ahead((unit for batch in batches for unit in batch.to_pylist()), spec.storage_options)
+        with closing(readings):
+            first = next(readings, None)  # its bytes are on their way while the models load
+            if first is None:
+                return
+            models = models_of_this_worker(spec)
+            if models.stain:
+                models.stain.tiles_ahead = tiles_ahead
+            encode = inference(models.encoder, models.stain, spec.bins)
+            encode.batch_size  # noqa: B018  measured here, where a failure is no slide's
+            steps = _steps(chain([first], readings), encode)
+            not_finite = 0  # tiles of the unit at hand
+            pulled, spent = Stopwatch(), Stopwatch()  # the latter runs on while the next batch is made or waited for
+            if (
+                slot_cpus() > 1 or models.encoder.device.type != "cpu"
+            ):  # else reading would only take turns with the rest
+                steps = in_background(steps, _BATCHES_AHEAD)
+            with closing(steps):
+                for step, encoded in spent.during(encode((step, step.tiles) for step in pulled.during(steps))):
+                    constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
+                    constant["run_id"] = run_id
+                    if encoded:
+                        not_finite += encoded.n_not_finite
+                        yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded))
+                    else:
+                        if work := step.end.get("work"):
+                            work["encoded_s"] = spent.take() - pulled.take()
+                        if not_finite:
+                            constant |= _told(_not_finite(not_finite, step, spec.encoder))
+                        not_finite = 0
+                        yield _batch(1, constant | step.end, {})
+                        done(len(step.unit["x_px"]))
+        if models.encoder.device.type == "cuda":  # an idle worker keeps nothing from those that work
+            torch.cuda.empty_cache()
+
+    return run
+
+
+_loaded: dict[tuple[object, ...], Models] = {}
+
+
+def models_of_this_worker(spec: FeatureSpec) -> Models:
+    """Loaded once a worker process and device; Spark uses a process again for later tasks, which may get another GPU."""
+    torch.set_num_threads(slot_cpus())
+    device = device_of_this_task(spec.encoder)
+    if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps what it once had: each task its part
+        torch.cuda.set_per_process_memory_fraction(spec.gpu_share, device)
+    what = (spec.encoder, spec.stain_weights)
+    if not any(key[:-1] == what for key in _loaded):
+        _loaded.clear()
+    key = (*what, str(device))
+    if key not in _loaded:
+        _loaded[key] = load_models(spec, device, slot_cpus())
+        keep_what_is_loaded()
+    return _loaded[key]
+
+
+def device_of_this_task(spec: EncoderSpec) -> torch.device:
+    """The GPU that Spark gave this task, where it gives any; where it does not, tasks take turns with those that are there."""
+    device, address = device_of(spec), gpu_address()
+    if device.type != "cuda":
+        return device
+    if address is None:
+        return torch.device("cuda", task_number() % torch.cuda.device_count())
+    # a GPU's address is its number in the machine; PyTorch counts those that this process is allowed to see
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = visible.split(",") if visible else []
+    return torch.device(
+        "cuda", numbers.index(address) if address in numbers else int(address) if address.isdigit() else 0
+    )
+
+
+@dataclass
+class _Reading:
+    """A unit whose first bytes are on their way, or the error that came of it."""
+
+    unit: Unit
+    storage_options: StorageOptions
+    xy_px: NDArray[np.int64]  # [n, 2], level-0 pixels
+    slide: Slide | ForeignSlide | None = None
+    tiles: Iterable[tuple[int, NDArray[np.uint8]]] = ()
+    error: Exception | None = None
+
+    def close(self) -> None:
+        if self.slide:
+            self.slide.close()
+
+
+def _one_ahead(units: Iterable[Unit], storage_options: StorageOptions) -> Generator[_Reading, None, None]:
+    """Each unit opened, and the next one too, so that its bytes come while this one is encoded; closes them."""
+    opened: deque[_Reading] = deque()
+    try:
+        for unit in units:
+            opened.append(_open(unit, storage_options))
+            if len(opened) == 2:
+                yield opened[0]
+                opened.popleft().close()
+        while opened:
+            yield opened[0]
+            opened.popleft().close()
+    finally:
+        for reading in opened:
+            reading.close()
+
+
+def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
+    reading = _Reading(unit, storage_options, np.stack([unit["x_px"], unit["y_px"]], axis=1))
+    try:
+        check_quarantine(unit["image_id"])
+        index = SlideIndex.from_bytes(unit["index"]) if unit["index"] else None
+        slide = reading.slide = open_slide(unit["uri"], storage_options, index=index, threads=slot_cpus())
+        level = unit["level_read"]
+        region_px = region_edge(unit["tile_px"] * unit["downsample"], slide.levels[level].downsample)
+        reading.tiles = slide.read_tiles(reading.xy_px, region_px, level)
+    except Exception as error:  # told in the row of this unit, when it is its turn
+        reading.error = error
+    return reading
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A batch of a unit's tiles; or, behind the last, how the unit went."""
+
+    unit: Unit
+    xy_px: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # [n, 2], level-0 pixels
+    tiles: NDArray[np.uint8] | None = None  # [n, tile_px, tile_px, 3]
+    end: dict[str, Any] = field(default_factory=dict)
+
+
+def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, None, None]:
+    """Read unit after unit."""
+    for reading in readings:
+        end: dict[str, Any] = {"n_tiles": 0}
+        watch, waited_s = Stopwatch(), reading.slide.traffic.waited_s if reading.slide else 0.0
+        try:
+            for xy_px, tiles in watch.during(_batches(reading, encode)):
+                yield _Step(reading.unit, xy_px, tiles)
+                end["n_tiles"] += len(tiles)
+        except Exception as error:
+            failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
+            end |= _told(failed)
+        if reading.slide:
+            traffic = reading.slide.traffic
+            work = asdict(traffic) | {"decoded_s": watch.take() - (traffic.waited_s - waited_s)}
+            end |= {"size_bytes": reading.slide.file.size_bytes, "work": work}
+        yield _Step(reading.unit, end=end)
+
+
+def _told(error: SlideError) -> dict[str, str]:
+    """Columns of the row on how a unit went."""
+    return {"error_code": error.code.value, "error_message": error.message}
+
+
+def _not_finite(n_tiles: int, end: _Step, encoder: EncoderSpec) -> SlideError:
+    precisions = "fp32" if encoder.precision == "bf16" else "bf16 or fp32"
+    remedy = "give other encoder.weights" if encoder.precision == "fp32" else f"set encoder.precision to {precisions}"
+    return SlideError(
+        ErrorCode.EMBEDDING_NOT_FINITE,
+        f"{public_uri(end.unit['uri'])}: embeddings of {n_tiles:,} of {end.end['n_tiles']:,} tiles are NaN or infinite in "
+        f"{encoder.precision}: {remedy}, then run with --retry-failed",
+    )
+
+
+def _batches(reading: _Reading, encode: Inference) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Batches of (xy int [n, 2] in level-0 pixels, pixels uint8 [n, tile_px, tile_px, 3]), all full but the last."""
+    if reading.error:
+        raise reading.error
+    edge, left = reading.unit["tile_px"], len(reading.xy_px)
+    indices: list[int] = []
+    for index, region in reading.tiles:
+        if not indices:
+            fit = max(1, _MOST_BATCH_BYTES // (3 * edge * edge))
+            tiles = np.empty((min(encode.batch_size, left, fit), edge, edge, 3), np.uint8)
+        tiles[len(indices)] = resample(region, edge)
+        indices.append(index)
+        if len(indices) == len(tiles):
+            yield reading.xy_px[indices], tiles
+            left -= len(indices)
+            indices = []
+
+
+def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.RecordBatch:
+    arrays = []
+    for field_ in ENCODED:
+        values = columns.get(field_.name, [constant.get(field_.name)] * rows)
+        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field_.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=ENCODED)
+
+
+def _columns(xy_px: NDArray[np.int64], encoded: Encoded) -> dict[str, Any]:
+    return {
+        "x_px": xy_px[:, 0],
+        "y_px": xy_px[:, 1],
+        "embedding_avg": _rows(encoded.average),
+        "embedding_max": _rows(encoded.maximum),
+        "color_histogram": _sparse(encoded.histograms),
+    }
+
+
+def _rows(matrix: NDArray[np.float32]) -> pa.Array:
+    """float32 [n, dim] as a list column, without a Python object a number."""
+    offsets = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
+
+
+def _sparse(histograms: NDArray[np.int32]) -> pa.Array:
+    """Counts [n, bins ** 3] as the bins that are not empty."""
+    tiles, bins = np.nonzero(histograms)
+    offsets = pa.array(np.searchsorted(tiles, np.arange(len(histograms) + 1)).astype(np.int32))
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.int32)))
+        for values in (bins, histograms[tiles, bins])
+    ]
+    return pa.StructArray.from_arrays(lists, fields=list(HISTOGRAM))

@@ -1,0 +1,124 @@
+"""The slides pass: a row a slide in, the same row with its header, tissue and tile coordinates out (mapInPandas)."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any, cast
+
+import pandas as pd
+
+from udfs.failures import as_slide_error, check_quarantine
+from udfs.schemas import FOUND_TISSUE
+from udfs.spark_task import slot_cpus
+from udfs.wsi import Slide, SlideError, open_slide
+from udfs.wsi.reading.foreign import ForeignSlide
+from udfs.wsi.reading.spacing import mean_mpp, plan_reading
+from udfs.wsi.store import StorageOptions, public_uri
+from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
+
+VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
+WITHOUT_TILES = ("no_tissue", "too_small")  # statuses of slides that were read, and are neither good nor failed
+
+
+@dataclass(frozen=True)
+class TissueSpec:
+    """The settings that shape tables slides and tiles."""
+
+    tile_px: int
+    mpp: float | None
+    mask_downsample: int
+    background_brightness: int
+    max_background: float
+    storage_options: StorageOptions = field(default_factory=dict, repr=False)
+
+
+def find_tissue(
+    spec: TissueSpec, run_id: str, done: Callable[[int], None] = lambda _: None
+) -> Callable[[Iterable[pd.DataFrame]], Iterable[pd.DataFrame]]:
+    """The mapInPandas function of the slides pass; give it one slide a partition.
+
+    Input columns: image_id, patient_id, center_id, image_num, label, uri (as it is opened), mpp (um/px or null), params_hash,
+    file_version, size_bytes. Output: `udfs.schemas.FOUND_TISSUE`, a row for each input row, whatever is wrong with the slide.
+    `done` is told how many slides are through.
+    """
+
+    def run(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            rows = [_row(spec, cast(dict[str, Any], record), run_id) for record in batch.to_dict("records")]
+            cells = [[row.get(name) for name in FOUND_TISSUE.names] for row in rows]
+            yield pd.DataFrame(cells, columns=FOUND_TISSUE.names, dtype=object)
+            done(len(rows))
+
+    return run
+
+
+def failed_row(record: Mapping[str, Any], error: SlideError, run_id: str) -> dict[str, Any]:
+    """The row of table slides of an image that failed; `record` has the input columns of `find_tissue`."""
+    return _begun_row(record, run_id) | _failure(error)
+
+
+def _begun_row(record: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """What a row has before the slide is opened."""
+    return {**record, "uri": public_uri(record["uri"]) if record["uri"] else None, "run_id": run_id}
+
+
+def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any]:
+    record = {key: None if pd.isna(value) else value for key, value in record.items()}
+    uri = record["uri"]
+    row = _begun_row(record, run_id)
+    try:
+        check_quarantine(record["image_id"])
+        with open_slide(uri, spec.storage_options, threads=slot_cpus()) as slide:
+            begun, waited_s = perf_counter(), slide.traffic.waited_s
+            try:
+                row |= _look(spec, slide, record["mpp"])
+            finally:
+                decoded_s = perf_counter() - begun - (slide.traffic.waited_s - waited_s)
+                work = asdict(slide.traffic) | {"decoded_s": decoded_s, "encoded_s": 0.0}
+                row |= {"size_bytes": slide.file.size_bytes, "work": work}
+    except Exception as error:
+        row |= _failure(as_slide_error(error, uri, spec.storage_options))
+    return row
+
+
+def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) -> dict[str, Any]:
+    """Everything that one pass over the slide tells."""
+    mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
+    downsamples = [level.downsample for level in slide.levels]
+    reading = plan_reading(downsamples, spec.tile_px, mean_mpp(mpp_x, mpp_y), spec.mpp)
+    mask = background_mask(slide.downsampled(spec.mask_downsample), spec.background_brightness)
+    grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
+    background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)
+    keep = background <= spec.max_background
+    fits = len(grid) > 0
+    return {
+        "vendor": slide.vendor,
+        "width_px": slide.width_px,
+        "height_px": slide.height_px,
+        "mpp_x": mpp_x,
+        "mpp_y": mpp_y,
+        "level_downsamples": downsamples,
+        "status": "ok" if keep.any() else "no_tissue" if fits else "too_small",
+        "error_message": None if fits else _too_small(slide, reading.span_px),
+        "warnings": list(slide.warnings) or None,
+        "n_tiles": int(keep.sum()),
+        "tissue_fraction": float(1 - mask.mean()) if mask.size else None,
+        "x_px": grid[keep, 0],
+        "y_px": grid[keep, 1],
+        "background_fraction": background[keep],
+        "level_read": reading.level,
+        "downsample": reading.downsample,
+        "index": slide.index.to_bytes() if slide.index else None,
+    }
+
+
+def _too_small(slide: Slide | ForeignSlide, span_px: float) -> str:
+    return (
+        f"the slide is {slide.width_px} x {slide.height_px} level-0 px, smaller than a tile, which spans {span_px:g} x "
+        f"{span_px:g} level-0 px: lower tiling.tile_px, or leave the slide out"
+    )
+
+
+def _failure(error: SlideError) -> dict[str, Any]:
+    """The columns of a slide that failed."""
+    return {"status": "failed", "n_tiles": 0, "error_code": error.code.value, "error_message": error.message}

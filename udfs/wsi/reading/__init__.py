@@ -1,0 +1,1 @@
+"""Slides read: which blocks hold the tiles asked for, and their pixels."""

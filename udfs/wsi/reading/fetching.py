@@ -1,0 +1,70 @@
+"""Bytes of blocks in the order of their use, fetched ahead of it in few requests, a bounded number of bytes at a time."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.wsi.reading.blocks_of_tiles import Span, in_order_of_use, merge_ranges
+from udfs.wsi.store import File, Pending
+
+_MOST_AHEAD_BYTES = 32 * 1024 * 1024  # requested and not used yet, beside what is just needed
+_MOST_REQUEST_BYTES = 2 * 1024 * 1024
+
+
+class ReadAhead:
+    """Fetches ranges of a file; each is taken once, in the order given."""
+
+    def __init__(self, file: File, starts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Begin to fetch. `starts` and `counts`: int64 [n], bytes, in the order of use; a count of 0 is no range."""
+        self._file = file
+        self._starts, self._counts = starts.tolist(), counts.tolist()
+        real = np.flatnonzero(counts)
+        spans = merge_ranges(starts[real], counts[real], file.gap_bytes, _MOST_REQUEST_BYTES)
+        self._spans = in_order_of_use(spans, range(len(real)))
+        numbers = real.tolist()
+        self._span_of = {numbers[member]: i for i, span in enumerate(self._spans) for member in span.members}
+        self._left = [len(span.members) for span in self._spans]
+        self._pending: dict[int, Pending] = {}
+        self._arrived: dict[int, memoryview] = {}
+        self._next = 0  # span to request
+        self._ahead_bytes = 0
+        self._request_ahead()
+
+    def take(self, i: int) -> memoryview:
+        """The bytes of range `i`, empty where its count is 0; waits for them. Raises what `File.request` raises."""
+        if not self._counts[i]:
+            return memoryview(b"")
+        number = self._span_of[i]
+        span = self._spans[number]
+        while self._next <= number:  # needed now, whatever else is on its way
+            self._request(self._next)
+        if number not in self._arrived:
+            self._arrived[number] = memoryview(self._pending.pop(number).result())
+        begin = self._starts[i] - span.start
+        data = self._arrived[number][begin : begin + self._counts[i]]
+        self._left[number] -= 1
+        if not self._left[number]:
+            del self._arrived[number]
+            self._ahead_bytes -= span.stop - span.start
+            self._request_ahead()
+        return data
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        for request in self._pending.values():
+            request.cancel()
+        self._pending.clear()
+        self._arrived.clear()
+        self._next = len(self._spans)
+
+    def _request_ahead(self) -> None:
+        while self._next < len(self._spans) and self._fits(self._spans[self._next]):
+            self._request(self._next)
+
+    def _fits(self, span: Span) -> bool:
+        return self._ahead_bytes + span.stop - span.start <= _MOST_AHEAD_BYTES
+
+    def _request(self, number: int) -> None:
+        span = self._spans[number]
+        self._pending[number] = self._file.request(span.start, span.stop - span.start)
+        self._ahead_bytes += span.stop - span.start
+        self._next = number + 1

@@ -1,0 +1,163 @@
+"""Open a slide from any fsspec URI and read it: the whole at 1/16, or tiles anywhere, each block decoded once."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from types import TracebackType
+from typing import Self
+
+from numpy.typing import ArrayLike
+
+from udfs.wsi.reading.foreign import ForeignSlide, sniff
+from udfs.wsi.reading.overview import area_average
+from udfs.wsi.reading.tiles import TileReader
+from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic
+from udfs.wsi.store.stream import open_stream
+from udfs.wsi.tiff.decode import Pixels
+from udfs.wsi.tiff.header import read_index
+from udfs.wsi.tiff.index import Level, SlideIndex
+
+_HEAD_BYTES = 512  # show which format a file is in
+
+
+def open_slide(
+    uri: str, storage_options: StorageOptions | None = None, *, index: SlideIndex | None = None, threads: int = 1
+) -> "Slide | ForeignSlide":
+    """Open a slide.
+
+    Args:
+        uri: a path or any fsspec URI of a TIFF-based slide (TIFF, SVS, NDPI, SCN, BIF), which is read where it is, or of
+            one that OpenSlide reads (MIRAX, VMS, DICOM, CZI and more), which is copied to this machine first. What it is,
+            its first bytes tell, not its name.
+        storage_options: for fsspec. A slide waits for its store for at most `StoreOptions.timeout_s` in all, 180 s if they
+            are a plain dict, and one second more for each MB that comes; then it is `read_failed`.
+        index: of this file, from `Slide.index`, whole or cut down: then no header is read. Whether the file is still the
+            one that the index was made of is asked while the first blocks are on their way.
+        threads: that decode.
+
+    Raises:
+        SlideError: with the code and remedy for what is wrong with the file.
+    """
+    file = File(uri, storage_options, index.file if index else None)
+    try:
+        if index:
+            return Slide(file, index, file.check_unchanged(), threads)
+        with open_stream(file) as stream:
+            kind = sniff(stream.read(_HEAD_BYTES))
+            if kind is None:
+                return Slide(file, read_index(file, stream), None, threads)
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return ForeignSlide(uri, storage_options, file.info, kind, file.traffic)
+
+
+class Slide:
+    """A slide that is open. Use it as a context manager."""
+
+    width_px: int
+    height_px: int
+    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
+    mpp_y: float | None
+    vendor: str
+    levels: tuple[Level, ...]  # level 0 first
+    warnings: tuple[str, ...]  # what to know about the slide, a sentence each; none if an index was given
+    index: SlideIndex
+
+    def __init__(
+        self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None = None, threads: int = 1
+    ) -> None:
+        """Use `open_slide`. `unchanged` raises where the file is not the one of the index any more."""
+        self._file, self._unchanged, self._threads = file, unchanged, threads
+        self._readers: list[TileReader] = []
+        self.index = index
+        self.width_px, self.height_px = index.width_px, index.height_px
+        self.mpp_x, self.mpp_y = index.mpp_x, index.mpp_y
+        self.vendor, self.levels, self.warnings = index.vendor, index.levels, index.warnings
+
+    @property
+    def file(self) -> FileInfo:
+        """Size and version of the file that was opened."""
+        return self._file.info
+
+    @property
+    def traffic(self) -> Traffic:
+        """What reading it has cost so far."""
+        return self._file.traffic
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is on its way and close the file."""
+        for reader in self._readers:
+            reader.close()
+        self._file.close()
+
+    def downsampled(self, factor: int = 16) -> Pixels:
+        """The slide at 1/factor: each pixel the mean over factor x factor level-0 pixels, rounded half up.
+
+        Averaged from the nearest finer level whose downsample divides `factor`. Where a result pixel stands for whole
+        8 x 8 squares of JPEG blocks, their means are taken as JPEG stores them, which moves a pixel by a grey level here
+        and there; all else is exact. Streams block by block, so memory does not grow with the slide but for the result.
+
+        Args:
+            factor: a positive integer.
+
+        Returns:
+            uint8 [height_px // factor, width_px // factor, 3]; the rest of an edge that fills no whole pixel is dropped.
+
+        Raises:
+            SlideError: `tile_data_corrupt` and what reading raises.
+        """
+        self._check_unchanged()
+        return area_average(self._file, self.index, factor, threads=self._threads)
+
+    def read_tiles(self, xy_px: ArrayLike, tile_px: int = 448, level: int = 0) -> Iterator[tuple[int, Pixels]]:
+        """Read square tiles.
+
+        Each block is fetched and decoded once however many tiles share it. The first bytes are asked for by the call
+        itself, so that they are on their way while the caller does something else.
+
+        Args:
+            xy_px: int [n, 2], top-left corners in level-0 pixels, in any order and any place.
+            tile_px: edge of a tile in pixels of `level`.
+            level: index into `levels`.
+
+        Returns:
+            An iterator of (i, pixels): the index into `xy_px` and uint8 [tile_px, tile_px, 3]; white outside the slide.
+            The order is patch by patch of the level, whatever the order of `xy_px`.
+
+        Raises:
+            SlideError: `tile_data_corrupt` and what reading raises, `file_changed` where an index is out of date.
+        """
+        finer = (lambda: self._whole_levels[:level]) if level else tuple
+        reader = TileReader(self._file, self.levels[level], xy_px, tile_px, finer=finer, threads=self._threads)
+        self._readers.append(reader)
+        return self._tiles(reader)
+
+    def _tiles(self, reader: TileReader) -> Iterator[tuple[int, Pixels]]:
+        try:
+            self._check_unchanged()
+            yield from reader
+        finally:
+            reader.close()
+            self._readers.remove(reader)
+
+    @cached_property
+    def _whole_levels(self) -> tuple[Level, ...]:
+        """The levels with all their blocks; of an index that was cut down, by the header."""
+        if all(level.listed is None for level in self.levels):
+            return self.levels
+        with open_stream(self._file) as stream:
+            return read_index(self._file, stream).levels
+
+    def _check_unchanged(self) -> None:
+        if self._unchanged:
+            self._unchanged()
+            self._unchanged = None

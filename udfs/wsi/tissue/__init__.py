@@ -1,0 +1,1 @@
+"""Which parts of a slide are tissue, and the grid of tiles over them."""

@@ -1,0 +1,1 @@
+"""Weights of networks, from a URI to tensors."""
