@@ -53,7 +53,7 @@ def _first_tiles(uris: Iterable[str], tile_px: int, storage_options: StorageOpti
                 mask = background_mask(slide.downsampled(16))
                 grid = tile_grid(slide.width_px, slide.height_px, tile_px)
                 kept = grid[background_fractions(mask, grid, tile_px) <= 0.5]
-                tiles = [tile for _, tile in islice(slide.read_tiles(kept[:_TILES], tile_px), _TILES)]
+                tiles = [tile.copy() for _, tile in islice(slide.read_tiles(kept[:_TILES], tile_px), _TILES)]
         except Exception:  # told when the slides are read in earnest
             continue
         if tiles:

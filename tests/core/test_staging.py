@@ -1,6 +1,5 @@
 """Copies of remote slides: whole or not there, made once however many ask, never taken from under who reads them."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.slides.foreign import write_dicom, write_mirax, write_vms
@@ -88,15 +88,15 @@ def test_a_copy_is_whole_and_serves_again(memory: Any, monkeypatch: pytest.Monke
 
 def test_who_comes_second_uses_what_the_first_copied(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = slide(memory, "a")
-    locked, rivals = staging._locked, iter([1])
+    rivals = iter([1])
 
-    def outrun(place: Path, how: int) -> Any:
-        if how == fcntl.LOCK_EX and place.name != "room" and next(rivals, None):
+    def outrun(path: Path) -> Any:
+        if next(rivals, None):
             with staged(uri):  # between our look and our lock
                 pass
-        return locked(place, how)
+        return FileLock(path)
 
-    monkeypatch.setattr(staging, "_locked", outrun)
+    monkeypatch.setattr(staging, "FileLock", outrun)
     reads = Reads(monkeypatch)
     with staged(uri):
         assert reads.count == 1
