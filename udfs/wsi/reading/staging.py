@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from enum import Enum
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
@@ -36,15 +35,6 @@ DICOM_HEAD_BYTES = 2**16  # the series stands before all that is long
 DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)  # (0020,000E), explicit VR, little-endian
 
 
-class Companions(Enum):
-    """Where the other files of a slide lie, without which its own can't be read."""
-
-    NONE = "none"
-    MIRAX = "those that Slidedat.ini names, in the folder of the slide's stem"
-    HAMAMATSU = "those that the slide's own text names, in its folder"
-    DICOM = "those of the same series and suffix, in its folder"
-
-
 _HAMAMATSU_NAMES = re.compile(
     # of several focal planes only the first, 0, is read
     r"^(?:MapFile|MacroImage|OptimisationFile|ImageFile(?:\((?:0|\d+,\d+|0,\d+,\d+)\))?)[ \t]*=[ \t]*(.+?)\s*$",
@@ -57,24 +47,23 @@ _MIRAX_NAMES = re.compile(r"^(?:INDEXFILE|FILE_\d+)[ \t]*=[ \t]*(.+?)\s*$", re.M
 def staged(
     uri: str,
     storage_options: StorageOptions | None = None,
-    companions: Companions = Companions.NONE,
+    kind: str | None = None,
     traffic: Traffic | None = None,
 ) -> Iterator[Path]:
-    """A local path of a slide, good until the context ends: its own where it is local, else that of a copy.
+    """A local path of a slide, good until the context ends: the slide's own if it is local, else the path of a copy.
 
     Copies lie in the folder that the environment variable SLIDELAKE_STAGING names, else in the system's folder for
-    temporary files. They stay for the next who asks, in any process, until the room is needed: then those whose last use
-    is the longest ago are removed, but none that somebody reads.
+    temporary files. They serve later calls of any process until the room is needed: then the longest unused copies are
+    removed, but none that is being read.
 
     Args:
         uri: a path or any fsspec URI.
         storage_options: for fsspec.
-        companions: which other files are copied along.
-        traffic: what the files cost is added to it, and it is what the bound of time of the options holds for (see `File`):
-            all files together may wait for `timeout_s`, and one second more for each MB that comes.
+        kind: the slide's format, from `udfs.wsi.reading.foreign.sniff`: it tells which other files are copied too.
+        traffic: the cost of all files is added to it, and the time that it has waited counts (see `File`).
 
     Raises:
-        SlideError: `read_failed` where the slide does not fit, and what reading it raises.
+        SlideError: `read_failed` if the slide does not fit, and what reading it raises.
     """
     file = File(uri, storage_options, traffic=traffic)
     if file.is_local:
@@ -82,7 +71,7 @@ def staged(
         yield Path(filesystem(uri)[1])
         return
     name = path_in(uri).name
-    files = {name: file, **_companions(file, uri, storage_options, companions)}
+    files = {name: file, **_companions(file, uri, storage_options, kind)}
     described = "\n".join(f"{name} {one.uri} {one.info.version}" for name, one in sorted(files.items()))
     size = sum(one.info.size_bytes for one in files.values())
     root = staging_folder()
@@ -102,11 +91,7 @@ def staged(
 
 
 def staging_folder() -> Path:
-    """Where copies lie; made where it is not there.
-
-    Raises:
-        SlideError: `read_failed` where it can't be used.
-    """
+    """Returns the folder of the copies, made if it is missing. Raises SlideError `read_failed` if it can't be used."""
     named = os.environ.get("SLIDELAKE_STAGING")
     root = Path(named) if named else Path(tempfile.gettempdir()) / f"slidelake-staging-{os.getuid()}"
     try:
@@ -121,13 +106,13 @@ def staging_folder() -> Path:
 
 
 def path_in(uri: str) -> PurePosixPath:
-    """The path in a URI, that of the first link of a chain that has one, decoded where URLs encode it."""
+    """Returns the path in a URI, decoded if the URI is a URL. In a chain, it is that of the first link that has one."""
     _, link, _ = _links(uri)
     return PurePosixPath(unquote(link.partition("?")[0]) if link.startswith(_URLS) else link)
 
 
 def beside(uri: str, name: str) -> str:
-    """The URI of the file `name` (it may have folders) in the folder of another, by the same chain and query."""
+    """Returns the URI of the file `name` (it may have folders) in the folder of another, with the same chain and query."""
     before, link, after = _links(uri)
     mark = query = ""
     if link.startswith(_URLS):
@@ -138,7 +123,7 @@ def beside(uri: str, name: str) -> str:
 
 
 def _links(uri: str) -> tuple[str, str, str]:
-    """What comes before the first link of a chain with a path, that link, what comes behind it."""
+    """Splits a chain: what precedes its first link with a path, that link, what follows it."""
     if "://" not in uri:
         return "", uri, ""
     first, chain, rest = uri.partition("::")
@@ -148,20 +133,17 @@ def _links(uri: str) -> tuple[str, str, str]:
     return first + chain + before, link, after
 
 
-def _companions(
-    file: File, uri: str, storage_options: StorageOptions | None, companions: Companions
-) -> dict[str, File]:
-    """The other files, by where they lie from the slide's folder. Those that are named but not there are left out."""
-    if companions is Companions.DICOM:
+def _companions(file: File, uri: str, storage_options: StorageOptions | None, kind: str | None) -> dict[str, File]:
+    """The other files, by their paths from the slide's folder, without those that are named but missing."""
+    names: list[str] = []
+    if kind == "DICOM":
         names = _series(file, uri, storage_options)
-    elif companions is Companions.HAMAMATSU:
+    elif kind in ("Hamamatsu VMS", "Hamamatsu VMU"):
         names = _HAMAMATSU_NAMES.findall(_text(file))
-    elif companions is Companions.MIRAX:
+    elif kind == "MIRAX":
         folder = path_in(uri).stem
         ini = File(beside(uri, f"{folder}/Slidedat.ini"), storage_options, traffic=file.traffic)
         names = [f"{folder}/{name}" for name in ("Slidedat.ini", *_MIRAX_NAMES.findall(_text(ini)))]
-    else:
-        names = []
     files = {}
     for name in names:
         path = PurePosixPath(name)
@@ -181,7 +163,7 @@ def _text(file: File) -> str:
 
 
 def _series(file: File, uri: str, storage_options: StorageOptions | None) -> list[str]:
-    """Names of the other files of a DICOM series. A folder may hold many; what does not say its series is taken."""
+    """Names of the other files of a DICOM series. A folder may hold many; a file that does not name its series is taken."""
     own_name = path_in(uri).name
     try:
         listed = file.siblings()
@@ -201,7 +183,7 @@ def _series(file: File, uri: str, storage_options: StorageOptions | None) -> lis
             known = FileInfo.from_fsspec(info) if info.get("size") else None
             sibling = File(beside(uri, other.name), storage_options, known, file.traffic)
             heads[other.name] = sibling.request(0, min(sibling.info.size_bytes, DICOM_HEAD_BYTES))
-    # References to other series may stand there too, so one in common is enough.
+    # A file may refer to other series too, so one in common is enough.
     series = {name: set(DICOM_SERIES.findall(head.result())) for name, head in heads.items()}
     own = series.pop(own_name, set())
     return [name for name, theirs in series.items() if not own or not theirs or own & theirs]
