@@ -22,8 +22,8 @@ from filelock import FileLock
 
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.store import File, FileInfo, Pending, StorageOptions, Traffic, filesystem, secrets_of
-from udfs.wsi.store.faults import OutOfTimeError, as_slide_error
-from udfs.wsi.store.read import in_parts
+from udfs.wsi.store.faults import OutOfTimeError, slide_error_of
+from udfs.wsi.store.whole import in_parts
 
 _MAX_BYTES = 20 * 10**9  # of all slides together; half of what the disk has for them where that is less
 _REQUEST_BYTES = 8 * 2**20
@@ -168,7 +168,7 @@ def _series(file: File, uri: str, storage_options: StorageOptions | None) -> lis
     try:
         listed = file.siblings()
     except Exception as error:
-        failure = as_slide_error(error, file.uri, secrets_of(uri, storage_options))
+        failure = slide_error_of(error, file.uri, secrets_of(uri, storage_options))
         if failure.code is ErrorCode.ACCESS_DENIED or isinstance(error, OutOfTimeError):
             raise failure from None
         raise SlideError(
