@@ -23,7 +23,7 @@ from udfs.stopwatch import Stopwatch
 from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
 from udfs.wsi.inference import Encoded, Inference, inference
-from udfs.wsi.prefetch import in_background
+from udfs.wsi.prefetch import prefetch
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import region_edge, resample
 from udfs.wsi.stain.colour_table import StainNormaliser
@@ -34,7 +34,7 @@ from udfs.wsi.tiff.index import SlideIndex
 VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
 
 _MOST_BATCH_BYTES = 256 << 20  # of pixels: five batches are alive at most, one filled, two waiting, two encoded
-_BATCHES_AHEAD = 2  # read and not yet encoded, beside the one that is
+_BATCHES_AHEAD = 3  # read or being read, beside those that are encoded
 
 Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
 
@@ -103,7 +103,7 @@ def encode_tiles(
             if (
                 slot_cpus() > 1 or models.encoder.device.type != "cpu"
             ):  # else reading would only take turns with the rest
-                steps = in_background(steps, _BATCHES_AHEAD)
+                steps = prefetch(steps, _BATCHES_AHEAD)
             with closing(steps):
                 for step, encoded in spent.during(encode((step, step.tiles) for step in pulled.during(steps))):
                     constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}

@@ -14,7 +14,7 @@ from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.reading.blocks_of_tiles import needed_blocks, work_units
 from udfs.wsi.reading.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri, secrets_of
-from udfs.wsi.store.faults import as_slide_error
+from udfs.wsi.store.faults import slide_error_of
 from udfs.wsi.tiff.index import SlideIndex
 
 _OPENERS = 16  # slides whose headers are read at once: they wait for the network
@@ -96,7 +96,7 @@ def plan_units(
 def named(error: Exception, image_id: str, uri: str, storage_options: StorageOptions | None) -> SlideError:
     """Any error of reading a slide, with its image_id and without a secret."""
     if not isinstance(error, SlideError):
-        error = as_slide_error(error, public_uri(uri), secrets_of(uri, storage_options))
+        error = slide_error_of(error, public_uri(uri), secrets_of(uri, storage_options))
     return SlideError(error.code, f"{image_id}: {error.message}")
 
 
