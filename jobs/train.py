@@ -26,8 +26,8 @@ from jobs.training.model.checkpoints import has_checkpoint, load_checkpoint
 from jobs.training.model.files import ModelCard, ModelError, load_card, model_versions
 from jobs.training.model.mil import ModelSpec
 from jobs.training.records import RecordsError
+from jobs.training.refusals import FeedError, NoTableError
 from jobs.training.splitting import SPLITS
-from jobs.training.training_errors import FeedError, NoTableError
 from jobs.training.training_run import Task, bag_columns, run_task
 from udfs.wording import new_run_id
 from udfs.wsi.store import absolute_uri, public_uri

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from jobs.training.refusals import FeedError, NoTableError
 from jobs.training.tables.stores import DataFile, TableStore
-from jobs.training.training_errors import FeedError, NoTableError
 from udfs.wsi.store import StorageOptions, public_uri
 
 _AT_ONCE = 8  # files whose rows are looked at

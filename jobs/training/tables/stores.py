@@ -17,7 +17,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.training.training_errors import FeedError, NoTableError
+from jobs.training.refusals import FeedError, NoTableError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.reading.staging import staged
 from udfs.wsi.store import File, StorageOptions, filesystem, public_uri, redact, secrets_of, why_not_for_tables

@@ -6,9 +6,9 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.training.refusals import FeedError
 from jobs.training.tables.pinned import check_kind, open_version, opened_parquet
 from jobs.training.tables.stores import TableStore
-from jobs.training.training_errors import FeedError
 from udfs.wsi.store import StorageOptions
 
 
