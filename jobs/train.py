@@ -22,8 +22,7 @@ from jobs.runtime.tables.writable import refuse_unwritable
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
 from jobs.training.labelled import CohortError, TrainingSet, feature_settings, read_training_set
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
-from jobs.training.model.checkpoints import has_checkpoint, load_checkpoint
-from jobs.training.model.files import ModelCard, ModelError, load_card, model_versions
+from jobs.training.model.files import ModelCard, ModelError, has_checkpoint, load_card, load_checkpoint, model_versions
 from jobs.training.model.mil import ModelSpec
 from jobs.training.records import RecordsError
 from jobs.training.refusals import FeedError, NoTableError

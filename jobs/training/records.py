@@ -16,7 +16,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from jobs.training.tables.delta_options import delta_options
+from jobs.training.table_stores import delta_options
 from udfs.schemas import TRAINING_METRICS
 from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
 

@@ -18,11 +18,18 @@ from tqdm import tqdm
 from jobs.training.devices import take_device
 from jobs.training.feed import Feed, make_feed
 from jobs.training.labelled import TrainingSet
-from jobs.training.model.checkpoints import CHECKPOINT, TrainingState, load_checkpoint, save_checkpoint
-from jobs.training.model.files import ModelCard, model_versions, save_model
-from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit, predict
+from jobs.training.model.files import (
+    CHECKPOINT,
+    ModelCard,
+    TrainingState,
+    load_checkpoint,
+    model_versions,
+    save_checkpoint,
+    save_model,
+)
+from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit_model, predict_feed
 from jobs.training.model.logistic import collect, fit_logistic
-from jobs.training.model.metrics import Evaluation, evaluate, measure
+from jobs.training.model.metrics import Evaluation, evaluate_split, metric_values
 from jobs.training.model.mil import BagModel, LogisticModel, build_model
 from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
@@ -87,7 +94,9 @@ def _run(task: Task, device: torch.device) -> str:
                 record.after_epoch(state)
         else:
             _fit(task, model, state, record)
-        predictions = {split: predict(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]}
+        predictions = {
+            split: predict_feed(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]
+        }
         if record is None:
             return ""
         report = record.finish(model, state, predictions)
@@ -112,7 +121,7 @@ def _fit(task: Task, model: BagModel, state: TrainingState, record: "Recorder | 
     settings = FitSettings(**{name: task.settings[name] for name in FitSettings.__dataclass_fields__})
     if record:
         record.expect(train.n_steps)
-    fit(
+    fit_model(
         model,
         state,
         train,
@@ -132,8 +141,8 @@ def _fit_logistic(task: Task, model: LogisticModel, state: TrainingState) -> Non
     strength, loss = fit_logistic(model, train, validation, task.settings["class_weights"])
     figures = {"epoch": 0.0, "train_loss": loss, "train_inverse_penalty": strength}
     if there:
-        found = predict(model, _feed(task, "validation"))
-        measured = measure(found.labels, found.probabilities)
+        found = predict_feed(model, _feed(task, "validation"))
+        measured = metric_values(found.labels, found.probabilities)
         figures |= {f"validation_{name}": value for name, value in measured.items()}
     state.best_epoch, state.epoch = 0, 1
     state.model = state.best_model = model.state_dict()
@@ -206,12 +215,12 @@ class Recorder:
         task, best = self._task, state.best_epoch
         classes = task.card.classes
         evaluations: dict[str, Evaluation] = {
-            split: evaluate(found.labels, found.probabilities, classes, found.center_id, task.card.seed)
+            split: evaluate_split(found.labels, found.probabilities, classes, found.center_id, task.card.seed)
             for split, found in predictions.items()
         }
         history = [dict(figures) for figures in state.history]
         if "test" in predictions and best is not None:
-            measured = measure(predictions["test"].labels, predictions["test"].probabilities)
+            measured = metric_values(predictions["test"].labels, predictions["test"].probabilities)
             news = {f"test_{name}": value for name, value in measured.items()}
             history[best] |= news
             self._records.write(history, {"epoch": float(best)} | news)

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.runtime.settings.config import Config
 from jobs.training.refusals import FeedError
-from jobs.training.tables.stores import TableStore
+from jobs.training.table_stores import TableStore
 
 
 def root_of(root: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from jobs.training.feed.bags import EMBEDDINGS
 from jobs.training.feed.epochs import FedPatient
 from jobs.training.refusals import FeedError
-from jobs.training.tables.pinned import PinnedTable
+from jobs.training.table_versions import PinnedTable
 from udfs.wording import named, some
 
 

@@ -10,7 +10,7 @@ from jobs.training.feed.bags import Decoder
 from jobs.training.feed.epochs import FedPatient, Turn
 from jobs.training.feed.row_groups import Gate, Part, RowGroupReader, Wanted, read_by_pyarrow
 from jobs.training.refusals import FeedError
-from jobs.training.tables.pinned import PinnedTable
+from jobs.training.table_versions import PinnedTable
 from udfs.wsi.prefetch import prefetch
 
 # Remote files that are read together; the next ones are copied meanwhile.

@@ -15,7 +15,7 @@ from jobs.training.feed.delivery import delivered, groups_of, reader_of
 from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
 from jobs.training.feed.row_groups import Gate, Part, RowGroupReader
 from jobs.training.refusals import FeedError, refuse_workers, worker_share
-from jobs.training.tables.pinned import PinnedTable, gone, pin_table
+from jobs.training.table_versions import PinnedTable, gone, pin_table
 from udfs.wsi.prefetch import prefetch
 
 _log = logging.getLogger("slidelake.training")
