@@ -34,7 +34,7 @@ from jobs.training.patches.windows import (
     write_spec,
     write_window,
 )
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from jobs.training.model.files import SplitCard
 from jobs.training.model.predictions import HELD_OUT_COLUMNS, SUBMISSION_COLUMNS
+from jobs.training.refusals import NoTableError
 from jobs.training.splitting import SPLITS, ClassGaps, missing_classes
-from jobs.training.tables.pinned import pin_table
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import NoTableError
+from jobs.training.table_versions import pin_table, read_columns
 from udfs.labels import is_no_value, twins
 from udfs.wording import is_run_id, quoted, some
 from udfs.wsi.store import StorageOptions, public_uri

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from jobs.training.leakage import Compared, SlideFile, shared_slides, slide_files
 from jobs.training.model.files import ModelCard
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
+from jobs.training.table_versions import read_columns
 from udfs.wording import some
 from udfs.wsi.store import StorageOptions, absolute_uri, public_uri, redact, secrets_of
 

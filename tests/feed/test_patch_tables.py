@@ -12,8 +12,8 @@ from deltalake import write_deltalake
 from jobs.training.patches.from_tables import grid_on_tissue, patches_of_tables
 from jobs.training.patches.patch_units import plan_units
 from jobs.training.patches.selection import PatchSpec
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
+from jobs.training.table_versions import read_columns
 from tests.stores.moto import moto
 from udfs.schemas import INDEXES, SLIDES, TILES
 

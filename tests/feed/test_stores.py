@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from torch.utils.data import DataLoader
 
 from jobs.training.feed import FeedDataset, delivery, make_feed
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
 from tests.feed.tables import Made, cohort, write
 from tests.stores.azurite import azurite
 from tests.stores.moto import moto

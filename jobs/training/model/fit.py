@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.training.model.checkpoints import TrainingState
-from jobs.training.model.metrics import measure
+from jobs.training.model.files import TrainingState
+from jobs.training.model.metrics import metric_values
 from jobs.training.model.mil import BagModel
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """What is needed of `jobs.training.feed.feed.Feed`."""
 
     def epoch(self, number: int, first_step: int = 0) -> Any:
@@ -63,11 +63,11 @@ def class_weights(counts: Sequence[int], how: Literal["balanced", "none"]) -> to
     return torch.where(sizes > 0, sizes.sum() / (len(counts) * sizes.clamp(min=1)), torch.zeros(()))
 
 
-def fit(
+def fit_model(
     model: BagModel,
     state: TrainingState,
-    train: Feed,
-    validation: Feed | None,
+    train: BatchSource,
+    validation: BatchSource | None,
     patients: Sequence[str],
     weights: torch.Tensor,
     settings: FitSettings,
@@ -108,8 +108,8 @@ def fit(
         figures = {"epoch": float(epoch), "train_loss": loss, "train_patients": float(len(patients))}
         watched = loss
         if validation is not None:
-            found = predict(model, validation)
-            measured = measure(found.labels, found.probabilities)
+            found = predict_feed(model, validation)
+            measured = metric_values(found.labels, found.probabilities)
             figures |= {f"validation_{name}": value for name, value in measured.items()}
             watched = measured["log_loss" if settings.class_weights == "none" else "weighted_log_loss"]
             _refuse_no_number(watched, "the loss on validation", epoch)
@@ -130,7 +130,7 @@ def _is_enough(state: TrainingState, settings: FitSettings, watched: bool) -> bo
 def _train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    feed: Feed,
+    feed: BatchSource,
     epoch: int,
     patients: Sequence[str],
     weights: torch.Tensor,
@@ -181,7 +181,7 @@ def _check_count(seen: Sequence[str], patients: Sequence[str], epoch: int) -> No
         )
 
 
-def predict(model: BagModel, feed: Feed) -> Predictions:
+def predict_feed(model: BagModel, feed: BatchSource) -> Predictions:
     """Probabilities of every patient of a feed; with several processes, of all their shards, in each of them."""
     found: dict[str, tuple[str, int, list[float]]] = {}
     for bags in feed.epoch(0):

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from jobs.training.patches.patch_units import OnBadSlide
 from jobs.training.patches.selection import PatchSpec, SlideSource
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import NoTableError
+from jobs.training.refusals import NoTableError
+from jobs.training.table_versions import read_columns
 from udfs.wording import some
 from udfs.wsi import SlideError
 from udfs.wsi.reading.spacing import mean_mpp, plan_reading

@@ -16,7 +16,7 @@ from jobs.training.patches.patch_units import OnBadSlide, Unit, plan_units, tell
 from jobs.training.patches.pool import UnitPool
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.unit_pixels import UnitRead
-from jobs.training.workers import refuse_workers
+from jobs.training.refusals import refuse_workers
 from udfs.wsi.store import StorageOptions
 
 _BUFFER_BYTES = 512 << 20

@@ -23,7 +23,7 @@ from jobs.training.patches.order import mixing
 from jobs.training.patches.patch_units import tell_skipped
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.windows import Manifest, WindowFolder, WindowPlan
-from jobs.training.workers import refuse_workers
+from jobs.training.refusals import refuse_workers
 
 # petastorm asks for the old ways of pyarrow, which there still are in the version that it needs
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.")
