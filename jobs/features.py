@@ -63,12 +63,15 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         return
     with run.stage("features", n_tiles, lambda: int(done.value)):
         run.step(f"encode {n_tiles:,} tiles")
-        encoded = _in_tasks(run, units, planned).mapInArrow(
-            encode_tiles(run.feature_spec, run.run_id, done.add, tiles_ahead=n_tiles),
-            spark_schema(ENCODED),
-            profile=features_resources(run.spark, run.config.resources).profile,
+        encoded = (
+            _in_tasks(run, units, planned)
+            .mapInArrow(
+                encode_tiles(run.feature_spec, run.run_id, done.add, tiles_ahead=n_tiles),
+                spark_schema(ENCODED),
+                profile=features_resources(run.spark, run.config.resources).profile,
+            )
+            .persist(StorageLevel.DISK_ONLY)
         )
-        encoded = run.show_work(encoded).persist(StorageLevel.DISK_ONLY)
         ends = encoded.where("x_px IS NULL").select(
             "image_id", "n_tiles", "error_code", "error_message", "size_bytes", "work"
         )

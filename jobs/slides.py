@@ -46,10 +46,11 @@ def find(run: Run, wave: pd.DataFrame) -> None:
         run.step(f"find tissue on {len(to_open):,} slides")
         rows = run.spark.createDataFrame(_plain(to_open[_COLUMNS]), _INPUT)
         # A task a slide: even over executors, and a task that dies tells which slide killed it.
-        found = rows.repartitionByRange(max(1, len(to_open)), "image_id").mapInPandas(
-            find_tissue(run.tissue_spec, run.run_id, done.add), spark_schema(FOUND_TISSUE)
+        found = (
+            rows.repartitionByRange(max(1, len(to_open)), "image_id")
+            .mapInPandas(find_tissue(run.tissue_spec, run.run_id, done.add), spark_schema(FOUND_TISSUE))
+            .persist(StorageLevel.DISK_ONLY)
         )
-        found = run.show_work(found).persist(StorageLevel.DISK_ONLY)
         zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
         constant = [name for name in SCHEMAS["tiles"].names if name not in ("x_px", "y_px", "background_fraction")]
         tiles = (

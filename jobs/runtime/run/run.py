@@ -12,14 +12,14 @@ from time import monotonic
 from typing import Any
 
 import pandas as pd
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import locate, read_cohort
 from jobs.runtime.run.encoder_runtime import settle_runtime
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.survey import plan_waves, take_survey
-from jobs.runtime.run.work import NoAccumulatorsError, Work, in_accumulators, try_accumulators
+from jobs.runtime.run.work import Work
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.recipe import Recipe, full_recipe
 from jobs.runtime.settings.withheld import described, may_be_secret
@@ -139,22 +139,6 @@ class Run:
 
     def _describe(self, text: str) -> None:
         self.spark.sparkContext.setJobDescription(text)
-
-    def show_work(self, rows: DataFrame) -> DataFrame:
-        """The rows, whose work Spark's UI shows as they are computed; see `in_accumulators`."""
-        return in_accumulators(rows) if self._can_show_work else rows
-
-    @cached_property
-    def _can_show_work(self) -> bool:
-        try:
-            try_accumulators(self.spark)
-        except NoAccumulatorsError as error:
-            self.progress.say(
-                f"slidelake: Spark's UI shows no sums of requests, bytes and seconds, for Spark {self.spark.version} can't "
-                f"add them up ({error}): look for them in table runs, column work"
-            )
-            return False
-        return True
 
     def count_work(self, stage: str, rows: Iterable[Row]) -> None:
         """Take what workers tell of their work into account; rows have image_id, size_bytes and work, null where unread."""
