@@ -73,7 +73,7 @@ def find(run: Run, wave: pd.DataFrame) -> None:
 def _unopened(run: Run, images: pd.DataFrame) -> DataFrame:
     """The rows of table slides of those images whose file the driver could not find: there is nothing for a task to do."""
     failed = images[images["error_code"].notna()]
-    errors = [SlideError(ErrorCode(row.error_code), row.error_message) for row in failed.itertuples()]
+    errors = [SlideError(ErrorCode(code), text) for code, text in failed[["error_code", "error_message"]].to_numpy()]
     records = _arrow(failed, _INPUT).to_pylist()
     rows = [failed_row(record, error, run.record.run_id) for record, error in zip(records, errors, strict=True)]
     return run.spark.createDataFrame(pa.Table.from_pylist(rows, SLIDES))
