@@ -108,8 +108,9 @@ def stored_by(world: World) -> Stored:
     selected = _selected(stored, limit, world.config.tiling.seed)
     for row in world.images:
         if chosen := selected.get(row.image_id):
-            info = world.files[row.image_id].info
-            made_of = identity.features_hash(row.patient_id, info and info.version, row.mpp)
+            made_of = identity.features_hash(
+                row.patient_id, stored["slides"][row.image_id]["stored_file_version"], row.mpp
+            )
             stored["features"][row.image_id] = made_of, row.patient_id, chosen
     survey = survey_of(world, stored)
     for patient, rows in survey.groupby("patient_id"):
