@@ -10,7 +10,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Run, models_of_features
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.snapshot import feature_digest
 from jobs.runtime.run.survey import patient_hash
 from jobs.runtime.spark.resources import plain_executors
@@ -27,12 +27,15 @@ _INFO = (
 Row = dict[str, Any]
 
 
-def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images of patients whose features are all there and whose row is not what these would give."""
-    waiting: set[str] = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
-    if waiting and run.job == "patients":
-        run.problems.append(f"{len(waiting)} patients wait for the slides and features jobs: run them, then this again")
     return survey["patient_stale"]
+
+
+def waiting(survey: pd.DataFrame) -> str:
+    """How many patients have slides whose features are not all there."""
+    number = survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"].nunique()
+    return f"{number} patients wait for the slides and features jobs: run them, then this again" if number else ""
 
 
 def assemble(run: Run, wave: pd.DataFrame) -> None:
@@ -53,19 +56,17 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
             str(patient): row for patient, of_patient in images.groupby("patient_id") if (row := _info(run, of_patient))
         }
         first = features.select(F.size("embedding_avg").alias("dim")).first()
-        bytes_a_tile = (first.dim if first else 1) * np.dtype(config.output.embedding_dtype).itemsize
-        most_tiles = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG) // bytes_a_tile
-        build, too_large, drop = decide(wanted, have, most_tiles)
-        run.problems += [
-            _why_too_large(row, bytes_a_tile, most_tiles, has_row=row["patient_id"] in have) for row in too_large
+        tile_bytes = (first.dim if first else 1) * np.dtype(config.output.embedding_dtype).itemsize
+        most = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG) // tile_bytes
+        build, too_large, drop = decide(wanted, have, most)
+        run.record.problems += [
+            _why_too_large(row, tile_bytes, most, has_row=row["patient_id"] in have) for row in too_large
         ]
         if not build and not drop:
             return
         splits = run.tables.read("splits").where(in_wave).select("patient_id", "split")
         split_of = {row.patient_id: row.split for row in splits.collect()}
-        columns = [column.split()[0] for column in _INFO.split(", ")]
-        build = [row | {"split": split_of.get(row["patient_id"])} for row in build]
-        info = run.spark.createDataFrame([tuple(row[name] for name in columns) for row in build], _INFO)
+        info = run.spark.createDataFrame([row | {"split": split_of.get(row["patient_id"])} for row in build], _INFO)
         built = [row["patient_id"] for row in build]
         ok = list(images.loc[images["status"] == "ok", "image_id"])
         features = features.where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
@@ -79,10 +80,10 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
             "' feature rows for ', wanted_tiles, ' tiles: run again'))) "
         )
         complete = bags.join(F.broadcast(info), "patient_id").withColumn("n_tiles", counted.cast("int"))
-        complete = complete.coalesce(_tasks(run, [row["wanted_tiles"] * bytes_a_tile for row in build]))
+        complete = complete.coalesce(_tasks(run, [row["wanted_tiles"] * tile_bytes for row in build]))
         run.step(f"bags of {len(build):,} patients, write")
         run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
-        run.counts["patients_built"] += len(build)
+        run.record.counts["patients_built"] += len(build)
 
 
 def decide(
@@ -119,7 +120,7 @@ def _tasks(run: Run, bags: Sequence[int]) -> int:
 
 
 def _why_too_large(row: Row, tile: int, most: int, *, has_row: bool) -> str:
-    """In words; a tile has `tile` bytes, and `most` tiles fit."""
+    """Why the row of a patient is not made: a tile has `tile` bytes, and `most` tiles fit in a bag."""
     row_now = "its row stays, and is older than the CSV, slides or settings" if has_row else "it gets no row"
     return (
         f"patient {row['patient_id']}: a bag of {row['wanted_tiles']:,} tiles is {row['wanted_tiles'] * tile:,} bytes, the limit "
@@ -145,7 +146,7 @@ def _info(run: Run, images: pd.DataFrame) -> Row | None:
         "complete": bool((present["status"] == "ok").all()),
         "wanted_tiles": int(images.loc[images["status"] == "ok", "feature_rows"].sum()),
         "params_hash": value,
-        "run_id": run.run_id,
+        "run_id": run.record.run_id,
     }
 
 
@@ -159,9 +160,20 @@ def _hashes_now(run: Run, patients: Sequence[str]) -> dict[str, str]:
     return {row.patient_id: row.params_hash for row in rows.collect()}
 
 
+JOB = Job(
+    "patients",
+    reads=("slides", "tiles", "indexes", "features", "splits"),
+    writes=("patients",),
+    stages=(assemble,),
+    stale=stale,
+    waiting=waiting,
+    models="recorded",
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("patients", __doc__, [assemble], stale, argv, models=models_of_features)
+    return run_job(JOB, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import yaml
 
 from jobs.runtime.cohort.locating import read_cohort, secrets_in
 from jobs.runtime.cohort.patient_csv import Image, unlabelled
-from jobs.runtime.run.run import ModelsOf, Run, Stage, loaded_models, work_in_waves
-from jobs.runtime.run.summary import failed_slides, slide_warnings, summarise
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.summary import failed_slides, read_state, slide_warnings, summarise
+from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
 from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
 from jobs.runtime.settings.sections import ONE_JOBS
@@ -40,21 +41,11 @@ exit status:
 """
 
 
-def run_job(
-    job: str,
-    description: str | None,
-    stages: Sequence[Stage],
-    stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
-    argv: Sequence[str] | None,
-    *,
-    models: ModelsOf = loaded_models,
-    retries: bool = False,
-) -> int:
+def run_job(job: Job, description: str | None, argv: Sequence[str] | None, *, retries: bool = False) -> int:
     """A job that brings tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
-        survey = work_in_waves(run, stages, stale, models=models, retry_failed=retries and arguments.retry_failed)
-        return conclude(run, survey)
+        return conclude(run, work_in_waves(run, retry_failed=retries and arguments.retry_failed))
 
     return main(job, description, work, argv, retries=retries)
 
@@ -62,16 +53,18 @@ def run_job(
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     """Print the summary of a run and further lines, name failed slides and those with warnings; returns the exit status."""
     run.step("summary")
-    failed = failed_slides(run, survey)
-    print("\n".join([summarise(run, survey), *lines]))
-    for line in (*slide_warnings(run, survey), *failed, *run.problems):
+    state = read_state(run.tables, run.job, survey)
+    run.record.counts.update(state.counts())
+    failed = failed_slides(state.slides)
+    print("\n".join([summarise(run, state), *lines]))
+    for line in (*slide_warnings(state.slides), *failed, *run.record.problems):
         print(printable(f"slidelake: {line}"), file=sys.stderr)
-    bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
+    bad = bool(failed or run.record.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE
 
 
 def main(
-    job: str,
+    job: Job,
     description: str | None,
     work: Callable[[Run, argparse.Namespace], int],
     argv: Sequence[str] | None,
@@ -85,7 +78,7 @@ def main(
     `check` may refuse settings before Spark starts. `options` adds the job's own arguments.
     """
     part_stderr_from_stdout()
-    arguments = _parse(job, description, argv, retries=retries, options=options)
+    arguments = _parse(job.name, description, argv, retries=retries, options=options)
     config: Config | None = None
     images: Sequence[Image] = ()
     try:
@@ -96,14 +89,14 @@ def main(
         refuse_unusable_spark()
         with stop_signals():
             images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-            tell_unlabelled(job, images)
+            tell_unlabelled(job.name, images)
             check(config)
-            refuse_unwritable(config, job)
+            refuse_unwritable(config, job.name)
             return _run(job, config, images, work, arguments)
     except ConfigError as error:
-        return _refuse(job, error, config, images)
+        return _refuse(job.name, error, config, images)
     except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
-        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
+        print(f"slidelake {job.name}: stopped by {name_of(error)}", file=sys.stderr)
         return FAILED
 
 
@@ -156,28 +149,26 @@ def _refuse(job: str, error: ConfigError, config: Config | None, images: Sequenc
 
 
 def _run(
-    job: str,
+    job: Job,
     config: Config,
     images: Sequence[Image],
     work: Callable[[Run, argparse.Namespace], int],
     arguments: argparse.Namespace,
 ) -> int:
-    run = Run(config, start_session(f"slidelake {job}"), job)
+    run = Run(config, start_session(f"slidelake {job.name}"), job)
     run.images = images
-    read: dict[str, int] = {}
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
             # The error that follows tells the same.
             warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")
-            run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
-            run.tables.check_catalog()
-            run.tables.check_layout()
-            read = run.tables.versions()
+            run.spark.sparkContext.setJobGroup(run.record.run_id, f"slidelake {job.name}")
+            run.step("tables")
+            run.tables.open(*job.tables)
             status = work(run, arguments)
             if cancelling.stopped_by:  # in a call that was not Spark's to cancel
                 raise Stopped(cancelling.stopped_by)
-            run.record("done", read)
+            run.write_record("done")
         return status
     except ConfigError:
         raise
@@ -188,22 +179,22 @@ def _run(
         if not (is_stop or why):
             print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
         go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
-        print(printable(f"slidelake {job}: {why or go_on}"), file=sys.stderr)
-        _record_early_end(run, f"stopped by {name}", read)
+        print(printable(f"slidelake {job.name}: {why or go_on}"), file=sys.stderr)
+        _record_early_end(run, f"stopped by {name}")
         return FAILED
     finally:
         run.spark.stop()
 
 
-def _record_early_end(run: Run, status: str, read: dict[str, int]) -> None:
+def _record_early_end(run: Run, status: str) -> None:
     """Append the run to table runs, or say that this is not possible: Spark is gone, or never had an executor."""
     with suppress(Exception):
         if is_local(run.spark) or executors_of(run.spark):
             # A thread has its own connection to the JVM: an interrupted call may have left its answer on this one's.
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(run.record, status, read).result()
+                thread.submit(run.write_record, status).result()
             return
-    print(f"slidelake {run.job}: this run has no row in table runs", file=sys.stderr)
+    print(f"slidelake {run.job.name}: this run has no row in table runs", file=sys.stderr)
 
 
 def _parse(

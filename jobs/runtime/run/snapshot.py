@@ -10,8 +10,8 @@ from jobs.runtime.tables.tables import ConcurrentRunError, Tables
 from udfs.wsi.store import public_uri
 
 
-def read_snapshot(tables: Tables, config: Config) -> Snapshot:
-    """What the tables hold now.
+def read_snapshot(tables: Tables, config: Config, *, with_patients: bool) -> Snapshot:
+    """What the tables hold now; of patients nothing, unless they matter.
 
     Raises:
         ConcurrentRunError: two runs wrote to slides at once.
@@ -23,7 +23,7 @@ def read_snapshot(tables: Tables, config: Config) -> Snapshot:
         selected = _digest(selected_tiles(tables, config), "tiles", "tiles_digest")
         placed = placed.drop(columns="tiles_digest").join(selected)
     indexed = tables.read("indexes").select("image_id").toPandas()["image_id"]
-    patients = tables.read("patients").select("patient_id", "params_hash").collect()
+    patients = tables.read("patients").select("patient_id", "params_hash").collect() if with_patients else []
     return Snapshot(
         _slides(tables),
         placed,

@@ -25,6 +25,7 @@ class Identity:
     """What shapes rows under some settings.
 
     Attributes:
+        models: see `models_recipe`; None if the models are not known.
         slides: what shapes the rows of slides, tiles and indexes, beside the image's own file and patient.
         selection: what says which tiles have a row in features.
         features: what shapes the rows of features, beside the image's own file and patient; not which rows there are.
@@ -33,11 +34,11 @@ class Identity:
 
     def __init__(self, config: Config, models: Mapping[str, str] | None = None) -> None:
         """Without `models`, see `models_recipe`, nothing can be told of features but what the settings alone say."""
+        self.models = models
         self.slides = _values(config, "slides") | {"code.slides": str(find_tissue.VERSION)}
         self.selection = {} if config.tiling.max_tiles_per_patient is None else _values(config, "selection")
         self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
         self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
-        self._has_models = models is not None
         self._is_resampled = config.tiling.mpp is not None
 
     @property
@@ -57,7 +58,7 @@ class Identity:
 
         It leaves out what decides where tiles lie: a tile that stays where it was is not encoded again.
         """
-        if not self._has_models:
+        if self.models is None:
             return None
         # mpp of the CSV moves tiles only if they are read at a target mpp
         return row_hash(self._of_features, patient_id, file_version, mpp if self._is_resampled else None)
