@@ -54,7 +54,7 @@ def find_tissue(
     def run(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         with (
             patch.object(slides, "open_slide", _open_slide),
-            patch.object(slides, "background_fractions", _background_fractions),
+            patch.object(slides, "mask_fractions", _background_fractions),
         ):
             yield from real(batches)
 

@@ -48,7 +48,7 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
         )
     with run.stage("fit"):
         torch.set_num_threads(1)
-        teacher = Teacher(tiles, centers, settings.reference, config.tiling.background_brightness)
+        teacher = Teacher(tiles, centers, settings.reference, config.tissue_method)
         seen, held_out = split_tiles(tiles)
         net = fit_stainnet(seen, teacher, settings.steps, settings.seed)
         gaps = evaluate(net, held_out, teacher)

@@ -14,7 +14,8 @@ from udfs.wsi import Slide, SlideError, open_slide
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri
-from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
+from udfs.wsi.tissue.grid import mask_fractions, tile_grid
+from udfs.wsi.tissue.method import TissueMethod
 
 VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
 WITHOUT_TILES = ("no_tissue", "too_small")  # statuses of slides that were read, and are neither good nor failed
@@ -27,7 +28,7 @@ class TissueSpec:
     tile_px: int
     mpp: float | None
     mask_downsample: int
-    background_brightness: int
+    method: TissueMethod
     max_background: float
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
@@ -86,9 +87,9 @@ def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) 
     mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
     downsamples = [level.downsample for level in slide.levels]
     reading = plan_reading(downsamples, spec.tile_px, mean_mpp(mpp_x, mpp_y), spec.mpp)
-    mask = background_mask(slide.downsampled(spec.mask_downsample), spec.background_brightness)
+    mask = spec.method.background(slide.downsampled(spec.mask_downsample))
     grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
-    background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)
+    background = mask_fractions(mask, grid, reading.span_px, spec.mask_downsample)
     keep = background <= spec.max_background
     fits = len(grid) > 0
     return {

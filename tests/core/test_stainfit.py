@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.slides.make import Pixels, stain_shift
 from udfs.wsi.stain.fitting import Teacher, evaluate, fit_stainnet, split_tiles
 from udfs.wsi.stain.reinhard import appearance, lab_to_rgb, rgb_to_lab, transfer
+from udfs.wsi.tissue.brightness import Brightness
 
 CENTERS = {"reference": "north", "shifted": "south"}
 
@@ -24,7 +25,7 @@ def tiles(pixels: Pixels) -> dict[str, Pixels]:
 
 @pytest.fixture(scope="module")
 def teacher(tiles: dict[str, Pixels]) -> Teacher:
-    return Teacher(tiles, CENTERS, "reference", 190)
+    return Teacher(tiles, CENTERS, "reference", Brightness())
 
 
 def colours(seed: int, count: int = 500) -> Pixels:

@@ -94,7 +94,7 @@ def _wanted(
     if unreachable:  # what was made of the file while it was there stays, as long as the settings do
         version = have["have_file_version"]
     file_hash = settings_hash(image.patient_id, version, image.mpp, tiling.tile_px, tiling.mpp)
-    mask = (tiling.mask_downsample, tiling.background_brightness, tiling.max_background)
+    mask = (tiling.mask_downsample, config.tissue_method.identity, tiling.max_background)
     wanted = asdict(image) | {
         "uri": located.uri,
         "public_uri": have["have_uri"] if unreachable else public_uri(located.uri) if located.uri else None,

@@ -19,7 +19,6 @@ _SETTINGS = (
     "tiling.tile_px",
     "tiling.mpp",
     "tiling.mask_downsample",
-    "tiling.background_brightness",
     "tiling.max_background",
     "tiling.max_tiles_per_patient",
     "tiling.seed",
@@ -35,6 +34,7 @@ def settings_recipe(config: Config) -> Recipe:
     """The part that the settings alone tell."""
     sections = config.model_dump(mode="json")
     found = {key: json.dumps(sections[key.partition(".")[0]][key.partition(".")[2]]) for key in _SETTINGS}
+    found |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
     if config.tiling.max_tiles_per_patient is None:
         del found["tiling.seed"]  # nothing is drawn
     if config.stain.weights is None:

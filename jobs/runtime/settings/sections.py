@@ -2,14 +2,24 @@
 
 import os
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from udfs.wsi.reading.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import TIMEOUT_S, StoreOptions, why_not_for_tables
+from udfs.wsi.tissue.method import tissue_methods
 
 
 @dataclass(frozen=True)
@@ -120,15 +130,31 @@ class Output(Section):
     )
 
 
+def _tissue_section() -> Any:
+    """The section `tissue`: the method, and the settings that each method declares."""
+    methods = tissue_methods()
+    choice = Field("brightness", description=f"how the mask is made: {', '.join(methods)}")
+    settings: dict[str, Any] = {"method": (Literal[*methods], choice)}
+    settings |= {
+        one.name: (
+            get_type_hints(method)[one.name],
+            Field(one.default, description=f"{name}: {one.metadata['description']}", **one.metadata["bounds"]),
+        )
+        for name, method in methods.items()
+        for one in fields(method)
+    }
+    return create_model("Tissue", __base__=Section, **settings)
+
+
+Tissue = _tissue_section()
+
+
 class Tiling(Section):
     """Which squares of a slide are tiles."""
 
     tile_px: int = Field(448, ge=16, le=8192, description="edge of a tile, pixels at the reading resolution")
     mpp: Mpp | None = Field(None, description="target micrometres per pixel; null reads level 0 as scanned")
     mask_downsample: int = Field(16, ge=1, le=256, description="the tissue mask is computed at 1/this")
-    background_brightness: int = Field(
-        190, ge=0, le=255, description="a mask pixel is background where R, G and B are all above this"
-    )
     max_background: float = Field(0.10, ge=0, le=1, description="a tile is kept where its background share is <= this")
     max_tiles_per_patient: int | None = Field(
         None, ge=1, description="encode at most this many tiles a patient, drawn by a hash of seed and patient_id"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from udfs.wsi.stain.reinhard import appearance, transfer
 from udfs.wsi.stain.stainnet import StainNet
-from udfs.wsi.tissue.mask import background_mask
+from udfs.wsi.tissue.method import TissueMethod
 
 Tiles = NDArray[np.uint8]  # [n, h, w, 3]
 
@@ -36,16 +36,18 @@ class Teacher:
     colours can't tell slides apart anyway.
     """
 
-    def __init__(self, tiles: Mapping[str, Tiles], centers: Mapping[str, str], reference: str, brightness: int) -> None:
+    def __init__(
+        self, tiles: Mapping[str, Tiles], centers: Mapping[str, str], reference: str, glass: TissueMethod
+    ) -> None:
         """Measure appearances on the tissue of the tiles.
 
         Args:
             tiles: by image_id.
             centers: center_id by image_id.
             reference: the image_id whose appearance is the target.
-            brightness: a pixel is glass where R, G and B are all above it.
+            glass: tells tissue from background on the tiles.
         """
-        tissue = {name: _tissue(pixels, brightness) for name, pixels in tiles.items()}
+        tissue = {name: _tissue(pixels, glass) for name, pixels in tiles.items()}
         of_center = {
             center: appearance(np.concatenate([tissue[name] for name in sorted(tiles) if centers[name] == center]))
             for center in {centers[name] for name in tiles}
@@ -112,11 +114,9 @@ def evaluate(net: StainNet, tiles: Mapping[str, Tiles], teacher: Teacher) -> lis
     return errors
 
 
-def _tissue(tiles: Tiles, brightness: int) -> NDArray[np.uint8]:
+def _tissue(tiles: Tiles, glass: TissueMethod) -> NDArray[np.uint8]:
     """uint8 [n, 3]: the pixels that are not glass, one in sixteen."""
-    pixels = tiles[:, ::4, ::4].reshape(-1, 3)
-    tissue: NDArray[np.uint8] = pixels[~background_mask(pixels[None], brightness)[0]]
-    return tissue
+    return np.concatenate([tile[~glass.background(tile)] for tile in tiles[:, ::4, ::4]])
 
 
 def _scaled(pixels: NDArray[np.uint8]) -> torch.Tensor:
