@@ -16,7 +16,7 @@ from jobs.runtime.run.run import Run
 from jobs.runtime.run.survey import METADATA
 from jobs.runtime.tables.tables import SCHEMAS, spark_schema
 from udfs.find_tissue import failed_row, find_tissue
-from udfs.schemas import FOUND_TISSUE
+from udfs.schemas import FOUND_TISSUE, PER_TILE
 from udfs.wsi import ErrorCode, SlideError
 
 _TILES_A_FILE = 1_000_000  # some 20 MB
@@ -50,8 +50,8 @@ def find(run: Run, wave: pd.DataFrame) -> None:
             find_tissue(run.tissue_spec, run.run_id, done.add), spark_schema(FOUND_TISSUE)
         )
         found = run.show_work(found).persist(StorageLevel.DISK_ONLY)
-        zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
-        constant = [name for name in SCHEMAS["tiles"].names if name not in ("x_px", "y_px", "background_fraction")]
+        zipped = F.inline(F.arrays_zip(*PER_TILE))
+        constant = [name for name in SCHEMAS["tiles"].names if name not in PER_TILE]
         tiles = (
             found.where("status = 'ok'")
             .withColumn("tile_px", F.lit(run.config.tiling.tile_px))

@@ -6,6 +6,8 @@ they are keys or always known.
 
 import pyarrow as pa
 
+from udfs.wsi.quality.mask_metric import mask_metrics
+
 
 def _column(name: str, kind: pa.DataType, comment: str, *, required: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=not required, metadata={"comment": comment})
@@ -55,6 +57,8 @@ SLIDES = pa.schema(
     ]
 )
 
+_METRICS = [_column(metric.column, pa.type_for_alias(metric.type), metric.comment) for metric in mask_metrics()]
+
 TILES = pa.schema(
     [
         _IMAGE,
@@ -64,7 +68,7 @@ TILES = pa.schema(
         _column("tile_px", _INT, "edge of the finished tile, pixels of the target resolution"),
         _column("level_read", _INT, "index of the level that the tile is read from, 0 the finest"),
         _column("downsample", _DOUBLE, "level-0 pixels a pixel of the finished tile, along an edge"),
-        _column("background_fraction", _FLOAT, "share of the tile that the mask calls background, 0 to 1"),
+        *_METRICS,
         *_PROVENANCE,
     ]
 )
@@ -301,12 +305,12 @@ WORK = pa.struct(
     ]
 )
 
+PER_TILE = ["x_px", "y_px", *(metric.name for metric in _METRICS)]  # columns of tiles that are lists in FOUND_TISSUE
+
 FOUND_TISSUE = pa.schema(
     [
         *SLIDES,
-        pa.field("x_px", pa.list_(_INT)),
-        pa.field("y_px", pa.list_(_INT)),
-        pa.field("background_fraction", pa.list_(_FLOAT)),
+        *(pa.field(name, pa.list_(TILES.field(name).type)) for name in PER_TILE),
         pa.field("level_read", _INT),
         pa.field("downsample", _DOUBLE),
         pa.field("index", pa.binary()),  # null where the slide failed, or its blocks are not ours to read

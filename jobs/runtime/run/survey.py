@@ -20,6 +20,7 @@ from udfs import bag_patients as patients
 from udfs import encode_tiles as features
 from udfs import find_tissue as slides
 from udfs.wsi import ErrorCode
+from udfs.wsi.quality.mask_metric import mask_metrics
 from udfs.wsi.store import public_uri
 
 # Columns of slides that do not shape pixels, and what the survey calls today's value: they are corrected in place.
@@ -95,6 +96,7 @@ def _wanted(
         version = have["have_file_version"]
     file_hash = settings_hash(image.patient_id, version, image.mpp, tiling.tile_px, tiling.mpp)
     mask = (tiling.mask_downsample, config.tissue_method.identity, tiling.max_background)
+    metrics = {metric.column: metric.version for metric in mask_metrics()}
     wanted = asdict(image) | {
         "uri": located.uri,
         "public_uri": have["have_uri"] if unreachable else public_uri(located.uri) if located.uri else None,
@@ -104,7 +106,7 @@ def _wanted(
         "size_bytes": info.size_bytes if info else None,
         "error_code": error.code.value if error else None,
         "error_message": error.message if error else None,
-        "want_slide_hash": settings_hash(slides.VERSION, file_hash, mask),
+        "want_slide_hash": settings_hash(slides.VERSION, file_hash, mask, metrics),
         "want_features_hash": None,
     }
     if models_fingerprint is not None:
