@@ -1,5 +1,6 @@
 """Which tiles are kept: held against an oracle that reads with OpenSlide and counts by brute force."""
 
+import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from tests.slides.oracle import area_average, on_white
 from udfs.wsi import open_slide
 from udfs.wsi.tissue.brightness import Brightness
 from udfs.wsi.tissue.grid import mask_fractions, tile_grid
+from udfs.wsi.tissue.method import tissue_methods
 
 KEPT_OF_SAMPLE = [[896, 896], [896, 1344], [896, 1792], [896, 2240], [1344, 2240]]
 READABLE = [slide.name for slide in COHORT if slide.name != "005_1.tif"]  # that one is cut half-way
@@ -129,6 +131,11 @@ def test_kept_tiles_of_generated_slides_are_the_oracles(
 def test_background_is_where_all_three_colours_are_above(pixel: tuple[int, int, int], brightness: int) -> None:
     mask = Brightness(brightness).background(np.array([[pixel]], np.uint8))
     assert mask.tolist() == [[all(value > brightness for value in pixel)]]
+
+
+def test_no_two_methods_have_a_setting_of_the_same_name() -> None:
+    names = [setting.name for method in tissue_methods().values() for setting in dataclasses.fields(method)]
+    assert names and len(names) == len({*names, "method"}) - 1
 
 
 @settings(derandomize=True, deadline=None, max_examples=80)
