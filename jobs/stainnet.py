@@ -22,7 +22,7 @@ from jobs.runtime.settings.config import ConfigError
 from udfs.wording import named
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.reading.spacing import region_edge, resample
-from udfs.wsi.stain.fitting import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
+from udfs.wsi.stain.fitting import Teacher, TeacherGap, Tiles, fit_stainnet, split_tiles, teacher_gaps
 from udfs.wsi.stain.stainnet import StainNet
 from udfs.wsi.store import public_uri, write_bytes
 
@@ -51,7 +51,7 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
         teacher = Teacher(tiles, centers, settings.reference, config.tissue_method)
         seen, held_out = split_tiles(tiles)
         net = fit_stainnet(seen, teacher, settings.steps, settings.seed)
-        gaps = evaluate(net, held_out, teacher)
+        gaps = teacher_gaps(net, held_out, teacher)
     picture = re.sub(r"\.(pth?|ckpt|bin)$", "", settings.checkpoint) + ".png"
     write_bytes(settings.checkpoint, _checkpoint(net), config.slides.storage_options)
     write_bytes(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
