@@ -70,7 +70,7 @@ def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any
         with open_slide(uri, spec.storage_options, threads=slot_cpus()) as slide:
             begun, waited_s = perf_counter(), slide.traffic.waited_s
             try:
-                found = _look(spec, slide, record["mpp"])
+                found = _read_slide(spec, slide, record["mpp"])
             finally:
                 decoded_s = perf_counter() - begun - (slide.traffic.waited_s - waited_s)
                 work = asdict(slide.traffic) | {"decoded_s": decoded_s, "encoded_s": 0.0}
@@ -80,8 +80,8 @@ def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any
     return {**record, "uri": public_uri(uri), "run_id": run_id, **found, **cost}
 
 
-def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) -> dict[str, Any]:
-    """The columns that come from one pass over the slide."""
+def _read_slide(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) -> dict[str, Any]:
+    """Read the slide at 1/mask_downsample and return the columns that follow from it."""
     mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
     downsamples = [level.downsample for level in slide.levels]
     reading = plan_reading(downsamples, spec.tile_px, mean_mpp(mpp_x, mpp_y), spec.mpp)

@@ -30,7 +30,7 @@ from jobs.runtime.settings.sections import (
     Stain,
     Stainnet,
     Tiling,
-    Tissue,
+    TissueSettings,
     Training,
 )
 from jobs.runtime.settings.withheld import described, file_shown, key_shown
@@ -68,7 +68,7 @@ class Config(Section):
     )
     slides: Slides = Slides()
     output: Output
-    tissue: Tissue = Tissue()
+    tissue: TissueSettings = TissueSettings()
     tiling: Tiling = Tiling()
     stain: Stain = Stain()
     encoder: Encoder = Encoder()

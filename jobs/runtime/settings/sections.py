@@ -143,10 +143,10 @@ def _tissue_section() -> Any:
         for name, method in methods.items()
         for one in fields(method)
     }
-    return create_model("Tissue", __base__=Section, **settings)
+    return create_model("TissueSettings", __base__=Section, **settings)
 
 
-Tissue = _tissue_section()
+TissueSettings = _tissue_section()
 
 
 class Tiling(Section):

@@ -53,16 +53,16 @@ def mask_fractions(
         rows.cumsum(axis=0, out=inside).cumsum(axis=1, out=inside)
         (left, upper), (right, lower) = (low[tiles] - (0, top)).T, (high[tiles] - (0, top)).T
         covered[tiles] = (
-            _between(table, right, lower)
-            - _between(table, left, lower)
-            - _between(table, right, upper)
-            + _between(table, left, upper)
+            _interpolated(table, right, lower)
+            - _interpolated(table, left, lower)
+            - _interpolated(table, right, upper)
+            + _interpolated(table, left, upper)
         )
     return np.divide(covered, area, out=np.ones(len(xy_px)), where=area > 0)
 
 
-def _between(table: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The table at fractional positions, bilinear."""
+def _interpolated(table: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The table at positions between its corners, bilinear."""
     x0 = np.minimum(np.floor(x).astype(np.int64), table.shape[1] - 1)
     y0 = np.minimum(np.floor(y).astype(np.int64), table.shape[0] - 1)
     x1, y1 = np.minimum(x0 + 1, table.shape[1] - 1), np.minimum(y0 + 1, table.shape[0] - 1)
