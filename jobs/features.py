@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
 from jobs.runtime.run.run import Run
-from jobs.runtime.run.survey import selected_tiles
+from jobs.runtime.run.snapshot import selected_tiles
 from jobs.runtime.spark.resources import features_resources
 from jobs.runtime.spark.session import slots
 from jobs.runtime.tables.tables import SCHEMAS, spark_schema

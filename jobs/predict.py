@@ -22,12 +22,11 @@ from pyspark.sql import functions as F
 from tqdm import tqdm
 
 from jobs import preprocess
-from jobs.runtime.cohort.locating import read_cohort
 from jobs.runtime.run.cli import conclude
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run, work_in_waves
-from jobs.runtime.settings.config import Config, ConfigError, settings_hash
-from jobs.runtime.settings.recipe import Recipe, differences, settings_recipe
+from jobs.runtime.run.run import Run, loaded_models, work_in_waves
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.identity import Identity, Recipe, differences, row_hash
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
 from jobs.training.feed import make_feed
@@ -53,7 +52,7 @@ _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is kille
 
 def check(config: Config) -> None:
     """What can be refused before Spark starts."""
-    _refuse_other_features(_card(config), settings_recipe(config))
+    _refuse_other_features(_card(config), Identity(config).recipe)
 
 
 def predict(run: Run, arguments: argparse.Namespace) -> int:
@@ -67,7 +66,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         run,
         preprocess.STAGES,
         preprocess.stale,
-        encodes=True,
+        models=loaded_models,
         retry_failed=arguments.retry_failed,
         check=lambda: _refuse(run, card),
     )
@@ -80,7 +79,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         probabilities, from_prior = _probabilities(run, cohort, card)
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
         write_bytes(csv, submission_csv(probabilities, card.classes, from_prior), config.slides.storage_options)
-        uris = {image.image_id: image.uri for image in read_cohort(config)}
+        uris = {image.image_id: image.uri for image in run.images}
         seen = seen_by_model(card, config.output.root, uris, config.slides.storage_options)
     run.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
     with_bag = {name: basis for name, basis in wanted.items() if basis.n_tiles}
@@ -107,7 +106,7 @@ def _refuse(run: Run, card: ModelCard) -> None:
         ConfigError: the features would not be those that the model learned from, or labels would be lost.
     """
     _refuse_other_features(card, run.recipe)
-    unlabelled = [image.image_id for image in read_cohort(run.config) if image.label is None]
+    unlabelled = [image.image_id for image in run.images if image.label is None]
     known = run.tables.read("slides").where(F.col("label").isNotNull() & F.col("image_id").isin(unlabelled))
     patients = sorted({row.patient_id for row in known.select("patient_id").collect()})
     if patients:
@@ -149,7 +148,7 @@ def _wanted(
     found = {name: bags.get(name, (None, 0)) for name in cohort}
     return {
         name: Basis(
-            settings_hash(VERSION, card.model_id, card.weights_hash, value, *(count[name] for count in not_seen)),
+            row_hash(VERSION, card.model_id, card.weights_hash, value, *(count[name] for count in not_seen)),
             n_tiles,
             *(count[name] for count in not_seen),
         )

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Run, no_models
 from jobs.runtime.run.survey import METADATA
 from jobs.runtime.tables.tables import SCHEMAS, spark_schema
 from udfs.find_tissue import failed_row, find_tissue
@@ -102,7 +102,7 @@ def _plain(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("slides", __doc__, [find], stale, argv, encodes=False, retries=True)
+    return run_job("slides", __doc__, [find], stale, argv, models=no_models, retries=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
-from jobs.runtime.cohort.locating import locate, read_cohort
+from jobs.runtime.cohort.locating import locate
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Run
@@ -38,7 +38,7 @@ def fit_to_reference(run: Run, arguments: argparse.Namespace) -> int:
     if not settings.reference or not settings.checkpoint:
         raise ConfigError("stainnet.reference (an image_id) and stainnet.checkpoint (a path to write) are required")
     with run.stage("sample"):
-        drawn = _draw_tiles(run)
+        drawn = draw_tiles(run)
         tiles = _read_sample(run, drawn)
         centers = dict(zip(drawn["image_id"], drawn["center_id"], strict=True))
     if settings.reference not in tiles:
@@ -60,7 +60,7 @@ def fit_to_reference(run: Run, arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _draw_tiles(run: Run) -> pd.DataFrame:
+def draw_tiles(run: Run) -> pd.DataFrame:
     """A sample of the rows of tiles: the same rows for the same seed.
 
     The sample is spread evenly over the reference and other good slides of the cohort. It has at least two tiles per slide.
@@ -68,7 +68,7 @@ def _draw_tiles(run: Run) -> pd.DataFrame:
     settings = run.config.stainnet
     if not {"slides", "tiles"} <= run.tables.versions().keys():
         raise ConfigError(f"no tables in {public_uri(run.config.output.root)}: run the slides job first")
-    ids = [(image.image_id,) for image in read_cohort(run.config)]
+    ids = [(image.image_id,) for image in run.images]
     cohort = run.spark.createDataFrame(ids, "image_id string")
     good = run.tables.read("slides").where("status = 'ok'").join(cohort, "image_id").select("image_id", "center_id")
     others_last = (F.col("image_id") != settings.reference).cast("int")
@@ -88,7 +88,7 @@ def _draw_tiles(run: Run) -> pd.DataFrame:
 
 def _read_sample(run: Run, drawn: pd.DataFrame) -> dict[str, Tiles]:
     """The pixels of the drawn tiles by image_id, in the order drawn."""
-    cohort = [image for image in read_cohort(run.config) if image.image_id in set(drawn["image_id"])]
+    cohort = [image for image in run.images if image.image_id in set(drawn["image_id"])]
     located = locate(cohort, run.config)
 
     def read(item: tuple[Any, pd.DataFrame]) -> tuple[str, Tiles]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config, settings_hash
+from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
 from udfs.wsi.tissue.brightness import Brightness
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
@@ -249,8 +249,3 @@ def test_every_settings_file_of_the_project_is_valid() -> None:
     assert files
     for file in files:
         assert set(yaml.safe_load(file.read_text())) <= set(Config.model_fields)
-
-
-def test_the_hash_of_settings_is_of_their_values() -> None:
-    assert settings_hash({"a": 1, "b": [2]}) == settings_hash({"b": [2], "a": 1})
-    assert len({settings_hash(x) for x in (1, 1.5, "1", None, True, [1], {"a": 1}, {"a": "1"})}) == 8

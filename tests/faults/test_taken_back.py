@@ -12,7 +12,7 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from jobs import features, slides
-from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.run import Run, loaded_models, no_models, work_in_waves
 from jobs.runtime.settings.config import Config
 from tests.conftest import SMALL_COHORT
 from tests.faults.frames import frame
@@ -38,7 +38,7 @@ def test_a_slide_given_up_by_the_features_job_is_taken_up_again_where_executors_
     spark: SparkSession, small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(SMALL_COHORT[:1], tiling={"max_background": 0.8})
-    work_in_waves(Run(config, spark, "slides"), [slides.find], slides.stale, encodes=False, retry_failed=False)
+    work_in_waves(Run(config, spark, "slides"), [slides.find], slides.stale, models=no_models, retry_failed=False)
     made: list[Encode] = []
 
     def make(*arguments: Any, **options: Any) -> Encode:
@@ -47,7 +47,9 @@ def test_a_slide_given_up_by_the_features_job_is_taken_up_again_where_executors_
 
     monkeypatch.setattr(features, "encode_tiles", make)
     monkeypatch.setattr("jobs.runtime.run.run.executors_gone", lambda _: {"7"} if made else set())
-    work_in_waves(Run(config, spark, "features"), [features.encode], features.stale, encodes=True, retry_failed=False)
+    work_in_waves(
+        Run(config, spark, "features"), [features.encode], features.stale, models=loaded_models, retry_failed=False
+    )
 
     [slide] = frame(Path(config.output.root), "slides").to_dicts()
     encoded = frame(Path(config.output.root), "features").height

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import features, patients, preprocess, slides
-from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.run import Run, loaded_models, work_in_waves
 from jobs.runtime.run.summary import failed_slides, summarise
 from jobs.runtime.tables.tables import SCHEMAS, Tables
 from tests.conftest import config_in, preprocess_in
@@ -71,7 +71,7 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
 
     run = Run(config, spark, "preprocess")
     stages = (slides.find, replace, features.encode, patients.assemble)
-    survey = work_in_waves(run, stages, preprocess.stale, encodes=True, retry_failed=False)
+    survey = work_in_waves(run, stages, preprocess.stale, models=loaded_models, retry_failed=False)
     [failed] = failed_slides(run, survey)  # a line makes the exit status 3
     assert failed.startswith("failed: m2: file_changed: ") and "run again" in failed
     assert {row["image_id"] for row in rows_of(config, "features")} == {"m1", "k1"}

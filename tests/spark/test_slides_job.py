@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 
 from jobs import preprocess, slides
 from jobs.runtime.run.cli import conclude
-from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.run import Run, loaded_models, no_models, work_in_waves
 from jobs.runtime.settings.config import Config
 from tests.slides.make import write_slide
 from tests.spark.conftest import by, rows_of
@@ -20,7 +20,7 @@ MakeConfig = Callable[..., Config]
 
 def find_slides(spark: SparkSession, config: Config) -> Run:
     run = Run(config, spark, "slides")
-    work_in_waves(run, [slides.find], slides.stale, encodes=False, retry_failed=False)
+    work_in_waves(run, [slides.find], slides.stale, models=no_models, retry_failed=False)
     return run
 
 
@@ -87,7 +87,9 @@ def test_slides_without_tiles_are_named_and_counted_and_no_failure(
     ]
     config = small_config(rows, root=root, tiling={"max_background": 0.8})
     run = Run(config, spark, "preprocess")
-    status = conclude(run, work_in_waves(run, preprocess.STAGES, preprocess.stale, encodes=True, retry_failed=False))
+    status = conclude(
+        run, work_in_waves(run, preprocess.STAGES, preprocess.stale, models=loaded_models, retry_failed=False)
+    )
     said = capsys.readouterr()
     assert (status, said.err.count("failed")) == (0, 0)
     found = by(rows_of(config, "slides"), "image_id")

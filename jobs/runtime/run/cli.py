@@ -14,7 +14,7 @@ import yaml
 
 from jobs.runtime.cohort.locating import read_cohort, secrets_in
 from jobs.runtime.cohort.patient_csv import Image, unlabelled
-from jobs.runtime.run.run import Run, Stage, work_in_waves
+from jobs.runtime.run.run import ModelsOf, Run, Stage, loaded_models, work_in_waves
 from jobs.runtime.run.summary import failed_slides, slide_warnings, summarise
 from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
 from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
@@ -47,13 +47,13 @@ def run_job(
     stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
     argv: Sequence[str] | None,
     *,
-    encodes: bool = True,
+    models: ModelsOf = loaded_models,
     retries: bool = False,
 ) -> int:
     """A job that brings tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
-        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retries and arguments.retry_failed)
+        survey = work_in_waves(run, stages, stale, models=models, retry_failed=retries and arguments.retry_failed)
         return conclude(run, survey)
 
     return main(job, description, work, argv, retries=retries)
@@ -163,6 +163,7 @@ def _run(
     arguments: argparse.Namespace,
 ) -> int:
     run = Run(config, start_session(f"slidelake {job}"), job)
+    run.images = images
     read: dict[str, int] = {}
     cancelling = Cancelling(run.spark)
     try:

@@ -16,12 +16,14 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import locate, read_cohort
+from jobs.runtime.cohort.patient_csv import Image
 from jobs.runtime.run.encoder_runtime import settle_runtime
 from jobs.runtime.run.progress import Progress
+from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
 from jobs.runtime.run.work import NoAccumulatorsError, Work, in_accumulators, try_accumulators
 from jobs.runtime.settings.config import Config, ConfigError
-from jobs.runtime.settings.recipe import Recipe, full_recipe
+from jobs.runtime.settings.identity import Identity, Recipe, models_recipe, recorded_models
 from jobs.runtime.settings.withheld import described, may_be_secret
 from jobs.runtime.spark.resources import executors_gone, features_resources
 from jobs.runtime.spark.session import slots
@@ -67,12 +69,19 @@ class Run:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
     recipe: Recipe = field(default_factory=dict)  # of the features; empty in jobs that have nothing to do with them
+    identity: Identity = field(init=False)  # knows the models once they are settled
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.spark, self.config.output.root, self.run_id, self.config.output.schema_name)
         self.progress = Progress(0, 0)
+        self.identity = Identity(self.config)
+
+    @cached_property
+    def images(self) -> Sequence[Image]:
+        """The rows of the CSV; read here unless who made this run has them already."""
+        return read_cohort(self.config)
 
     @property
     def tissue_spec(self) -> TissueSpec:
@@ -199,6 +208,29 @@ class Run:
 
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients
+# Given the URIs of the cohort's slides, says what the models add to the identity of features.
+ModelsOf = Callable[[Run, Sequence[str]], Recipe | None]
+
+
+def loaded_models(run: Run, uris: Sequence[str]) -> Recipe:
+    """That of the models that the settings name, which are loaded."""
+    features_resources(run.spark, run.config.resources)  # what no executor can give ends the run here
+    run.step("encoder runtimes")
+    run.encoder_runs_by = settle_runtime(run, uris)
+    return models_recipe(run.models, *run.encoder_runs_by)
+
+
+def models_of_features(run: Run, uris: Sequence[str]) -> Recipe | None:
+    """That of the models which made table features, from table runs; None if no run had today's settings of features."""
+    del uris
+    rows = run.tables.read("runs").select("started_at", "config", "features").where("size(features) > 0").collect()
+    newest = sorted(rows, key=lambda row: row.started_at, reverse=True)
+    return recorded_models(run.config, ((row.config, row.features) for row in newest))
+
+
+def no_models(run: Run, uris: Sequence[str]) -> None:
+    """For jobs that do not look at features."""
+    del run, uris
 
 
 def work_in_waves(
@@ -206,7 +238,7 @@ def work_in_waves(
     stages: Sequence[Stage],
     stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
     *,
-    encodes: bool,
+    models: "ModelsOf",
     retry_failed: bool,
     check: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
@@ -216,7 +248,7 @@ def work_in_waves(
         run: the run.
         stages: what to do with a wave, in order; each commits before the next begins.
         stale: which rows of the survey these stages have work on.
-        encodes: whether the stages need to know what the features should be, and so the models.
+        models: says what the models add to the identity of features; None if these do not matter.
         retry_failed: take failed slides for stale.
         check: may refuse `run.recipe`, before anything is read.
 
@@ -225,21 +257,18 @@ def work_in_waves(
     """
     config = run.config
     with run.stage("plan"):
-        images = read_cohort(config)
+        images = run.images
         located = locate(images, config)
         run.step("tables")
         for name in SCHEMAS:
             run.tables.create(name)
-        models = None
-        if encodes:
-            features_resources(run.spark, config.resources)  # what no executor can give ends the run here
-            run.step("encoder runtimes")
-            run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
-            models = (*run.models.fingerprint, *_numerics(run))
-            run.recipe = full_recipe(config, run.models, run.encoder_runs_by)
-            check()
+        found = models(run, [place.uri for place in located.values() if place.uri])
+        run.identity = Identity(config, found)
+        run.recipe = run.identity.recipe if found else {}
+        check()
         run.step(f"survey of {len(images):,} images")
-        survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
+        snapshot = read_snapshot(run.tables, config)
+        survey = take_survey(images, located, snapshot, run.identity, retry_failed=retry_failed)
         _tell_unreachable(run, survey)
         work = survey[stale(run, survey)]
         slides_a_wave = _slides_a_wave(run)
@@ -256,7 +285,8 @@ def work_in_waves(
             for stage in stages:
                 stage(run, wave)
             if given_up := _take_back(run, wave, gone):
-                survey_now = take_survey(images, located, run.tables, config, models, retry_failed=True)
+                snapshot = read_snapshot(run.tables, config)
+                survey_now = take_survey(images, located, snapshot, run.identity, retry_failed=True)
                 wave = survey_now[survey_now["patient_id"].isin(given_up)]
                 for stage in stages:
                     stage(run, wave)
@@ -292,21 +322,8 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     return {row.patient_id for row in given_up}
 
 
-def _numerics(run: Run) -> tuple[str, ...]:
-    """What of how the encoder runs tells rows apart: every runtime's fp32 is the same but for rounding."""
-    encoder, (runtime, precision) = run.models.encoder, run.encoder_runs_by
-    parts: list[str] = []
-    if encoder.pooling != "map":
-        parts.append(encoder.pooling)
-    elif not encoder.is_channels_first:
-        parts.append("channels last")
-    if precision != "fp32":
-        parts += [runtime, precision]
-    return tuple(parts)
-
-
 def _tell_unreachable(run: Run, survey: pd.DataFrame) -> None:
-    lost = survey[survey["unreachable"] == True]  # noqa: E712 - missing for images that are gone
+    lost = survey[survey["unreachable"]]
     if len(lost):
         first = lost.iloc[0]
         run.problems.append(
