@@ -70,7 +70,7 @@ CHANGES: dict[str, tuple[World, dict[str, set[str]]]] = {  # what a run finds, a
     ),
     "an image is removed from the CSV": (UNLIMITED.change(remove="a2"), {"slide": {"a2"}, "features": {"a2"}}),
     "the settings of the mask": (
-        settings("tiling", background_brightness=200),
+        settings("tissue", background_brightness=200),
         {**ALL, "slide": {*ALL["slide"], "c1"}, "features": {*ALL["features"], "c1"}},
     ),
     "the encoder": (settings("encoder", input_px=96), {"features": ALL["features"]}),
@@ -143,7 +143,7 @@ def test_what_was_read_before_its_store_was_out_of_reach_stays(error: ErrorCode)
     away = UNLIMITED.change(b1=lost(error))
     survey = survey_of(away, STORED)
     assert stale_in(survey) == {} and list(survey.index[survey["unreachable"]]) == ["b1"]
-    other = replace(away, config=settings("tiling", background_brightness=200).config)
+    other = replace(away, config=settings("tissue", background_brightness=200).config)
     assert "b1" not in stale_in(survey_of(other, STORED))["slide"]  # its rows stay until it can be read again
     denied = stored_by(away)
     assert stale_in(survey_of(away, denied)) == {}  # a slide that could never be read has failed
@@ -153,7 +153,7 @@ def test_what_was_read_before_its_store_was_out_of_reach_stays(error: ErrorCode)
 def test_rows_of_a_file_that_is_gone_stay_while_the_settings_do() -> None:
     away = UNLIMITED.change(b1=lost(ErrorCode.FILE_MISSING))
     assert stale_in(survey_of(away, STORED)) == {}
-    other = replace(away, config=settings("tiling", background_brightness=200).config)
+    other = replace(away, config=settings("tissue", background_brightness=200).config)
     assert "b1" in stale_in(survey_of(other, STORED))["slide"]
 
 

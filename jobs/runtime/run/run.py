@@ -85,7 +85,7 @@ class Run:
             tiling.tile_px,
             tiling.mpp,
             tiling.mask_downsample,
-            tiling.background_brightness,
+            self.config.tissue_method,
             tiling.max_background,
             self.config.slides.storage_options,
         )

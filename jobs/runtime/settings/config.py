@@ -29,12 +29,14 @@ from jobs.runtime.settings.sections import (
     StainnetSettings,
     StainSettings,
     TilingSettings,
+    TissueSettings,
     TrainingSettings,
     setting,
 )
 from jobs.runtime.settings.withheld import described, file_shown, key_shown
 from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
 from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.tissue.method import TissueMethod, tissue_method
 
 _SECRET = "***"
 _LONGEST_KEY = 200  # characters that are compared with those of settings
@@ -66,6 +68,7 @@ class Config(Section):
     )
     slides: SlidesSettings = SlidesSettings()
     output: OutputSettings
+    tissue: TissueSettings = TissueSettings()
     tiling: TilingSettings = TilingSettings()
     stain: StainSettings = StainSettings()
     encoder: EncoderSettings = EncoderSettings()
@@ -89,6 +92,11 @@ class Config(Section):
             why = "encoder.device = cpu" if encoder.device == "cpu" else "encoder.runtime = openvino"
             raise ValueError(f"gpus_per_task takes GPUs that {why} leaves idle: set it to null, or change that")
         return resources
+
+    @property
+    def tissue_method(self) -> TissueMethod:
+        """The chosen tissue method with its settings."""
+        return tissue_method(self.tissue.method, dict(self.tissue))
 
     def locations(self, job: str) -> Iterator[tuple[str, str, Location]]:
         """(dotted key, path or URI, what lies there) of each setting that is set, but those of other jobs' sections."""

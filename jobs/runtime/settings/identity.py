@@ -15,6 +15,7 @@ from jobs.runtime.settings.sections import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.encode_tiles import Models
 from udfs.wsi.encoder.encoder_spec import Precision, Runtime
+from udfs.wsi.quality.mask_metric import mask_metrics
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
 _SHAPES = {key: shapes for key, info in settings_by_key() if (shapes := shapes_of(info))}
@@ -35,7 +36,11 @@ class Identity:
     def __init__(self, config: Config, models: Mapping[str, str] | None = None) -> None:
         """Without `models`, see `models_recipe`, nothing can be told of features but what the settings alone say."""
         self.models = models
-        self.slides = _values(config, "slides") | {"code.slides": str(find_tissue.VERSION)}
+        # Of the tissue methods, only the chosen one shapes masks.
+        self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
+        self.slides |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
+        self.slides |= {"code.slides": str(find_tissue.VERSION)}
+        self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # shape tiles, but no bag
         self.selection = {} if config.tiling.max_tiles_per_patient is None else _values(config, "selection")
         self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
         self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
@@ -69,7 +74,7 @@ class Identity:
 
     @cached_property
     def _of_slides(self) -> str:
-        return row_hash(self.slides)
+        return row_hash(self.slides, self._metrics)
 
     @cached_property
     def _of_features(self) -> str:

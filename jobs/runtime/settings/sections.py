@@ -2,15 +2,25 @@
 
 import os
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from udfs.wsi.reading.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import TIMEOUT_S, StoreOptions, why_not_for_tables
+from udfs.wsi.tissue.method import tissue_methods
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,23 @@ class OutputSettings(Section):
     )
 
 
+def _tissue_section() -> Any:
+    """The section `tissue`: the method, and the settings that each method declares."""
+    methods = tissue_methods()
+    choice = setting("brightness", f"how the mask is made: {', '.join(methods)}", Shapes("slides"))
+    settings: dict[str, Any] = {"method": (Literal[*methods], choice)}
+    for name, method in methods.items():
+        for one in fields(method):
+            shapes = Shapes("slides") if one.metadata["shapes_mask"] else NO_ROW
+            meaning = f"{name}: {one.metadata['description']}"
+            field = setting(one.default, meaning, shapes, **one.metadata["bounds"])
+            settings[one.name] = (get_type_hints(method)[one.name], field)
+    return create_model("TissueSettings", __base__=Section, **settings)
+
+
+TissueSettings = _tissue_section()
+
+
 class TilingSettings(Section):
     """Which squares of a slide are tiles."""
 
@@ -167,9 +194,6 @@ class TilingSettings(Section):
         None, "target micrometres per pixel; null reads level 0 as scanned", Shapes("slides", "features")
     )
     mask_downsample: int = setting(16, "the tissue mask is computed at 1/this", Shapes("slides"), ge=1, le=256)
-    background_brightness: int = setting(
-        190, "a mask pixel is background where R, G and B are all above this", Shapes("slides"), ge=0, le=255
-    )
     max_background: float = setting(
         0.10, "a tile is kept where its background share is <= this", Shapes("slides"), ge=0, le=1
     )
