@@ -16,7 +16,8 @@ from udfs.wsi import open_slide
 from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.fastest import measure
 from udfs.wsi.store import StorageOptions
-from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
+from udfs.wsi.tissue.brightness import Brightness
+from udfs.wsi.tissue.grid import mask_fractions, tile_grid
 
 _TILES = 32
 
@@ -50,9 +51,9 @@ def _first_tiles(uris: Iterable[str], tile_px: int, storage_options: StorageOpti
     for uri in uris:
         try:
             with open_slide(uri, storage_options) as slide:
-                mask = background_mask(slide.downsampled(16))
+                mask = Brightness().background(slide.downsampled(16))
                 grid = tile_grid(slide.width_px, slide.height_px, tile_px)
-                kept = grid[background_fractions(mask, grid, tile_px) <= 0.5]
+                kept = grid[mask_fractions(mask, grid, tile_px) <= 0.5]
                 tiles = [tile.copy() for _, tile in islice(slide.read_tiles(kept[:_TILES], tile_px), _TILES)]
         except Exception:  # told when the slides are read in earnest
             continue
