@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from time import monotonic
@@ -16,7 +16,6 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import locate, read_cohort
-from jobs.runtime.run.encoder_runtime import settle_runtime
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.survey import plan_waves, take_survey
 from jobs.runtime.run.work import NoAccumulatorsError, Work, in_accumulators, try_accumulators
@@ -32,8 +31,7 @@ from udfs.schemas import RUNS
 from udfs.wording import new_run_id, package_versions, some
 from udfs.wsi import ErrorCode
 from udfs.wsi.encoder import EncoderSpec
-from udfs.wsi.encoder.encoder_spec import Precision, Runtime
-from udfs.wsi.encoder.network import is_known_to_timm
+from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
 
@@ -65,7 +63,6 @@ class Run:
     reads: dict[tuple[str, str], tuple[int, Work]] = field(default_factory=dict)  # file size, by image_id and stage
     problems: list[str] = field(default_factory=list)  # what is no slide's fault, a line each
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
     recipe: Recipe = field(default_factory=dict)  # of the features; empty in jobs that have nothing to do with them
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
@@ -91,7 +88,6 @@ class Run:
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
         encoder = self.config.encoder.model_dump()
-        encoder["runtime"], encoder["precision"] = self.encoder_runs_by
         encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
         if encoder["weights"]:
             encoder["weights"] = absolute_uri(encoder["weights"])
@@ -112,10 +108,7 @@ class Run:
             ConfigError: one line on what can't be loaded.
         """
         try:
-            spec = self.feature_spec
-            return load_models(
-                replace(spec, encoder=replace(spec.encoder, device="cpu", runtime="torch", precision="fp32"))
-            )
+            return load_models(self.feature_spec)
         except (CheckpointError, ValueError) as error:
             name = self.config.encoder.name
             is_hidden = may_be_secret(name) and not is_known_to_timm(name)
@@ -174,7 +167,7 @@ class Run:
         """Append the run to table runs."""
         self.step("record")
         self.tables.create("runs")  # one of an older version gets its new columns
-        after = self.tables.versions()
+        after, encoder = self.tables.versions(), self.config.encoder
         row: dict[str, Any] = {
             "run_id": self.run_id,
             "job": self.job,
@@ -183,7 +176,7 @@ class Run:
             "finished_at": datetime.now(UTC),
             "config": json.dumps(self.config.masked()),
             "versions": package_versions(_RECORDED_PACKAGES)
-            | {"pyspark": self.spark.version, "encoder": " ".join(self.encoder_runs_by)},
+            | {"pyspark": self.spark.version, "encoder": f"{encoder.runtime} {encoder.precision}"},
             "features": self.recipe,
             "tables_read": read,
             "tables_written": {name: number for name, number in after.items() if read.get(name) != number},
@@ -233,10 +226,8 @@ def work_in_waves(
         models = None
         if encodes:
             features_resources(run.spark, config.resources)  # what no executor can give ends the run here
-            run.step("encoder runtimes")
-            run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
-            models = (*run.models.fingerprint, *_numerics(run))
-            run.recipe = full_recipe(config, run.models, run.encoder_runs_by)
+            models = run.models.identity
+            run.recipe = full_recipe(config, run.models)
             check()
         run.step(f"survey of {len(images):,} images")
         survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
@@ -290,19 +281,6 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
         schema = "image_id string, status string, error_code string, error_message string"
         run.tables.upsert("slides", run.spark.createDataFrame(good, schema), "image_id", _FATE)
     return {row.patient_id for row in given_up}
-
-
-def _numerics(run: Run) -> tuple[str, ...]:
-    """What of how the encoder runs tells rows apart: every runtime's fp32 is the same but for rounding."""
-    encoder, (runtime, precision) = run.models.encoder, run.encoder_runs_by
-    parts: list[str] = []
-    if encoder.pooling != "map":
-        parts.append(encoder.pooling)
-    elif not encoder.is_channels_first:
-        parts.append("channels last")
-    if precision != "fp32":
-        parts += [runtime, precision]
-    return tuple(parts)
 
 
 def _tell_unreachable(run: Run, survey: pd.DataFrame) -> None:

@@ -71,7 +71,8 @@ def _tiles_line(run: Run, slides: pd.DataFrame) -> str:
     if run.job not in ("features", "preprocess", "predict"):
         return line
     encoded, seconds = run.counts["tiles_encoded"], run.timings.get("features", 0.0)
-    how = f" by {' '.join(run.encoder_runs_by)}" if encoded else ""
+    encoder = run.config.encoder
+    how = f" by {encoder.runtime} {encoder.precision}" if encoded else ""
     rate = f", {encoded / seconds:.1f} tiles/s" if encoded and seconds else ""
     return f"{line}, {encoded:,} encoded in this run{how}{rate}"
 

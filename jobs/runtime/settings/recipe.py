@@ -12,7 +12,6 @@ from udfs import bag_patients as patients
 from udfs import encode_tiles as features
 from udfs import find_tissue as slides
 from udfs.encode_tiles import Models
-from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 
 Recipe = dict[str, str]
 _SETTINGS = (
@@ -28,7 +27,6 @@ _SETTINGS = (
     "encoder.interpolation",
     "histogram.bins",
 )
-_HASH = 16  # characters of a hash of weights
 
 
 def settings_recipe(config: Config) -> Recipe:
@@ -42,14 +40,10 @@ def settings_recipe(config: Config) -> Recipe:
     return found
 
 
-def full_recipe(config: Config, models: Models, runs_by: tuple[Runtime, Precision]) -> Recipe:
+def full_recipe(config: Config, models: Models) -> Recipe:
     """All of it; weights by the hash of their numbers, so that they may lie elsewhere."""
-    encoder, stain = models.fingerprint
     return settings_recipe(config) | {
-        "encoder.weights": encoder[:_HASH],
-        "encoder.pooling": models.encoder.pooling,
-        "encoder.precision": runs_by[1] if runs_by[1] == "fp32" else f"{runs_by[1]} by {runs_by[0]}",
-        "stain.weights": stain[:_HASH] if stain else "null",
+        **dict(part.split("=", 1) for part in models.identity),
         "code": f"slides {slides.VERSION}, features {features.VERSION}, patients {patients.VERSION}",
     }
 

@@ -155,21 +155,27 @@ class Encoder(Section):
     )
     pooling: Literal["auto", "map", "pooled"] = Field(
         "auto",
-        description="map: mean and max over the positions of the model's feature map; pooled: the model's own vector, for "
-        "both; auto: map where the model yields one",
+        description="map: mean and max over the positions of the model's feature map; pooled: the model's own vector, "
+        "and no maximum; auto: map if the model yields one",
     )
-    runtime: Literal["auto", "torch", "openvino"] = Field(
+    runtime: Literal["torch", "openvino"] = Field(
         "torch",
-        description="openvino is fastest on processors, and an extra; auto measures a few seconds and takes the fastest "
-        "within cosine 0.999 of fp32, then keeps to it while the tables are there",
+        description="openvino is fastest on processors, and an extra; the job doctor measures both on your slides",
     )
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
-        None, description="null is fp32, or with runtime auto whatever is fastest"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="bf16 and fp16 are faster on some processors and on GPUs; the job doctor measures them"
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
-        "auto", description="tiles a forward pass; auto measures once a host"
+        "auto", description="tiles per forward pass; auto measures once per host"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+
+    @field_validator("runtime", mode="before")
+    @classmethod
+    def _not_measured_by_the_run(cls, value: Any) -> Any:
+        if value == "auto":
+            raise ValueError("must be torch or openvino: slidelake doctor measures both on your slides")
+        return value
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Encoder":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udfs.wsi.host_cache import building, cache_folder
+from udfs.wsi.host_cache import cache_folder, make_once
 from udfs.wsi.quality.colours import COLOURS, STRIP_PX, rgb, strips
 from udfs.wsi.stain.stainnet import StainNet
 
@@ -69,9 +69,7 @@ class StainNormaliser:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists() and mapped(path) is None:  # of another size
                     path.unlink(missing_ok=True)
-                with building(path, wait=wait) as unfinished:
-                    if unfinished:
-                        _write(unfinished, self.net)
+                make_once(path, lambda unfinished: _write(unfinished, self.net), wait=wait)
                 table = mapped(path)
         except OSError as error:
             self._is_shared = False
