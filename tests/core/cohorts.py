@@ -47,14 +47,15 @@ def lost(code: ErrorCode) -> Located:
 def models_of(config: Config) -> dict[str, str]:
     """What the models add to the identity, if files at other URIs hold other numbers."""
     encoder = config.encoder
-    loaded: Any = SimpleNamespace(
-        fingerprint=(row_hash(encoder.weights), row_hash(config.stain.weights)),
-        encoder=SimpleNamespace(
-            pooling="map" if encoder.pooling == "auto" else encoder.pooling, is_channels_first=True
-        ),
-    )
-    runtime: Any = encoder.runtime
-    return models_recipe(loaded, runtime, encoder.precision or "fp32")
+    precision = "fp32" if encoder.precision == "fp32" else f"{encoder.precision} by {encoder.runtime}"
+    parts = {
+        "encoder.weights": row_hash(encoder.weights),
+        "encoder.pooling": "map" if encoder.pooling == "auto" else encoder.pooling,
+        "encoder.precision": precision,
+        "stain.weights": row_hash(config.stain.weights),
+    }
+    loaded: Any = SimpleNamespace(identity=tuple(f"{name}={value}" for name, value in parts.items()))
+    return models_recipe(loaded)
 
 
 def identity_of(config: Config) -> Identity:

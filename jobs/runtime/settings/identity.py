@@ -14,7 +14,6 @@ from jobs.runtime.settings.config import Config, settings_by_key
 from jobs.runtime.settings.sections import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.encode_tiles import Models
-from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 from udfs.wsi.quality.mask_metric import mask_metrics
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
@@ -87,17 +86,9 @@ def row_hash(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH]
 
 
-def models_recipe(models: Models, runtime: Runtime, precision: Precision) -> Recipe:
+def models_recipe(models: Models) -> Recipe:
     """What the loaded models add to the settings: weights by the hash of their numbers, whatever file they came from."""
-    encoder, stain = models.fingerprint
-    is_map_of_channels_last = models.encoder.pooling == "map" and not models.encoder.is_channels_first
-    return {
-        "encoder.weights": encoder[:_HASH],
-        "encoder.pooling": "map, channels last" if is_map_of_channels_last else models.encoder.pooling,
-        # fp32 is the same in every runtime but for rounding
-        "encoder.precision": precision if precision == "fp32" else f"{precision} by {runtime}",
-        "stain.weights": stain[:_HASH] if stain else "null",
-    }
+    return dict(part.split("=", 1) for part in models.identity)
 
 
 def recorded_models(config: Config, runs: Iterable[tuple[str, Mapping[str, str]]]) -> Recipe | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udfs.wsi.host_cache import building, cache_folder
+from udfs.wsi.host_cache import cache_folder, make_once
 from udfs.wsi.quality.colours import COLOURS, STRIP_PX, rgb, strips
 from udfs.wsi.stain.stainnet import StainNet
 
@@ -68,10 +68,7 @@ class StainNormaliser:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists() and map_table(path) is None:  # of another size
                     path.unlink(missing_ok=True)
-                with building(path, wait=wait) as unfinished:
-                    if unfinished:
-                        with unfinished.open("wb") as file:
-                            file.writelines(strip.tobytes() for strip in _strips_of_table(self.net))
+                make_once(path, lambda unfinished: _write_table(unfinished, self.net), wait=wait)
                 table = map_table(path)
         except OSError as error:
             self._is_shared = False
@@ -122,6 +119,11 @@ def _looked_up(table: Table, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
             pixels[start : start + len(colours), channel] = found.view(np.uint8)[channel::4]
         start += len(colours)
     return result
+
+
+def _write_table(path: Path, net: StainNet) -> None:
+    with path.open("wb") as file:
+        file.writelines(strip.tobytes() for strip in _strips_of_table(net))
 
 
 def _strips_of_table(net: StainNet) -> Iterator[Table]:
