@@ -136,7 +136,7 @@ class _MlflowRun:
         try:
             from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra
 
-            self._client = MlflowClient(uri)
+            self._client: Any = MlflowClient(uri)
             found = self._client.get_experiment_by_name("slidelake")
             experiment = found.experiment_id if found else self._client.create_experiment("slidelake")
             runs = self._client.search_runs([experiment], f"tags.`mlflow.runName` = '{run_id}'", max_results=1)
