@@ -136,15 +136,14 @@ class _MlflowRun:
         try:
             from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra
 
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name("slidelake")
-            experiment = found.experiment_id if found else client.create_experiment("slidelake")
-            runs = client.search_runs([experiment], f"tags.`mlflow.runName` = '{run_id}'", max_results=1)
-            run = runs[0] if runs else client.create_run(experiment, run_name=run_id)
+            self._client: Any = MlflowClient(uri)
+            found = self._client.get_experiment_by_name("slidelake")
+            experiment = found.experiment_id if found else self._client.create_experiment("slidelake")
+            runs = self._client.search_runs([experiment], f"tags.`mlflow.runName` = '{run_id}'", max_results=1)
+            run = runs[0] if runs else self._client.create_run(experiment, run_name=run_id)
             self._id = run.info.run_id
-            self._client: MlflowClient | None = client
             for name, value in () if runs else settings.items():
-                client.log_param(self._id, name, value)
+                self._client.log_param(self._id, name, value)
         except Exception as error:
             why = redact(next(iter(str(error).splitlines()), ""), secrets_of(uri, None))
             raise RecordsError(

@@ -245,7 +245,7 @@ def test_an_epoch_that_is_not_everybody_once_is_an_error(
                 yield part
 
     feed = make_feed(str(table), backend="pyarrow")
-    monkeypatch.setattr(feed, "_reader", wrong)
+    monkeypatch.setattr(feed, "reader", wrong)
     with pytest.raises(FeedError, match=told):
         list(feed.epoch(0))
 

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -68,53 +69,61 @@ def make_feed(
         FeedError: the table, the version or the patients can't be fed; says why and the remedy.
         ValueError: an argument is wrong.
     """
-    _check(split, patients, shard, batch_size, bag_size, columns, threads, seed)
+    if split is not None and patients is not None:
+        raise ValueError("split and patients are both given: give one")
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard {shard}: the rank must be from 0 to {shard[1] - 1}")
+    if shard[1] > 1 and worker_share()[1] > 1:
+        raise ValueError(
+            f"shard {shard} in a worker of a DataLoader may be a rank's or this worker's: make the feed before the DataLoader "
+            "with shard=(rank, world), and FeedDataset shares the steps among its workers"
+        )
+    for name, value in (("batch_size", batch_size), ("bag_size", bag_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: it must be 1 or more")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: it must be from 0 to {2**32 - 1}")
+    if not set(columns) <= set(COLUMNS) or not set(columns) & set(EMBEDDINGS):
+        raise ValueError(f"columns {', '.join(columns)}: choose of {', '.join(COLUMNS)}, at least one of the first two")
     ordered = tuple(name for name in COLUMNS if name in columns)
     table = pin_table(table_uri, version, storage_options)
-    name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
+    reader_name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
     choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
-    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, name)
-    return Feed(
-        table, choice, ordered, name, reader, shard, batch_size, bag_size, seed, threads=threads, shuffle=shuffle
-    )
+    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, reader_name)
+    return Feed(table, choice, ordered, reader_name, reader, shard, batch_size, bag_size, seed, threads, shuffle)
 
 
+@dataclass
 class Feed:
     """One version of a table, some of its patients, one shard of them. Made by `make_feed`."""
 
-    def __init__(
-        self,
-        table: PinnedTable,
-        choice: Choice,
-        columns: tuple[str, ...],
-        backend: str,
-        reader: RowGroupReader,
-        shard: tuple[int, int],
-        batch_size: int,
-        bag_size: int | None,
-        seed: int,
-        *,
-        threads: int,
-        shuffle: bool,
-    ) -> None:
-        self._table, self._reader, self._bag_size = table, reader, bag_size
-        self._shard, self._batch_size, self._seed = shard, batch_size, seed
-        self._threads, self._shuffle = threads, shuffle
-        self.version = table.version
+    table: PinnedTable
+    choice: Choice
+    columns: tuple[str, ...]
+    """Requested columns, in the order in which they stand side by side."""
+    backend: str
+    """The reader of the rows: petastorm or pyarrow."""
+    reader: RowGroupReader
+    shard: tuple[int, int]
+    batch_size: int
+    bag_size: int | None
+    seed: int
+    threads: int
+    shuffle: bool
+
+    def __post_init__(self) -> None:
+        """Names what a trainer asks for."""
+        self.version = self.table.version
         """The Delta version that is fed, whatever is written later."""
-        self.backend = backend
-        """The reader of the rows: petastorm or pyarrow."""
-        self.columns = columns
-        """Requested columns, in the order in which they stand side by side."""
-        self.classes = choice.classes
+        self.classes = self.choice.classes
         """Labels; `Bags.label` holds indices into them."""
-        self.patients = choice.patients
+        self.patients = self.choice.patients
         """Patients of all shards, in the order of the table."""
-        self.dtype, self.dim = choice.dtype, choice.dim
+        self.dtype, self.dim = self.choice.dtype, self.choice.dim
         """Type and columns of `Bags.embeddings`: float16 if the bags of all patients are, else float32."""
-        self.n_steps = n_steps(len(choice.patients), shard[1], batch_size)
+        self.n_steps = n_steps(len(self.patients), self.shard[1], self.batch_size)
         """Steps per epoch, equal on all shards."""
-        self.n_patients = len(part_of(choice.patients, shard))
+        self.n_patients = len(part_of(self.patients, self.shard))
         """Patients of this shard."""
 
     def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
@@ -133,19 +142,19 @@ class Feed:
 
     def epoch_share(self, number: int, first_step: int, worker: int, n_workers: int) -> Generator[Bags]:
         """Yields every n-th step of `epoch` from the w-th on, for worker w of n: a DataLoader takes turns with its workers."""
-        plan = plan_epoch(self.patients, self._shard, self._batch_size, self._seed, number, self._shuffle)
+        plan = plan_epoch(self.patients, self.shard, self.batch_size, self.seed, number, self.shuffle)
         if not 0 <= first_step <= len(plan):
             raise ValueError(f"first_step is {first_step}: an epoch has {len(plan)} steps")
         steps = plan[first_step:][worker::n_workers]
         groups = groups_of(steps)
         gate = Gate([sum(patient.n_bytes for patient in patients) for patients in groups.values()])
-        decoder = Decoder(self.columns, self.dtype, self._bag_size, self._seed, number)
-        parts = delivered(self._table, groups, decoder, gate, self._reader, self._threads)
+        decoder = Decoder(self.columns, self.dtype, self.bag_size, self.seed, number)
+        parts = delivered(self.table, groups, decoder, gate, self.reader, self.threads)
         place = {group: i for i, group in enumerate(groups)}
         try:
             yield from prefetch(_batches(steps, parts, gate, place), 1, gate.close)
         except FileNotFoundError as error:
-            raise gone(self._table.version, self._table.uri, error) from None
+            raise gone(self.version, self.table.uri, error) from None
 
 
 class FeedDataset(IterableDataset[Bags]):
@@ -187,10 +196,14 @@ class FeedDataset(IterableDataset[Bags]):
 def _batches(
     steps: Sequence[Sequence[Turn]], parts: Generator[Part], gate: Gate, place: Mapping[int, int]
 ) -> Generator[Bags]:
-    """Yields the steps, as their patients come. `place`: of each row group in the order of reading."""
+    """Yields the steps, as their patients come. `place`: of each row group in the order of reading.
+
+    Raises:
+        FeedError: a patient did not come, came twice, or was not planned.
+    """
     due = Counter(turn.patient.patient_id for step in steps for turn in step)
+    missing = set(due)
     waiting: dict[str, Bag] = {}
-    received: set[str] = set()
     with closing(parts):
         for step in steps:
             bags = []
@@ -198,7 +211,7 @@ def _batches(
                 patient = turn.patient.patient_id
                 while patient not in waiting:
                     gate.need(place[turn.patient.group])
-                    _add(next(parts, {}), waiting, received, due)
+                    waiting |= _expected(next(parts, {}), missing)
                 bags.append(waiting[patient])
                 due[patient] -= 1
                 if not due[patient]:
@@ -207,31 +220,19 @@ def _batches(
             del bags
             yield batch
             del batch
-        _check_whole([turn for step in steps for turn in step], received, due, next(parts, None) is None)
+        for part in parts:
+            _expected(part, missing)
 
 
-def _add(part: Part, waiting: dict[str, Bag], received: set[str], due: Mapping[str, int]) -> None:
-    """Takes a part, which must have somebody, and nobody who was received before."""
-    twice = sorted(received & part.keys())
-    if twice:
-        raise FeedError(f"patients {', '.join(twice[:5])} came twice: {_FAULT}")
+def _expected(part: Part, missing: set[str]) -> Part:
+    """Returns a part, and takes its patients out of those that are missing."""
     if not part:
-        short = sorted(due.keys() - received)
-        raise FeedError(
-            f"{len(short)} of {len(due)} patients did not come, {', '.join(short[:5])} among them: {_FAULT}"
-        )
-    received.update(part)
-    waiting.update(part)
-
-
-def _check_whole(turns: Sequence[Turn], received: set[str], due: Counter[str], is_end: bool) -> None:
-    """Raises FeedError unless every planned patient was fed once, by count and by name, and nobody else was received."""
-    planned = Counter(turn.patient.patient_id for turn in turns if not turn.repeated)
-    wrong = sorted((received ^ due.keys()) | {patient for patient, count in (planned + due).items() if count > 1})
-    if wrong or due.total() or not is_end:
-        raise FeedError(
-            f"{planned.total()} patients planned, {len(received)} came, {', '.join(wrong[:5])} not once: {_FAULT}"
-        )
+        some_of = ", ".join(sorted(missing)[:5])
+        raise FeedError(f"{len(missing)} patients did not come, {some_of} among them: {_FAULT}")
+    if twice := sorted(part.keys() - missing):
+        raise FeedError(f"patients {', '.join(twice[:5])} came twice: {_FAULT}")
+    missing.difference_update(part)
+    return part
 
 
 def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
@@ -243,32 +244,3 @@ def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
         [patient.label for patient in patients],
         [turn.repeated for turn in step],
     )
-
-
-def _check(
-    split: str | Sequence[str] | None,
-    patients: Collection[str] | None,
-    shard: tuple[int, int],
-    batch_size: int,
-    bag_size: int | None,
-    columns: Sequence[str],
-    threads: int,
-    seed: int,
-) -> None:
-    if split is not None and patients is not None:
-        raise ValueError("split and patients are both given: give one")
-    if not 0 <= shard[0] < shard[1]:
-        raise ValueError(f"shard {shard}: the rank must be from 0 to {shard[1] - 1}")
-    if shard[1] > 1 and worker_share()[1] > 1:
-        raise ValueError(
-            f"shard {shard} in a worker of a DataLoader may be a rank's or this worker's: make the feed before the DataLoader "
-            "with shard=(rank, world), and FeedDataset shares the steps among its workers"
-        )
-    for name, value in (("batch_size", batch_size), ("bag_size", bag_size), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}: it must be 1 or more")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}: it must be from 0 to {2**32 - 1}")
-    unknown = [name for name in columns if name not in COLUMNS]
-    if unknown or not set(columns) & set(EMBEDDINGS):
-        raise ValueError(f"columns {', '.join(columns)}: choose of {', '.join(COLUMNS)}, at least one of the first two")
