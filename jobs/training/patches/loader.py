@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.training.patches.batch import Batcher, PatchBatch
-from jobs.training.patches.buffer import PixelBuffer
 from jobs.training.patches.meter import Meter, MeterReading, store_reading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
 from jobs.training.patches.patch_units import OnBadSlide, Unit, plan_units, tell_skipped
-from jobs.training.patches.pool import UnitPool
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.unit_pixels import UnitRead
+from jobs.training.patches.unit_workers import UnitWorkers
 from jobs.training.workers import refuse_workers
 from udfs.wsi.store import StorageOptions
 
@@ -90,10 +89,10 @@ class PatchLoader:
         self._unit_of = np.zeros(len(spec), np.int64)
         for number, unit in enumerate(self._units):
             self._unit_of[unit.patches] = number
-        # enough for two batches while the trainer is at its step, and for workers that are not in step with each other
-        self._ahead = 2 * n_parallel + 2 * -(-batch_size // self._largest)
-        self._room = max(self.buffer_patches, self._largest) + self._ahead * self._largest  # in patches
-        self._spare: UnitPool | None = None
+        # two units per worker, and two batches while the trainer is at its step; as many per worker
+        self._n_ahead = n_parallel * (2 + -(-2 * -(-batch_size // self._largest) // n_parallel))
+        self._n_slots = max(self.buffer_patches, self._largest) + self._n_ahead * self._largest
+        self._spare: UnitWorkers | None = None
 
     @property
     def n_steps(self) -> int:
@@ -103,7 +102,7 @@ class PatchLoader:
     @property
     def most_bytes(self) -> int:
         """Of pixels that the loader holds at most."""
-        return self._room * self.spec.patch_bytes
+        return self._n_slots * self.spec.patch_bytes
 
     def order(self, epoch: int) -> EpochOrder:
         """In which order the patches of an epoch come."""
@@ -119,12 +118,12 @@ class PatchLoader:
         return by_slide, by_unit
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[PatchBatch]:
-        """The batches of an epoch, from `first_step` on just as if the ones before had been asked for; for resuming.
+        """The batches of an epoch. A resumed trainer passes `first_step` and gets the batches from that step on.
 
         Raises:
-            FeedError: in a worker of a DataLoader: the loader has processes of its own.
-            SlideError: a slide that can't be read, by name, with on_bad_slide="raise".
-            RuntimeError: a patch did not come, or came twice: a fault of ours, never silent.
+            FeedError: in one of several workers of a DataLoader, because the loader has workers of its own.
+            SlideError: a slide can't be read and on_bad_slide is "raise"; names the slide.
+            RuntimeError: a worker died; or a patch is missing or comes twice, which is a fault of slidelake.
         """
         refuse_workers("PatchLoader", "iterate over it in the trainer's own process, with num_workers=0")
         if not 0 <= first_step <= self.n_steps:
@@ -134,39 +133,32 @@ class PatchLoader:
         wanted = order.patches[first_step * self.batch_size :]
         is_wanted = np.zeros(len(self.spec), bool)
         is_wanted[wanted] = True
-        of_unit = [(int(unit), is_wanted[self._units[unit].patches]) for unit in order.units]
-        units = [self._units[unit].only(mask) for unit, mask in of_unit if mask.any()]
+        masks = ((self._units[i], is_wanted[self._units[i].patches]) for i in order.units)
+        units = [unit.only(mask) for unit, mask in masks if mask.any()]
         self.skipped = dict(self._unopened)
         meter.skipped(sum(patches for patches, _ in self._unopened.values()))
-        came = np.zeros(len(self.spec), np.int64)
-        edge = self.spec.patch_px
-        with self._pool() as pool, closing(pool.read(units)) as read:
-            buffer = pool.buffer
+        with self._workers() as workers, closing(workers.read(units)) as results:
             for start in range(0, len(wanted), self.batch_size):
                 patches = wanted[start : start + self.batch_size]
-                pixels = np.empty((len(patches), edge, edge, 3), np.uint8)
-                there: list[int] = []
+                pixels = np.empty((len(patches), self.spec.patch_px, self.spec.patch_px, 3), np.uint8)
+                read: list[int] = []
                 for patch in patches.tolist():
-                    while patch not in buffer:
-                        came_next = next(read, None)
-                        if came_next is None:
+                    while patch not in workers:
+                        result = next(results, None)
+                        if result is None:
                             raise RuntimeError(
                                 f"epoch {number}: all units came, and patch {patch} with none of them: report it"
                             )
-                        self._take(*came_next, buffer, meter)
-                    if buffer.move_to(patch, pixels[len(there)]):
-                        there.append(patch)
-                np.add.at(came, patches, 1)
-                if there:
-                    batch = self._batch(np.array(there, np.int64), pixels[: len(there)])
-                    meter.batch_is_there(len(there))
+                        self._count(*result, meter)
+                    if workers.take(patch, pixels[len(read)]):
+                        read.append(patch)
+                if read:
+                    batch = self._batch(np.array(read, np.int64), pixels[: len(read)])
+                    meter.batch_is_there(len(read))
                     yield batch
                     meter.next_is_wanted()
-        due = max(self.n_patches - first_step * self.batch_size, 0)
-        if came.max(initial=0) > 1 or came.sum() != due:
-            raise RuntimeError(
-                f"epoch {number}: {int(came.sum()):,} patches came of {due:,}, {int((came > 1).sum())} of them again: report it"
-            )
+            if next(results, None):
+                raise RuntimeError(f"epoch {number}: more units came than the epoch has: report it")
         reading = meter.read(number, self.batch_size, self.n_parallel, *self._mixing(wanted))
         self.readings.append(reading)
         if self._meter_file:
@@ -174,35 +166,44 @@ class PatchLoader:
         self._say(str(reading))
 
     def close(self) -> None:
-        """End the processes, as the end of Python does, and give back the memory; another epoch begins anew."""
+        """End the workers and free their memory; the next epoch starts others."""
         if self._spare:
-            self._spare.close()
+            self._spare.end()
         self._spare = None
 
     @contextmanager
-    def _pool(self) -> Iterator[UnitPool]:
-        """That of the last epoch, for processes take a second to start; one that is in use is no other epoch's."""
-        pool, self._spare = self._spare, None
-        if pool is None or not pool.is_ours:
-            buffer = PixelBuffer(self._room, self.spec.patch_px)
-            pool = UnitPool(self.n_parallel, self._ahead, self._options, buffer)
+    def _workers(self) -> Iterator[UnitWorkers]:
+        """Workers of this epoch alone. Those of a finished epoch are kept for the next one."""
+        if self._spare and not self._spare.usable:
+            self.close()
+        workers, self._spare = self._spare, None
+        if workers is None:
+            ahead = self._n_ahead // self.n_parallel
+            workers = UnitWorkers(self.n_parallel, ahead, self._n_slots, self.spec.patch_px, self._options)
         try:
-            yield pool
+            yield workers
+        except RuntimeError as error:
+            if workers.usable:
+                raise
+            raise RuntimeError(
+                f"{error} at a unit of {workers.under_way}: if the process ran out of memory, lower n_parallel"
+            ) from None
+        else:
+            self._spare, workers = workers, None
         finally:
-            pool.buffer.empty()
-            self._spare = pool
+            if workers:
+                workers.end()
 
-    def _take(self, unit: Unit, places: NDArray[np.int64], read: UnitRead, buffer: PixelBuffer, meter: Meter) -> None:
-        if read.error and self._on_bad_slide == "raise":
-            raise read.error
-        buffer.put(unit.patches, places, written=not read.error)
-        if not read.error:
-            if read.n_patches != len(unit.patches):
-                raise RuntimeError(f"{read.n_patches} patches came instead of {len(unit.patches)}: report it")
-            meter.loaded(read.n_patches, read.seconds)
+    def _count(self, unit: Unit, result: UnitRead, meter: Meter) -> None:
+        if not result.error:
+            if result.n_patches != len(unit.patches):
+                raise RuntimeError(f"{result.n_patches} patches came instead of {len(unit.patches)}: report it")
+            meter.loaded(result.n_patches, result.seconds)
             return
+        if self._on_bad_slide == "raise":
+            raise result.error
         meter.skipped(len(unit.patches))
         before = self.skipped.get(unit.image_id, (0, ""))[0]
-        self.skipped[unit.image_id] = before + len(unit.patches), str(read.error)
+        self.skipped[unit.image_id] = before + len(unit.patches), str(result.error)
         if not before:
-            tell_skipped(unit.image_id, len(unit.patches), str(read.error))
+            tell_skipped(unit.image_id, len(unit.patches), str(result.error))
