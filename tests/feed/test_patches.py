@@ -28,9 +28,8 @@ from jobs.training.patches.batch import PatchBatch
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
-from jobs.training.patches.patch_units import Unit
+from jobs.training.patches.patch_units import Unit, UnitRead
 from jobs.training.patches.selection import PatchSpec, SlideSource
-from jobs.training.patches.unit_pixels import UnitRead
 from jobs.training.patches.unit_workers import UnitWorkers
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 from udfs.wsi import SlideError
@@ -52,7 +51,7 @@ def said(_: str) -> None:
 
 
 def children() -> list[psutil.Process]:
-    """Processes that this one started, petastorm's workers among them."""
+    """Processes that this one started, workers of a DataLoader among them."""
     found: list[psutil.Process] = psutil.Process().children()
     return found
 
@@ -256,6 +255,12 @@ def test_processes_find_what_the_trainer_finds_and_end_with_one_that_is_killed(s
     finally:
         trainer.kill()
         trainer.wait()
+
+
+def test_a_loader_draws_none_of_the_trainers_random_numbers(spec: PatchSpec) -> None:
+    before = torch.get_rng_state()
+    assert len(numbers(PatchLoader(spec, 10, n_parallel=1, say=said).epoch(0))) == 100
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_mixing_is_one_for_a_perfect_shuffle_and_grows_with_the_buffer() -> None:

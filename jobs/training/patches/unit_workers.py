@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from jobs.training.patches.patch_units import Unit
-from jobs.training.patches.unit_pixels import UnitRead, read_unit
+from jobs.training.patches.patch_units import Unit, UnitRead, read_unit
 from udfs.wording import some
 from udfs.wsi.store import StorageOptions
 
-Slots = NDArray[np.int64]  # int64 [m], where in the shared memory the patches of a unit go
+Task = tuple[Unit, NDArray[np.int64]]  # a unit, and int64 [m], the slot in the shared memory of each of its patches
 
 _inherited: list[object] = []  # DataLoaders of a parent process
 
@@ -35,15 +34,7 @@ class UnitWorkers:
     def __init__(
         self, n_parallel: int, prefetch_factor: int, n_slots: int, patch_px: int, storage_options: StorageOptions | None
     ) -> None:
-        """Reserve memory. The workers start with the first unit.
-
-        Args:
-            n_parallel: number of workers.
-            prefetch_factor: units per worker that are read ahead.
-            n_slots: patches that the memory holds, those of units being read included.
-            patch_px: edge of a patch, pixels.
-            storage_options: of the slides, for fsspec.
-        """
+        """Reserve memory for `n_slots` patches: those that wait for a batch, and `prefetch_factor` units per worker."""
         shape = (n_slots, patch_px, patch_px, 3)
         self._pixels = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
         self._pid = os.getpid()
@@ -72,7 +63,12 @@ class UnitWorkers:
         self._begin(units)
         for result in self._results():
             unit, slots = self._sent.popleft()
-            self._put(unit, slots, result)
+            for patch, slot in zip(unit.patches.tolist(), slots.tolist(), strict=True):
+                if patch in self._slot_of:
+                    raise RuntimeError(f"patch {patch} came twice: report it")
+                self._slot_of[patch] = None if result.error else slot
+                if result.error:
+                    self._free.append(slot)
             yield unit, result
 
     def __contains__(self, patch: int) -> bool:
@@ -90,16 +86,14 @@ class UnitWorkers:
     def end(self) -> None:
         """End the workers; in a forked child, leave them to the parent."""
         if self._pid != os.getpid():
-            _inherited.append(
-                self._loader
-            )  # torch ends the workers when the DataLoader is forgotten, whoever forgets it
+            _inherited.append(self._loader)  # torch ends the workers of a DataLoader that any process forgets
         self._loader = None
 
     def _begin(self, units: Sequence[Unit]) -> None:
         self._units = units
         self._free = list(range(len(self._pixels)))
         self._slot_of: dict[int, int | None] = {}  # by patch; None: the patch can't be read
-        self._sent: deque[tuple[Unit, Slots]] = deque()
+        self._sent: deque[Task] = deque()
 
     def _results(self) -> Iterator[UnitRead]:
         self._sampler.tasks = self._tasks()
@@ -122,27 +116,19 @@ class UnitWorkers:
         self._processes = self._processes or set(active_children()) - before
         return results
 
-    def _tasks(self) -> Iterator[tuple[Unit, Slots]]:
+    def _tasks(self) -> Iterator[Task]:
         for unit in self._units:
             task = unit, np.array([self._free.pop() for _ in unit.patches], np.int64)
             self._sent.append(task)
             yield task
 
-    def _put(self, unit: Unit, slots: Slots, result: UnitRead) -> None:
-        for patch, slot in zip(unit.patches.tolist(), slots.tolist(), strict=True):
-            if patch in self._slot_of:
-                raise RuntimeError(f"patch {patch} came twice: report it")
-            self._slot_of[patch] = None if result.error else slot
-            if result.error:
-                self._free.append(slot)
-
 
 class _Sampler:
     """Tasks of an epoch. The DataLoader takes one more whenever it hands out a result."""
 
-    tasks: Iterator[tuple[Unit, Slots]] = iter(())
+    tasks: Iterator[Task] = iter(())
 
-    def __iter__(self) -> Iterator[tuple[Unit, Slots]]:
+    def __iter__(self) -> Iterator[Task]:
         return self.tasks
 
 
@@ -150,6 +136,6 @@ class _UnitDataset(Dataset[UnitRead]):
     def __init__(self, pixels: NDArray[np.uint8], storage_options: StorageOptions | None) -> None:
         self._pixels, self._options = pixels, storage_options
 
-    def __getitem__(self, task: tuple[Unit, Slots]) -> UnitRead:
+    def __getitem__(self, task: Task) -> UnitRead:
         unit, slots = task
         return read_unit(unit, self._options, self._pixels, slots)
