@@ -101,12 +101,9 @@ def _write_plan(
             len(windows_of_epoch(units.units, settings.window_patches, settings.seed, epoch))
             for epoch in range(settings.epochs)
         ),
-        window_patches=settings.window_patches,
-        unit_patches=settings.unit_patches,
-        most_unread=settings.most_unread,
         n_parallel=n_parallel,
-        seed=settings.seed,
         skipped=units.skipped,
+        **settings.model_dump(include={"window_patches", "unit_patches", "most_unread", "seed"}),
     )
     existing = folder.read_plan() if folder.plan.exists() else plan
     for name in _SAME:
