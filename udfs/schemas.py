@@ -104,8 +104,16 @@ FEATURES = pa.schema(
         _X,
         _Y,
         _PATIENT,
-        _column("embedding_avg", pa.list_(_FLOAT), "mean of the encoder's feature map over its positions, [dim]"),
-        _column("embedding_max", pa.list_(_FLOAT), "maximum of the encoder's feature map over its positions, [dim]"),
+        _column(
+            "embedding_avg",
+            pa.list_(_FLOAT),
+            "mean of the encoder's feature map over its positions, or the vector of an encoder that gives one; [dim]",
+        ),
+        _column(
+            "embedding_max",
+            pa.list_(_FLOAT),
+            "maximum of the encoder's feature map over its positions, [dim]; null if the encoder gives one vector",
+        ),
         _column(
             "color_histogram",
             HISTOGRAM,
@@ -149,7 +157,11 @@ PATIENTS = pa.schema(
             "bag of embedding_avg: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], rows by image_id, y_px, "
             "x_px",
         ),
-        _column("embeddings_max", pa.binary(), "bag of embedding_max, laid out as embeddings_avg"),
+        _column(
+            "embeddings_max",
+            pa.binary(),
+            "bag of embedding_max, laid out as embeddings_avg; null if the encoder gives one vector per tile",
+        ),
         _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
         _column(
             "color_histogram",
@@ -330,15 +342,6 @@ _TABLES = [
 TABLES = {table.name: table for table in _TABLES}
 
 # What the UDFs hand on, on the way to the tables.
-
-MEASURED_ENCODERS = pa.schema(
-    [
-        pa.field("runtime", _STRING),
-        pa.field("precision", _STRING),
-        pa.field("tiles_per_s", _DOUBLE),  # of one task
-        pa.field("cosine", _DOUBLE),  # to PyTorch's fp32
-    ]
-)
 
 # Seconds by the clock of the thread that reads or encodes. If these are two threads, they run at once.
 WORK = pa.struct(

@@ -107,7 +107,12 @@ def test_gpus_that_would_idle_are_refused(tmp_path: Path, idle: str) -> None:
     line = refusal(tmp_path, MINIMAL, idle, "resources.gpus_per_task=0.5")
     assert line.startswith("resources: gpus_per_task takes GPUs that") and idle.replace("=", " = ") in line
     load_config(written(tmp_path, MINIMAL), [idle, "resources.cpus_per_task=2"])
-    load_config(written(tmp_path, MINIMAL), ["encoder.runtime=auto", "resources.gpus_per_task=0.5"])
+    load_config(written(tmp_path, MINIMAL), ["encoder.runtime=torch", "resources.gpus_per_task=0.5"])
+
+
+def test_a_runtime_that_is_to_be_measured_is_refused_by_who_measures_it(tmp_path: Path) -> None:
+    line = refusal(tmp_path, MINIMAL, "encoder.runtime=auto")
+    assert "encoder.runtime" in line and "must be torch or openvino" in line and "slidelake doctor" in line
 
 
 def test_several_faults_are_told_at_once(tmp_path: Path) -> None:

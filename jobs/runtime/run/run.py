@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from time import monotonic
 from typing import Literal
@@ -24,8 +24,7 @@ from udfs.encode_tiles import FeatureSpec, Models, load_models
 from udfs.find_tissue import TissueSpec
 from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
-from udfs.wsi.encoder.encoder_spec import Precision, Runtime
-from udfs.wsi.encoder.network import is_known_to_timm
+from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
 
@@ -62,7 +61,6 @@ class Run:
     spark: SparkSession
     job: Job
     record: Record = field(default_factory=Record)
-    encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
     identity: Identity = field(init=False)  # knows the models once the survey is taken
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
@@ -94,7 +92,6 @@ class Run:
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
         encoder = self.config.encoder.model_dump()
-        encoder["runtime"], encoder["precision"] = self.encoder_runs_by
         encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
         if encoder["weights"]:
             encoder["weights"] = absolute_uri(encoder["weights"])
@@ -115,10 +112,7 @@ class Run:
             ConfigError: one line on what can't be loaded.
         """
         try:
-            spec = self.feature_spec
-            return load_models(
-                replace(spec, encoder=replace(spec.encoder, device="cpu", runtime="torch", precision="fp32"))
-            )
+            return load_models(self.feature_spec)
         except (CheckpointError, ValueError) as error:
             name = self.config.encoder.name
             is_hidden = may_be_secret(name) and not is_known_to_timm(name)
@@ -146,11 +140,12 @@ class Run:
     def write_record(self, status: str) -> None:
         """Append the run to table runs."""
         self.step("record")
+        encoder = self.config.encoder
         row = {
             "job": self.job.name,
             "status": status,
             "config": json.dumps(self.config.masked()),
-            "versions": {"pyspark": self.spark.version, "encoder": " ".join(self.encoder_runs_by)},
+            "versions": {"pyspark": self.spark.version, "encoder": f"{encoder.runtime} {encoder.precision}"},
             "features": self.identity.recipe if self.identity.models is not None else {},
             "tables_read": dict(self.tables.versions_opened),
             "tables_written": self.tables.versions_written(),

@@ -1,18 +1,17 @@
 """The wave loop: survey the cohort, then bring wave after wave of patients through the stages of a job."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import Located, locate
-from jobs.runtime.run.encoder_runtime import settle_runtime
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.run import Run
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
-from jobs.runtime.settings.identity import Identity, Recipe, models_recipe, recorded_models
+from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
 from jobs.runtime.spark.resources import executors_gone, features_resources
 from jobs.runtime.spark.session import slots
 from udfs.wording import some
@@ -42,7 +41,7 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
         run.step("tables")
         for name in (*job.writes, "runs"):
             run.tables.create(name)
-        run.identity = Identity(config, _models(run, [place.uri for place in located.values() if place.uri]))
+        run.identity = Identity(config, _models(run))
         check()
         survey = _survey(run, located, retry_failed=retry_failed)
         run.record.problems += [line for line in (_unreachable(survey), job.waiting(survey)) if line]
@@ -68,13 +67,11 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
     return survey
 
 
-def _models(run: Run, uris: Sequence[str]) -> Recipe | None:
+def _models(run: Run) -> Recipe | None:
     """What the models add to the identity of features; None if the job has nothing to do with them, or nobody knows it."""
     if run.job.models == "loaded":
         features_resources(run.spark, run.config.resources)  # what no executor can give ends the run here
-        run.step("encoder runtimes")
-        run.encoder_runs_by = settle_runtime(run, uris)
-        return models_recipe(run.models, *run.encoder_runs_by)
+        return dict(part.split("=", 1) for part in run.models.identity)  # weights by their numbers, from whatever file
     if run.job.models == "recorded":
         run.step("models of features")
         rows = run.tables.read("runs").select("started_at", "config", "features").where("size(features) > 0").collect()

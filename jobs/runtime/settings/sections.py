@@ -229,23 +229,31 @@ class EncoderSettings(Section):
     )
     pooling: Literal["auto", "map", "pooled"] = setting(
         "auto",
-        "map: mean and max over the positions of the model's feature map; pooled: the model's own vector, for "
-        "both; auto: map where the model yields one",
+        "map: mean and max over the positions of the model's feature map; pooled: the model's own vector, and no maximum; "
+        "auto: map if the model yields one",
         Shapes("features", by_content=True),
     )
-    runtime: Literal["auto", "torch", "openvino"] = setting(
+    runtime: Literal["torch", "openvino"] = setting(
         "torch",
-        "openvino is fastest on processors, and an extra; auto measures a few seconds and takes the fastest "
-        "within cosine 0.999 of fp32, then keeps to it while the tables are there",
+        "openvino is fastest on processors, and an extra; the job doctor measures both on your slides",
         Shapes("features", by_content=True),
     )
-    precision: Literal["fp32", "bf16", "fp16"] | None = setting(
-        None, "null is fp32, or with runtime auto whatever is fastest", Shapes("features", by_content=True)
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32",
+        "bf16 and fp16 are faster on some processors and on GPUs; the job doctor measures them",
+        Shapes("features", by_content=True),
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = setting(
-        "auto", "tiles a forward pass; auto measures once a host", NO_ROW
+        "auto", "tiles per forward pass; auto measures once per host", NO_ROW
     )
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one", NO_ROW)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU if there is one", NO_ROW)
+
+    @field_validator("runtime", mode="before")
+    @classmethod
+    def _not_measured_by_the_run(cls, value: Any) -> Any:
+        if value == "auto":
+            raise ValueError("must be torch or openvino: slidelake doctor measures both on your slides")
+        return value
 
     @model_validator(mode="after")
     def _fit_together(self) -> "EncoderSettings":

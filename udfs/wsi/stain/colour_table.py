@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udfs.wsi.host_cache import building, cache_folder
+from udfs.wsi.host_cache import cache_folder, make_once
 from udfs.wsi.quality.colours import COLOURS, STRIP_PX, rgb, strips
 from udfs.wsi.stain.stainnet import StainNet
 
@@ -68,10 +68,7 @@ class StainNormaliser:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists() and map_table(path) is None:  # of another size
                     path.unlink(missing_ok=True)
-                with building(path, wait=wait) as unfinished:
-                    if unfinished:
-                        with unfinished.open("wb") as file:
-                            file.writelines(strip.tobytes() for strip in _strips_of_table(self.net))
+                make_once(path, lambda unfinished: _write(unfinished, self.net), wait=wait)
                 table = map_table(path)
         except OSError as error:
             self._is_shared = False
@@ -129,3 +126,8 @@ def _strips_of_table(net: StainNet) -> Iterator[Table]:
         packed = np.zeros((STRIP_PX, 4), np.uint8)
         packed[:, :3] = net.normalise(rgb(first, first + STRIP_PX))
         yield packed.view("<u4")[:, 0]
+
+
+def _write(path: Path, net: StainNet) -> None:
+    with path.open("wb") as file:
+        file.writelines(strip.tobytes() for strip in _strips_of_table(net))
