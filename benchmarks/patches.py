@@ -121,7 +121,7 @@ def _compared(uri: str, cache: dict[str, Any], spec: PatchSpec, corners: NDArray
         "dataloader_patches_per_s": rates["dataloader"],
         "vs_dataloader": rates[f"ours_{_WORKERS}"] / rates["dataloader"],
         "scaling_1_to_2": rates[f"ours_{_WORKERS}"] / rates["ours_1"],
-        "mixing_units": _loader(spec, _WORKERS, unit).mixing(0)[1],
+        "mixing_units": _loader(spec, _WORKERS, unit).mixing(0)[1] or 0.0,
     }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ from jobs.runtime.cohort.locating import Located
 from jobs.runtime.cohort.patient_csv import Image
 from jobs.runtime.run.survey import FEATURES_COLUMNS, SLIDES_COLUMNS, TILES_COLUMNS, Snapshot, patient_hash, take_survey
 from jobs.runtime.settings.config import Config
-from jobs.runtime.settings.identity import Identity, models_recipe, row_hash
+from jobs.runtime.settings.identity import Identity, row_hash
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import FileInfo, public_uri
 
@@ -47,15 +46,12 @@ def lost(code: ErrorCode) -> Located:
 def models_of(config: Config) -> dict[str, str]:
     """What the models add to the identity, if files at other URIs hold other numbers."""
     encoder = config.encoder
-    precision = "fp32" if encoder.precision == "fp32" else f"{encoder.precision} by {encoder.runtime}"
-    parts = {
+    return {
         "encoder.weights": row_hash(encoder.weights),
-        "encoder.pooling": "map" if encoder.pooling == "auto" else encoder.pooling,
-        "encoder.precision": precision,
+        "encoder.outputs": "avg 8" if encoder.pooling == "pooled" else "avg 8, max 8",
+        "encoder.precision": "fp32" if encoder.precision == "fp32" else f"{encoder.precision} by {encoder.runtime}",
         "stain.weights": row_hash(config.stain.weights),
     }
-    loaded: Any = SimpleNamespace(identity=tuple(f"{name}={value}" for name, value in parts.items()))
-    return models_recipe(loaded)
 
 
 def identity_of(config: Config) -> Identity:

@@ -11,7 +11,7 @@ from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.run import Run
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
-from jobs.runtime.settings.identity import Identity, Recipe, models_recipe, recorded_models
+from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
 from jobs.runtime.spark.resources import executors_gone, features_resources
 from jobs.runtime.spark.session import slots
 from udfs.wording import some
@@ -71,7 +71,7 @@ def _models(run: Run) -> Recipe | None:
     """What the models add to the identity of features; None if the job has nothing to do with them, or nobody knows it."""
     if run.job.models == "loaded":
         features_resources(run.spark, run.config.resources)  # what no executor can give ends the run here
-        return models_recipe(run.models)
+        return dict(part.split("=", 1) for part in run.models.identity)  # weights by their numbers, from whatever file
     if run.job.models == "recorded":
         run.step("models of features")
         rows = run.tables.read("runs").select("started_at", "config", "features").where("size(features) > 0").collect()

@@ -13,7 +13,6 @@ from typing import Any
 from jobs.runtime.settings.config import Config, settings_by_key
 from jobs.runtime.settings.sections import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
-from udfs.encode_tiles import Models
 from udfs.wsi.quality.mask_metric import mask_metrics
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
@@ -25,7 +24,7 @@ class Identity:
     """What shapes rows under some settings.
 
     Attributes:
-        models: see `models_recipe`; None if the models are not known.
+        models: what the loaded models add to the settings, weights by the hash of their numbers; None if it is not known.
         slides: what shapes the rows of slides, tiles and indexes, beside the image's own file and patient.
         selection: what says which tiles have a row in features.
         features: what shapes the rows of features, beside the image's own file and patient; not which rows there are.
@@ -33,7 +32,7 @@ class Identity:
     """
 
     def __init__(self, config: Config, models: Mapping[str, str] | None = None) -> None:
-        """Without `models`, see `models_recipe`, nothing can be told of features but what the settings alone say."""
+        """Without `models`, features have no hash."""
         self.models = models
         # Of the tissue methods, only the chosen one shapes masks.
         self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
@@ -86,13 +85,8 @@ def row_hash(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH]
 
 
-def models_recipe(models: Models) -> Recipe:
-    """What the loaded models add to the settings: weights by the hash of their numbers, whatever file they came from."""
-    return dict(part.split("=", 1) for part in models.identity)
-
-
 def recorded_models(config: Config, runs: Iterable[tuple[str, Mapping[str, str]]]) -> Recipe | None:
-    """What `models_recipe` was in the first of some runs that had the same settings of features.
+    """What the models added to the settings in the first of some runs that had the same settings of features.
 
     Args:
         config: the settings now.

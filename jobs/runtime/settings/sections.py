@@ -229,8 +229,8 @@ class EncoderSettings(Section):
     )
     pooling: Literal["auto", "map", "pooled"] = setting(
         "auto",
-        "map: mean and max over the positions of the model's feature map; pooled: the model's own vector, and no "
-        "maximum; auto: map if the model yields one",
+        "map: mean and max over the positions of the model's feature map; pooled: the model's own vector, and no maximum; "
+        "auto: map if the model yields one",
         Shapes("features", by_content=True),
     )
     runtime: Literal["torch", "openvino"] = setting(

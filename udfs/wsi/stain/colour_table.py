@@ -68,7 +68,7 @@ class StainNormaliser:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists() and map_table(path) is None:  # of another size
                     path.unlink(missing_ok=True)
-                make_once(path, lambda unfinished: _write_table(unfinished, self.net), wait=wait)
+                make_once(path, lambda unfinished: _write(unfinished, self.net), wait=wait)
                 table = map_table(path)
         except OSError as error:
             self._is_shared = False
@@ -121,13 +121,13 @@ def _looked_up(table: Table, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return result
 
 
-def _write_table(path: Path, net: StainNet) -> None:
-    with path.open("wb") as file:
-        file.writelines(strip.tobytes() for strip in _strips_of_table(net))
-
-
 def _strips_of_table(net: StainNet) -> Iterator[Table]:
     for first in range(0, COLOURS, STRIP_PX):
         packed = np.zeros((STRIP_PX, 4), np.uint8)
         packed[:, :3] = net.normalise(rgb(first, first + STRIP_PX))
         yield packed.view("<u4")[:, 0]
+
+
+def _write(path: Path, net: StainNet) -> None:
+    with path.open("wb") as file:
+        file.writelines(strip.tobytes() for strip in _strips_of_table(net))
