@@ -157,7 +157,7 @@ def _in_tasks(run: Run, units: DataFrame, planned: list[Row]) -> DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("features", __doc__, [encode], stale, argv)
+    return run_job("features", [encode], stale, argv)
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def _need_folder(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("patches", __doc__, read_cohort_ahead, argv, check=_need_folder)
+    return run_main("patches", read_cohort_ahead, argv, check=_need_folder)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _hashes_now(run: Run, patients: Sequence[str] | None = None) -> dict[str, st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("patients", __doc__, [assemble], stale, argv)
+    return run_job("patients", [assemble], stale, argv)
 
 
 if __name__ == "__main__":

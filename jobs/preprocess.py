@@ -20,7 +20,7 @@ def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("preprocess", __doc__, STAGES, stale, argv, retries=True)
+    return run_job("preprocess", STAGES, stale, argv)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _plain(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("slides", __doc__, [find], stale, argv, encodes=False, retries=True)
+    return run_job("slides", [find], stale, argv, encodes=False)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("stainnet", __doc__, fit, argv)
+    return run_main("stainnet", fit, argv)
 
 
 if __name__ == "__main__":

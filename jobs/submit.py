@@ -20,7 +20,7 @@ from zipfile import ZipFile
 
 from pydantic import Field, ValidationError
 
-from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
+from jobs.runtime.settings.arguments import BAD_CONFIG, JOBS, Parser
 from jobs.runtime.settings.config import ConfigError, load_config, masked_override
 from jobs.runtime.settings.sections import Section
 from jobs.runtime.settings.withheld import arguments_without_secrets, described, file_shown
@@ -48,8 +48,8 @@ class Place(Section):
         return {name for command in self.commands for name in Template(command).get_identifiers()}
 
 
-def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
-    """Print or run what brings one of `jobs` to a place; returns the exit status, the last command's where all ran."""
+def main(argv: Sequence[str]) -> int:
+    """Print or run what brings a job to a place; returns the exit status, the last command's where all ran."""
     known = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
     parser = Parser(
         prog="slidelake submit",
@@ -63,8 +63,8 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="the settings, a file here; it goes along")
     given, arguments = parser.parse_known_args(argv)
     try:
-        if given.job not in jobs:
-            raise ConfigError(f"no job {described(given.job)}; there are {', '.join(jobs)}")
+        if given.job not in JOBS:
+            raise ConfigError(f"no job {described(given.job)}; there are {', '.join(JOBS)}")
         place = _place(given.on, known)
         settings = [word for word in arguments if "=" in word and not word.startswith("-")]
         shown = {word: masked_override(word) for word in settings}

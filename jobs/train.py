@@ -298,24 +298,9 @@ def _say(text: Any) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--resume",
-        metavar="RUN_ID",
-        help="go on with a run that was stopped, from its last epoch, with its own settings",
-    )
-    which.add_argument(
-        "--reproduce",
-        metavar="RUN_ID",
-        help="train a finished run's model again, on the same version of the table and with its own settings, and compare: "
-        "exit status 1 where a figure of any epoch differs",
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return main_alone("train", __doc__, train, argv, _options)
+    return main_alone("train", train, argv)
 
 
 if __name__ == "__main__":

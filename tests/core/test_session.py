@@ -63,7 +63,7 @@ def version(name): raise importlib.metadata.PackageNotFoundError(name)
 importlib.metadata.version = version
 sys.modules["delta"] = None
 from jobs.runtime.spark import session
-from jobs.runtime.tables.tables import tables
+import jobs.runtime.tables.tables
 try:
     session.refuse_unusable_spark()
 except session.ConfigError as error:

@@ -73,14 +73,14 @@ def stop_alone(number: signal.Signals, arguments: list[str]) -> Ended:
             send(signal.SIGTERM, number, signal.SIGHUP)
         raise AssertionError("the signal raised nothing")
 
-    return ended(lambda: cli.main_alone("doctor", "", work, arguments, lambda _: None))
+    return ended(lambda: cli.main_alone("doctor", work, arguments))
 
 
 def stop_before_spark(number: signal.Signals, arguments: list[str]) -> Ended:
     def work(*_: object) -> int:
         raise AssertionError("Spark was started")
 
-    return ended(lambda: cli.main("slides", "", work, arguments, check=lambda _: send(number)))
+    return ended(lambda: cli.main("slides", work, arguments, check=lambda _: send(number)))
 
 
 def ignore_and_stop() -> tuple[bool, str]:

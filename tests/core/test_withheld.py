@@ -146,7 +146,7 @@ def test_a_refusal_of_any_job_shows_no_secret_of_its_settings(
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(MINIMAL | {"slides": {"storage_options": {"account_key": "hunter2xy"}}}))
-    assert main_alone("train", None, work, ["--config", str(path)], lambda _: None) == BAD_CONFIG
+    assert main_alone("train", work, ["--config", str(path)]) == BAD_CONFIG
     assert capfd.readouterr().err == "slidelake train: *** opens https://u@h/x and s3://b/y\n"
 
 
@@ -189,7 +189,7 @@ def test_a_secret_in_place_of_a_settings_file_is_not_echoed(
         load_config(secret)
     assert secret not in str(caught.value)
     place = sorted((ROOT / "conf/places").glob("*.yaml"))[0].stem
-    main(["--on", place, "slides", "--config", secret], {"slides": ""})
+    main(["--on", place, "slides", "--config", secret])
     assert secret not in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"--config /a/b c&d1\.yaml: no such file"):
         load_config("/a/b c&d1.yaml")

@@ -16,9 +16,9 @@ import yaml
 from pyspark.sql import SparkSession
 
 from jobs import __main__ as command
-from jobs.__main__ import JOBS
 from jobs.runtime.run import cli
 from jobs.runtime.run.run import Run
+from jobs.runtime.settings.arguments import JOBS
 from jobs.runtime.settings.config import Config, describe_settings
 from tests.events import Events, accumulated, descriptions, event_log_options, read_events
 from tests.slides.damage import BAD_SLIDES
@@ -213,7 +213,7 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
 
     arguments = ["--config", str(config_file), *(f"{key}=https://me:{secrets[key]}@host/x" for key in settings)]
     arguments.append(f"output.root={tmp_path}/taken")
-    assert cli.main("preprocess", "", fail, arguments) == 1
+    assert cli.main("preprocess", fail, arguments) == 1
     said = capfd.readouterr().err
     assert "RuntimeError: the last of it, *** *** " in said and "stopped by RuntimeError" in said
     assert SECRET not in said

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,9 +15,8 @@ from jobs.runtime.cohort.locating import read_cohort, secrets_in
 from jobs.runtime.cohort.patient_csv import Image, unlabelled
 from jobs.runtime.run.run import Run, Stage, work_in_waves
 from jobs.runtime.run.summary import failed_slides, slide_warnings, summarise
-from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
-from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
-from jobs.runtime.settings.sections import ONE_JOBS
+from jobs.runtime.settings.arguments import BAD_CONFIG, parse_arguments
+from jobs.runtime.settings.config import Config, ConfigError, load_config
 from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.spark.session import is_local, refuse_unusable_spark, start_session
@@ -31,32 +29,23 @@ from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
 
-_EXIT_STATUS = """\
-exit status:
-  0  done, every slide is accounted for and none failed
-  3  done, but slides failed: each is named on stderr and in table slides (on_failed_slides: ignore makes this 0)
-  2  bad settings, CSV or arguments: one line says what and where
-  1  anything else; of doctor: a check failed
-"""
-
 
 def run_job(
     job: str,
-    description: str | None,
     stages: Sequence[Stage],
     stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
     argv: Sequence[str] | None,
     *,
     encodes: bool = True,
-    retries: bool = False,
 ) -> int:
     """A job that brings tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
-        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retries and arguments.retry_failed)
+        retry_failed = getattr(arguments, "retry_failed", False)
+        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retry_failed)
         return conclude(run, survey)
 
-    return main(job, description, work, argv, retries=retries)
+    return main(job, work, argv)
 
 
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
@@ -72,20 +61,17 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
 
 def main(
     job: str,
-    description: str | None,
     work: Callable[[Run, argparse.Namespace], int],
     argv: Sequence[str] | None,
     *,
-    retries: bool = False,
     check: Callable[[Config], None] = lambda _: None,
-    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
 
-    `check` may refuse settings before Spark starts. `options` adds the job's own arguments.
+    `check` may refuse settings before Spark starts.
     """
     part_stderr_from_stdout()
-    arguments = _parse(job, description, argv, retries=retries, options=options)
+    arguments = parse_arguments(job, argv)
     config: Config | None = None
     images: Sequence[Image] = ()
     try:
@@ -107,24 +93,10 @@ def main(
         return FAILED
 
 
-def main_alone(
-    job: str,
-    description: str | None,
-    work: Callable[[Config, argparse.Namespace], int],
-    argv: Sequence[str] | None,
-    options: Callable[[argparse.ArgumentParser], None],
-) -> int:
-    """As `main`, for a job that starts Spark only where it needs to, and leaves a record of its own.
-
-    Args:
-        job: its name.
-        description: for --help.
-        work: the job; returns the exit status.
-        argv: arguments.
-        options: adds the job's own.
-    """
+def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
+    """As `main`, for a job that starts Spark only if it needs to, and leaves a record of its own."""
     part_stderr_from_stdout()
-    arguments = _parse(job, description, argv, retries=False, options=options)
+    arguments = parse_arguments(job, argv)
     config: Config | None = None
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -203,35 +175,3 @@ def _record_early_end(run: Run, status: str, read: dict[str, int]) -> None:
                 thread.submit(run.record, status, read).result()
             return
     print(f"slidelake {run.job}: this run has no row in table runs", file=sys.stderr)
-
-
-def _parse(
-    job: str,
-    description: str | None,
-    argv: Sequence[str] | None,
-    *,
-    retries: bool,
-    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
-) -> argparse.Namespace:
-    settings = "\n".join(
-        textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
-        for key, default, text in describe_settings()
-        if ONE_JOBS.get(key.partition(".")[0], job) == job
-    )
-    parser = Parser(
-        prog=f"slidelake {job}",
-        description=description,
-        epilog=f"settings, in FILE or as key=value [default]; those of other jobs are left out:\n{settings}\n\n{_EXIT_STATUS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the settings, YAML; a path or any fsspec URI")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting, for example tiling.mpp=0.5")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved settings, secrets masked, and stop"
-    )
-    if retries:
-        parser.add_argument(
-            "--retry-failed", action="store_true", help="work on failed slides again, though nothing changed"
-        )
-    options(parser)
-    return parser.parse_intermixed_args(argv)
