@@ -1,16 +1,21 @@
 """The command `slidelake JOB ...`: hands over to jobs/JOB.py, as spark-submit does."""
 
+import logging
 import sys
 from importlib import import_module
 from importlib.metadata import version
 
 from jobs.runtime.settings.arguments import BAD_CONFIG, JOBS, parse_arguments
 from jobs.runtime.settings.withheld import described
+from jobs.runtime.spark.streams import log_to_stderr
+
+_log = logging.getLogger("slidelake.command")
 
 
 def main() -> int:
     """Dispatch; returns the exit status."""
     job, *rest = sys.argv[1:] or ["--help"]
+    log_to_stderr()
     status: int
     if job in JOBS:
         parse_arguments(job, rest)  # --help and bad arguments end here: the job's own imports take seconds
@@ -20,7 +25,7 @@ def main() -> int:
             if error.name != "pyspark":
                 raise
             remedy = "pip install 'slidelake[spark]', or use the Python of a platform that has Spark"
-            print(f"slidelake {job}: PySpark is missing: {remedy}", file=sys.stderr)
+            _log.error("slidelake %s: PySpark is missing: %s", job, remedy)
             return BAD_CONFIG
         status = run(rest)
         return status
@@ -36,7 +41,7 @@ def main() -> int:
     if job == "--version":
         print(f"slidelake {version('slidelake')}")
         return 0
-    print(f"slidelake: no job {described(job)}; there are {', '.join(JOBS)}", file=sys.stderr)
+    _log.error("slidelake: no job %s; there are %s", described(job), ", ".join(JOBS))
     return BAD_CONFIG
 
 

@@ -4,6 +4,7 @@ What runs stands in the file, word for word; what goes along is the settings fil
 """
 
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -26,9 +27,11 @@ from jobs.runtime.settings.sections import Section
 from jobs.runtime.settings.withheld import arguments_without_secrets, described, file_shown
 from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
 from jobs.runtime.spark.signals import NAMES, handle_stop_signals, name_of, say, stop_signals
+from jobs.runtime.spark.streams import log_to_stderr
 from udfs.wording import named, new_run_id, printable, some
 
 ROOT = Path(__file__).parents[1]
+_log = logging.getLogger("slidelake.submit")
 _FAILED = 1
 _SIGNALLED = 128  # and the number of the signal, as shells have it
 
@@ -50,6 +53,7 @@ class Place(Section):
 
 def main(argv: Sequence[str]) -> int:
     """Print or run what brings a job to a place; returns the exit status, the last command's where all ran."""
+    log_to_stderr()
     known = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
     parser = Parser(
         prog="slidelake submit",
@@ -80,10 +84,10 @@ def main(argv: Sequence[str]) -> int:
         with stop_signals():
             return _run(commands(place, names, arguments))
     except ConfigError as error:
-        print(printable(f"slidelake submit: {error}"), file=sys.stderr)
+        _log.error(printable(f"slidelake submit: {error}"))
         return BAD_CONFIG
     except KeyboardInterrupt as error:  # before a client ran, or between two
-        print(f"slidelake submit: stopped by {name_of(error)}", file=sys.stderr)
+        _log.error("slidelake submit: stopped by %s", name_of(error))
         return _FAILED
 
 

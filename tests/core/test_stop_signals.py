@@ -19,6 +19,7 @@ import pytest
 from jobs.runtime.run import cli
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.signals import Stopped, stop_signals
+from tests.messages import plain
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 Ended = tuple[int, list[str]]  # exit status, and the sorted lines on stderr
@@ -60,7 +61,7 @@ def ended(job: Callable[[], int]) -> Ended:
         status = job()
         time.sleep(0.2)  # lines of handlers come from threads
     assert not out.getvalue()
-    return status, sorted(err.getvalue().splitlines())
+    return status, sorted(plain(err.getvalue()).splitlines())
 
 
 def stop_alone(number: signal.Signals, arguments: list[str]) -> Ended:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from jobs import submit
+from tests.messages import plain
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -79,7 +80,8 @@ def say(checkout: Path, capfd: pytest.CaptureFixture[str]) -> Say:
             status = submit.main(arguments)
         except SystemExit as exit_:
             status = int(exit_.code or 0)
-        return status, *capfd.readouterr()
+        said = capfd.readouterr()
+        return status, said.out, plain(said.err)
 
     return run
 

@@ -1,7 +1,7 @@
 """From a command line to an exit status: the same arguments, messages and summary for every job."""
 
 import argparse
-import sys
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,13 +21,14 @@ from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.spark.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.spark.signals import Stopped, name_of, stop_signals
-from jobs.runtime.spark.streams import part_stderr_from_stdout
+from jobs.runtime.spark.streams import log_to_stderr
 from jobs.runtime.tables.stopped import why_stopped
 from jobs.runtime.tables.writable import refuse_unwritable
 from udfs.wording import printable
 from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
+_log = logging.getLogger("slidelake.run")
 
 
 def run_job(
@@ -54,7 +55,7 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     failed = failed_slides(run, survey)
     print("\n".join([summarise(run, survey), *lines]))
     for line in (*slide_warnings(run, survey), *failed, *run.problems):
-        print(printable(f"slidelake: {line}"), file=sys.stderr)
+        _log.warning(printable(f"slidelake: {line}"))
     bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE
 
@@ -70,7 +71,7 @@ def main(
 
     `check` may refuse settings before Spark starts.
     """
-    part_stderr_from_stdout()
+    log_to_stderr()
     arguments = parse_arguments(job, argv)
     config: Config | None = None
     images: Sequence[Image] = ()
@@ -89,13 +90,13 @@ def main(
     except ConfigError as error:
         return _refuse(job, error, config, images)
     except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
-        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
+        _log.error("slidelake %s: stopped by %s", job, name_of(error))
         return FAILED
 
 
 def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
     """As `main`, for a job that starts Spark only if it needs to, and leaves a record of its own."""
-    part_stderr_from_stdout()
+    log_to_stderr()
     arguments = parse_arguments(job, argv)
     config: Config | None = None
     try:
@@ -109,21 +110,21 @@ def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv
         return _refuse(job, error, config)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            print(redact(traceback.format_exc(), secrets_in(config) if config else ()), file=sys.stderr)
-        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
+            _log.error(redact(traceback.format_exc(), secrets_in(config) if config else ()))
+        _log.error("slidelake %s: stopped by %s", job, name_of(error))
         return FAILED
 
 
 def tell_unlabelled(job: str, images: Sequence[Image]) -> None:
     """Print how many rows of the CSV have no label, and which texts were taken for that."""
     if line := unlabelled(images):
-        print(printable(f"slidelake {job}: {line}"), file=sys.stderr)
+        _log.warning(printable(f"slidelake {job}: {line}"))
 
 
 def _refuse(job: str, error: ConfigError, config: Config | None, images: Sequence[Image] = ()) -> int:
     """Say what can't be used, without secrets; returns the exit status."""
     secrets = secrets_in(config, images) if config else ()
-    print(printable(redact(f"slidelake {job}: {error}", secrets)), file=sys.stderr)
+    _log.error(printable(redact(f"slidelake {job}: {error}", secrets)))
     return BAD_CONFIG
 
 
@@ -136,6 +137,7 @@ def _run(
 ) -> int:
     run = Run(config, start_session(f"slidelake {job}"), job)
     read: dict[str, int] = {}
+    log_to_stderr(run.run_id)
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
@@ -157,9 +159,9 @@ def _run(
         is_stop = isinstance(error, KeyboardInterrupt)
         why = None if is_stop else why_stopped(error, run.tables)
         if not (is_stop or why):
-            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
+            _log.error(redact(traceback.format_exc(), secrets_in(config, images)))
         go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
-        print(printable(f"slidelake {job}: {why or go_on}"), file=sys.stderr)
+        _log.error(printable(f"slidelake {job}: {why or go_on}"))
         _record_early_end(run, f"stopped by {name}", read)
         return FAILED
     finally:
@@ -174,4 +176,4 @@ def _record_early_end(run: Run, status: str, read: dict[str, int]) -> None:
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(run.record, status, read).result()
             return
-    print(f"slidelake {run.job}: this run has no row in table runs", file=sys.stderr)
+    _log.error("slidelake %s: this run has no row in table runs", run.job)

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.spark.resources import features_resources
 from jobs.runtime.tables.tables import spark_schema
 from udfs.measure_encoders import measure_encoders
 from udfs.schemas import MEASURED_ENCODERS
@@ -79,6 +78,6 @@ def measure_runtimes(run: "Run", uris: Sequence[str]) -> list[Measured]:
     some = uris[:: max(1, len(uris) // _SLIDES_LOOKED_AT)][:_SLIDES_LOOKED_AT]
     rows = run.spark.createDataFrame([(uri,) for uri in some], "uri string").coalesce(1)
     function = measure_encoders(run.feature_spec, run.config.tiling.tile_px, run.config.encoder.precision)
-    profile = features_resources(run.spark, run.config.resources).profile
+    profile = run.stage_resources.profile
     found = rows.mapInArrow(function, spark_schema(MEASURED_ENCODERS), profile=profile).collect()
     return [Measured(**row.asDict()) for row in found]

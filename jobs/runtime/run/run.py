@@ -23,7 +23,7 @@ from jobs.runtime.run.work import NoAccumulatorsError, Work, in_accumulators, tr
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.recipe import Recipe, full_recipe
 from jobs.runtime.settings.withheld import described, may_be_secret
-from jobs.runtime.spark.resources import executors_gone, features_resources
+from jobs.runtime.spark.resources import StageResources, executors_gone, features_resources
 from jobs.runtime.spark.session import slots
 from jobs.runtime.tables.tables import SCHEMAS, Tables, spark_schema
 from udfs.encode_tiles import FeatureSpec, Models, load_models
@@ -100,9 +100,14 @@ class Run:
             EncoderSpec(**encoder),
             absolute_uri(stain) if stain else None,
             self.config.histogram.bins,
-            features_resources(self.spark, self.config.resources).gpu_share,
+            self.stage_resources.gpu_share,
             self.config.slides.storage_options,
         )
+
+    @cached_property
+    def stage_resources(self) -> StageResources:
+        """How the features stage is scheduled; built once, since to Spark each profile is another. Raises ConfigError."""
+        return features_resources(self.spark, self.config.resources)
 
     @cached_property
     def models(self) -> Models:
@@ -232,7 +237,7 @@ def work_in_waves(
             run.tables.create(name)
         models = None
         if encodes:
-            features_resources(run.spark, config.resources)  # what no executor can give ends the run here
+            _ = run.stage_resources  # what no executor can give ends the run here
             run.step("encoder runtimes")
             run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
             models = (*run.models.fingerprint, *_numerics(run))

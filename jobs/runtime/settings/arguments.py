@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import logging
 import math
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from jobs.runtime.settings.withheld import without_secrets
 from udfs.wording import printable
 
+_log = logging.getLogger("slidelake.arguments")
 BAD_CONFIG = 2  # the exit status of bad settings, CSV or arguments
 
 JOBS = {
@@ -41,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""
-        self.exit(BAD_CONFIG, f"{self.prog}: {printable(without_secrets(message))}; see --help\n")
+        _log.error("%s: %s; see --help", self.prog, printable(without_secrets(message)))
+        self.exit(BAD_CONFIG)
 
 
 def hours(text: str) -> float:
