@@ -6,7 +6,6 @@ from it how long the cohort takes.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -68,26 +67,9 @@ def examine(config: Config, arguments: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--deadline",
-        type=hours,
-        metavar="HOURS",
-        help="tell how many executors the cohort needs to be done in so many hours",
-    )
-
-
-def hours(text: str) -> float:
-    """A time above 0; raises ValueError."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return main_alone("doctor", __doc__, examine, argv, _options)
+    return main_alone("doctor", examine, argv)
 
 
 if __name__ == "__main__":

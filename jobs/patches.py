@@ -5,6 +5,7 @@ The trainer takes them with jobs.training.patches.window_feed.WindowFeed(FOLDER)
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
 
 JOB = Job("patches", reads=("slides", "tiles", "indexes", "patients"))
+_log = logging.getLogger("slidelake.patches")
 _POLL_S = 0.1
 _SAME = ("fingerprint", "n_patches", "window_patches", "unit_patches", "seed")  # in every run on one folder
 
@@ -232,12 +234,12 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
         with run.stage("patches"):
             written = read_ahead(run.spark, spec, settings, config.slides.storage_options)
     except SlideError as error:
-        print(f"slidelake: failed: {error.message}; or patches.on_bad_slide=skip leaves it out", file=sys.stderr)
+        _log.error("slidelake: failed: %s; or patches.on_bad_slide=skip leaves it out", error.message)
         return FAILED
     run.record.counts["patches_read"], run.record.counts["patches_skipped"] = written.read, written.skipped.n_patches
     print(f"slidelake patches: {written.read:,} patches read ahead into {settings.folder}")
     for image_id, (n_patches, reason) in sorted(written.skipped.items()):
-        print(f"slidelake: skipped {n_patches:,} patches of {image_id}: {reason}", file=sys.stderr)
+        _log.warning("slidelake: skipped %s patches of %s: %s", f"{n_patches:,}", image_id, reason)
     return SLIDES_FAILED if written.skipped and config.on_failed_slides == "report" else DONE
 
 
@@ -248,7 +250,7 @@ def _need_folder(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, __doc__, read_cohort_ahead, argv, check=_need_folder)
+    return run_main(JOB, read_cohort_ahead, argv, check=_need_folder)
 
 
 if __name__ == "__main__":
