@@ -72,4 +72,4 @@ def mixing(groups: Numbers, batch_size: int) -> float:
     perfect = sum(
         count * (1 - comb(n - size, batch_size) / all_batches) for size, count in np.transpose(sizes).tolist()
     )
-    return float(distinct.mean()) / perfect
+    return float(distinct.mean() / perfect)
