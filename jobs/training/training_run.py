@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from jobs.training.devices import take_device
 from jobs.training.feed import Feed, make_feed
 from jobs.training.labelled import TrainingSet
 from jobs.training.model.files import (
-    CHECKPOINT,
     ModelCard,
     TrainingState,
     load_checkpoint,
     model_versions,
+    remove_checkpoint,
     save_checkpoint,
     save_model,
 )
@@ -33,7 +33,7 @@ from jobs.training.model.metrics import Evaluation, evaluate_split, metric_value
 from jobs.training.model.mil import BagModel, LogisticModel, build_model
 from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
-from udfs.wsi.store import filesystem, write_bytes
+from udfs.wsi.store import write_bytes
 
 HELD_OUT = ("validation", "test")
 _COLUMNS = {"avg": ("embeddings_avg",), "max": ("embeddings_max",), "both": ("embeddings_avg", "embeddings_max")}
@@ -225,7 +225,7 @@ class Recorder:
             title = f"{task.card.model_id}: split {split}, {evaluation.n} patients"
             self._write(f"report_{split}.png", draw_report(title, predictions[split], evaluation))
         self._write("predictions.csv", predictions_csv(predictions, classes))
-        report = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
+        report = {split: asdict(evaluation) for split, evaluation in evaluations.items()}
         self._write("report.json", json.dumps(report, indent=2).encode())
         card = replace(
             task.card,
@@ -236,9 +236,7 @@ class Recorder:
             versions=model_versions(),
         )
         save_model(task.folder, model, card, task.storage_options)
-        fs, path = filesystem(task.folder, task.storage_options)
-        if fs.exists(f"{path}/{CHECKPOINT}"):
-            fs.rm(f"{path}/{CHECKPOINT}")
+        remove_checkpoint(task.folder, task.storage_options)
         why = "the best on validation" if task.members.splits["validation"] else "the last"
         lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, {why}"]
         return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])
