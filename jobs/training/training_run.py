@@ -8,8 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,7 @@ from jobs.training.model.files import (
 )
 from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit_model, predict_feed
 from jobs.training.model.logistic import collect, fit_logistic
-from jobs.training.model.metrics import Evaluation, evaluate_split, metric_values
+from jobs.training.model.metrics import Evaluation, evaluate_split
 from jobs.training.model.mil import BagModel, LogisticModel, build_model
 from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
@@ -83,8 +84,7 @@ def _run(task: Task, device: torch.device) -> str:
     is_first = not dist.is_initialized() or dist.get_rank() == 0
     state = _begin(task)
     model = build_model(task.card.spec).to(device)
-    record = Recorder(task, state.epoch) if is_first else None
-    try:
+    with Recorder(task, state.epoch) if is_first else nullcontext() as record:
         if isinstance(model, LogisticModel) and state.epoch:  # it was fitted before the run was stopped
             model.load_state_dict(state.model)
         elif isinstance(model, LogisticModel):
@@ -96,15 +96,7 @@ def _run(task: Task, device: torch.device) -> str:
         predictions = {
             split: predict_feed(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]
         }
-        if record is None:
-            return ""
-        report = record.finish(model, state, predictions)
-        record.close(finished=True)
-        return report
-    except BaseException:
-        if record:
-            record.close(finished=False)
-        raise
+        return record.finish(model, state, predictions) if record else ""
 
 
 def _begin(task: Task) -> TrainingState:
@@ -140,9 +132,7 @@ def _fit_logistic(task: Task, model: LogisticModel, state: TrainingState) -> Non
     strength, loss = fit_logistic(model, train, validation, task.settings["class_weights"])
     figures = {"epoch": 0.0, "train_loss": loss, "train_inverse_penalty": strength}
     if validates:
-        found = predict_feed(model, _feed(task, "validation"))
-        measured = metric_values(found.labels, found.probabilities)
-        figures |= {f"validation_{name}": value for name, value in measured.items()}
+        figures |= predict_feed(model, _feed(task, "validation")).figures("validation")
     state.best_epoch, state.epoch = 0, 1
     state.model = state.best_model = model.state_dict()
     state.history.append(figures)
@@ -185,6 +175,16 @@ class Recorder:
         self._bar: tqdm[Any] | None = None
         self._first_epoch = first_epoch
 
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes records and bar."""
+        self._records.close(finished=kind is None)
+        if self._bar is not None:
+            self._bar.close()
+
     def expect(self, steps: int) -> None:
         """Shows progress; `steps`: per epoch."""
         epochs = self._task.settings["epochs"]
@@ -217,8 +217,7 @@ class Recorder:
         }
         history = [dict(figures) for figures in state.history]
         if "test" in predictions and best is not None:
-            measured = metric_values(predictions["test"].labels, predictions["test"].probabilities)
-            news = {f"test_{name}": value for name, value in measured.items()}
+            news = predictions["test"].figures("test")
             history[best] |= news
             self._records.write(history, {"epoch": float(best)} | news)
         for split, evaluation in evaluations.items():
@@ -240,12 +239,6 @@ class Recorder:
         why = "the best on validation" if task.members.splits["validation"] else "the last"
         lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, {why}"]
         return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])
-
-    def close(self, *, finished: bool) -> None:
-        """Closes records and bar."""
-        self._records.close(finished=finished)
-        if self._bar is not None:
-            self._bar.close()
 
     def _write(self, name: str, data: bytes) -> None:
         write_bytes(f"{self._task.folder}/{name}", data, self._task.storage_options)
