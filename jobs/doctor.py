@@ -6,12 +6,12 @@ from it how long the cohort takes.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
 
 from jobs.checks import clock, data, machine, software
+from jobs.checks.encoder_runtimes import encoder_runtimes
 from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, as_text, look
@@ -39,8 +39,8 @@ CHECKS = (
     Check("store", data.store, _LONG_S, ("executors",)),
     Check("output", output, _LONG_S, ("executors", "code")),
     Check("encoder", data.encoder, _LONG_S, ("executors", "packages", "memory")),
-    # Where output.root has tables, they may say which encoder is to be clocked.
-    Check("clock", clock.clock, _LONG_S + 2 * clock.SAMPLE_S, ("delta", "python", "store", "output", "encoder")),
+    Check("runtimes", encoder_runtimes, _LONG_S, ("python", "store", "encoder")),
+    Check("clock", clock.clock, _LONG_S + 2 * clock.SAMPLE_S, ("python", "store", "encoder")),
 )
 
 
@@ -67,26 +67,9 @@ def examine(config: Config, arguments: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--deadline",
-        type=hours,
-        metavar="HOURS",
-        help="tell how many executors the cohort needs to be done in so many hours",
-    )
-
-
-def hours(text: str) -> float:
-    """A time above 0; raises ValueError."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return main_alone("doctor", __doc__, examine, argv, _options)
+    return main_alone("doctor", examine, argv)
 
 
 if __name__ == "__main__":

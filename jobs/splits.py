@@ -19,8 +19,10 @@ from jobs.runtime.cohort.locating import cohort_bytes
 from jobs.runtime.cohort.patient_csv import Image, parse_cohort, rows_as_written
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
-from jobs.runtime.settings.config import ConfigError, settings_hash
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.summary import end_lines
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.settings.identity import row_hash
 from jobs.runtime.tables.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
 from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits, missing_classes
@@ -28,6 +30,7 @@ from udfs import schemas
 from udfs.wording import named
 from udfs.wsi.store import public_uri, read_bytes, write_bytes
 
+JOB = Job("splits", reads=("slides",), writes=("splits", "patients"))  # patients only if it exists
 _PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with
 _MAY_CHANGE = ("split", "fold", "center_id", "label", "n_images", "seed", "params_hash", "run_id")
 Row = dict[str, Any]  # of table splits
@@ -37,22 +40,21 @@ def split(run: Run, arguments: argparse.Namespace) -> int:
     """Deal whoever has no split, then bring tables and files up to date."""
     data = cohort_bytes(run.config)
     images = parse_cohort(data)
-    there = run.tables.versions()
     with run.stage("splits"):
-        have = _rows_now(run) if "splits" in there else {}
+        have = _rows_now(run)
         anew = _is_dealt_anew(run, have, redo=arguments.redo)
         rows = _deal(run, images, have, {} if anew else have)
-        compared = _gate(run, images, rows, slides_there="slides" in there)
+        compared = _gate(run, images, rows)
         _write(run, rows, have, anew=anew)
     with run.stage("patients"):
-        shown = _show_in_patients(run, rows) if "patients" in there else None
+        shown = _show_in_patients(run, rows) if run.tables.exists("patients") else None
     with run.stage("csv"):
         files = _write_csvs(run, data, rows)
     moved = sum(have[name]["split"] != row["split"] for name, row in rows.items() if name in have)
-    run.counts.update(
+    run.record.counts.update(
         patients=len(rows), patients_dealt=len(rows if anew else rows.keys() - have.keys()), patients_moved=moved
     )
-    run.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
+    run.record.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
     print(_report(run, rows, compared, shown, files))
     return DONE
 
@@ -102,7 +104,7 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
     how: dict[str, Any] = {"stratify": settings.stratify, "seed": settings.seed}
     fractions = {name: getattr(settings, name) for name in SPLITS}
     split_of = assign_splits(patients, fractions, {name: row["split"] for name, row in kept.items()}, **how)
-    params_hash = settings_hash(VERSION, _settings(run), settings.folds)
+    params_hash = row_hash(VERSION, _settings(run), settings.folds)
     fold_of: dict[str, int] = {}
     if settings.folds:
         # Folds may be dealt anew: the test split stays out of all of them. They stay under the same settings.
@@ -122,17 +124,17 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
         stays = name in kept and was["fold"] is None and row["fold"] is None  # a fold is of the settings of today
         row["params_hash"] = was["params_hash"] if stays else params_hash
         same = all(was.get(field) == value for field, value in row.items()) and was
-        rows[name] = row | {"run_id": was["run_id"] if same else run.run_id}
+        rows[name] = row | {"run_id": was["run_id"] if same else run.record.run_id}
     return rows
 
 
 _OF_PATIENT = ("patient_id", "center_id", "label", "n_images")
 
 
-def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row], *, slides_there: bool) -> Compared | None:
+def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row]) -> Compared | None:
     """Refuse leaks across splits, and across folds; None where there is no table slides to tell."""
     slides: list[SlideFile] = []
-    if slides_there:
+    if run.tables.exists("slides"):
         opens = {
             image.image_id: image.uri for image in images if image.uri
         }  # may hold a signature that the table has not
@@ -145,7 +147,7 @@ def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row], *, slides_
             refuse_leaks(_pairs(rows, "fold"), slides, run.config.slides.storage_options)
     except LeakageError as error:
         raise ConfigError(str(error)) from None
-    return compared if slides_there else None
+    return compared if run.tables.exists("slides") else None
 
 
 def _pairs(rows: Mapping[str, Row], part: str) -> list[tuple[str, str]]:
@@ -157,8 +159,7 @@ def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: 
 
     The settings are noted before the first rows; if patients are dealt anew, after the rows, so that a killed run deals again.
     """
-    for name in ("splits", "runs"):
-        run.tables.create(name)
+    run.tables.create("splits")
     if not anew:
         _note_settings(run)
     schema = spark_schema(schemas.SPLITS)
@@ -224,9 +225,9 @@ def _bring_up_to_date(uri: str, data: bytes, run: Run) -> None:
 def _report(
     run: Run, rows: Mapping[str, Row], compared: Compared | None, shown: int | None, files: Sequence[str]
 ) -> str:
-    lines = ["", f"slidelake splits, run {run.run_id}", *counts_table(rows.values())]
+    lines = ["", f"slidelake splits, run {run.record.run_id}", *counts_table(rows.values())]
     wanted = " / ".join(f"{getattr(run.config.splits, name):.1%}" for name in SPLITS)
-    dealt, moved = run.counts["patients_dealt"], run.counts["patients_moved"]
+    dealt, moved = run.record.counts["patients_dealt"], run.record.counts["patients_moved"]
     lines.append(
         f"  asked for {wanted}, seed {run.config.splits.seed}; {dealt} patients dealt, {len(rows) - dealt} kept their split"
     )
@@ -248,8 +249,7 @@ def _report(
         lines.append("  patients  not there yet: the patients job fills its column split")
     else:
         lines.append(f"  patients  column split, {shown} rows changed")
-    seconds = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
-    lines += [f"  seconds   {seconds}", f"  tables    {public_uri(run.config.output.root)}/"]
+    lines += end_lines(run.record, public_uri(run.config.output.root))
     lines.append(f"  csv       {', '.join(public_uri(uri) for uri in files)}")
     return "\n".join(lines)
 
@@ -305,17 +305,9 @@ def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--redo",
-        action="store_true",
-        help="if other settings dealt the patients, deal all of them anew; else that is refused, since a patient keeps its split",
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("splits", __doc__, split, argv, options=_options)
+    return run_main(JOB, split, argv)
 
 
 if __name__ == "__main__":
