@@ -5,6 +5,7 @@ report_SPLIT.png and predictions.csv of the held-out patients; tensorboard/.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
 from udfs.wsi.store import write_bytes
 
+_log = logging.getLogger("slidelake.training")
 HELD_OUT = ("validation", "test")
 _COLUMNS = {"avg": ("embeddings_avg",), "max": ("embeddings_max",), "both": ("embeddings_avg", "embeddings_max")}
 
@@ -205,7 +207,7 @@ class Recorder:
         names = ("train_loss", "validation_log_loss", "validation_auroc")
         shown = ", ".join(f"{name} {last[name]:.4f}" for name in names if name in last)
         best = ", best so far" if state.best_epoch == last["epoch"] else ""
-        tqdm.write(f"slidelake: epoch {int(last['epoch'])}: {shown}{best}", file=sys.stderr)
+        _log.info("slidelake: epoch %d: %s%s", last["epoch"], shown, best)
 
     def finish(self, model: BagModel, state: TrainingState, predictions: Mapping[str, Predictions]) -> str:
         """Writes model, report and predictions, and removes the checkpoint. Returns the report as text."""
