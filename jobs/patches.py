@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
-from jobs.runtime.cohort.locating import locate, read_cohort
+from jobs.runtime.cohort.locating import locate
 from jobs.runtime.run.cli import DONE, FAILED, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Job, Run
@@ -213,7 +213,7 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
     """The patients of the CSV, as section `patches` says."""
     del arguments
     settings, config = run.config.patches, run.config
-    images = read_cohort(config)
+    images = run.images
     with run.stage("plan"):
         located = locate(images, config)
         try:

@@ -11,7 +11,7 @@ from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
 from jobs.runtime.settings.config import Config, ConfigError, load_config
 from jobs.runtime.settings.withheld import arguments_without_secrets
 from jobs.submit import ROOT, main
-from udfs.wsi.encoder.network import is_known_to_timm
+from udfs.wsi.encoder.timm_network import is_known_to_timm
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
 

@@ -65,6 +65,13 @@ def test_bags_are_the_patients_as_they_are(table: Path, patients: list[Made], ba
     assert sorted(seen) == TRAIN
 
 
+def test_a_bag_that_the_encoder_has_not_is_refused_by_name(tmp_path: Path, backend: Any) -> None:
+    table = str(write(tmp_path / "patients", cohort(3, has_maximum=False)))
+    assert sum(len(bags) for bags in make_feed(table, backend=backend).epoch(0)) == 3
+    with pytest.raises(FeedError, match=r"embeddings_max is null.*one vector per tile.*training\.columns=avg"):
+        list(make_feed(table, columns=("embeddings_max",), backend=backend).epoch(0))
+
+
 @pytest.mark.parametrize("bag_size", [None, 5])
 def test_both_readers_feed_the_same_in_the_same_order_whatever_the_threads(table: Path, bag_size: int | None) -> None:
     columns = ("embeddings_avg", "color_histogram", "tile_index")

@@ -16,7 +16,7 @@ from pyspark.resource import ExecutorResourceRequests, ResourceProfile, Resource
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.sections import Resources
+from jobs.runtime.settings.sections import ResourcesSettings
 from jobs.runtime.spark.session import is_local, slots
 
 _GPU = "spark.executor.resource.gpu"
@@ -71,7 +71,7 @@ class StageResources:
 
 
 @lru_cache(maxsize=1)  # once an application: to Spark, each profile that is built is another
-def features_resources(session: SparkSession, settings: Resources) -> StageResources:
+def features_resources(session: SparkSession, settings: ResourcesSettings) -> StageResources:
     """The profile of the features stage, where the settings ask for one and the cluster can give it.
 
     With a fixed number of executors it is about tasks alone, and they run on the executors of all stages. With dynamic

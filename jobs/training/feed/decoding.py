@@ -72,8 +72,13 @@ class Decoder:
     @staticmethod
     def _matrix(patient: Patient, name: str, data: Any) -> NDArray[Any]:
         """The bag of a column as it is stored, [n_tiles, dim]; shares memory."""
+        if data is None:
+            raise FeedError(
+                f"patient {patient.patient_id}: {name} is null, since the encoder gives one vector per tile: ask for "
+                "embeddings_avg alone (job train: training.columns=avg)"
+            )
         stored = np.dtype(patient.dtype).newbyteorder("<")
-        size, expected = 0 if data is None else memoryview(data).nbytes, patient.n_tiles * patient.dim * stored.itemsize
+        size, expected = memoryview(data).nbytes, patient.n_tiles * patient.dim * stored.itemsize
         if size != expected:
             raise FeedError(
                 f"patient {patient.patient_id}: {name} has {size:,} bytes, {patient.n_tiles:,} tiles of {patient.dim} "

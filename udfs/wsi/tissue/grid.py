@@ -1,37 +1,18 @@
-"""Where tissue is: a background mask of the slide at 1/16, and the grid of tiles that hold enough of the rest."""
+"""The grid of tiles over a slide, and the share of a mask under each of them."""
 
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-_MASK_ROWS = 64  # at a time: what is made of them stays in the processor's cache
-
-
-def background_mask(pixels: NDArray[np.uint8], brightness: int = 190) -> NDArray[np.bool_]:
-    """Glass: where R, G and B are all above `brightness`.
-
-    Args:
-        pixels: uint8 [h, w, 3].
-        brightness: 0 to 255.
-
-    Returns:
-        bool [h, w], True where background.
-    """
-    mask = np.empty(pixels.shape[:2], np.bool_)
-    for top in range(0, len(pixels), _MASK_ROWS):
-        red, green, blue = np.moveaxis(pixels[top : top + _MASK_ROWS], -1, 0)
-        np.greater(np.minimum(np.minimum(red, green), blue), brightness, out=mask[top : top + _MASK_ROWS])
-    return mask
-
 
 def tile_grid(width_px: int, height_px: int, span_px: float) -> NDArray[np.int32]:
     """Top-left corners of the tiles that fit whole, side by side from the slide's top-left corner.
 
     Args:
-        width_px: the slide's width, level-0 pixels.
-        height_px: likewise.
-        span_px: edge of a tile in level-0 pixels; a fraction where a tile is read at a target mpp.
+        width_px: width of the slide, level-0 pixels.
+        height_px: height of the slide, level-0 pixels.
+        span_px: edge of a tile in level-0 pixels; not a whole number if tiles are read at a target mpp.
 
     Returns:
         int32 [n, 2] of (x_px, y_px), level-0 pixels, row by row.
@@ -42,25 +23,25 @@ def tile_grid(width_px: int, height_px: int, span_px: float) -> NDArray[np.int32
     return np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)
 
 
-def background_fractions(
+def mask_fractions(
     mask: NDArray[np.bool_], xy_px: NDArray[np.int32], span_px: float, downsample: int = 16
 ) -> NDArray[np.float64]:
-    """The share of background under each tile, mask pixels counted by the area that the tile covers of them.
+    """The share of a mask under each tile, mask pixels counted by the area that the tile covers of them.
 
     Args:
-        mask: bool [h, w] from `background_mask`.
+        mask: bool [h, w], such as the background by a tissue method.
         xy_px: int [n, 2] tile corners, level-0 pixels.
         span_px: edge of a tile, level-0 pixels.
-        downsample: level-0 pixels a mask pixel.
+        downsample: level-0 pixels per mask pixel.
 
     Returns:
-        float64 [n], 0 to 1. What a tile covers outside the mask counts as neither.
+        float64 [n], 0 to 1. The part of a tile outside the mask does not count; a tile wholly outside has 1.
     """
     height, width = mask.shape
     low = xy_px / downsample
     high = np.minimum(low + span_px / downsample, (width, height))
     area = np.prod(high - low, axis=1)
-    background = np.zeros(len(xy_px))
+    covered = np.zeros(len(xy_px))
     order = np.argsort(low[:, 1], kind="stable")
     # One row of tiles at a time: a table of the whole mask would take 24 bytes per mask pixel.
     for tiles in np.split(order, np.flatnonzero(np.diff(low[order, 1])) + 1) if len(order) else ():
@@ -71,17 +52,17 @@ def background_fractions(
         inside = table[1:, 1:]
         rows.cumsum(axis=0, out=inside).cumsum(axis=1, out=inside)
         (left, upper), (right, lower) = (low[tiles] - (0, top)).T, (high[tiles] - (0, top)).T
-        background[tiles] = (
-            _between(table, right, lower)
-            - _between(table, left, lower)
-            - _between(table, right, upper)
-            + _between(table, left, upper)
+        covered[tiles] = (
+            _interpolated(table, right, lower)
+            - _interpolated(table, left, lower)
+            - _interpolated(table, right, upper)
+            + _interpolated(table, left, upper)
         )
-    return np.divide(background, area, out=np.ones(len(xy_px)), where=area > 0)
+    return np.divide(covered, area, out=np.ones(len(xy_px)), where=area > 0)
 
 
-def _between(table: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The table at fractional positions, bilinear."""
+def _interpolated(table: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The table at positions between its corners, bilinear."""
     x0 = np.minimum(np.floor(x).astype(np.int64), table.shape[1] - 1)
     y0 = np.minimum(np.floor(y).astype(np.int64), table.shape[0] - 1)
     x1, y1 = np.minimum(x0 + 1, table.shape[1] - 1), np.minimum(y0 + 1, table.shape[0] - 1)
