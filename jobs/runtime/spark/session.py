@@ -13,9 +13,9 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.spark.delta_table import DeltaTable
 from jobs.runtime.spark.signals import pass_signals_on
 from jobs.runtime.spark.streams import is_submitted
-from jobs.runtime.tables.delta_table import DeltaTable
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
 # Which Delta fits which Spark; whatever is installed, for on a platform that is the platform's.
