@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jobs.runtime.cohort.locating import locate, read_cohort
 from jobs.runtime.run.cli import DONE, FAILED, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
@@ -40,6 +40,7 @@ from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
 
 _log = logging.getLogger("slidelake.patches")
+JOB = Job("patches", reads=("slides", "tiles", "indexes", "patients"))
 _POLL_S = 0.1
 _WRITTEN = "manifest string, error_code string, error_message string"  # what a task tells: one of them
 
@@ -247,7 +248,10 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
     except SlideError as error:
         _log.error("slidelake: failed: %s; or patches.on_bad_slide=skip leaves it out", error.message)
         return FAILED
-    run.counts["patches_read"], run.counts["patches_skipped"] = done.read, sum(n for n, _ in done.skipped.values())
+    run.record.counts["patches_read"], run.record.counts["patches_skipped"] = (
+        done.read,
+        sum(n for n, _ in done.skipped.values()),
+    )
     print(f"slidelake patches: {done.read:,} patches read ahead into {settings.folder}")
     for image_id, (patches, why) in sorted(done.skipped.items()):
         _log.warning("slidelake: skipped %s patches of %s: %s", f"{patches:,}", image_id, why)
@@ -261,7 +265,7 @@ def _need_folder(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("patches", read_cohort_ahead, argv, check=_need_folder)
+    return run_main(JOB, read_cohort_ahead, argv, check=_need_folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.survey import feature_digest, patient_hash
 from jobs.runtime.spark.resources import plain_executors
 from jobs.runtime.spark.session import heap_bytes
@@ -29,12 +29,19 @@ Row = dict[str, Any]
 def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images of patients whose features are all there and whose row is not what these would give."""
     have = _hashes_now(run)
-    waiting: set[str] = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
-    if waiting and run.job == "patients":
-        run.problems.append(f"{len(waiting)} patients wait for the slides and features jobs: run them, then this again")
-    groups = survey[~survey["patient_id"].isin(waiting)].groupby("patient_id")
+    groups = survey[~survey["patient_id"].isin(_without_features(survey))].groupby("patient_id")
     wanted = {str(patient): patient_hash(images, run.config) for patient, images in groups}
     return survey["patient_id"].isin({patient for patient, value in wanted.items() if have.get(patient) != value})
+
+
+def waiting(survey: pd.DataFrame) -> str:
+    """How many patients have slides whose features are not all there."""
+    number = len(_without_features(survey))
+    return f"{number} patients wait for the slides and features jobs: run them, then this again" if number else ""
+
+
+def _without_features(survey: pd.DataFrame) -> set[str]:
+    return set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
 
 
 def assemble(run: Run, wave: pd.DataFrame) -> None:
@@ -55,14 +62,12 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
             str(patient): row for patient, of_patient in images.groupby("patient_id") if (row := _info(run, of_patient))
         }
         build, too_large, drop = decide(wanted, have, _most_tiles(run))
-        run.problems += [_why_too_large(run, row, has_row=row["patient_id"] in have) for row in too_large]
+        run.record.problems += [_why_too_large(run, row, has_row=row["patient_id"] in have) for row in too_large]
         if not build and not drop:
             return
         splits = run.tables.read("splits").where(in_wave).select("patient_id", "split")
         split_of = {row.patient_id: row.split for row in splits.collect()}
-        columns = [column.split()[0] for column in _INFO.split(", ")]
-        build = [row | {"split": split_of.get(row["patient_id"])} for row in build]
-        info = run.spark.createDataFrame([tuple(row[name] for name in columns) for row in build], _INFO)
+        info = run.spark.createDataFrame([row | {"split": split_of.get(row["patient_id"])} for row in build], _INFO)
         built = [row["patient_id"] for row in build]
         ok = list(images.loc[images["status"] == "ok", "image_id"])
         features = features.where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
@@ -79,7 +84,7 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         complete = complete.coalesce(_tasks(run, [row["wanted_tiles"] for row in build]))
         run.step(f"bags of {len(build):,} patients, write")
         run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
-        run.counts["patients_built"] += len(build)
+        run.record.counts["patients_built"] += len(build)
 
 
 def decide(
@@ -148,7 +153,7 @@ def _info(run: Run, images: pd.DataFrame) -> Row | None:
         "complete": bool((present["status"] == "ok").all()),
         "wanted_tiles": int(images.loc[images["status"] == "ok", "feature_rows"].sum()),
         "params_hash": value,
-        "run_id": run.run_id,
+        "run_id": run.record.run_id,
     }
 
 
@@ -167,9 +172,20 @@ def _hashes_now(run: Run, patients: Sequence[str] | None = None) -> dict[str, st
     return {row.patient_id: row.params_hash for row in rows.collect()}
 
 
+JOB = Job(
+    "patients",
+    reads=("slides", "tiles", "indexes", "features", "splits"),
+    writes=("patients",),
+    stages=(assemble,),
+    stale=stale,
+    waiting=waiting,
+    encodes=True,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("patients", [assemble], stale, argv)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

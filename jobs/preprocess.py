@@ -7,9 +7,7 @@ import pandas as pd
 
 from jobs import features, patients, slides
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Run
-
-STAGES = (slides.find, features.encode, patients.assemble)
+from jobs.runtime.run.run import Job, Run
 
 
 def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
@@ -18,9 +16,19 @@ def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
     return todo | patients.stale(run, survey)
 
 
+JOB = Job(
+    "preprocess",
+    reads=("splits",),
+    writes=("slides", "tiles", "indexes", "features", "patients"),
+    stages=(slides.find, features.encode, patients.assemble),
+    stale=stale,
+    encodes=True,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("preprocess", STAGES, stale, argv)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

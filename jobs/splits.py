@@ -18,7 +18,8 @@ from jobs.runtime.cohort.locating import cohort_bytes
 from jobs.runtime.cohort.patient_csv import Image, parse_cohort, rows_as_written
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.summary import end_lines
 from jobs.runtime.settings.config import ConfigError, settings_hash
 from jobs.runtime.tables.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
@@ -27,6 +28,7 @@ from udfs import schemas
 from udfs.wording import named
 from udfs.wsi.store import public_uri, read_bytes, write_bytes
 
+JOB = Job("splits", reads=("slides",), writes=("splits", "patients"))  # patients only if it exists
 _PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with
 _MAY_CHANGE = ("split", "fold", "center_id", "label", "n_images", "seed", "params_hash", "run_id")
 Row = dict[str, Any]  # of table splits
@@ -36,22 +38,21 @@ def split(run: Run, arguments: argparse.Namespace) -> int:
     """Deal whoever has no split, then bring tables and files up to date."""
     data = cohort_bytes(run.config)
     images = parse_cohort(data)
-    there = run.tables.versions()
     with run.stage("splits"):
-        have = _rows_now(run) if "splits" in there else {}
+        have = _rows_now(run)
         anew = _is_dealt_anew(run, have, redo=arguments.redo)
         rows = _deal(run, images, have, {} if anew else have)
-        compared = _gate(run, images, rows, slides_there="slides" in there)
+        compared = _gate(run, images, rows)
         _write(run, rows, have, anew=anew)
     with run.stage("patients"):
-        shown = _show_in_patients(run, rows) if "patients" in there else None
+        shown = _show_in_patients(run, rows) if run.tables.exists("patients") else None
     with run.stage("csv"):
         files = _write_csvs(run, data, rows)
     moved = sum(have[name]["split"] != row["split"] for name, row in rows.items() if name in have)
-    run.counts.update(
+    run.record.counts.update(
         patients=len(rows), patients_dealt=len(rows if anew else rows.keys() - have.keys()), patients_moved=moved
     )
-    run.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
+    run.record.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
     print(_report(run, rows, compared, shown, files))
     return DONE
 
@@ -121,17 +122,17 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
         stays = name in kept and was["fold"] is None and row["fold"] is None  # a fold is of the settings of today
         row["params_hash"] = was["params_hash"] if stays else params_hash
         same = all(was.get(field) == value for field, value in row.items()) and was
-        rows[name] = row | {"run_id": was["run_id"] if same else run.run_id}
+        rows[name] = row | {"run_id": was["run_id"] if same else run.record.run_id}
     return rows
 
 
 _OF_PATIENT = ("patient_id", "center_id", "label", "n_images")
 
 
-def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row], *, slides_there: bool) -> Compared | None:
+def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row]) -> Compared | None:
     """Refuse leaks across splits, and across folds; None where there is no table slides to tell."""
     slides: list[SlideFile] = []
-    if slides_there:
+    if run.tables.exists("slides"):
         opens = {
             image.image_id: image.uri for image in images if image.uri
         }  # may hold a signature that the table has not
@@ -144,7 +145,7 @@ def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row], *, slides_
             refuse_leaks(_pairs(rows, "fold"), slides, run.config.slides.storage_options)
     except LeakageError as error:
         raise ConfigError(str(error)) from None
-    return compared if slides_there else None
+    return compared if run.tables.exists("slides") else None
 
 
 def _pairs(rows: Mapping[str, Row], part: str) -> list[tuple[str, str]]:
@@ -156,8 +157,7 @@ def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: 
 
     The settings are noted before the first rows; of those dealt anew after them, so that a run that is killed deals again.
     """
-    for name in ("splits", "runs"):
-        run.tables.create(name)
+    run.tables.create("splits")
     if not anew:
         _note_settings(run)
     schema = spark_schema(schemas.SPLITS)
@@ -223,9 +223,9 @@ def _bring_up_to_date(uri: str, data: bytes, run: Run) -> None:
 def _report(
     run: Run, rows: Mapping[str, Row], compared: Compared | None, shown: int | None, files: Sequence[str]
 ) -> str:
-    lines = ["", f"slidelake splits, run {run.run_id}", *counts_table(rows.values())]
+    lines = ["", f"slidelake splits, run {run.record.run_id}", *counts_table(rows.values())]
     wanted = " / ".join(f"{getattr(run.config.splits, name):.1%}" for name in SPLITS)
-    dealt, moved = run.counts["patients_dealt"], run.counts["patients_moved"]
+    dealt, moved = run.record.counts["patients_dealt"], run.record.counts["patients_moved"]
     lines.append(
         f"  asked for {wanted}, seed {run.config.splits.seed}; {dealt} patients dealt, {len(rows) - dealt} kept their split"
     )
@@ -247,8 +247,7 @@ def _report(
         lines.append("  patients  not there yet: the patients job fills its column split")
     else:
         lines.append(f"  patients  column split, {shown} rows changed")
-    seconds = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
-    lines += [f"  seconds   {seconds}", f"  tables    {public_uri(run.config.output.root)}/"]
+    lines += end_lines(run.record, public_uri(run.config.output.root))
     lines.append(f"  csv       {', '.join(public_uri(uri) for uri in files)}")
     return "\n".join(lines)
 
@@ -319,7 +318,7 @@ def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("splits", split, argv)
+    return run_main(JOB, split, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from jobs.runtime.cohort.locating import locate, read_cohort
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.config import ConfigError
 from udfs.wording import named
 from udfs.wsi import SlideError, open_slide
@@ -26,6 +26,7 @@ from udfs.wsi.stain.fitting import Teacher, TeacherGap, Tiles, evaluate, fit_sta
 from udfs.wsi.stain.stainnet import StainNet
 from udfs.wsi.store import public_uri, write_bytes
 
+JOB = Job("stainnet", reads=("slides", "tiles"))
 _READERS = 4
 _PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18
 
@@ -55,7 +56,7 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
     picture = re.sub(r"\.(pth?|ckpt|bin)$", "", settings.checkpoint) + ".png"
     write_bytes(settings.checkpoint, _checkpoint(net), config.slides.storage_options)
     write_bytes(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
-    run.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
+    run.record.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
     print(_report(run, gaps, net, picture))
     return DONE
 
@@ -66,7 +67,7 @@ def _draw(run: Run) -> pd.DataFrame:
     It is spread evenly over the reference and other good slides of the cohort, of as many slides as leave two tiles each.
     """
     settings = run.config.stainnet
-    if not {"slides", "tiles"} <= run.tables.versions().keys():
+    if not all(map(run.tables.exists, JOB.reads)):
         raise ConfigError(f"no tables in {public_uri(run.config.output.root)}: run the slides job first")
     ids = [(image.image_id,) for image in read_cohort(run.config)]
     cohort = run.spark.createDataFrame(ids, "image_id string")
@@ -140,7 +141,7 @@ def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) 
 def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> str:
     lines = [
         "",
-        f"slidelake stainnet, run {run.run_id}",
+        f"slidelake stainnet, run {run.record.run_id}",
         "  mean absolute difference from the teacher on held-out tiles, grey levels of 255",
         f"  {'slide':<28} {'tiles':>5} {'as scanned':>11} {'StainNet':>9}",
     ]
@@ -160,7 +161,7 @@ def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("stainnet", fit, argv)
+    return run_main(JOB, fit, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from jobs import preprocess
-from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.session import start_session
 from tests.environments import environment_without_checkout
@@ -167,8 +168,8 @@ def small_config(tmp_path: Path, small_slides: Path, encoder_weights: Path) -> C
 
 def preprocess_in(spark: SparkSession, config: Config, *, retry_failed: bool = False) -> Run:
     """The main job in the shared session."""
-    run = Run(config, spark, "preprocess")
-    work_in_waves(run, preprocess.STAGES, preprocess.stale, encodes=True, retry_failed=retry_failed)
+    run = Run(config, spark, preprocess.JOB)
+    work_in_waves(run, retry_failed=retry_failed)
     return run
 
 

@@ -4,6 +4,9 @@ All are Arrow schemas; a field's metadata carries the comment that the Delta col
 they are keys or always known.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import pyarrow as pa
 
 
@@ -101,7 +104,7 @@ FEATURES = pa.schema(
     ]
 )
 
-TILE_INDEX = pa.list_(pa.struct([pa.field("image_id", _STRING), pa.field("x_px", _INT), pa.field("y_px", _INT)]))
+TILE_INDEX = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT}))
 
 PATIENTS = pa.schema(
     [
@@ -158,16 +161,7 @@ SPLITS = pa.schema(
     ]
 )
 
-_ATTENTION = pa.list_(
-    pa.struct(
-        [
-            pa.field("image_id", _STRING),
-            pa.field("x_px", _INT),
-            pa.field("y_px", _INT),
-            pa.field("attention", _FLOAT),
-        ]
-    )
-)
+_ATTENTION = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT, "attention": _FLOAT}))
 
 PREDICTIONS = pa.schema(
     [
@@ -215,31 +209,9 @@ TRAINING_METRICS = pa.schema(
     ]
 )
 
-READS = pa.list_(
-    pa.struct(
-        [
-            pa.field("image_id", _STRING),
-            pa.field("stage", _STRING),
-            pa.field("size_bytes", _LONG),
-            pa.field("requests", _LONG),
-            pa.field("bytes_read", _LONG),
-            pa.field("seconds_waited", _DOUBLE),
-        ]
-    )
-)
-
-WORK_OF_STAGE = pa.map_(
-    _STRING,
-    pa.struct(
-        [
-            pa.field("requests", _LONG),
-            pa.field("bytes_read", _LONG),
-            pa.field("seconds_waited", _DOUBLE),
-            pa.field("seconds_decoding", _DOUBLE),
-            pa.field("seconds_encoding", _DOUBLE),
-        ]
-    ),
-)
+_READING = {"requests": _LONG, "bytes_read": _LONG, "seconds_waited": _DOUBLE}
+READS = pa.list_(pa.struct({"image_id": _STRING, "stage": _STRING, "size_bytes": _LONG} | _READING))
+WORK_OF_STAGE = pa.map_(_STRING, pa.struct(_READING | {"seconds_decoding": _DOUBLE, "seconds_encoding": _DOUBLE}))
 
 RUNS = pa.schema(
     [
@@ -278,6 +250,72 @@ RUNS = pa.schema(
         ),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table below output.root."""
+
+    name: str
+    schema: pa.Schema
+    comment: str  # for catalogs
+    layout: Mapping[str, str] = field(
+        default_factory=dict
+    )  # properties of Delta and Parquet beside those of every table
+
+
+# Training reads a row group at a time: small ones make small steps. As properties of the table these hold for every writer,
+# with any settings of Spark.
+_ROW_GROUPS = {"parquet.block.size": str(32 << 20)}
+# Delta's smallest and largest of each column cost more than all else about writing a tile, so they are kept only for columns
+# by which a stage looks for its rows.
+_STATISTICS = {"delta.dataSkippingStatsColumns": "image_id,patient_id"}
+_BAGS = {
+    # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
+    "parquet.page.size.row.check.min": "1",
+    # The smallest and largest bag of each row group would stay in memory until the file ends, and tell nobody anything.
+    "parquet.column.statistics.enabled#embeddings_avg": "false",
+    "parquet.column.statistics.enabled#embeddings_max": "false",
+}
+
+_TABLES = [
+    Table(
+        "slides",
+        SLIDES,
+        "One row per image of the CSV: header, um/px, levels, status, error, number of tiles, tissue fraction",
+    ),
+    Table(
+        "tiles",
+        TILES,
+        "One row per tile with enough tissue: its place, the level it is read from, its background fraction",
+        _STATISTICS,
+    ),
+    Table(
+        "indexes",
+        INDEXES,
+        "One row per slide that was read: where its compressed blocks lie, so that workers need no header",
+    ),
+    Table(
+        "features",
+        FEATURES,
+        "One row per encoded tile: embeddings and colour histogram",
+        _ROW_GROUPS | _STATISTICS,
+    ),
+    Table(
+        "patients",
+        PATIENTS,
+        "One row per patient with tiles: bags of embeddings, mean histogram, label, split, completeness",
+        _ROW_GROUPS | _BAGS,
+    ),
+    Table("splits", SPLITS, "One row per patient with a split: split, fold, number of images, seed"),
+    Table("predictions", PREDICTIONS, "One row per patient and model: probability by class, attention of each tile"),
+    Table(
+        "runs",
+        RUNS,
+        "One row per run: settings (secrets masked), versions, Delta versions read and written, counts, seconds",
+    ),
+]
+TABLES = {table.name: table for table in _TABLES}
 
 # What the UDFs hand on, on the way to the tables.
 

@@ -22,7 +22,7 @@ _REMEDY = (
 def output(place: Place) -> Row:
     """output.root, written by the driver and by an executor."""
     root = absolute_uri(place.config.output.root).rstrip("/")
-    shown, folder = public_uri(root), f"{root}/_doctor-{place.run.run_id}"
+    shown, folder = public_uri(root), f"{root}/_doctor-{place.run.record.run_id}"
     try:
         with _made(place, folder):
             if "://" not in folder or folder.startswith("file://"):

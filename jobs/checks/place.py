@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 from jobs.checks import probe
 from jobs.runtime.cohort.locating import Located, locate
 from jobs.runtime.cohort.patient_csv import Image
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.resources import Executor, StageResources
 from jobs.runtime.spark.session import heap_bytes, is_local, size_of
@@ -101,7 +101,7 @@ class Place:
     left: list[str] = field(default_factory=list)  # checks that took too long: their threads may wait yet
 
     def __post_init__(self) -> None:
-        self.run = Run(self.config, self.spark, "doctor")
+        self.run = Run(self.config, self.spark, Job("doctor"))
 
     @property
     def is_local(self) -> bool:

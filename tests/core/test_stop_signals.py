@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from jobs.runtime.run import cli
+from jobs.runtime.run.run import Job
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.signals import Stopped, stop_signals
 from tests.messages import plain
@@ -81,7 +82,7 @@ def stop_before_spark(number: signal.Signals, arguments: list[str]) -> Ended:
     def work(*_: object) -> int:
         raise AssertionError("Spark was started")
 
-    return ended(lambda: cli.main("slides", work, arguments, check=lambda _: send(number)))
+    return ended(lambda: cli.main(Job("slides"), work, arguments, check=lambda _: send(number)))
 
 
 def ignore_and_stop() -> tuple[bool, str]:

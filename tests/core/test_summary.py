@@ -1,30 +1,13 @@
 """What a run says at its end, held to rows of table slides."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pandas as pd
 
-from jobs.runtime.run.run import Run
 from jobs.runtime.run.summary import slide_warnings
-
-
-class Rows(pd.DataFrame):
-    """A table as `Tables.read` gives it, as far as the summary looks at it."""
-
-    def select(self, columns: list[str]) -> "Rows":
-        return Rows(self[columns])
-
-    def toPandas(self) -> pd.DataFrame:
-        return pd.DataFrame(self)
 
 
 def warnings_of(*warnings: list[str] | None) -> list[str]:
     names = [f"s{number:02}" for number in range(len(warnings))]
-    row = {"patient_id": "p", "status": "ok", "n_tiles": 1, "error_code": None, "error_message": None}
-    slides = Rows([{"image_id": name, "warnings": some} | row for name, some in zip(names, warnings, strict=True)])
-    run: Any = SimpleNamespace(tables=SimpleNamespace(read=lambda _: slides))
-    return slide_warnings(cast(Run, run), pd.DataFrame({"gone": False}, index=names))
+    return slide_warnings(pd.DataFrame({"image_id": names, "warnings": warnings}))
 
 
 def test_a_slide_with_warnings_has_one_line() -> None:

@@ -46,7 +46,7 @@ def test_tables_are_registered_commented_and_queried_by_name(tmp_path: Path) -> 
     )
     assert found["rows"] == [["a1", "001"]]
     image_id = "the slide image, from the patient CSV"
-    for name, comment in (("slides", "A row an image of the CSV"), ("tiles", "A row a tile with enough tissue")):
+    for name, comment in (("slides", "One row per image of the CSV"), ("tiles", "One row per tile with enough tissue")):
         assert found["comments"][name][0] == image_id
         assert found["comments"][name][1].startswith(comment)
     assert found["again"] == ""

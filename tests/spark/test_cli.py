@@ -18,10 +18,10 @@ from pyspark.sql import SparkSession
 
 from jobs import __main__ as command
 from jobs.runtime.run import cli
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.arguments import JOBS
 from jobs.runtime.settings.config import Config, describe_settings
-from tests.events import Events, accumulated, descriptions, event_log_options, read_events
+from tests.events import Events, descriptions, event_log_options, read_events
 from tests.messages import plain
 from tests.slides.damage import BAD_SLIDES
 from tests.slides.spacings import Y_RESOLUTION, take_out
@@ -215,7 +215,7 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
 
     arguments = ["--config", str(config_file), *(f"{key}=https://me:{secrets[key]}@host/x" for key in settings)]
     arguments.append(f"output.root={tmp_path}/taken")
-    assert cli.main("preprocess", fail, arguments) == 1
+    assert cli.main(Job("preprocess"), fail, arguments) == 1
     said = capfd.readouterr().err
     assert "RuntimeError: the last of it, *** *** " in said and "stopped by RuntimeError" in said
     assert SECRET not in said
@@ -282,7 +282,7 @@ def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(
 
 
 def assert_watched(events: Events, work: dict[str, dict[str, float]], said: str) -> None:
-    """Spark's UI reads like the flow, and its sums are those of table runs and of the summary."""
+    """Spark's UI reads like the flow, and the sums of table runs are those of the summary."""
     flow = [step for step, _ in groupby(descriptions(events)) if not step.startswith("Delta: ")]
     expected = [
         "plan: tables",
@@ -299,16 +299,9 @@ def assert_watched(events: Events, work: dict[str, dict[str, float]], said: str)
         "record",
     ]
     assert list(dict.fromkeys(reversed(flow))) == expected[::-1]
-    finds, encodes = expected[2], expected[6]
-    sums = accumulated(events)
-    assert sums.keys() == {finds, encodes}, "only stages that read slides, and each once"
-    for stage, step in (("slides", finds), ("features", encodes)):
-        here, there = sums[step], work[stage]
-        assert (here["tiles"], here["requests"], here["bytes read"]) == (4, there["requests"], there["bytes_read"])
-        for name, column in (("waiting for bytes", "waited"), ("decoding", "decoding"), ("encoding", "encoding")):
-            in_ms = pytest.approx(1000 * there[f"seconds_{column}"], abs=2)  # whole ones for each of two slides
-            assert here.get(f"{name}, ms", 0) == in_ms
-        assert there["seconds_decoding"] > 0
+    assert work.keys() == {"slides", "features"}
+    for of_stage in work.values():
+        assert of_stage["requests"] > 0 and of_stage["bytes_read"] > 0 and of_stage["seconds_decoding"] > 0
     encoding = work["features"]["seconds_encoding"]
     assert work["slides"]["seconds_encoding"] == 0 < encoding
     decoding = sum(of_stage["seconds_decoding"] for of_stage in work.values())

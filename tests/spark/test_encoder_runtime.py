@@ -26,15 +26,15 @@ def test_another_runtime_in_fp32_leaves_rows_as_they_are_and_another_precision_r
 ) -> None:
     expected = embeddings(finished.config)
     with unchanged(again(), *TABLES):
-        assert preprocess_in(spark, again(encoder={"runtime": "openvino"})).counts["tiles_encoded"] == 0
+        assert preprocess_in(spark, again(encoder={"runtime": "openvino"})).record.counts["tiles_encoded"] == 0
     config = again(encoder={"runtime": "openvino", "precision": "bf16"})
     run = preprocess_in(spark, config)
-    assert run.counts["tiles_encoded"] == len(expected)
+    assert run.record.counts["tiles_encoded"] == len(expected)
     found = embeddings(config)
     cosines = (found * expected).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)
     assert cosines.mean() >= 0.999 and (found != expected).any()
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["tiles_encoded"] == 0
+        assert preprocess_in(spark, config).record.counts["tiles_encoded"] == 0
 
 
 def test_a_measured_runtime_is_told_and_kept_with_the_tables(
@@ -47,14 +47,14 @@ def test_a_measured_runtime_is_told_and_kept_with_the_tables(
     [taken] = [line for line in told if line.endswith("<- taken")]
     assert f"{runtime} {precision}: " in taken
     assert {" ".join(line.split()[1:3]) for line in told[1:]} >= {"torch fp32:", "openvino fp32:"}
-    kept = Tables(spark, config.output.root, "test").property("features", "slidelake.encoder")
+    kept = Tables(spark, config.output.root).property("features", "slidelake.encoder")
     assert f'"runtime": "{runtime}", "precision": "{precision}"' in str(kept)
 
     monkeypatch.setattr(encoders, "measure_runtimes", None)  # to call it would be an error
     with unchanged(config, *TABLES):
         later = preprocess_in(spark, config)
     assert later.encoder_runs_by == (runtime, precision)
-    assert later.counts["tiles_encoded"] == 0
+    assert later.record.counts["tiles_encoded"] == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -29,7 +29,7 @@ def keys(rows: list[Row]) -> set[Key]:
 
 
 def written_by(run: Run, name: str, column: str) -> set[str]:
-    return {row[column] for row in rows_of(run.config, name) if row["run_id"] == run.run_id}
+    return {row[column] for row in rows_of(run.config, name) if row["run_id"] == run.record.run_id}
 
 
 def check_bags(config: Config) -> None:
@@ -53,8 +53,10 @@ def test_with_nothing_changed_nothing_is_read_encoded_or_written(
         for stage in ("jobs.slides.find_tissue", "jobs.features.encode_tiles", "jobs.patients.bag_patient"):
             monkeypatch.setattr(stage, None)  # to call it would be an error
         run = preprocess_in(spark, config)
-    assert run.counts["waves"] == run.counts["tiles_encoded"] == run.counts["slides_processed"] == 0
-    run.record("done", versions(config))
+    assert (
+        run.record.counts["waves"] == run.record.counts["tiles_encoded"] == run.record.counts["slides_processed"] == 0
+    )
+    run.write_record("done")
     assert versions(config) == versions(finished.config) | {"runs": versions(finished.config)["runs"] + 1}
 
 
@@ -65,7 +67,7 @@ def test_how_a_run_goes_shapes_no_row(spark: SparkSession, again: Again) -> None
         stainnet={"tiles": 9},
     )
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["waves"] == 0
+        assert preprocess_in(spark, config).record.counts["waves"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +107,9 @@ def test_only_slides_that_are_new_moved_or_replaced_are_processed(changed: Done)
     assert written_by(changed.run, "tiles", "image_id") == redone
     assert written_by(changed.run, "indexes", "image_id") == redone
     assert written_by(changed.run, "features", "image_id") == redone
-    assert changed.run.counts["slides_processed"] == len(redone)
+    assert changed.run.record.counts["slides_processed"] == len(redone)
     encoded = [row for row in rows_of(changed.config, "features") if row["image_id"] in redone]
-    assert changed.run.counts["tiles_encoded"] == len(encoded)
+    assert changed.run.record.counts["tiles_encoded"] == len(encoded)
 
 
 def test_only_patients_whose_slides_changed_are_rebuilt(changed: Done) -> None:
@@ -162,7 +164,7 @@ def test_a_file_replaced_under_its_name_is_read_anew(finished: Finished, changed
 
 def test_after_the_changes_there_is_nothing_to_do(spark: SparkSession, changed: Done) -> None:
     with unchanged(changed.config, *TABLES):
-        assert preprocess_in(spark, changed.config).counts["waves"] == 0
+        assert preprocess_in(spark, changed.config).record.counts["waves"] == 0
 
 
 def test_another_brightness_redoes_tiles_and_encodes_only_those_that_are_new(
@@ -174,10 +176,10 @@ def test_another_brightness_redoes_tiles_and_encodes_only_those_that_are_new(
     after = keys(rows_of(config, "tiles"))
     assert after - before and after & before
     assert written_by(run, "slides", "image_id") == {row[0] for row in COHORT}
-    assert run.counts["tiles_encoded"] == len(after - before)
+    assert run.record.counts["tiles_encoded"] == len(after - before)
     features = rows_of(config, "features")
     assert keys(features) == after
-    assert keys([row for row in features if row["run_id"] == run.run_id]) == after - before
+    assert keys([row for row in features if row["run_id"] == run.record.run_id]) == after - before
     check_bags(config)
 
 
@@ -188,9 +190,9 @@ def test_another_encoder_input_redoes_features_and_leaves_slides_and_tiles(
     with unchanged(config, "slides", "tiles", "indexes"):
         run = preprocess_in(spark, config)
     features = rows_of(config, "features")
-    assert run.counts["tiles_encoded"] == len(features) == len(rows_of(finished.config, "features"))
-    assert {row["run_id"] for row in features} == {run.run_id}
-    assert {row["run_id"] for row in rows_of(config, "patients")} == {run.run_id}
+    assert run.record.counts["tiles_encoded"] == len(features) == len(rows_of(finished.config, "features"))
+    assert {row["run_id"] for row in features} == {run.record.run_id}
+    assert {row["run_id"] for row in rows_of(config, "patients")} == {run.record.run_id}
     check_bags(config)
 
 
@@ -204,10 +206,10 @@ def test_another_stainnet_redoes_features_and_the_same_weights_elsewhere_do_not(
     config = again(stain={"weights": str(weights[0])})
     with unchanged(config, "slides", "tiles", "indexes"):
         run = preprocess_in(spark, config)
-    assert run.counts["tiles_encoded"] == len(rows_of(config, "tiles"))
+    assert run.record.counts["tiles_encoded"] == len(rows_of(config, "tiles"))
     same = again(stain={"weights": str(weights[1])})
     with unchanged(same, *TABLES):
-        assert preprocess_in(spark, same).counts["waves"] == 0
+        assert preprocess_in(spark, same).record.counts["waves"] == 0
 
 
 def test_tables_that_a_kill_left_half_way_heal(spark: SparkSession, finished: Finished, again: Again) -> None:
@@ -223,16 +225,16 @@ def test_tables_that_a_kill_left_half_way_heal(spark: SparkSession, finished: Fi
     run = preprocess_in(spark, config)
     for name in ("slides", "tiles", "indexes", "features", "patients"):
         assert without(rows_of(config, name), "run_id") == without(rows_of(finished.config, name), "run_id")
-    assert run.counts["slides_processed"] == 2
+    assert run.record.counts["slides_processed"] == 2
 
 
 def test_failed_slides_are_tried_again_only_when_asked(spark: SparkSession, again: Again) -> None:
     config = again()
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["slides_processed"] == 0
+        assert preprocess_in(spark, config).record.counts["slides_processed"] == 0
     with unchanged(config, "features"):
         run = preprocess_in(spark, config, retry_failed=True)
-    assert run.counts["slides_processed"] == 2
+    assert run.record.counts["slides_processed"] == 2
     assert written_by(run, "slides", "image_id") == {"gone", "e1"}
     assert written_by(run, "patients", "patient_id") == set()
 

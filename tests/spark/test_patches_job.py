@@ -13,7 +13,7 @@ import psutil
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.patches import Producer, read_ahead, read_cohort_ahead
+from jobs.patches import JOB, Producer, read_ahead, read_cohort_ahead
 from jobs.runtime.run.run import Run
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.settings.sections import Patches
@@ -160,11 +160,15 @@ def test_a_bad_slide_ends_the_job_by_name_and_the_trainer_is_told_or_it_is_skipp
 def test_the_job_reads_the_patients_of_the_csv(spark: SparkSession, finished: Finished, tmp_path: Path) -> None:
     settings = {"folder": str(tmp_path / "windows"), "patch_px": 448, "window_patches": 16, "epochs": 2}
     config = finished.config.model_copy(update={"patches": Patches.model_validate(settings)})
-    run = Run(config, spark, "patches")
+    run = Run(config, spark, JOB)
     assert read_cohort_ahead(run, Namespace()) == 0
     feed = WindowFeed(tmp_path / "windows", 8, patience_s=10, say=lambda _: None)
     for epoch in range(2):
-        assert sum(len(batch) for batch in feed.epoch(epoch)) == feed.plan.n_patches == run.counts["patches_read"] / 2
+        assert (
+            sum(len(batch) for batch in feed.epoch(epoch))
+            == feed.plan.n_patches
+            == run.record.counts["patches_read"] / 2
+        )
 
 
 class Background:

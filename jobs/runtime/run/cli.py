@@ -13,8 +13,9 @@ import yaml
 
 from jobs.runtime.cohort.locating import read_cohort, secrets_in
 from jobs.runtime.cohort.patient_csv import Image, unlabelled
-from jobs.runtime.run.run import Run, Stage, work_in_waves
-from jobs.runtime.run.summary import failed_slides, slide_warnings, summarise
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.summary import failed_slides, read_state, slide_warnings, summarise
+from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.arguments import BAD_CONFIG, parse_arguments
 from jobs.runtime.settings.config import Config, ConfigError, load_config
 from jobs.runtime.spark.cancelling import Cancelling
@@ -31,20 +32,11 @@ DONE, FAILED, SLIDES_FAILED = 0, 1, 3
 _log = logging.getLogger("slidelake.run")
 
 
-def run_job(
-    job: str,
-    stages: Sequence[Stage],
-    stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
-    argv: Sequence[str] | None,
-    *,
-    encodes: bool = True,
-) -> int:
-    """A job that brings tables up to date wave by wave; returns the exit status."""
+def run_job(job: Job, argv: Sequence[str] | None) -> int:
+    """Bring tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
-        retry_failed = getattr(arguments, "retry_failed", False)
-        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retry_failed)
-        return conclude(run, survey)
+        return conclude(run, work_in_waves(run, retry_failed=getattr(arguments, "retry_failed", False)))
 
     return main(job, work, argv)
 
@@ -52,16 +44,18 @@ def run_job(
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     """Print the summary of a run and further lines, name failed slides and those with warnings; returns the exit status."""
     run.step("summary")
-    failed = failed_slides(run, survey)
-    print("\n".join([summarise(run, survey), *lines]))
-    for line in (*slide_warnings(run, survey), *failed, *run.problems):
+    state = read_state(run.tables, run.job, survey)
+    run.record.counts.update(state.counts())
+    failed = failed_slides(state.slides)
+    print("\n".join([summarise(run, state), *lines]))
+    for line in (*slide_warnings(state.slides), *failed, *run.record.problems):
         _log.warning(printable(f"slidelake: {line}"))
-    bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
+    bad = bool(failed or run.record.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE
 
 
 def main(
-    job: str,
+    job: Job,
     work: Callable[[Run, argparse.Namespace], int],
     argv: Sequence[str] | None,
     *,
@@ -71,86 +65,77 @@ def main(
 
     `check` may refuse settings before Spark starts.
     """
-    log_to_stderr()
-    arguments = parse_arguments(job, argv)
-    config: Config | None = None
-    images: Sequence[Image] = ()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
-            return DONE
-        refuse_unusable_spark()
-        with stop_signals():
+
+    def work_with_spark(config: Config, arguments: argparse.Namespace) -> int:
+        images: Sequence[Image] = ()
+        try:
+            refuse_unusable_spark()
             images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-            tell_unlabelled(job, images)
+            report_unlabelled(job.name, images)
             check(config)
-            refuse_unwritable(config, job)
+            refuse_unwritable(config, job.name)
             return _run(job, config, images, work, arguments)
-    except ConfigError as error:
-        return _refuse(job, error, config, images)
-    except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
-        _log.error("slidelake %s: stopped by %s", job, name_of(error))
-        return FAILED
+        except ConfigError as error:
+            return _refuse(job.name, error, secrets_in(config, images))
+
+    return main_alone(job.name, work_with_spark, argv)
 
 
 def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
     """As `main`, for a job that starts Spark only if it needs to, and leaves a record of its own."""
     log_to_stderr()
     arguments = parse_arguments(job, argv)
-    config: Config | None = None
+    secrets: Sequence[str] = ()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        secrets = secrets_in(config)
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
         with stop_signals():
             return work(config, arguments)
     except ConfigError as error:
-        return _refuse(job, error, config)
+        return _refuse(job, error, secrets)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            _log.error(redact(traceback.format_exc(), secrets_in(config) if config else ()))
+            _log.error(redact(traceback.format_exc(), secrets))
         _log.error("slidelake %s: stopped by %s", job, name_of(error))
         return FAILED
 
 
-def tell_unlabelled(job: str, images: Sequence[Image]) -> None:
-    """Print how many rows of the CSV have no label, and which texts were taken for that."""
+def report_unlabelled(job: str, images: Sequence[Image]) -> None:
+    """Log how many rows of the CSV have no label, and which texts were taken for that."""
     if line := unlabelled(images):
         _log.warning(printable(f"slidelake {job}: {line}"))
 
 
-def _refuse(job: str, error: ConfigError, config: Config | None, images: Sequence[Image] = ()) -> int:
-    """Say what can't be used, without secrets; returns the exit status."""
-    secrets = secrets_in(config, images) if config else ()
+def _refuse(job: str, error: ConfigError, secrets: Sequence[str]) -> int:
+    """Say what can't be used; returns the exit status."""
     _log.error(printable(redact(f"slidelake {job}: {error}", secrets)))
     return BAD_CONFIG
 
 
 def _run(
-    job: str,
+    job: Job,
     config: Config,
     images: Sequence[Image],
     work: Callable[[Run, argparse.Namespace], int],
     arguments: argparse.Namespace,
 ) -> int:
-    run = Run(config, start_session(f"slidelake {job}"), job)
-    read: dict[str, int] = {}
-    log_to_stderr(run.run_id)
+    run = Run(config, start_session(f"slidelake {job.name}"), job)
+    log_to_stderr(run.record.run_id)
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
             # The error that follows tells the same.
             warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")
-            run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
-            run.tables.check_catalog()
-            run.tables.check_layout()
-            read = run.tables.versions()
+            run.spark.sparkContext.setJobGroup(run.record.run_id, f"slidelake {job.name}")
+            run.step("tables")
+            run.tables.open(*job.tables)
             status = work(run, arguments)
             if cancelling.stopped_by:  # in a call that was not Spark's to cancel
                 raise Stopped(cancelling.stopped_by)
-            run.record("done", read)
+            run.write_record("done")
         return status
     except ConfigError:
         raise
@@ -161,19 +146,19 @@ def _run(
         if not (is_stop or why):
             _log.error(redact(traceback.format_exc(), secrets_in(config, images)))
         go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
-        _log.error(printable(f"slidelake {job}: {why or go_on}"))
-        _record_early_end(run, f"stopped by {name}", read)
+        _log.error(printable(f"slidelake {job.name}: {why or go_on}"))
+        _record_early_end(run, f"stopped by {name}")
         return FAILED
     finally:
         run.spark.stop()
 
 
-def _record_early_end(run: Run, status: str, read: dict[str, int]) -> None:
+def _record_early_end(run: Run, status: str) -> None:
     """Append the run to table runs, or say that this is not possible: Spark is gone, or never had an executor."""
     with suppress(Exception):
         if is_local(run.spark) or executors_of(run.spark):
             # A thread has its own connection to the JVM: an interrupted call may have left its answer on this one's.
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(run.record, status, read).result()
+                thread.submit(run.write_record, status).result()
             return
-    _log.error("slidelake %s: this run has no row in table runs", run.job)
+    _log.error("slidelake %s: this run has no row in table runs", run.job.name)

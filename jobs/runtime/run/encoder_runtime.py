@@ -5,8 +5,8 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
+from jobs.runtime.run.run import Run
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.tables.tables import spark_schema
 from udfs.measure_encoders import measure_encoders
@@ -14,14 +14,11 @@ from udfs.schemas import MEASURED_ENCODERS
 from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 from udfs.wsi.encoder.fastest import LEAST_COSINE, Measured, fastest
 
-if TYPE_CHECKING:
-    from jobs.runtime.run.run import Run
-
 _PROPERTY = "slidelake.encoder"  # of table features
 _SLIDES_LOOKED_AT = 64  # at most, from all over the cohort: tiles are taken of the first that has some
 
 
-def settle_runtime(run: "Run", uris: Sequence[str], *, keep: bool = True) -> tuple[Runtime, Precision]:
+def settle_runtime(run: Run, uris: Sequence[str], *, keep: bool = True) -> tuple[Runtime, Precision]:
     """What the settings say; with `runtime: auto`, what the rows of table features were made with, so that all rows compare,
     or what a measurement on tiles of the cohort finds fastest, which is then written down with the table if it shall `keep`.
     """
@@ -60,7 +57,7 @@ def settle_runtime(run: "Run", uris: Sequence[str], *, keep: bool = True) -> tup
     return best.runtime, best.precision
 
 
-def _kept(run: "Run", runtime: Runtime, precision: Precision) -> tuple[Runtime, Precision]:
+def _kept(run: Run, runtime: Runtime, precision: Precision) -> tuple[Runtime, Precision]:
     """The recorded choice, if it can be had here; in fp32 PyTorch gives the same rows."""
     if runtime == "torch" or (find_spec("openvino") and run.config.encoder.device != "cuda"):
         return runtime, precision
@@ -73,7 +70,7 @@ def _kept(run: "Run", runtime: Runtime, precision: Precision) -> tuple[Runtime, 
     )
 
 
-def measure_runtimes(run: "Run", uris: Sequence[str]) -> list[Measured]:
+def measure_runtimes(run: Run, uris: Sequence[str]) -> list[Measured]:
     """Every way that executors have, on tiles of these slides; none where no slide has tissue."""
     some = uris[:: max(1, len(uris) // _SLIDES_LOOKED_AT)][:_SLIDES_LOOKED_AT]
     rows = run.spark.createDataFrame([(uri,) for uri in some], "uri string").coalesce(1)
