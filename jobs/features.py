@@ -12,7 +12,6 @@ from pyspark.sql import functions as F
 from jobs.runtime.run.cli import run_job
 from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.snapshot import selected_tiles
-from jobs.runtime.spark.resources import features_resources
 from jobs.runtime.spark.session import slots
 from jobs.runtime.tables.tables import spark_schema
 from udfs.encode_tiles import encode_tiles
@@ -71,7 +70,7 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
             .mapInArrow(
                 encode_tiles(run.feature_spec, run.record.run_id, done.add, tiles_ahead=n_tiles),
                 spark_schema(ENCODED),
-                profile=features_resources(run.spark, run.config.resources).profile,
+                profile=run.stage_resources.profile,
             )
             .persist(StorageLevel.DISK_ONLY)
         )
@@ -150,7 +149,7 @@ def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
 
 def _in_tasks(run: Run, units: DataFrame, planned: list[Row]) -> DataFrame:
     """The units, those of a task in a partition of its own, in order; the partition of the costliest task is the first."""
-    at_once = features_resources(run.spark, run.config.resources).slots()
+    at_once = run.stage_resources.slots()
     tasks = pack_tasks([(unit.image_id, unit.unit, unit.cost) for unit in planned], at_once)
     of_task = [(unit.image_id, unit.unit, task) for unit, task in zip(planned, tasks, strict=True)]
     numbers = run.spark.createDataFrame(of_task, "image_id string, unit int, task int")
@@ -175,7 +174,7 @@ JOB = Job(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job(JOB, __doc__, argv)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

@@ -317,17 +317,9 @@ def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--redo",
-        action="store_true",
-        help="if other settings dealt the patients, deal all of them anew; else that is refused, since a patient keeps its split",
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, __doc__, split, argv, options=_options)
+    return run_main(JOB, split, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from jobs import submit
-from jobs.__main__ import JOBS
+from tests.messages import plain
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -77,10 +77,11 @@ def say(checkout: Path, capfd: pytest.CaptureFixture[str]) -> Say:
     def run(*arguments: str) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
-            status = submit.main(arguments, JOBS)
+            status = submit.main(arguments)
         except SystemExit as exit_:
             status = int(exit_.code or 0)
-        return status, *capfd.readouterr()
+        said = capfd.readouterr()
+        return status, said.out, plain(said.err)
 
     return run
 

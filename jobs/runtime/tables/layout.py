@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import AnalysisException, IllegalArgumentException, PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
@@ -186,4 +186,8 @@ def _files(session: SparkSession, path: str) -> list[str]:
         if error.getCondition() == "PATH_NOT_FOUND":
             return []
         raise
+    except (
+        IllegalArgumentException
+    ):  # Hadoop finds no name with a colon and a pattern; Delta refuses to make a table over files
+        return []
     return sorted(unquote(uri.rpartition("/")[2]) for uri in found)
