@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from jobs.runtime.settings.overrides import value_of
 from jobs.runtime.settings.sections import (
     NO_ROW,
     ONE_JOBS,
@@ -34,7 +33,7 @@ from jobs.runtime.settings.sections import (
     setting,
 )
 from jobs.runtime.settings.withheld import described, file_shown, key_shown
-from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
+from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml, value_of
 from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
 from udfs.wsi.tissue.method import TissueMethod, tissue_method
 
