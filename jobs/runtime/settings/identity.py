@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from jobs.runtime.settings.config import Config, settings_by_key
-from jobs.runtime.settings.sections import shapes_of
+from jobs.runtime.settings.setting import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.wsi.quality.mask_metric import mask_metrics
 
