@@ -14,6 +14,7 @@ from jobs.runtime.settings.config import Config, settings_by_key
 from jobs.runtime.settings.setting import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.wsi.quality.mask_metric import mask_metrics
+from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
 _SHAPES = {key: shapes for key, info in settings_by_key() if (shapes := shapes_of(info))}
@@ -37,8 +38,8 @@ class Identity:
         # Of the tissue methods, only the chosen one shapes masks.
         self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
         self.slides |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
-        self.slides |= {"code.slides": str(find_tissue.VERSION)}
-        self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # shape tiles, but no bag
+        self.slides |= {"code.slides": str(find_tissue.VERSION), "code.background": str(BackgroundFraction.version)}
+        self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # columns of tiles, not bags
         self.selection = {} if config.tiling.max_tiles_per_patient is None else _values(config, "selection")
         self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
         self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
