@@ -8,7 +8,7 @@ import pytest
 
 from jobs.runtime.settings.config import Config, settings_by_key
 from jobs.runtime.settings.identity import Identity, differences, recorded_models, row_hash
-from jobs.runtime.settings.sections import shapes_of
+from jobs.runtime.settings.setting import shapes_of
 from tests.core.cohorts import CONFIG, World, identity_of, models_of, stale_in, stored_by, survey_of
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 from udfs.wsi.tissue.brightness import Brightness

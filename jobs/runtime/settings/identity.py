@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from jobs.runtime.settings.config import Config, settings_by_key
-from jobs.runtime.settings.sections import shapes_of
+from jobs.runtime.settings.setting import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.wsi.quality.mask_metric import mask_metrics
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
@@ -113,14 +113,15 @@ def differences(now: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> l
     return min((differing(recipe) for recipe in known), key=len, default=[])
 
 
-def _values(config: Config, table: str) -> Recipe:
-    """The settings that shape a table's rows by their value, as JSON."""
+def settings_of(config: Config, table: str) -> dict[str, Any]:
+    """The settings that shape a table's rows by their value, by dotted key."""
     settings = config.model_dump(mode="json")
-    found = {
-        key: json.dumps(_at(settings, key))
-        for key, shapes in _SHAPES.items()
-        if table in shapes.tables and not shapes.by_content
-    }
+    shaping = [key for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content]
+    return {key: _at(settings, key) for key in shaping}
+
+
+def _values(config: Config, table: str) -> Recipe:
+    found = {key: json.dumps(value) for key, value in settings_of(config, table).items()}
     if table == "features" and config.stain.weights is None:
         found["stain.weights"] = "null"
     return found
