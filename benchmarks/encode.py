@@ -18,13 +18,12 @@ from benchmarks.ways import WAYS
 from benchmarks.work import INPUT_PX
 from tests.slides.weights import LITE0
 from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.encoder.encoder import Embeddings
 from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 from udfs.wsi.encoder.resize import resize
 
 _SIZES = (1, 4, 8, 16, 32)
 _TILES, _TILES_OF_COSINE = 32, 512
-
-Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def run() -> Iterator[Line]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.checks import clock, data, machine, software
+from jobs.checks.encoder_runtimes import encoder_runtimes
 from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, as_text, look
@@ -38,8 +39,8 @@ CHECKS = (
     Check("store", data.store, _LONG_S, ("executors",)),
     Check("output", output, _LONG_S, ("executors", "code")),
     Check("encoder", data.encoder, _LONG_S, ("executors", "packages", "memory")),
-    # Where output.root has tables, they may say which encoder is to be clocked.
-    Check("clock", clock.clock, _LONG_S + 2 * clock.SAMPLE_S, ("delta", "python", "store", "output", "encoder")),
+    Check("runtimes", encoder_runtimes, _LONG_S, ("python", "store", "encoder")),
+    Check("clock", clock.clock, _LONG_S + 2 * clock.SAMPLE_S, ("python", "store", "encoder")),
 )
 
 

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
 from jobs.runtime.run.run import Job, Run
-from jobs.runtime.run.survey import selected_tiles
+from jobs.runtime.run.snapshot import selected_tiles
 from jobs.runtime.spark.session import slots
 from jobs.runtime.tables.tables import spark_schema
 from udfs.encode_tiles import encode_tiles
@@ -23,9 +23,8 @@ _PLANNERS_A_SLOT = 2
 _KEY = ["image_id", "x_px", "y_px"]
 
 
-def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images whose slides row is good and whose features are not those of their tiles."""
-    del run
     return survey["features_stale"] & ~survey["slide_stale"]
 
 
@@ -168,7 +167,7 @@ JOB = Job(
     stages=(encode,),
     stale=stale,
     waiting=waiting,
-    encodes=True,
+    models="loaded",
     next_step="the patients job makes a row a patient",
 )
 

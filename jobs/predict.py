@@ -23,14 +23,13 @@ from pyspark.sql import functions as F
 from tqdm import tqdm
 
 from jobs import preprocess
-from jobs.runtime.cohort.locating import read_cohort
 from jobs.runtime.run.cli import conclude
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Run
 from jobs.runtime.run.summary import CohortState, read_state
 from jobs.runtime.run.waves import work_in_waves
-from jobs.runtime.settings.config import Config, ConfigError, settings_hash
-from jobs.runtime.settings.recipe import Recipe, differences, settings_recipe
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.identity import Identity, Recipe, differences, row_hash
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
 from jobs.runtime.tables.tables import Tables
@@ -46,8 +45,8 @@ from jobs.training.model.predictions import (
     prior_prediction,
     submission_csv,
 )
+from jobs.training.refusals import FeedError
 from jobs.training.seen import Seen, seen_by_model
-from jobs.training.training_errors import FeedError
 from udfs.find_tissue import WITHOUT_TILES
 from udfs.wording import named, some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
@@ -58,7 +57,7 @@ _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is kille
 
 def check(config: Config) -> None:
     """What can be refused before Spark starts."""
-    _refuse_other_features(_card(config), settings_recipe(config))
+    _refuse_other_features(_card(config), Identity(config).recipe)
 
 
 def predict(run: Run, arguments: argparse.Namespace) -> int:
@@ -79,7 +78,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         probabilities, from_prior = _probabilities(run, cohort, card)
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
         write_bytes(csv, submission_csv(probabilities, card.classes, from_prior), config.slides.storage_options)
-        uris = {image.image_id: image.uri for image in read_cohort(config)}
+        uris = {image.image_id: image.uri for image in run.images}
         seen = seen_by_model(card, config.output.root, uris, config.slides.storage_options)
     run.record.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
     with_bag = {name: basis for name, basis in wanted.items() if basis.n_tiles}
@@ -105,8 +104,8 @@ def _refuse(run: Run, card: ModelCard) -> None:
     Raises:
         ConfigError: the features would not be those that the model learned from, or labels would be lost.
     """
-    _refuse_other_features(card, run.recipe)
-    unlabelled = [image.image_id for image in read_cohort(run.config) if image.label is None]
+    _refuse_other_features(card, run.identity.recipe)
+    unlabelled = [image.image_id for image in run.images if image.label is None]
     known = run.tables.read("slides").where(F.col("label").isNotNull() & F.col("image_id").isin(unlabelled))
     patients = sorted({row.patient_id for row in known.select("patient_id").collect()})
     if patients:
@@ -140,7 +139,7 @@ def _wanted(tables: Tables, state: CohortState, survey: pd.DataFrame, card: Mode
     def basis(name: str) -> Basis:
         params_hash, n_tiles = bags.get(name, (None, 0))
         counts = [count[name] for count in unseen]
-        return Basis(settings_hash(VERSION, card.model_id, card.weights_hash, params_hash, *counts), n_tiles, *counts)
+        return Basis(row_hash(VERSION, card.model_id, card.weights_hash, params_hash, *counts), n_tiles, *counts)
 
     return {name: basis(name) for name in state.patients}
 

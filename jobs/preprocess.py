@@ -7,13 +7,12 @@ import pandas as pd
 
 from jobs import features, patients, slides
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.run import Job
 
 
-def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images that any stage has work on."""
-    todo = slides.stale(run, survey) | survey["features_stale"]
-    return todo | patients.stale(run, survey)
+    return slides.stale(survey) | survey["features_stale"] | patients.stale(survey)
 
 
 JOB = Job(
@@ -22,7 +21,7 @@ JOB = Job(
     writes=("slides", "tiles", "indexes", "features", "patients"),
     stages=(slides.find, features.encode, patients.assemble),
     stale=stale,
-    encodes=True,
+    models="loaded",
 )
 
 

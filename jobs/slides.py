@@ -15,7 +15,7 @@ from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.survey import METADATA
 from jobs.runtime.tables.tables import spark_schema
 from udfs.find_tissue import failed_row, find_tissue
-from udfs.schemas import FOUND_TISSUE, SLIDES, TILES
+from udfs.schemas import FOUND_TISSUE, PER_TILE, SLIDES, TILES
 from udfs.wsi import ErrorCode, SlideError
 
 _TILES_A_FILE = 1_000_000  # some 20 MB
@@ -25,9 +25,8 @@ _INPUT = pa.schema(
 )
 
 
-def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images whose row in slides is not what it should be."""
-    del run
     return survey["slide_stale"] | survey["metadata_stale"]
 
 
@@ -49,8 +48,8 @@ def find(run: Run, wave: pd.DataFrame) -> None:
             .mapInPandas(find_tissue(run.tissue_spec, run.record.run_id, done.add), spark_schema(FOUND_TISSUE))
             .persist(StorageLevel.DISK_ONLY)
         )
-        zipped = F.inline(F.arrays_zip("x_px", "y_px", "background_fraction"))
-        constant = [name for name in TILES.names if name not in ("x_px", "y_px", "background_fraction")]
+        zipped = F.inline(F.arrays_zip(*PER_TILE))
+        constant = [name for name in TILES.names if name not in PER_TILE]
         tiles = (
             found.where("status = 'ok'")
             .withColumn("tile_px", F.lit(run.config.tiling.tile_px))

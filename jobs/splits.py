@@ -20,7 +20,8 @@ from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.summary import end_lines
-from jobs.runtime.settings.config import ConfigError, settings_hash
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.settings.identity import row_hash
 from jobs.runtime.tables.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
 from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits, missing_classes
@@ -102,7 +103,7 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
     how: dict[str, Any] = {"stratify": settings.stratify, "seed": settings.seed}
     fractions = {name: getattr(settings, name) for name in SPLITS}
     split_of = assign_splits(patients, fractions, {name: row["split"] for name, row in kept.items()}, **how)
-    params_hash = settings_hash(VERSION, _settings(run), settings.folds)
+    params_hash = row_hash(VERSION, _settings(run), settings.folds)
     fold_of: dict[str, int] = {}
     if settings.folds:
         # Folds may be dealt anew: the test split stays out of all of them. They stay under the same settings.

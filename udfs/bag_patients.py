@@ -38,7 +38,7 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
     image_id, y_px, x_px; the histogram is the mean over tiles of each tile's fractions, which sum to 1.
 
     Args:
-        bins: of the histogram, a channel.
+        bins: of the histogram, per channel.
         dtype: of the bags, little-endian. float16 rounds to 11 significant bits, and below 6.1e-5 to multiples of 6e-8; a
             patient with a number beyond its range has float32, as column embedding_dtype says.
     """
@@ -46,20 +46,21 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
     def run(features: pa.Table) -> pa.Table:
         order = [("image_id", "ascending"), ("y_px", "ascending"), ("x_px", "ascending")]
         features = features.sort_by(order).combine_chunks()
-        average, maximum = (_matrix(features[name]) for name in ("embedding_avg", "embedding_max"))
-        fits = _fits(average, dtype) and _fits(maximum, dtype)
-        kept: Dtype = dtype if fits else "float32"
+        vectors = {name: _matrix(features[f"embedding_{name}"]) for name in ("avg", "max")}
+        matrices = {name: matrix for name, matrix in vectors.items() if matrix is not None}
+        kept: Dtype = dtype if all(_fits(matrix, dtype) for matrix in matrices.values()) else "float32"
+        stored = np.dtype(kept).newbyteorder("<")
+        bags = {f"embeddings_{name}": matrix.astype(stored, copy=False).tobytes() for name, matrix in matrices.items()}
         place = list(TILE_INDEX.value_type)
         index = pa.StructArray.from_arrays([features[f.name].combine_chunks() for f in place], fields=place)
         row: dict[str, Any] = {
             "n_tiles": len(features),
-            "embedding_dim": average.shape[1],
+            "embedding_dim": matrices["avg"].shape[1],
             "embedding_dtype": kept,
-            "embeddings_avg": average.astype(np.dtype(kept).newbyteorder("<"), copy=False).tobytes(),
-            "embeddings_max": maximum.astype(np.dtype(kept).newbyteorder("<"), copy=False).tobytes(),
             "color_histogram": _mean_histogram(features["color_histogram"], bins),
+            **bags,
         }
-        arrays = [pa.array([row[f.name]], f.type) for f in BAGS if f.name not in ("patient_id", "tile_index")]
+        arrays = [pa.array([row.get(f.name)], f.type) for f in BAGS if f.name not in ("patient_id", "tile_index")]
         offsets = pa.array([0, len(features)], pa.int32())
         arrays.insert(0, features["patient_id"].combine_chunks()[:1])
         arrays.insert(BAGS.get_field_index("tile_index"), pa.ListArray.from_arrays(offsets, index).cast(TILE_INDEX))
@@ -68,8 +69,12 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
     return run
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A list column of equal lengths as float32 [n, dim]."""
+def _matrix(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    """A list column of equal lengths as float32 [n, dim]; None if the encoder has no such output, so that all are null."""
+    if column.null_count == len(column):
+        return None
+    if column.null_count:
+        raise ValueError(f"{column.null_count} of {len(column)} tiles of a patient have no vector: run again")
     values = pc.list_flatten(column).to_numpy()
     matrix: np.ndarray[Any, np.dtype[np.float32]] = values.reshape(len(column), -1).astype(np.float32, copy=False)
     return matrix

@@ -1,4 +1,4 @@
-"""The features pass: work units of coordinates in, a row a tile with embeddings and colours out (mapInArrow).
+"""The features pass: work units of coordinates in, one row per tile with embeddings and colours out (mapInArrow).
 
 Pixels are read, normalised, embedded and counted inside the worker and dropped there.
 """
@@ -17,24 +17,25 @@ import torch
 from numpy.typing import NDArray
 
 from udfs.failures import as_slide_error, check_quarantine
-from udfs.schemas import ENCODED, HISTOGRAM
+from udfs.schemas import ENCODED, FEATURES, HISTOGRAM
 from udfs.spark_task import gpu_address, keep_what_is_loaded, slot_cpus, task_number
 from udfs.stopwatch import Stopwatch
 from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
+from udfs.wsi.encoder.network import Network, Outputs, load_network
 from udfs.wsi.inference import Encoded, Inference, inference
-from udfs.wsi.prefetch import in_background
+from udfs.wsi.prefetch import prefetch
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import region_edge, resample
 from udfs.wsi.stain.colour_table import StainNormaliser
-from udfs.wsi.stain.stainnet import load_stainnet
+from udfs.wsi.stain.stainnet import StainNet, load_stainnet
 from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tiff.index import SlideIndex
 
-VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
+VERSION = 3  # raise it when the same settings begin to give other rows: they are then redone
 
 _MOST_BATCH_BYTES = 256 << 20  # of pixels: five batches are alive at most, one filled, two waiting, two encoded
-_BATCHES_AHEAD = 2  # read and not yet encoded, beside the one that is
+_BATCHES_AHEAD = 3  # read or being read, beside those that are encoded
 
 Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
 
@@ -45,29 +46,43 @@ class FeatureSpec:
 
     encoder: EncoderSpec
     stain_weights: str | None  # URI of a StainNet checkpoint, None for no normalisation
-    bins: int  # of the colour histogram, a channel
-    gpu_share: float = 1.0  # of a GPU's memory, at most, where tasks share one
+    bins: int  # of the colour histogram, per channel
+    gpu_share: float = 1.0  # of a GPU's memory, at most, if tasks share one
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
 class Models:
-    """What a worker loads once."""
+    """The encoder and StainNet as they are loaded, on no device yet."""
 
-    encoder: Encoder
-    stain: StainNormaliser | None
+    encoder: Network
+    stain: StainNet | None
 
     @property
     def fingerprint(self) -> tuple[str, str | None]:
         """Hashes of the weights of the encoder and of StainNet."""
-        return self.encoder.fingerprint, self.stain.net.fingerprint if self.stain else None
+        return self.encoder.weights, self.stain.fingerprint if self.stain else None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """All of them that shapes rows, each as ``name=value``."""
+        stain = self.stain.fingerprint[:16] if self.stain else "null"
+        return (*(f"encoder.{part}" for part in self.encoder.identity), f"stain.weights={stain}")
 
 
-def load_models(spec: FeatureSpec, device: torch.device | None = None, threads: int = 1) -> Models:
-    """Load the encoder and StainNet; raises what they raise where weights are missing or do not fit."""
+def load_models(spec: FeatureSpec) -> Models:
+    """Load the encoder and StainNet.
+
+    Raises:
+        CheckpointError: weights are missing or do not fit.
+        ValueError: see `load_network`, or table features has no column for an output.
+    """
     stainnet = load_stainnet(spec.stain_weights, spec.storage_options) if spec.stain_weights else None
-    encoder = Encoder(spec.encoder, spec.storage_options, device=device, threads=threads)
-    return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
+    encoder = load_network(spec.encoder, spec.storage_options)
+    names = [name for name, _ in encoder.outputs]
+    if names[:1] != ["avg"] or any(_column(name) not in FEATURES.names for name in names):
+        raise ValueError(f"encoder.name = {spec.encoder.name} yields {names}: table features takes avg, and then max")
+    return Models(encoder, stainnet)
 
 
 def encode_tiles(
@@ -77,12 +92,12 @@ def encode_tiles(
 
     Input columns are those of `udfs.schemas.UNITS`, of which unit, n_tiles, n_bytes and cost are not looked at. Output:
     `udfs.schemas.ENCODED`: a row for each coordinate in the order of reading, then a row on how the unit went, with the
-    error where the slide can't be read (what was read before it precedes it).
+    error if the slide can't be read (what was read before it precedes it).
 
     Args:
         spec: what to do.
         run_id: of the run, for every row.
-        done: is told how many tiles are through.
+        done: called with the number of tiles that are through.
         tiles_ahead: how many tiles this host has to expect: many pay for a table of StainNet's colours.
     """
 
@@ -100,22 +115,20 @@ def encode_tiles(
             steps = _steps(chain([first], readings), encode)
             not_finite = 0  # tiles of the unit at hand
             pulled, spent = Stopwatch(), Stopwatch()  # the latter runs on while the next batch is made or waited for
-            if (
-                slot_cpus() > 1 or models.encoder.device.type != "cpu"
-            ):  # else reading would only take turns with the rest
-                steps = in_background(steps, _BATCHES_AHEAD)
+            if slot_cpus() > 1 or models.encoder.device.type != "cpu":  # else reading would take turns with the rest
+                steps = prefetch(steps, _BATCHES_AHEAD)
             with closing(steps):
                 for step, encoded in spent.during(encode((step, step.tiles) for step in pulled.during(steps))):
                     constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
                     constant["run_id"] = run_id
                     if encoded:
                         not_finite += encoded.n_not_finite
-                        yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded))
+                        yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded, models.encoder.outputs))
                     else:
                         if work := step.end.get("work"):
                             work["encoded_s"] = spent.take() - pulled.take()
                         if not_finite:
-                            constant |= _told(_not_finite(not_finite, step, spec.encoder))
+                            constant |= _error_columns(_not_finite(not_finite, step, spec.encoder))
                         not_finite = 0
                         yield _batch(1, constant | step.end, {})
                         done(len(step.unit["x_px"]))
@@ -125,11 +138,24 @@ def encode_tiles(
     return run
 
 
-_loaded: dict[tuple[object, ...], Models] = {}
+@dataclass(frozen=True)
+class WorkerModels:
+    """The models on the device of a task."""
+
+    encoder: Encoder
+    stain: StainNormaliser | None
+    identity: tuple[str, ...]  # as of `Models`
 
 
-def models_of_this_worker(spec: FeatureSpec) -> Models:
-    """Loaded once a worker process and device; Spark uses a process again for later tasks, which may get another GPU."""
+_loaded: dict[tuple[object, ...], WorkerModels] = {}
+
+
+def models_of_this_worker(spec: FeatureSpec) -> WorkerModels:
+    """Loaded once per worker process and device; Spark uses a process again for later tasks, which may get another GPU.
+
+    Raises:
+        CheckpointError, ValueError: see `load_models` and `Encoder`.
+    """
     torch.set_num_threads(slot_cpus())
     device = device_of_this_task(spec.encoder)
     if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps what it once had: each task its part
@@ -139,13 +165,16 @@ def models_of_this_worker(spec: FeatureSpec) -> Models:
         _loaded.clear()
     key = (*what, str(device))
     if key not in _loaded:
-        _loaded[key] = load_models(spec, device, slot_cpus())
+        models = load_models(spec)
+        encoder = Encoder(spec.encoder, models.encoder, device=device, threads=slot_cpus())
+        stain = StainNormaliser(models.stain) if models.stain else None
+        _loaded[key] = WorkerModels(encoder, stain, models.identity)
         keep_what_is_loaded()
     return _loaded[key]
 
 
 def device_of_this_task(spec: EncoderSpec) -> torch.device:
-    """The GPU that Spark gave this task, where it gives any; where it does not, tasks take turns with those that are there."""
+    """The GPU that Spark gave this task; if Spark gives none, tasks take turns with those of the machine."""
     device, address = device_of(spec), gpu_address()
     if device.type != "cuda":
         return device
@@ -227,7 +256,7 @@ def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, 
                 end["n_tiles"] += len(tiles)
         except Exception as error:
             failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
-            end |= _told(failed)
+            end |= _error_columns(failed)
         if reading.slide:
             traffic = reading.slide.traffic
             work = asdict(traffic) | {"decoded_s": watch.take() - (traffic.waited_s - waited_s)}
@@ -235,7 +264,7 @@ def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, 
         yield _Step(reading.unit, end=end)
 
 
-def _told(error: SlideError) -> dict[str, str]:
+def _error_columns(error: SlideError) -> dict[str, str]:
     """Columns of the row on how a unit went."""
     return {"error_code": error.code.value, "error_message": error.message}
 
@@ -276,18 +305,22 @@ def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=ENCODED)
 
 
-def _columns(xy_px: NDArray[np.int64], encoded: Encoded) -> dict[str, Any]:
+def _column(output: str) -> str:
+    return f"embedding_{output}"
+
+
+def _columns(xy_px: NDArray[np.int64], encoded: Encoded, outputs: Outputs) -> dict[str, Any]:
+    embeddings = zip(outputs, encoded.embeddings, strict=True)
     return {
         "x_px": xy_px[:, 0],
         "y_px": xy_px[:, 1],
-        "embedding_avg": _rows(encoded.average),
-        "embedding_max": _rows(encoded.maximum),
+        **{_column(name): _rows(vectors) for (name, _), vectors in embeddings},
         "color_histogram": _sparse(encoded.histograms),
     }
 
 
 def _rows(matrix: NDArray[np.float32]) -> pa.Array:
-    """float32 [n, dim] as a list column, without a Python object a number."""
+    """float32 [n, dim] as a list column, without a Python object per number."""
     offsets = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
 

@@ -1,13 +1,15 @@
-"""What the tables hold: each column's type, unit, frame and meaning, in one place for the UDFs, Delta and the readers.
+"""The columns of the tables, with type, unit, frame and meaning, in one place for UDFs, Delta and readers.
 
-All are Arrow schemas; a field's metadata carries the comment that the Delta column gets. Fields are nullable unless
-they are keys or always known.
+All are Arrow schemas. The metadata of a field carries the comment of the Delta column. Fields are nullable unless they are
+keys or always known.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+
+from udfs.wsi.quality.mask_metric import mask_metrics
 
 
 def _column(name: str, kind: pa.DataType, comment: str, *, required: bool = False) -> pa.Field:
@@ -25,7 +27,7 @@ _X = _column("x_px", _INT, "left edge of the tile, level-0 pixels from the slide
 _Y = _column("y_px", _INT, "top edge of the tile, level-0 pixels from the slide's top edge", required=True)
 _PATIENT = _column("patient_id", _STRING, "the patient, from the patient CSV", required=True)
 _CENTER = _column("center_id", _STRING, "the centre that the patient was treated at, from the CSV")
-_LABEL = _column("label", _STRING, "the patient's diagnosis as the CSV has it, null where it has none")
+_LABEL = _column("label", _STRING, "the patient's diagnosis from the CSV; null if the CSV has none")
 _SPLIT = _column("split", _STRING, "train, validation or test, as table splits has it; null until the job splits ran")
 
 SLIDES = pa.schema(
@@ -33,21 +35,29 @@ SLIDES = pa.schema(
         _IMAGE,
         _PATIENT,
         _CENTER,
-        _column("image_num", _INT, "number of the image among the patient's, from the CSV"),
+        _column("image_num", _INT, "number of the image among those of the patient, from the CSV"),
         _LABEL,
-        _column("uri", _STRING, "where the slide was read, without user, password or query"),
+        _column("uri", _STRING, "where the slide was read from, without user, password or query"),
         _column("size_bytes", _LONG, "size of the file, bytes"),
         _column("file_version", _STRING, "the store's etag, else size and mtime: changes when the file does"),
-        _column("vendor", _STRING, "scanner vendor as the header tells it"),
+        _column("vendor", _STRING, "scanner vendor, from the header"),
         _column("width_px", _INT, "width of the slide, level-0 pixels"),
         _column("height_px", _INT, "height of the slide, level-0 pixels"),
-        _column("mpp_x", _DOUBLE, "micrometres a level-0 pixel along x: the CSV's, else the header's; null unknown"),
-        _column("mpp_y", _DOUBLE, "micrometres a level-0 pixel along y: the CSV's, else the header's; null unknown"),
-        _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels a pixel of each level, level 0 first"),
-        _column("status", _STRING, "ok; no_tissue: no tile has enough of it; too_small: no tile fits; or failed"),
-        _column("error_code", _STRING, "why it failed, a short code; null where it did not"),
-        _column("error_message", _STRING, "why it failed or is too small, and what to do about it"),
-        _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if there is nothing"),
+        _column(
+            "mpp_x",
+            _DOUBLE,
+            "micrometres per level-0 pixel along x, from the CSV, else from the header; null if unknown",
+        ),
+        _column(
+            "mpp_y",
+            _DOUBLE,
+            "micrometres per level-0 pixel along y, from the CSV, else from the header; null if unknown",
+        ),
+        _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels per pixel of each level, level 0 first"),
+        _column("status", _STRING, "ok; no_tissue: no tile has enough tissue; too_small: no tile fits; or failed"),
+        _column("error_code", _STRING, "why the slide failed, a short code; null if it did not fail"),
+        _column("error_message", _STRING, "why the slide failed or is too small, and what to do"),
+        _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if nothing"),
         _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
         _column(
             "tissue_fraction",
@@ -58,6 +68,8 @@ SLIDES = pa.schema(
     ]
 )
 
+_METRICS = [_column(metric.column, pa.type_for_alias(metric.type), metric.comment) for metric in mask_metrics()]
+
 TILES = pa.schema(
     [
         _IMAGE,
@@ -66,8 +78,8 @@ TILES = pa.schema(
         _PATIENT,
         _column("tile_px", _INT, "edge of the finished tile, pixels of the target resolution"),
         _column("level_read", _INT, "index of the level that the tile is read from, 0 the finest"),
-        _column("downsample", _DOUBLE, "level-0 pixels a pixel of the finished tile, along an edge"),
-        _column("background_fraction", _FLOAT, "share of the tile that the mask calls background, 0 to 1"),
+        _column("downsample", _DOUBLE, "level-0 pixels per pixel of the finished tile, along an edge"),
+        *_METRICS,
         *_PROVENANCE,
     ]
 )
@@ -78,7 +90,7 @@ INDEXES = pa.schema(
         _column("size_bytes", _LONG, "size of the file that was indexed, bytes"),
         _column("file_version", _STRING, "the version of that file, as in slides"),
         _column(
-            "index", pa.binary(), "the levels and where their blocks lie, for workers to read tiles without the header"
+            "index", pa.binary(), "the levels and where their blocks lie, so that workers read tiles without the header"
         ),
         *_PROVENANCE,
     ]
@@ -92,8 +104,16 @@ FEATURES = pa.schema(
         _X,
         _Y,
         _PATIENT,
-        _column("embedding_avg", pa.list_(_FLOAT), "mean of the encoder's feature map over its positions, [dim]"),
-        _column("embedding_max", pa.list_(_FLOAT), "maximum of the encoder's feature map over its positions, [dim]"),
+        _column(
+            "embedding_avg",
+            pa.list_(_FLOAT),
+            "mean of the encoder's feature map over its positions, or the vector of an encoder that gives one; [dim]",
+        ),
+        _column(
+            "embedding_max",
+            pa.list_(_FLOAT),
+            "maximum of the encoder's feature map over its positions, [dim]; null if the encoder gives one vector",
+        ),
         _column(
             "color_histogram",
             HISTOGRAM,
@@ -137,7 +157,11 @@ PATIENTS = pa.schema(
             "bag of embedding_avg: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], rows by image_id, y_px, "
             "x_px",
         ),
-        _column("embeddings_max", pa.binary(), "bag of embedding_max, laid out as embeddings_avg"),
+        _column(
+            "embeddings_max",
+            pa.binary(),
+            "bag of embedding_max, laid out as embeddings_avg; null if the encoder gives one vector per tile",
+        ),
         _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
         _column(
             "color_histogram",
@@ -319,44 +343,35 @@ TABLES = {table.name: table for table in _TABLES}
 
 # What the UDFs hand on, on the way to the tables.
 
-MEASURED_ENCODERS = pa.schema(
-    [
-        pa.field("runtime", _STRING),
-        pa.field("precision", _STRING),
-        pa.field("tiles_per_s", _DOUBLE),  # of one task
-        pa.field("cosine", _DOUBLE),  # to PyTorch's fp32
-    ]
-)
-
-# By the clock of the thread that reads or encodes: where these are two, they run at once.
+# Seconds by the clock of the thread that reads or encodes. If these are two threads, they run at once.
 WORK = pa.struct(
     [
         pa.field("requests", _LONG),
-        pa.field("bytes", _LONG),  # that came
+        pa.field("bytes", _LONG),  # received
         pa.field("waited_s", _DOUBLE),  # for bytes
-        pa.field("decoded_s", _DOUBLE),  # blocks to tiles of their size, or to the mask: all of reading but waiting
+        pa.field("decoded_s", _DOUBLE),  # blocks to finished tiles or to the mask: all of reading but waiting
         pa.field("encoded_s", _DOUBLE),  # tiles to embeddings and histograms
     ]
 )
 
+PER_TILE = ["x_px", "y_px", *(metric.name for metric in _METRICS)]  # columns of tiles that are lists in FOUND_TISSUE
+
 FOUND_TISSUE = pa.schema(
     [
         *SLIDES,
-        pa.field("x_px", pa.list_(_INT)),
-        pa.field("y_px", pa.list_(_INT)),
-        pa.field("background_fraction", pa.list_(_FLOAT)),
+        *(pa.field(name, pa.list_(TILES.field(name).type)) for name in PER_TILE),
         pa.field("level_read", _INT),
         pa.field("downsample", _DOUBLE),
-        pa.field("index", pa.binary()),  # null where the slide failed, or its blocks are not ours to read
-        pa.field("work", WORK),  # null where the slide did not open
+        pa.field("index", pa.binary()),  # null if the slide failed or if OpenSlide reads it
+        pa.field("work", WORK),  # null if the slide did not open
     ]
 )
 
-# A work unit: one slide's id, place and reading, and some of its tiles.
+# A work unit: some tiles of one slide, and how to read them.
 UNITS = pa.schema(
     [
         _IMAGE,
-        pa.field("unit", _INT),  # number among the slide's
+        pa.field("unit", _INT),  # number among the units of the slide
         _PATIENT,
         pa.field("uri", _STRING),  # as it is opened: may hold secrets, so it is in no table
         pa.field("params_hash", _STRING),
@@ -367,8 +382,8 @@ UNITS = pa.schema(
         pa.field("y_px", pa.list_(_INT)),
         pa.field("index", pa.binary()),  # of just the blocks under these tiles; null: the header is read
         pa.field("n_tiles", _INT),
-        pa.field("n_bytes", _LONG),  # compressed, of those blocks; null where they are not known
-        pa.field("cost", _DOUBLE),  # in any unit: says how long this takes beside others
+        pa.field("n_bytes", _LONG),  # compressed, of those blocks; null if unknown
+        pa.field("cost", _DOUBLE),  # relative to other units
     ]
 )
 

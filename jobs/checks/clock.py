@@ -10,7 +10,6 @@ from functools import partial
 from jobs.checks.extent import FEWEST_SLIDES, UNKNOWN_SPREAD, Bounds, Cohort, PerSlide, spread_over, total
 from jobs.checks.place import Place
 from jobs.checks.table import Row
-from jobs.runtime.run.encoder_runtime import settle_runtime
 from jobs.runtime.run.summary import readable_size
 from udfs.bag_patients import HEAP_A_BAG, MAX_BAG_BYTES
 from udfs.sample_cohort import Sample, take_sample
@@ -39,7 +38,6 @@ def clock(place: Place) -> Row:
     if not there:
         return Row("FAIL", "no slide of the cohort is there", "upload them, or mend slides.root and the CSV's uri")
     run = place.run
-    run.encoder_runs_by = settle_runtime(run, [uri for _, uri, _ in there], keep=False)  # as the run to come will
     at_once = place.stage.slots()
     n_tasks = min(at_once, _MOST_TASKS, len(there))
     n_sampled = min(len(there), n_tasks * _SLIDES_A_TASK)
@@ -58,8 +56,8 @@ def clock(place: Place) -> Row:
     workforce = Workforce(at_once, place.n_executors, place.heap_bytes, place.is_local)
     numbers = 4 if place.config.output.embedding_dtype == "float32" else 2
     row = estimate(samples, cohort, workforce, bag_number_bytes=numbers, deadline_h=place.deadline_h)
-    how = " ".join(run.encoder_runs_by)
-    return replace(row, found=f"{how}: {row.found}")
+    encoder = place.config.encoder
+    return replace(row, found=f"{encoder.runtime} {encoder.precision}: {row.found}")
 
 
 def estimate(
@@ -104,7 +102,7 @@ def estimate(
         PerSlide([(slide.size_bytes, slide.n_bytes) for slide in good], sizes).of(size) for size in sizes
     ).likely
     reads += n_tiles.likely * sum(sample.n_bytes for sample in busy) / encoded
-    tables = n_tiles.likely * (2 * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
+    tables = n_tiles.likely * (busy[0].n_embeddings * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
     found = (
         f"{rate:,.1f} tiles/s by {workforce.tasks} tasks at once, from {encoded:,} tiles of {len(good)} slides. Cohort: "
         f"{len(sizes):,} slides, about {_rounded(n_tiles.likely)} tiles{_between(n_tiles)}, {_span(hours)} beside the start-up, "

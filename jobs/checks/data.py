@@ -41,15 +41,17 @@ def store(place: Place) -> Row:
 def encoder(place: Place) -> Row:
     """The models, loaded by an executor, the same that the driver loads."""
     remedy = "put encoder.weights and stain.weights where all nodes can read them: a URI, or a path on every node"
-    here = place.run.models.fingerprint  # raises ConfigError, with a remedy
+    here = place.run.models  # raises ConfigError, with a remedy
     try:
         loaded = place.ask_any(partial(load, place.run.feature_spec))
     except (ExecutorError, Py4JJavaError) as error:
         return Row("FAIL", f"executors can't load it: {cause_of(error)}", remedy)
-    if loaded.fingerprint != here:
+    if loaded.identity != here.identity:
         return Row("FAIL", f"{loaded.host} has other weights than the driver at the same place", remedy)
     name = place.config.encoder.name
-    return Row("ok", f"{name} ({here[0][:8]}) on driver and executors, on {loaded.host} by {loaded.device}")
+    return Row(
+        "ok", f"{name} ({here.encoder.weights[:8]}) on driver and executors, on {loaded.host} by {loaded.device}"
+    )
 
 
 def _uris(place: Place) -> Iterator[str]:

@@ -75,6 +75,16 @@ def test_bags_are_a_group_by_of_the_features_in_whatever_order_they_come(
     assert row == bag(rows, dtype=dtype)  # to the last bit, mean histogram included
 
 
+def test_an_encoder_that_gives_one_vector_makes_one_bag() -> None:
+    rows = [row | {"embedding_max": None} for row in feature_rows([("a", 0, 0), ("a", 0, 1)], 1)]
+    row = bag(rows)
+    assert row["embeddings_max"] is None and row["embedding_dim"] == 6
+    assert row["embeddings_avg"] == np.stack([r["embedding_avg"] for r in rows]).astype("<f4").tobytes()
+    rows[1]["embedding_max"] = rows[1]["embedding_avg"]
+    with pytest.raises(ValueError, match="1 of 2 tiles"):
+        bag(rows)
+
+
 @pytest.mark.parametrize("column", ["embedding_avg", "embedding_max"])
 @pytest.mark.parametrize("value", [65520.0, -65520.0, 3e38])  # 65504 is the largest, and what rounds to it
 def test_a_patient_with_what_float16_cannot_hold_has_float32(column: str, value: float) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
+import udfs.wsi.encoder as encoder_folder
 from tests.slides.damage import BAD_SLIDES
 from tests.slides.foreign import write_mirax
 from tests.slides.make import write_slide
@@ -208,6 +209,42 @@ def test_a_slide_whose_embeddings_are_not_finite_fails_and_the_next_goes_on(
     )
     good = [row["embedding_max"] for row in rows if row["image_id"] == "b1"]
     assert len(good) == 9 and np.isfinite(good).all()
+
+
+MEAN_COLOUR = '''
+"""The mean colour of a tile: the whole of another encoder."""
+
+from udfs.wsi.encoder.network import Network, encoder_named
+
+
+@encoder_named("mean-colour")
+class MeanColour(Network):
+    def __init__(self, spec, storage_options):
+        super().__init__(spec, (("avg", 3),), weights="none")
+
+    def forward(self, images):
+        return (images.mean(dim=(1, 2)),)
+'''
+
+
+@pytest.fixture
+def mean_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file more in udfs/wsi/encoder, and nothing else."""
+    (tmp_path / "mean_colour.py").write_text(MEAN_COLOUR)
+    monkeypatch.setattr(encoder_folder, "__path__", [*encoder_folder.__path__, str(tmp_path)])
+
+
+@pytest.mark.usefixtures("mean_colour")
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_another_encoder_is_a_file_in_its_folder(small_slides: Path, runtime: Any) -> None:
+    path = small_slides / "a2.tif"
+    spec = FeatureSpec(EncoderSpec("mean-colour", None, 224, device="cpu", runtime=runtime), None, 16)
+    rows, _ = encode(spec, unit(path, CORNERS))
+    pixels = tifffile.imread(path, key=0)
+    assert len(rows) == len(CORNERS)
+    for row in rows:
+        assert row["embedding_avg"] == pytest.approx(tile_at(pixels, row).mean(axis=(0, 1)), rel=1e-4)
+        assert row["embedding_max"] is None
 
 
 def test_a_slide_that_killed_its_worker_twice_is_given_up(

@@ -15,18 +15,16 @@ from py4j.protocol import Py4JJavaError
 
 from jobs.checks import data, probe, software, table
 from jobs.checks.clock import Workforce, clock, estimate
+from jobs.checks.encoder_runtimes import recommended
 from jobs.checks.extent import Cohort
 from jobs.checks.machine import judge_gpus, judge_memory
 from jobs.checks.place import ExecutorError, MissingPackageError, NoPythonError, Place, Probe
 from jobs.checks.table import Check, Row, look
-from jobs.runtime.run import encoder_runtime as encoders
-from jobs.runtime.run.encoder_runtime import settle_runtime
 from jobs.runtime.settings.config import Config, ConfigError
 from udfs.node_facts import code_digest
 from udfs.reach_store import Reached
-from udfs.sample_cohort import Sample, SeenSlide
+from udfs.sample_cohort import MeasuredRuntime, Sample, SeenSlide
 from udfs.wsi import ErrorCode
-from udfs.wsi.encoder.fastest import Measured
 
 HEAP = 8e9
 
@@ -110,24 +108,15 @@ class OneSlide:
 
     def __init__(self, **encoder: str) -> None:
         self.config = Config.model_validate({"patients": "p.csv", "output": {"root": "tables"}, "encoder": encoder})
-        self.properties: dict[str, str] = {}  # of table features
         self.images = [SimpleNamespace(image_id="a1", patient_id="001", mpp=None)]
         self.located = {"a1": SimpleNamespace(uri="a1.tif", info=SimpleNamespace(size_bytes=10**6))}
         self.stage = SimpleNamespace(slots=lambda: 1)
         self.n_executors, self.heap_bytes, self.is_local, self.deadline_h = 1, 2 * 10**9, True, None
-        self.run, self.tables, self.tissue_spec = self, self, None
-        self.models = SimpleNamespace(encoder=SimpleNamespace(fingerprint="3397d49c"))
-        self.encoder_runs_by = ("torch", "fp32")
+        self.run, self.tissue_spec = self, None
 
     @property
     def feature_spec(self) -> tuple[str, str]:
-        return self.encoder_runs_by
-
-    def property(self, name: str, key: str) -> str | None:
-        return self.properties.get(key)
-
-    def set_property(self, name: str, key: str, value: str) -> None:
-        self.properties[key] = value
+        return self.config.encoder.runtime, self.config.encoder.precision
 
     def ask(self, function: Any) -> list[Sample]:
         self.clocked = function.args[2]
@@ -135,28 +124,39 @@ class OneSlide:
 
 
 @pytest.mark.parametrize(
-    ("settings", "kept", "runs_by"),
+    ("settings", "runs_by"),
     [
-        ({"runtime": "openvino", "precision": "bf16"}, False, ("openvino", "bf16")),
-        ({"runtime": "torch", "precision": "bf16"}, False, ("torch", "bf16")),
-        ({"runtime": "torch"}, False, ("torch", "fp32")),
-        ({"runtime": "auto"}, False, ("torch", "fp32")),  # what is fastest now
-        ({"runtime": "auto"}, True, ("openvino", "bf16")),  # what was when the tables were made
+        ({"runtime": "openvino", "precision": "bf16"}, ("openvino", "bf16")),
+        ({"runtime": "torch", "precision": "bf16"}, ("torch", "bf16")),
+        ({"runtime": "torch"}, ("torch", "fp32")),
     ],
 )
-def test_the_clock_takes_the_encoder_as_the_run_would(
-    settings: dict[str, str], kept: bool, runs_by: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_clock_takes_the_encoder_as_the_run_would(settings: dict[str, str], runs_by: tuple[str, str]) -> None:
     place = OneSlide(**settings)
-    if kept:
-        monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: [Measured("openvino", "bf16", 20.0, 1.0)])
-        settle_runtime(cast(Any, place), ["a1.tif"])
-    before = dict(place.properties)
-    measured = [Measured("torch", "fp32", 20.0, 1.0), Measured("openvino", "bf16", 10.0, 1.0)]
-    monkeypatch.setattr(encoders, "measure_runtimes", lambda *_: measured)
     row = clock(cast(Place, place))
     assert place.clocked == runs_by and row.found.startswith(f"{' '.join(runs_by)}: 30.0 tiles/s")
-    assert place.properties == before  # the doctor changes nothing
+
+
+def test_the_fastest_runtime_that_is_right_is_recommended() -> None:
+    ways = [
+        MeasuredRuntime("torch", "fp32", 10.0, 1.0),
+        MeasuredRuntime("openvino", "fp32", 20.0, 0.999995),
+        MeasuredRuntime("openvino", "bf16", 40.0, 0.9991),
+        MeasuredRuntime("torch", "bf16", 80.0, 0.9989),
+        MeasuredRuntime("torch", "fp16", 90.0, float("nan")),
+    ]
+    row = recommended(ways, "torch", "fp32")
+    assert (
+        row.status == "ok"
+        and row.remedy == ""
+        and "torch bf16 80.0 (cosine 0.99890), openvino bf16 40.0, " in row.found
+    )
+    assert row.found.endswith("encoder.runtime=openvino encoder.precision=bf16")
+    assert "encoder." not in recommended(ways, "openvino", "bf16").found
+    assert "encoder." not in recommended(ways[:1], "torch", "fp32").found
+    wrong = recommended(ways, "torch", "bf16")
+    assert (wrong.status, wrong.remedy) == ("warn", "set encoder.runtime=openvino encoder.precision=bf16")
+    assert recommended([], "torch", "fp32").status == "skip"
 
 
 @pytest.mark.parametrize(

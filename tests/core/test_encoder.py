@@ -1,5 +1,6 @@
 """Embeddings are timm's own features, held against timm in fp32 by hand; what can't be used is refused by name."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from tests.slides.demo import WEIGHTS_NAME
 from tests.slides.make import Pixels
 from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.encoder.network import load_network
 from udfs.wsi.weights.checkpoint import CheckpointError
 
 LITE0 = "tf_efficientnet_lite0"
@@ -65,7 +67,7 @@ def test_embeddings_are_timms_in_fp32(encoder: Encoder, spec: EncoderSpec, tiles
     found = np.stack(encoder.embed(tiles))
     assert found.dtype == np.float32
     assert found.shape == (2, len(tiles), 1280)
-    assert encoder.dim == 1280
+    assert encoder.outputs == (("avg", 1280), ("max", 1280))
     assert cosines(found, expected).min() >= 0.99999
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -119,9 +121,19 @@ def test_the_fingerprint_is_of_the_weights(small: EncoderSpec, tmp_path: Path) -
     torch.save(weights, tmp_path / "same.pth")
     changed = {k: v + 1 if k.endswith("conv_stem.weight") else v for k, v in weights.items()}
     safetensors.torch.save_file(changed, tmp_path / "other.safetensors")
-    own = Encoder(small).fingerprint
-    assert Encoder(replace(small, weights=str(tmp_path / "same.pth"), batch_size=1)).fingerprint == own
-    assert Encoder(replace(small, weights=str(tmp_path / "other.safetensors"))).fingerprint != own
+    own = load_network(small).weights
+    assert load_network(replace(small, weights=str(tmp_path / "same.pth"), batch_size=1)).weights == own
+    assert load_network(replace(small, weights=str(tmp_path / "other.safetensors"))).weights != own
+
+
+def test_the_identity_is_of_all_that_shapes_the_vectors_and_of_nothing_else(small: EncoderSpec, tmp_path: Path) -> None:
+    shutil.copy(str(small.weights), tmp_path / "same.safetensors")
+    own = Encoder(small).identity
+    same = replace(small, weights=str(tmp_path / "same.safetensors"), batch_size=2, runtime="openvino")
+    assert Encoder(same).identity == own
+    others = [{"input_px": 128}, {"interpolation": "model"}, {"pooling": "pooled"}, {"precision": "bf16"}]
+    others += [{"precision": "bf16", "runtime": "openvino"}]
+    assert len({own, *(load_network(replace(small, **other)).identity for other in others)}) == 1 + len(others)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -151,15 +163,16 @@ def by_timm(name: str, weights: dict[str, torch.Tensor], tiles: Pixels) -> NDArr
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_mambaout", "eva02_tiny_patch14_224"])
-def test_the_models_own_pooled_vector_stands_for_both(tmp_path: Path, tiles: Pixels, name: str) -> None:
+def test_a_model_that_gives_one_vector_has_one_output(tmp_path: Path, tiles: Pixels, name: str) -> None:
     torch.manual_seed(2)
     model = timm.create_model(name, pretrained=False)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
     edge = model.default_cfg["input_size"][-1]
     crops = np.ascontiguousarray(tiles[:3, :edge, :edge])
     spec = EncoderSpec(name, str(tmp_path / "weights.safetensors"), edge, batch_size=4, device="cpu", pooling="pooled")
-    average, maximum = Encoder(spec).embed(crops)
-    np.testing.assert_array_equal(average, maximum)
+    encoder = Encoder(spec)
+    [average] = encoder.embed(crops)
+    assert encoder.outputs == (("avg", average.shape[1]),)
     if name.startswith(
         ("test_vit", "eva02")
     ):  # with averages of its own, not a token: other weights where it does not pool
@@ -190,7 +203,7 @@ def test_a_model_without_a_feature_map(tmp_path: Path) -> None:
     safetensors.torch.save_file(model.state_dict(), tmp_path / "vit.safetensors")
     edge = model.default_cfg["input_size"][-1]
     spec = EncoderSpec("test_vit", str(tmp_path / "vit.safetensors"), edge, batch_size=4, device="cpu")
-    assert Encoder(spec).pooling == "pooled"
+    assert [name for name, _ in Encoder(spec).outputs] == ["avg"]
     with pytest.raises(ValueError, match=r"test_vit yields \[1, \d+, \d+\], not a feature map .*set encoder\.pooling"):
         Encoder(replace(spec, pooling="map"))
 

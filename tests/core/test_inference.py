@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.slides.make import Pixels
 from udfs.wsi.encoder import Encoder, EncoderSpec
-from udfs.wsi.encoder.fastest import fastest, measure
 from udfs.wsi.encoder.network import load_network
+from udfs.wsi.encoder.pytorch import TorchRuntime
 from udfs.wsi.encoder.resize import resize_tensor
 from udfs.wsi.inference import DeviceInference, Encoded, HostInference, inference
 from udfs.wsi.quality.histogram import color_histograms_on
@@ -64,8 +64,8 @@ def check_same(found: dict[int, Encoded | None], expected: dict[int, Encoded | N
             assert given is wanted is None
             continue
         np.testing.assert_array_equal(given.histograms, wanted.histograms)
-        np.testing.assert_allclose(given.average, wanted.average, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(given.maximum, wanted.maximum, rtol=1e-3, atol=1e-4)
+        for ours, theirs in zip(given.embeddings, wanted.embeddings, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("interpolation", ["area", "model"])
@@ -97,17 +97,17 @@ def test_memory_of_a_device_that_runs_out_halves_batches_and_loses_no_tile(spec:
     encoder = Encoder(replace(spec, batch_size=8))
     given = batches(tiles, 8)
     expected = ran(HostInference(encoder, None, BINS), given)
-    limited = DeviceInference(encoder, None, BINS)
-    start, sizes = limited._start, []
+    assert isinstance(encoder.runtime, TorchRuntime)
+    forward, sizes = encoder.runtime.forward, []
 
-    def small(tiles: Pixels) -> Any:
-        sizes.append(len(tiles))
-        if len(tiles) > 3:
+    def small(images: torch.Tensor) -> Any:
+        sizes.append(len(images))
+        if len(images) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return start(tiles)
+        return forward(images)
 
-    limited._start = small  # type: ignore[method-assign]
-    check_same(ran(limited, given), expected)
+    encoder.runtime.forward = small  # type: ignore[method-assign]
+    check_same(ran(DeviceInference(encoder, None, BINS), given), expected)
     assert sizes == [8, 4, 2, 2, 4, 2, 2, 2]
     assert encoder.batch_size == 2  # the next batches are read in this size
 
@@ -136,26 +136,9 @@ def test_every_step_stays_on_the_gpu_that_the_task_has(spec: EncoderSpec, interp
 def test_tiles_whose_embeddings_are_no_numbers_are_counted(spec: EncoderSpec, tiles: Pixels) -> None:
     average, maximum = Encoder(spec).embed(tiles[:4])
     counts = np.zeros((4, BINS**3), np.int32)
-    assert Encoded(average, maximum, counts).n_not_finite == 0
+    assert Encoded((average, maximum), counts).n_not_finite == 0
     average[1, 7], maximum[1, 0], maximum[3, 5] = np.nan, np.inf, -np.inf
-    assert Encoded(average, maximum, counts).n_not_finite == 2
-
-
-def test_a_precision_that_overflows_is_not_taken_for_the_fastest(
-    spec: EncoderSpec, tiles: Pixels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of bf16, the maximum alone is no number: the other aggregate keeps its cosine."""
-    embed = Encoder.embed
-
-    def overflowing(self: Encoder, tiles: Pixels) -> Any:
-        average, maximum = embed(self, tiles)
-        return average, np.full_like(maximum, np.nan) if self.spec.precision == "bf16" else maximum
-
-    monkeypatch.setattr(Encoder, "embed", overflowing)
-    measured = [one for one in measure(spec, tiles[:2]) if one.runtime == "torch"]
-    assert {one.precision: np.isfinite(one.cosine) for one in measured} == {"fp32": True, "bf16": False}
-    best = fastest(measured)
-    assert best and best.precision == "fp32"
+    assert Encoded((average, maximum), counts).n_not_finite == 2
 
 
 def test_openvino_stays_on_the_processor(spec: EncoderSpec) -> None:

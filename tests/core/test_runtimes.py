@@ -20,7 +20,6 @@ from tests.slides.make import Pixels
 from udfs.wsi import host_cache as cache
 from udfs.wsi.encoder import Encoder, EncoderSpec, batch_size, encoder, openvino
 from udfs.wsi.encoder.encoder_spec import Precision, Runtime
-from udfs.wsi.encoder.fastest import Measured, fastest, measure
 from udfs.wsi.encoder.network import load_network
 
 LITE0 = "tf_efficientnet_lite0"
@@ -291,30 +290,6 @@ def test_processes_that_start_together_measure_once(
     assert measured.empty()
     [kept] = tmp_path.glob("batch-size-*.json")
     assert Encoder(spec).batch_size == json.loads(kept.read_text())
-
-
-def test_auto_takes_the_fastest_that_is_right() -> None:
-    ways = [
-        Measured("torch", "fp32", 10.0, 1.0),
-        Measured("openvino", "fp32", 20.0, 0.999995),
-        Measured("openvino", "bf16", 40.0, 0.9991),
-        Measured("torch", "bf16", 80.0, 0.9989),
-    ]
-    assert fastest(ways) is ways[2]
-    assert fastest(ways[:1]) is ways[0]
-    assert fastest(ways[3:]) is None
-
-
-def test_auto_measures_what_is_there(lite0: EncoderSpec, tiles: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = {(one.runtime, one.precision): one for one in measure(lite0, tiles[:4], precision="fp32")}
-    assert set(measured) == {("torch", "fp32"), ("openvino", "fp32")}
-    assert all(one.tiles_per_s > 0 and one.cosine > 0.99999 for one in measured.values())
-
-    def missing() -> None:
-        raise ValueError("not installed")
-
-    monkeypatch.setattr(openvino, "_core", missing)
-    assert {one.runtime for one in measure(lite0, tiles[:2], precision="fp32")} == {"torch"}
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_mambaout"])

@@ -13,7 +13,7 @@ from jobs.runtime.settings.withheld import arguments_without_secrets
 from jobs.runtime.spark.streams import log_to_stderr
 from jobs.submit import ROOT, main
 from tests.messages import plain
-from udfs.wsi.encoder.network import is_known_to_timm
+from udfs.wsi.encoder.timm_network import is_known_to_timm
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
 

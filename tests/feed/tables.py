@@ -24,6 +24,7 @@ class Made:
     dtype: str | None = "float32"
     label: str | None = None
     split: str | None = None
+    has_maximum: bool = True
 
     @property
     def patient_id(self) -> str:
@@ -52,7 +53,7 @@ class Made:
             "embedding_dim": self.dim,
             "embedding_dtype": self.dtype,
             "embeddings_avg": self.bag().tobytes(),
-            "embeddings_max": self.bag("embeddings_max").tobytes(),
+            "embeddings_max": self.bag("embeddings_max").tobytes() if self.has_maximum else None,
             "tile_index": [
                 {"image_id": f"s{self.number}", "x_px": 448 * i, "y_px": 7 * i} for i in range(self.n_tiles)
             ],

@@ -170,7 +170,7 @@ def test_after_the_changes_there_is_nothing_to_do(spark: SparkSession, changed: 
 def test_another_brightness_redoes_tiles_and_encodes_only_those_that_are_new(
     spark: SparkSession, finished: Finished, again: Again
 ) -> None:
-    config = again(tiling={"background_brightness": 205})
+    config = again(tissue={"background_brightness": 205})
     before = keys(rows_of(finished.config, "tiles"))
     run = preprocess_in(spark, config)
     after = keys(rows_of(config, "tiles"))

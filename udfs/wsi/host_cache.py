@@ -1,19 +1,16 @@
-"""Files that a host makes once and all its processes use. Who loses them loses time and nothing else.
+"""Files that a host makes once and all its processes use. Who loses them loses time and nothing else."""
 
-A file is whole or not there: it is written beside its place and renamed. Who writes holds a lock, which the kernel drops
-when the process dies.
-"""
-
-import fcntl
+import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def cache_folder() -> Path:
-    """The folder that SLIDELAKE_CACHE names, else one in the system's folder for temporary files; made where needed.
+    """The folder that SLIDELAKE_CACHE names, else one in the system's folder for temporary files; made if needed.
 
     Local disks are meant: what is kept may fit the processor that made it.
 
@@ -28,35 +25,36 @@ def cache_folder() -> Path:
     return folder
 
 
-@contextmanager
-def building(path: Path, *, wait: bool = True) -> Iterator[Path | None]:
-    """A turn at making a file of the cache.
+def key_of(*what: object) -> str:
+    """A name for what is kept, from all that shapes it."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+
+def make_once(path: Path, make: Callable[[Path], object], *, wait: bool = True) -> None:
+    """Make a file of the cache unless it is there. It is whole or not there: it gets its name when it is written.
 
     Args:
         path: the file.
-        wait: wait while another process makes it; else it is nobody's turn then.
-
-    Yields:
-        Where to write it, if it is not there and the turn is ours: it gets its name when the block ends without an error.
-        None otherwise.
+        make: writes the file to the path that it is given.
+        wait: wait while another process makes the file; else leave it to that process.
 
     Raises:
         OSError: the folder can't be written.
     """
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-            return
-        if path.exists():
-            yield None
-            return
-        unfinished = path.with_name(f"{path.name}.unfinished")  # one name: what a killed process left is overwritten
-        try:
-            yield unfinished
-            with unfinished.open("rb") as written:
-                os.fsync(written.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)  # after an error: a full disk needs the room
+    try:
+        with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
+            if not path.exists():
+                _make(path, make)
+    except Timeout:  # another process makes it
+        return
+
+
+def _make(path: Path, make: Callable[[Path], object]) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")  # one name: what a killed process left is overwritten
+    try:
+        make(unfinished)
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # after an error: a full disk needs the room

@@ -124,6 +124,7 @@ def _run(
 ) -> int:
     run = Run(config, start_session(f"slidelake {job.name}"), job)
     log_to_stderr(run.record.run_id)
+    run.images = images
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():

@@ -1,19 +1,22 @@
 """One run of a job: what its stages work with."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from time import monotonic
+from typing import Literal
 
 import pandas as pd
 from pyspark.sql import SparkSession
 
+from jobs.runtime.cohort.locating import read_cohort
+from jobs.runtime.cohort.patient_csv import Image
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
 from jobs.runtime.settings.config import Config, ConfigError
-from jobs.runtime.settings.recipe import Recipe
+from jobs.runtime.settings.identity import Identity
 from jobs.runtime.settings.withheld import described, may_be_secret
 from jobs.runtime.spark.resources import StageResources, features_resources
 from jobs.runtime.tables.tables import Tables, spark_schema
@@ -21,8 +24,7 @@ from udfs.encode_tiles import FeatureSpec, Models, load_models
 from udfs.find_tissue import TissueSpec
 from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
-from udfs.wsi.encoder.encoder_spec import Precision, Runtime
-from udfs.wsi.encoder.network import is_known_to_timm
+from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
 
@@ -40,7 +42,8 @@ class Job:
     stages: "tuple[Stage, ...]" = ()  # of a wave, in order; each commits before the next begins
     stale: "Stale | None" = None  # which rows of the survey the stages have work on
     waiting: Callable[[pd.DataFrame], str] = lambda _: ""  # of a survey: what another job must do first, in one line
-    encodes: bool = False  # whether the stages need to know what the features should be, and so the models
+    # How the stages know what the features should be: by models that are loaded, or by the record of the run that made them.
+    models: Literal["loaded", "recorded"] | None = None
     result: str = "patients"  # the table to look at next
     next_step: str = ""  # the job to run next, if there is one
 
@@ -58,14 +61,19 @@ class Run:
     spark: SparkSession
     job: Job
     record: Record = field(default_factory=Record)
-    encoder_runs_by: tuple[Runtime, Precision] = ("torch", "fp32")  # settled before the survey
-    recipe: Recipe = field(default_factory=dict)  # of the features; empty in jobs that have nothing to do with them
+    identity: Identity = field(init=False)  # knows the models once the survey is taken
     tables: Tables = field(init=False)
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.spark, self.config.output.root, self.config.output.schema_name)
         self.progress = Progress(0, 0)
+        self.identity = Identity(self.config)
+
+    @cached_property
+    def images(self) -> Sequence[Image]:
+        """The rows of the CSV; the entry point of the jobs sets them, since it has read them before Spark starts."""
+        return read_cohort(self.config)
 
     @property
     def tissue_spec(self) -> TissueSpec:
@@ -75,7 +83,7 @@ class Run:
             tiling.tile_px,
             tiling.mpp,
             tiling.mask_downsample,
-            tiling.background_brightness,
+            self.config.tissue_method,
             tiling.max_background,
             self.config.slides.storage_options,
         )
@@ -84,7 +92,6 @@ class Run:
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
         encoder = self.config.encoder.model_dump()
-        encoder["runtime"], encoder["precision"] = self.encoder_runs_by
         encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
         if encoder["weights"]:
             encoder["weights"] = absolute_uri(encoder["weights"])
@@ -110,10 +117,7 @@ class Run:
             ConfigError: one line on what can't be loaded.
         """
         try:
-            spec = self.feature_spec
-            return load_models(
-                replace(spec, encoder=replace(spec.encoder, device="cpu", runtime="torch", precision="fp32"))
-            )
+            return load_models(self.feature_spec)
         except (CheckpointError, ValueError) as error:
             name = self.config.encoder.name
             is_hidden = may_be_secret(name) and not is_known_to_timm(name)
@@ -141,12 +145,13 @@ class Run:
     def write_record(self, status: str) -> None:
         """Append the run to table runs."""
         self.step("record")
+        encoder = self.config.encoder
         row = {
             "job": self.job.name,
             "status": status,
             "config": json.dumps(self.config.masked()),
-            "versions": {"pyspark": self.spark.version, "encoder": " ".join(self.encoder_runs_by)},
-            "features": self.recipe,
+            "versions": {"pyspark": self.spark.version, "encoder": f"{encoder.runtime} {encoder.precision}"},
+            "features": self.identity.recipe if self.identity.models is not None else {},
             "tables_read": dict(self.tables.versions_opened),
             "tables_written": self.tables.versions_written(),
         }
@@ -156,4 +161,4 @@ class Run:
 
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients
-Stale = Callable[[Run, pd.DataFrame], "pd.Series[bool]"]
+Stale = Callable[[pd.DataFrame], "pd.Series[bool]"]

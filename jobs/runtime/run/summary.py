@@ -74,7 +74,10 @@ def summarise(run: Run, state: CohortState) -> str:
     """The state of the cohort's tables and what this run did, some lines of text."""
     job, record, root = run.job, run.record, public_uri(run.config.output.root)
     lines = ["", f"slidelake {job.name}, run {record.run_id}", *_slides_lines(state)]
-    lines += [_tiles_line(job, record, state, " ".join(run.encoder_runs_by)), *_read_lines(record)]
+    lines += [
+        _tiles_line(job, record, state, f"{run.config.encoder.runtime} {run.config.encoder.precision}"),
+        *_read_lines(record),
+    ]
     if state.without_row is not None:
         lines += _patients_lines(state.patients, state.without_row, record.counts["patients_built"])
     return "\n".join([*lines, *end_lines(record, root), *_next_steps(job, state, root)])

@@ -1,17 +1,17 @@
 """The wave loop: survey the cohort, then bring wave after wave of patients through the stages of a job."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from pyspark.sql import functions as F
 
-from jobs.runtime.cohort.locating import locate, read_cohort
-from jobs.runtime.run.encoder_runtime import settle_runtime
+from jobs.runtime.cohort.locating import Located, locate
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.run import Run
+from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
-from jobs.runtime.settings.recipe import full_recipe
+from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
 from jobs.runtime.spark.resources import executors_gone
 from jobs.runtime.spark.session import slots
 from udfs.wording import some
@@ -28,7 +28,7 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
     Args:
         run: the run.
         retry_failed: take failed slides for stale.
-        check: may refuse `run.recipe`, before anything is read.
+        check: may refuse `run.identity`, before anything is read.
 
     Returns:
         The survey as it was before.
@@ -37,23 +37,15 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
     if job.stale is None:
         raise ValueError(f"job {job.name} has no stages")
     with run.stage("plan"):
-        images = read_cohort(config)
-        located = locate(images, config)
+        located = locate(run.images, config)
         run.step("tables")
         for name in (*job.writes, "runs"):
             run.tables.create(name)
-        models = None
-        if job.encodes:
-            _ = run.stage_resources  # what no executor can give ends the run here
-            run.step("encoder runtimes")
-            run.encoder_runs_by = settle_runtime(run, [place.uri for place in located.values() if place.uri])
-            models = (*run.models.fingerprint, *_numerics(run))
-            run.recipe = full_recipe(config, run.models, run.encoder_runs_by)
-            check()
-        run.step(f"survey of {len(images):,} images")
-        survey = take_survey(images, located, run.tables, config, models, retry_failed=retry_failed)
+        run.identity = Identity(config, _models(run))
+        check()
+        survey = _survey(run, located, retry_failed=retry_failed)
         run.record.problems += [line for line in (_unreachable(survey), job.waiting(survey)) if line]
-        work = survey[job.stale(run, survey)]
+        work = survey[job.stale(survey)]
         slides_a_wave = config.run.wave_slides or min(_SLIDES_A_SLOT * slots(run.spark), _MOST_SLIDES_A_WAVE)
         waves = plan_waves(_effort(work, slides_a_wave), slides_a_wave)
     run.progress = Progress(len(work), len(waves))
@@ -64,7 +56,7 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
             gone = executors_gone(run.spark)
             _through_stages(run, wave)
             if given_up := _take_back(run, wave, gone):
-                survey_now = take_survey(images, located, run.tables, config, models, retry_failed=True)
+                survey_now = _survey(run, located, retry_failed=True)
                 _through_stages(run, survey_now[survey_now["patient_id"].isin(given_up)])
             # What py4j names of the JVM is in cycles: plans and broadcasts of a wave would stay until Python looks for these.
             gc.collect()
@@ -73,6 +65,25 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
         run.progress = Progress(0, 0)
     run.record.counts["waves"] = len(waves)
     return survey
+
+
+def _models(run: Run) -> Recipe | None:
+    """What the models add to the identity of features; None if the job has nothing to do with them, or nobody knows it."""
+    if run.job.models == "loaded":
+        _ = run.stage_resources  # what no executor can give ends the run here
+        return dict(part.split("=", 1) for part in run.models.identity)  # weights by their numbers, from whatever file
+    if run.job.models == "recorded":
+        run.step("models of features")
+        rows = run.tables.read("runs").select("started_at", "config", "features").where("size(features) > 0").collect()
+        newest = sorted(rows, key=lambda row: row.started_at, reverse=True)
+        return recorded_models(run.config, ((row.config, row.features) for row in newest))
+    return None
+
+
+def _survey(run: Run, located: Mapping[str, Located], *, retry_failed: bool) -> pd.DataFrame:
+    run.step(f"survey of {len(run.images):,} images")
+    snapshot = read_snapshot(run.tables, run.config, with_patients="patients" in run.job.writes)
+    return take_survey(run.images, located, snapshot, run.identity, retry_failed=retry_failed)
 
 
 def _through_stages(run: Run, wave: pd.DataFrame) -> None:
@@ -110,21 +121,8 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     return {row.patient_id for row in given_up}
 
 
-def _numerics(run: Run) -> tuple[str, ...]:
-    """What of how the encoder runs tells rows apart: every runtime's fp32 is the same but for rounding."""
-    encoder, (runtime, precision) = run.models.encoder, run.encoder_runs_by
-    parts: list[str] = []
-    if encoder.pooling != "map":
-        parts.append(encoder.pooling)
-    elif not encoder.is_channels_first:
-        parts.append("channels last")
-    if precision != "fp32":
-        parts += [runtime, precision]
-    return tuple(parts)
-
-
 def _unreachable(survey: pd.DataFrame) -> str:
-    lost = survey[survey["unreachable"] == True]  # noqa: E712 - missing for images that are gone
+    lost = survey[survey["unreachable"]]
     if lost.empty:
         return ""
     first = lost.iloc[0]

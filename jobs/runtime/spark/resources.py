@@ -15,7 +15,7 @@ from pyspark.resource import ExecutorResourceRequests, ResourceProfile, Resource
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.sections import Resources
+from jobs.runtime.settings.sections import ResourcesSettings
 from jobs.runtime.spark.jvm import executor_summaries
 from jobs.runtime.spark.session import is_local, slots
 
@@ -71,7 +71,7 @@ class StageResources:
         return max(least, sum(executor.tasks(self.cpus, self.gpus) for executor in executors_of(self.session)))
 
 
-def features_resources(session: SparkSession, settings: Resources) -> StageResources:
+def features_resources(session: SparkSession, settings: ResourcesSettings) -> StageResources:
     """The profile of the features stage, if the settings ask for one and the cluster can give it.
 
     With a fixed number of executors it is about tasks alone, and they run on the executors of all stages. With dynamic

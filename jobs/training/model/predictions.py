@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.training.feed import Feed
-from jobs.training.feed.decoding import tile_index
+from jobs.training.feed.bags import tile_index
 from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 

@@ -1,10 +1,10 @@
-"""The batch size of an encoder, found by measuring once a host: the smallest that is about as fast as any."""
+"""The batch size of an encoder, measured once per host: the smallest that is about as fast as any."""
 
 import json
 import time
 from collections.abc import Callable
 
-from udfs.wsi.host_cache import building, cache_folder
+from udfs.wsi.host_cache import cache_folder, make_once
 
 _WORTHWHILE = 1.05  # how many times as fast a larger batch must be: it takes more memory, and results wait for it
 _PATIENCE = 2  # doublings that bring nothing, after which none will
@@ -38,9 +38,7 @@ def measured_batch_size(run: Callable[[int], object], smallest: int, most: int, 
     """
     try:
         path = cache_folder() / f"batch-size-{key}.json"
-        with building(path) as unfinished:
-            if unfinished:
-                unfinished.write_text(json.dumps(_find(run, smallest, most)))
+        make_once(path, lambda unfinished: unfinished.write_text(json.dumps(_find(run, smallest, most))))
         return int(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):  # no place to keep it, or somebody wrote something else there
         return _find(run, smallest, most)

@@ -1,10 +1,10 @@
 """The encoder by OpenVINO: the fastest on Intel's and AMD's processors. An extra."""
 
-import hashlib
 import tempfile
 import warnings
 import zipfile
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.network import Network
-from udfs.wsi.host_cache import building, cache_folder
+from udfs.wsi.host_cache import cache_folder, key_of, make_once
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _FILES = ("model.xml", "model.bin")
@@ -26,8 +26,8 @@ _VERSION = 2  # of what is kept: raise it when the conversion changes
 class OpenVinoRuntime:
     """A network compiled for the processor."""
 
-    def __init__(self, network: Network, fingerprint: str, input_px: int, precision: Precision, threads: int) -> None:
-        """Convert the network, or take what was converted on this host before; `fingerprint` is that of its weights.
+    def __init__(self, network: Network, precision: Precision, threads: int) -> None:
+        """Convert the network, or take what was converted on this host before.
 
         Raises:
             ValueError: OpenVINO is not installed, or the processor does not calculate in this precision.
@@ -35,8 +35,8 @@ class OpenVinoRuntime:
         core = _core()
         if precision != "fp32" and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ValueError(f"encoder.precision = {precision}: this processor has no {precision}: set it to fp32")
-        self._core, self._edge = core, input_px
-        self._model = _model_of(core, network, fingerprint, input_px)
+        self._core, self._edge, self._n_outputs = core, network.input_px, len(network.outputs)
+        self._model = _model_of(core, network)
         self._options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -46,7 +46,7 @@ class OpenVinoRuntime:
         self._batch_size = 0  # compiled for one size at a time, which takes a tenth of a second
         self._request: Any = None
 
-    def __call__(self, images: NDArray[np.float32], batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def __call__(self, images: NDArray[np.float32], batch_size: int) -> tuple[NDArray[np.float32], ...]:
         """Images of at most a batch through the network, see `Network.forward`.
 
         The model is compiled for whole batches, so a shorter one is filled up: so each result is the same in any of them.
@@ -59,8 +59,7 @@ class OpenVinoRuntime:
         if n < batch_size:
             images = np.concatenate([images, np.zeros((batch_size - n, *images.shape[1:]), np.float32)])
         self._request.infer({0: images}, share_inputs=True)
-        average, maximum = (self._request.get_output_tensor(i).data[:n].copy() for i in (0, 1))
-        return average, maximum
+        return tuple(self._request.get_output_tensor(i).data[:n].copy() for i in range(self._n_outputs))
 
 
 def _core() -> Any:
@@ -73,36 +72,33 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _model_of(core: Any, network: Network, fingerprint: str, input_px: int) -> Any:
-    """The model in OpenVINO's own format, converted once a host; anew where the cache can't be used."""
-    normalisation = network.mean.flatten().tolist(), network.std.flatten().tolist()  # weights alike may differ in it
-    what = (_VERSION, fingerprint, network.name, normalisation, network.pooling, input_px)
-    key = hashlib.sha256(repr((*what, version("openvino"), version("timm"))).encode()).hexdigest()[:32]
+def _model_of(core: Any, network: Network) -> Any:
+    """The model in OpenVINO's own format, converted once per host; anew if the cache can't be used."""
+    key = key_of(_VERSION, network.identity, version("openvino"), version("timm"))
     path: Path | None = None
     try:
         path = cache_folder() / f"openvino-{key}.zip"
-        with building(path) as unfinished:
-            if unfinished:
-                _convert(network, input_px, unfinished)
+        make_once(path, partial(_convert, network))
         return _load(core, path)
     except (OSError, RuntimeError, zipfile.BadZipFile, KeyError):  # no room, or half of it was cleaned away
         with suppress(OSError):
             if path:
                 path.unlink(missing_ok=True)  # the next process makes it anew
         with tempfile.TemporaryDirectory() as folder:
-            _convert(network, input_px, Path(folder) / "model.zip")
+            _convert(network, Path(folder) / "model.zip")
             return _load(core, Path(folder) / "model.zip")
 
 
-def _convert(network: Network, input_px: int, path: Path) -> None:
+def _convert(network: Network, path: Path) -> None:
     """OpenVINO writes two files; here they are one, so that it is whole or not there."""
     import openvino  # noqa: PLC0415  an extra
 
     with warnings.catch_warnings(), torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # of tracing, which does not mind the model's own checks of sizes
-        example = torch.zeros(1, input_px, input_px, 3)
+        edge = network.input_px
+        example = torch.zeros(1, edge, edge, 3)
         try:
-            model = openvino.convert_model(network, example_input=example, input=[-1, input_px, input_px, 3])
+            model = openvino.convert_model(network, example_input=example, input=[-1, edge, edge, 3])
         except Exception as error:  # of many kinds, some of them its own
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
@@ -110,7 +106,7 @@ def _convert(network: Network, input_px: int, path: Path) -> None:
             ) from None
         xml, weights = (Path(folder) / name for name in _FILES)
         openvino.save_model(model, xml, compress_to_fp16=False)
-        xml.write_bytes(_with_precise_layers(xml.read_bytes(), input_px))
+        xml.write_bytes(_with_precise_layers(xml.read_bytes(), edge))
         with zipfile.ZipFile(path, "w") as both:
             both.write(xml, xml.name)
             both.write(weights, weights.name)

@@ -16,8 +16,8 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class TorchRuntime:
     """A network on a device."""
 
-    def __init__(self, network: Network, input_px: int, device: torch.device, precision: Precision) -> None:
-        """Move the network there; it is changed where the precision is not fp32.
+    def __init__(self, network: Network, device: torch.device, precision: Precision) -> None:
+        """Move the network there; it is changed if the precision is not fp32.
 
         Raises:
             ValueError: the device or the model does not calculate in this precision.
@@ -28,10 +28,10 @@ class TorchRuntime:
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # on by default, and with its 10 bits no fp32
         if precision != "fp32":
-            _lower(network.model, input_px, _TYPES[precision])
+            _lower(network, _TYPES[precision])
         self._network = network.to(device).to(memory_format=torch.channels_last)
         try:
-            self.forward(torch.zeros(1, input_px, input_px, 3, device=device))
+            self.forward(_blank(network, device))
         except RuntimeError as error:
             if precision == "fp32":
                 raise
@@ -40,28 +40,27 @@ class TorchRuntime:
                 f"encoder.precision = {precision}: the model does not run in it ({reason}): use fp32"
             ) from None
 
-    def __call__(self, images: NDArray[np.float32], batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def __call__(self, images: NDArray[np.float32], batch_size: int) -> tuple[NDArray[np.float32], ...]:
         """Images of at most a batch through the network, see `Network.forward`."""
-        average, maximum = self.forward(torch.from_numpy(images).to(self.device))
-        return average.cpu().numpy(), maximum.cpu().numpy()
+        return tuple(each.cpu().numpy() for each in self.forward(torch.from_numpy(images).to(self.device)))
 
     @torch.inference_mode()
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same where the images are; returns before a GPU is done."""
-        result: tuple[torch.Tensor, torch.Tensor] = self._network(images)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The same on the device that the images are on; returns before a GPU is done."""
+        result: tuple[torch.Tensor, ...] = self._network(images)
         return result
 
 
-def _lower(model: nn.Module, input_px: int, dtype: torch.dtype) -> None:
+def _lower(network: Network, dtype: torch.dtype) -> None:
     """Convolutions and linear layers in a lower precision, but for those at half of the input's resolution and above.
 
     Rounding costs the most there, and in normalisation, which stays in fp32 as well: with all of EfficientNet-Lite0 in bf16
     the cosine to fp32 is 0.9970 in the mean over tiles of tissue, its border and glass, so 0.9992, and no slower.
     """
-    for module in _at_lower_resolution(model, input_px):
+    for module in _at_lower_resolution(network):
         module.to(dtype)
-    for module in model.modules():
-        takes_any = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    for module in network.modules():
+        takes_any = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
         if isinstance(getattr(module, "weight", None), nn.Parameter) and not takes_any:
             module.register_forward_pre_hook(_in_own_type)
 
@@ -72,16 +71,21 @@ def _in_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @torch.inference_mode()
-def _at_lower_resolution(model: nn.Module, input_px: int) -> list[nn.Module]:
+def _at_lower_resolution(network: Network) -> list[nn.Module]:
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        if output.ndim != 4 or 2 * min(output.shape[2:]) < input_px:  # [n, dim, h, w]
+        if output.ndim != 4 or 2 * min(output.shape[2:]) < network.input_px:  # [n, dim, h, w]
             found.append(module)
 
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(look) for layer in layers]
-    model(torch.zeros(1, 3, input_px, input_px))
+    network(_blank(network, torch.device("cpu")))
     for hook in hooks:
         hook.remove()
     return found
+
+
+def _blank(network: Network, device: torch.device) -> torch.Tensor:
+    """One image for the network."""
+    return torch.zeros(1, network.input_px, network.input_px, 3, device=device)

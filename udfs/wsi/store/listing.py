@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from fsspec.implementations.local import LocalFileSystem
 
 from udfs.wsi.store.about import FileInfo
-from udfs.wsi.store.filesystem import filesystem
-from udfs.wsi.store.uris import StorageOptions
+from udfs.wsi.store.uris import StorageOptions, filesystem
 
 
 def list_files(

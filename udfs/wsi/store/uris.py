@@ -1,4 +1,4 @@
-"""URIs and storage options: which options go to which store, and what of both may be shown."""
+"""URIs and storage options: which filesystem they mean, which options go to which store, and what of both may be shown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
 StorageOptions = Mapping[str, Any]
 
 TIMEOUT_S = 180.0  # that a slide may wait for its store, if nobody says otherwise
 _SHORTEST_SECRET = 6  # characters; what is shorter is a word of any text
+_HTTP = ("http", "https")
 _NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # what precedes their @ is a credential, not a container
 
 
@@ -56,6 +60,28 @@ def store_of(uri: str) -> str:
     """The kind of store a URI names, the same for all words of one store."""
     protocol = links_of(uri)[-1].partition("://")[0]
     return str(known_implementations.get(protocol, {}).get("class", protocol))
+
+
+def filesystem(uri: str, storage_options: StorageOptions | None = None) -> tuple[AbstractFileSystem, str]:
+    """The fsspec filesystem of a path or URI, and the path in it. Raises what fsspec and the store's client raise."""
+    if uri.startswith("/"):  # fsspec takes `::` in a path for a chain, too
+        return fsspec.filesystem("file"), uri.rstrip("/") or "/"
+    options = options_for(uri, storage_options)
+    # Of fsspec's chains (simplecache::https://...) the first link gets the options, the others theirs by their protocol.
+    for position, link in enumerate(links_of(uri)):
+        protocol = link.partition("://")[0]
+        if protocol in _HTTP and position == 0:
+            options.setdefault("get_client", _http_session)
+        elif protocol in _HTTP:
+            options[protocol] = {"get_client": _http_session} | options.get(protocol, {})
+    fs, path = url_to_fs(uri, **options)
+    return fs, path
+
+
+async def _http_session(**options: Any) -> Any:
+    from udfs.wsi.store.http import session  # noqa: PLC0415  # aiohttp, which most runs do without
+
+    return await session(**options)
 
 
 def why_not_for_tables(uri: str) -> str | None:

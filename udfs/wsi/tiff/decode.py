@@ -18,12 +18,13 @@ WHITE = 255
 JPEG = 7
 YCBCR = 6  # photometric
 JPEG2000 = (33003, 33004, 33005, 34712)
-_UNCOMPRESSED, _LZW, _WEBP = 1, 5, 50001
+UNCOMPRESSED = 1
+_LZW, _WEBP = 5, 50001
 _HORIZONTAL = 2  # predictor
 
 # To bytes: the whole block, or an error; never more than the block's size, however large the data claims to be.
 _TO_BYTES: dict[int, Callable[[bytes, int], bytes | bytearray]] = {
-    _UNCOMPRESSED: lambda data, size: data,
+    UNCOMPRESSED: lambda data, size: data,
     8: lambda data, size: imagecodecs.deflate_decode(data, out=size),
     32946: lambda data, size: imagecodecs.deflate_decode(data, out=size),
     32773: lambda data, size: imagecodecs.packbits_decode(data, out=size),

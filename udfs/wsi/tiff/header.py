@@ -2,6 +2,9 @@
 
 import logging
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import compress
 from typing import Any, BinaryIO, Literal
 
@@ -24,10 +27,23 @@ _NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
 _OVERLAP = re.compile(r"""<TileJointInfo [^<>]*?Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
 _OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's description: pixels along x and y, level by level
 
-# tifffile reports what it stumbles over; here it becomes a SlideError or is of no interest to users.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+@contextmanager
+def _without_tifffile_logs() -> Iterator[None]:
+    """Drop what tifffile logs in this thread: a fault in a header becomes a SlideError, a warning or nothing here."""
+    log, thread = tifffile.logger(), threading.get_ident()
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_others)
 
 
+@_without_tifffile_logs()
 def read_index(file: File, stream: BinaryIO) -> SlideIndex:
     """Read the directories of a file through a stream of its bytes.
 

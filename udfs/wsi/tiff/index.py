@@ -33,12 +33,18 @@ class Coding:
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
-    """A level of the pyramid, a grid of blocks numbered row by row; `planes` > 1 where colours are stored apart."""
+class PyramidLevel:
+    """A resolution of a slide, whatever reads it."""
 
     width_px: int
     height_px: int
     downsample: float  # level-0 pixels per pixel, along an edge
+
+
+@dataclass(frozen=True, eq=False)
+class Level(PyramidLevel):
+    """A level in a TIFF, a grid of blocks numbered row by row; `planes` > 1 if colours are stored apart."""
+
     block_width: int
     block_height: int
     planes: int

@@ -9,7 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED
+from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED, UNCOMPRESSED
 from udfs.wsi.tiff.index import Coding, Level
 
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024  # decoded; a larger one can't be read in bounded memory
@@ -19,7 +19,6 @@ _MOST_BYTES_PER_SAMPLE = 4  # of a block as it is stored; no codec makes noise s
 _MOST_EXTRA_BYTES = 1024 * 1024  # of a block, beside its pixels: colour profiles and the like
 _MOST_TABLES_BYTES = 64 * 1024  # put before every block; encoders write about 1 KB
 _RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
-_UNCOMPRESSED = 1
 _RGB_PHOTOMETRICS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 _COMPRESSIONS = "NONE, JPEG, JPEG 2000, LZW, DEFLATE, PACKBITS, ZSTD and WEBP are read"
@@ -63,7 +62,7 @@ def level_of(page: Any, downsample: float = 1.0) -> Level:
         block_width, block_height = width, height
         offsets, counts = (np.asarray(page.tags[code].value[:1], np.uint64) for code in (273, 279))
         coding = replace(coding, jpeg_header=b"", is_tiled=False)
-    if page.compression == _UNCOMPRESSED and not page.is_tiled and planes == 1 and _is_contiguous(offsets, counts):
+    if page.compression == UNCOMPRESSED and not page.is_tiled and planes == 1 and _is_contiguous(offsets, counts):
         block_height = max(1, min(height, _RAW_ROWS_BYTES // (width * samples)))
         row_bytes = width * samples
         tops = np.arange(0, height, block_height)

@@ -6,11 +6,11 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.tiff.decode import UNCOMPRESSED
 from udfs.wsi.tiff.levels import downsample_of
 from udfs.wsi.tiff.texts import directory_of
 
 REDUCED = 1  # bit of NewSubfileType
-_UNCOMPRESSED = 1
 _MAKE = 271
 _CLEARLY = 4  # times the pixels of the next picture: label, macro and the like have far fewer than a slide
 _ADDED = "label|macro|thumbnail|overview"  # pictures that scanners add to the slide
@@ -163,7 +163,7 @@ def _is_padded(page: Any, original: Any) -> bool:
 
 def _planes_behind(tiff: Any, base: Any) -> int:
     """How many pictures lie behind one another where only the first has a directory, as ImageJ and MetaMorph store stacks."""
-    if base.compression != _UNCOMPRESSED or not (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
+    if base.compression != UNCOMPRESSED or not (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
         return 1
     for series in tiff.series:
         planes = series.size // base.size
