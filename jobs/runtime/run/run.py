@@ -31,6 +31,7 @@ from udfs.schemas import RUNS
 from udfs.wording import new_run_id, package_versions, some
 from udfs.wsi import ErrorCode
 from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
@@ -101,7 +102,7 @@ class Run:
         )
 
     @cached_property
-    def models(self) -> Models:
+    def models(self) -> Models[Network]:
         """Loaded on the driver: a bad name or checkpoint ends the run here, before any work.
 
         Raises:

@@ -12,6 +12,7 @@ from udfs import bag_patients as patients
 from udfs import encode_tiles as features
 from udfs import find_tissue as slides
 from udfs.encode_tiles import Models
+from udfs.wsi.encoder.network import Network
 
 Recipe = dict[str, str]
 _SETTINGS = (
@@ -40,7 +41,7 @@ def settings_recipe(config: Config) -> Recipe:
     return found
 
 
-def full_recipe(config: Config, models: Models) -> Recipe:
+def full_recipe(config: Config, models: Models[Network]) -> Recipe:
     """All of it; weights by the hash of their numbers, so that they may lie elsewhere."""
     return settings_recipe(config) | {
         **dict(part.split("=", 1) for part in models.identity),
