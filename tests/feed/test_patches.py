@@ -263,6 +263,14 @@ def test_a_loader_draws_none_of_the_trainers_random_numbers(spec: PatchSpec) -> 
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_trainer_may_change_its_batches(spec: PatchSpec) -> None:
+    loader = PatchLoader(spec, 10, n_parallel=1, say=said)
+    for batch in loader.epoch(0):
+        batch.patch.zero_()
+        batch.pixels.zero_()
+    assert loader.readings[0].n_patches == 100
+
+
 def test_mixing_is_one_for_a_perfect_shuffle_and_grows_with_the_buffer() -> None:
     units = [np.arange(start, start + 10) for start in range(0, 4000, 10)]
     slide_of = np.arange(4000) // 40

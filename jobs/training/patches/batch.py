@@ -85,7 +85,7 @@ class PatchFeed:
         """Hand out the batches of an epoch; check that `n_due` patches came once or were skipped; keep the reading."""
         patches = [np.zeros(0, np.int64)]
         for batch in batches:
-            patches.append(batch.patch.numpy())
+            patches.append(batch.patch.numpy().copy())  # the batch belongs to the trainer, who may change it
             meter.begin_step(len(batch))
             yield batch
             meter.end_step()
