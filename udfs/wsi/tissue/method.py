@@ -41,7 +41,7 @@ class TissueMethod(ABC):
             pixels: uint8 [h, w, 3], RGB, the slide at 1/mask_downsample.
 
         Returns:
-            bool [h, w], True where background.
+            bool [h, w], True if background.
         """
 
     @property
