@@ -290,7 +290,10 @@ def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             labels[center].add(label)
             patients[center, label, row["split"]] += 1
             images[center, label, row["split"]] += row["n_images"]
-    lines = [("", "", "patients", "", "", "images", "", "", "of images", "", ""), ("centre", "label", *SPLITS * 3)]
+    lines: list[tuple[str, ...]] = [
+        ("", "", "patients", "", "", "images", "", "", "of images", "", ""),
+        ("centre", "label", *SPLITS * 3),
+    ]
     for center in [*sorted(labels.keys() - {""}), ""]:
         of_center = sorted(labels[center] - {""})
         for label in of_center if len(of_center) == 1 and center else [*of_center, ""]:
