@@ -16,7 +16,7 @@ from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, as_text, look
 from jobs.runtime.cohort.locating import read_cohort, secrets_in
-from jobs.runtime.run.cli import DONE, FAILED, main_alone, tell_unlabelled
+from jobs.runtime.run.cli import DONE, FAILED, main_alone, report_unlabelled
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.session import open_session
 from udfs.wsi.store import redact
@@ -47,7 +47,7 @@ CHECKS = (
 def examine(config: Config, arguments: argparse.Namespace) -> int:
     """Print the table; returns the exit status."""
     images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-    tell_unlabelled("doctor", images)
+    report_unlabelled("doctor", images)
     secrets = secrets_in(config, images)
     spark = open_session("slidelake doctor")
     try:

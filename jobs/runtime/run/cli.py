@@ -33,7 +33,7 @@ _log = logging.getLogger("slidelake.run")
 
 
 def run_job(job: Job, argv: Sequence[str] | None) -> int:
-    """A job that brings tables up to date wave by wave; returns the exit status."""
+    """Bring tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
         return conclude(run, work_in_waves(run, retry_failed=getattr(arguments, "retry_failed", False)))
@@ -47,7 +47,7 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     state = read_state(run.tables, run.job, survey)
     run.record.counts.update(state.counts())
     failed = failed_slides(state.slides)
-    print("\n".join([summarise(run, state), *lines]))
+    print("\n".join([summarise(run.job, run.record, run.config, state), *lines]))
     for line in (*slide_warnings(state.slides), *failed, *run.record.problems):
         _log.warning(printable(f"slidelake: {line}"))
     bad = bool(failed or run.record.problems) and run.config.on_failed_slides == "report"
@@ -65,59 +65,52 @@ def main(
 
     `check` may refuse settings before Spark starts.
     """
-    log_to_stderr()
-    arguments = parse_arguments(job.name, argv)
-    config: Config | None = None
-    images: Sequence[Image] = ()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
-            return DONE
-        refuse_unusable_spark()
-        with stop_signals():
+
+    def work_with_spark(config: Config, arguments: argparse.Namespace) -> int:
+        images: Sequence[Image] = ()
+        try:
+            refuse_unusable_spark()
             images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-            tell_unlabelled(job.name, images)
+            report_unlabelled(job.name, images)
             check(config)
             refuse_unwritable(config, job.name)
             return _run(job, config, images, work, arguments)
-    except ConfigError as error:
-        return _refuse(job.name, error, config, images)
-    except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
-        _log.error("slidelake %s: stopped by %s", job.name, name_of(error))
-        return FAILED
+        except ConfigError as error:
+            return _refuse(job.name, error, secrets_in(config, images))
+
+    return main_alone(job.name, work_with_spark, argv)
 
 
 def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
     """As `main`, for a job that starts Spark only if it needs to, and leaves a record of its own."""
     log_to_stderr()
     arguments = parse_arguments(job, argv)
-    config: Config | None = None
+    secrets: Sequence[str] = ()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        secrets = secrets_in(config)
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
         with stop_signals():
             return work(config, arguments)
     except ConfigError as error:
-        return _refuse(job, error, config)
+        return _refuse(job, error, secrets)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            _log.error(redact(traceback.format_exc(), secrets_in(config) if config else ()))
+            _log.error(redact(traceback.format_exc(), secrets))
         _log.error("slidelake %s: stopped by %s", job, name_of(error))
         return FAILED
 
 
-def tell_unlabelled(job: str, images: Sequence[Image]) -> None:
-    """Print how many rows of the CSV have no label, and which texts were taken for that."""
+def report_unlabelled(job: str, images: Sequence[Image]) -> None:
+    """Log how many rows of the CSV have no label, and which texts were taken for that."""
     if line := unlabelled(images):
         _log.warning(printable(f"slidelake {job}: {line}"))
 
 
-def _refuse(job: str, error: ConfigError, config: Config | None, images: Sequence[Image] = ()) -> int:
-    """Say what can't be used, without secrets; returns the exit status."""
-    secrets = secrets_in(config, images) if config else ()
+def _refuse(job: str, error: ConfigError, secrets: Sequence[str]) -> int:
+    """Say what can't be used; returns the exit status."""
     _log.error(printable(redact(f"slidelake {job}: {error}", secrets)))
     return BAD_CONFIG
 
@@ -130,8 +123,8 @@ def _run(
     arguments: argparse.Namespace,
 ) -> int:
     run = Run(config, start_session(f"slidelake {job.name}"), job)
-    run.images = images
     log_to_stderr(run.record.run_id)
+    run.images = images
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
