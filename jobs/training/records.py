@@ -162,5 +162,5 @@ class _MlflowRun:
             if self._client:
                 getattr(self._client, method)(self._id, *arguments, **named)
         except Exception as error:
-            _log.warning("slidelake: MLflow can't be told (%s): no more goes there", type(error).__name__)
+            _log.warning("slidelake: MLflow can't be reached (%s): the run goes on without it", type(error).__name__)
             self._client = None

@@ -1,16 +1,14 @@
 """Who is in train, validation and test: patients dealt to splits or folds, stratified, by their number of images. Plain Python.
 
-The method is minimisation (Pocock and Simon 1975, doi:10.2307/2529712), with unequal shares and images for units. Margins
-are the cohort as a whole, each centre, each label, and each label of each centre. Each margin has a deficit in each
-split: share x images of the margin, less those dealt already. Patients come in an order that a hash of seed and patient_id
-gives, and each goes where the sum of its margins' deficits is largest; its own number of images has no say in that, so
-splits differ by chance alone in how many images their patients have. Then single patients are dealt again while that
-brings the margins nearer to their shares.
+The method is minimisation (Pocock and Simon 1975, doi:10.2307/2529712), with unequal shares, and images as units. Margins are
+the cohort, each centre, each label, and each label of each centre. Each margin has a deficit in each split: its share of the
+images, less the images dealt already. A hash of seed and patient_id orders the patients, and each goes where the sum of its
+margins' deficits is largest, whatever its own number of images. Then single patients are dealt again while that brings the
+margins nearer to their shares. (scikit-learn's StratifiedGroupKFold knows no unequal shares, and moves patients when others
+come.)
 
-Small margins: a centre of three patients can't be dealt 80/10/10. Its images stay in the split with the largest share, as
-rounding would have it, unless the sums of its label and of the cohort ask for one of them elsewhere: so the fractions hold
-over the cohort and are as near as whole patients allow in each margin, and what a small centre gives to validation and test
-changes with the seed. No split is promised a patient of every centre.
+Small margins: a centre of three patients can't be dealt 80/10/10. So the shares hold over the cohort, and in each margin as
+far as whole patients allow. A split may lack patients of a small centre, and which ones it gets changes with the seed.
 """
 
 import hashlib
@@ -22,16 +20,16 @@ from typing import Literal, TypeVar
 
 from udfs.wording import named
 
-VERSION = 1  # raise it when the same settings begin to deal otherwise
+VERSION = 1  # raise it when the same settings deal otherwise
 SPLITS = ("train", "validation", "test")
 Stratum = Literal["center_id", "label"]
 Part = TypeVar("Part", str, int)  # a split or a fold
-_EPSILON = 1e-6  # images: less is the rounding of floats
+_EPSILON = 1e-6  # images; less is rounding of floats
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What of a patient counts when it is dealt."""
+    """What counts of a patient when it is dealt."""
 
     patient_id: str
     center_id: str
@@ -47,18 +45,17 @@ def assign_splits(
     stratify: Sequence[Stratum] = ("center_id", "label"),
     seed: int = 0,
 ) -> dict[str, str]:
-    """The split of each patient by patient_id.
+    """Returns the split of each patient by patient_id.
+
+    Every split's images differ from its share by at most the images of the largest patient, if nobody had a split before, or
+    got it from this function with the same number of images.
 
     Args:
-        patients: all patients, in any order, those that have a split among them.
-        fractions: the share of the images that each split is to have; the shares sum to 1.
-        assigned: the split of those that have one, which they keep.
-        stratify: what makes margins, beside the cohort as a whole.
+        patients: all patients, in any order, also those that have a split.
+        fractions: the share of the images of each split; the shares sum to 1.
+        assigned: the splits of patients that keep theirs.
+        stratify: margins beside the cohort.
         seed: of the order in which patients are dealt.
-
-    Returns:
-        Every split's images differ from its share of all by at most the images of the largest patient, where nobody had a
-        split before, or those who had one came by it in the same way and had as many images.
     """
     return _deal(patients, fractions, assigned, stratify, f"splits {seed}")
 
@@ -71,20 +68,20 @@ def assign_folds(
     stratify: Sequence[Stratum] = ("center_id", "label"),
     seed: int = 0,
 ) -> dict[str, int]:
-    """The fold, 0 to folds - 1, of each patient of train and validation; as `assign_splits`, with equal shares."""
+    """Returns the fold, 0 to folds - 1, of each patient of train and validation; as `assign_splits`, with equal shares."""
     return _deal(patients, dict.fromkeys(range(folds), 1 / folds), assigned, stratify, f"folds {seed}")
 
 
 @dataclass(frozen=True)
 class ClassGaps:
-    """The splits that lack a class, a text for each."""
+    """The splits that lack a class, one text each."""
 
-    refused: list[str]  # nothing can be learned, or measured: training refuses the splits
-    lacking: list[str]  # validation and test over two classes or more: they are measured without the others
+    refused: list[str]  # training refuses the splits, since nothing can be learned or measured
+    lacking: list[str]  # validation and test with two classes or more, which are measured without the others
 
 
 def missing_classes(labels: Mapping[str, Iterable[str | None]]) -> ClassGaps:
-    """Return which splits lack a class. Validation and test without a labelled patient lack none.
+    """Returns which splits lack a class. Validation and test without a labelled patient lack none.
 
     Args:
         labels: of the patients of each split, train among them; None for a patient without one.
@@ -143,7 +140,7 @@ def _deal(
         put(patient, part)
 
     def improve() -> bool:
-        """Deal again whoever lessens the sum of all squared deficits by it; each move lessens it, so this ends."""
+        """Deals patients again while that lessens the sum of all squared deficits, so this ends."""
         moved = False
         for patient in new:
             here = dealt[patient.patient_id]
@@ -169,11 +166,11 @@ def _deal(
 
 
 def _margins(patient: Patient, stratify: Sequence[Stratum]) -> list[tuple[object, ...]]:
-    """The keys of all sums that a patient's images are part of; () is the cohort as a whole."""
+    """Returns the keys of a patient's margins; () is the cohort."""
     values = [(name, getattr(patient, name)) for name in stratify]
     return [chosen for size in range(len(values) + 1) for chosen in combinations(values, size)]
 
 
 def _draw(salt: str, patient_id: str) -> bytes:
-    """A patient's place in the order; the same in every process and on every machine."""
+    """Returns a patient's place in the order; the same in every process and on every machine."""
     return hashlib.sha256(f"{salt} {patient_id}".encode()).digest()

@@ -419,7 +419,7 @@ def test_mlflow_gets_the_same_figures_and_costs_no_training(
     monkeypatch.setattr(MlflowClient, "log_metric", broken)
     capsys.readouterr()
     trained(tmp_path, epochs=2, mlflow=uri)  # all the same
-    assert capsys.readouterr().err.count("MLflow can't be told (OSError)") == 1
+    assert capsys.readouterr().err.count("MLflow can't be reached (OSError)") == 1
     models = set((tmp_path / "models").iterdir())
     assert train.main(["--config", settings(tmp_path, mlflow="nowhere://x")]) == 2
     last = plain(capsys.readouterr().err).splitlines()[-1]
