@@ -243,7 +243,7 @@ RUNS = pa.schema(
             pa.map_(_STRING, _STRING),
             "what shapes features: settings, hashes of weights, code versions; empty where the job has no use for them",
         ),
-        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table when the run began"),
+        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table of the job when the run began"),
         _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
         _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
         _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
@@ -271,9 +271,7 @@ class Table:
     name: str
     schema: pa.Schema
     comment: str  # for catalogs
-    layout: Mapping[str, str] = field(
-        default_factory=dict
-    )  # properties of Delta and Parquet beside those of every table
+    layout: Mapping[str, str] = field(default_factory=dict)  # its own properties of Delta and Parquet
 
 
 # Training reads a row group at a time: small ones make small steps. As properties of the table these hold for every writer,
@@ -292,39 +290,20 @@ _BAGS = {
 
 _TABLES = [
     Table(
-        "slides",
-        SLIDES,
-        "One row per image of the CSV: header, um/px, levels, status, error, number of tiles, tissue fraction",
+        "slides", SLIDES, "One row per image of the CSV: header, um/px, status, error, number of tiles, tissue fraction"
     ),
     Table(
-        "tiles",
-        TILES,
-        "One row per tile with enough tissue: its place, the level it is read from, its background fraction",
-        _STATISTICS,
+        "tiles", TILES, "One row per tile with enough tissue: its place, the level that it is read from", _STATISTICS
     ),
+    Table("indexes", INDEXES, "One row per slide that was read: where its compressed blocks lie"),
+    Table("features", FEATURES, "One row per encoded tile: embeddings, colour histogram", _ROW_GROUPS | _STATISTICS),
     Table(
-        "indexes",
-        INDEXES,
-        "One row per slide that was read: where its compressed blocks lie, so that workers need no header",
-    ),
-    Table(
-        "features",
-        FEATURES,
-        "One row per encoded tile: embeddings and colour histogram",
-        _ROW_GROUPS | _STATISTICS,
-    ),
-    Table(
-        "patients",
-        PATIENTS,
-        "One row per patient with tiles: bags of embeddings, mean histogram, label, split, completeness",
-        _ROW_GROUPS | _BAGS,
+        "patients", PATIENTS, "One row per patient with tiles: bags of embeddings, label, split", _ROW_GROUPS | _BAGS
     ),
     Table("splits", SPLITS, "One row per patient with a split: split, fold, number of images, seed"),
     Table("predictions", PREDICTIONS, "One row per patient and model: probability by class, attention of each tile"),
     Table(
-        "runs",
-        RUNS,
-        "One row per run: settings (secrets masked), versions, Delta versions read and written, counts, seconds",
+        "runs", RUNS, "One row per run: settings without secrets, versions, tables read and written, counts, seconds"
     ),
 ]
 TABLES = {table.name: table for table in _TABLES}

@@ -18,7 +18,7 @@ from jobs.runtime.run.run import Run
 from jobs.runtime.run.summary import read_state, summarise
 from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import Tables, spark_schema
-from jobs.training.tables.table_columns import read_columns
+from jobs.training.table_versions import read_columns
 from tests.messages import plain
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES
@@ -56,11 +56,8 @@ def test_the_printed_next_step_runs(spark: SparkSession, small_config: Callable[
     for name in ("slides", "patients"):
         run.tables.create(name)
     survey = pd.DataFrame({"patient_id": [], "gone": []})
-    [line] = [
-        line
-        for line in summarise(run, read_state(run.tables, run.job, survey)).splitlines()
-        if line.startswith("  next")
-    ]
+    summary = summarise(run.job, run.record, run.config, read_state(run.tables, run.job, survey))
+    [line] = [line for line in summary.splitlines() if line.startswith("  next")]
     step = line.removeprefix("  next").partition(", or")[0].strip()
     assert "patient_id" in eval(step, {"polars": pl}).columns
 
