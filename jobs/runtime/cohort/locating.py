@@ -175,7 +175,7 @@ def _choose(
         message = f"no file {named(image.image_id)} with an ending of {endings} under {where}: {remedy}"
         return Located(None, None, SlideError(ErrorCode.FILE_MISSING, message))
     if len(candidates) > 1:
-        paths = [public_uri(uri) for uri, _ in candidates[:3]]
+        paths: list[str] = [public_uri(uri) for uri, _ in candidates[:3]]
         if len({unicodedata.normalize("NFC", path) for path in paths}) < len(paths):  # they look alike
             paths = [path.encode("ascii", "backslashreplace").decode() for path in paths]
         names = ", ".join(paths)
