@@ -40,8 +40,8 @@ from jobs.training.refusals import FeedError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
 
-_log = logging.getLogger("slidelake.patches")
 JOB = Job("patches", reads=("slides", "tiles", "indexes", "patients"))
+_log = logging.getLogger("slidelake.patches")
 _POLL_S = 0.1
 _SAME = ("fingerprint", "n_patches", "window_patches", "unit_patches", "seed")  # in every run on one folder
 
