@@ -41,7 +41,7 @@ def _files(number: int, n_bytes: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, __doc__, compact, argv)
+    return run_main(JOB, compact, argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pyspark.sql import functions as F
 from jobs.runtime.run.cli import run_job
 from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.snapshot import selected_tiles
-from jobs.runtime.spark.resources import features_resources
 from jobs.runtime.spark.session import slots
 from jobs.runtime.tables.tables import spark_schema
 from udfs.encode_tiles import encode_tiles
@@ -61,7 +60,9 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         units = _work_units(run, tiles, list(wanted["image_id"])).persist(StorageLevel.DISK_ONLY)
         planned = units.select("image_id", "unit", "cost", "n_tiles").collect()
         n_tiles = sum(unit.n_tiles for unit in planned)
-    if not n_tiles and not present:  # slides that failed or have no tissue: nothing to write, so no empty commit
+        # Slides that failed or have no tissue, or tiles that were measured anew and are where they were.
+        is_right = not n_tiles and (kept.count() if kept is not None else 0) == int(work["feature_rows"].sum())
+    if is_right:  # no commit that changes nothing
         units.unpersist()
         return
     with run.stage("features", n_tiles, lambda: int(done.value)):
@@ -71,7 +72,7 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
             .mapInArrow(
                 encode_tiles(run.feature_spec, run.record.run_id, done.add, tiles_ahead=n_tiles),
                 spark_schema(ENCODED),
-                profile=features_resources(run.spark, run.config.resources).profile,
+                profile=run.stage_resources.profile,
             )
             .persist(StorageLevel.DISK_ONLY)
         )
@@ -109,9 +110,9 @@ def _with_slides_done(run: Run, images: pd.DataFrame) -> pd.DataFrame:
     rows = run.tables.read("slides").where(F.col("image_id").isin(list(images["image_id"])))
     now = rows.select("image_id", "status", "file_version", F.col("params_hash").alias("hash")).toPandas()
     images = images.join(now.set_index("image_id").add_suffix("_now"))
-    done = images["gone"].astype(bool) | (images["hash_now"] == images["want_slide_hash"])
+    done = images["removed"] | (images["hash_now"] == images["want_slide_hash"])
     images = images[done]
-    return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["gone"].astype(bool))
+    return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["removed"])
 
 
 def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
@@ -150,7 +151,7 @@ def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
 
 def _in_tasks(run: Run, units: DataFrame, planned: list[Row]) -> DataFrame:
     """The units, those of a task in a partition of its own, in order; the partition of the costliest task is the first."""
-    at_once = features_resources(run.spark, run.config.resources).slots()
+    at_once = run.stage_resources.slots()
     tasks = pack_tasks([(unit.image_id, unit.unit, unit.cost) for unit in planned], at_once)
     of_task = [(unit.image_id, unit.unit, task) for unit, task in zip(planned, tasks, strict=True)]
     numbers = run.spark.createDataFrame(of_task, "image_id string, unit int, task int")
@@ -175,7 +176,7 @@ JOB = Job(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job(JOB, __doc__, argv)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

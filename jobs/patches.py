@@ -5,6 +5,7 @@ The trainer takes them with jobs.training.patches.window_feed.WindowFeed(FOLDER)
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +39,7 @@ from jobs.training.training_errors import FeedError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
 
+_log = logging.getLogger("slidelake.patches")
 JOB = Job("patches", reads=("slides", "tiles", "indexes", "patients"))
 _POLL_S = 0.1
 _WRITTEN = "manifest string, error_code string, error_message string"  # what a task tells: one of them
@@ -244,7 +246,7 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
         with run.stage("patches"):
             done = read_ahead(run.spark, spec, str(settings.folder), producer)
     except SlideError as error:
-        print(f"slidelake: failed: {error.message}; or patches.on_bad_slide=skip leaves it out", file=sys.stderr)
+        _log.error("slidelake: failed: %s; or patches.on_bad_slide=skip leaves it out", error.message)
         return FAILED
     run.record.counts["patches_read"], run.record.counts["patches_skipped"] = (
         done.read,
@@ -252,7 +254,7 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
     )
     print(f"slidelake patches: {done.read:,} patches read ahead into {settings.folder}")
     for image_id, (patches, why) in sorted(done.skipped.items()):
-        print(f"slidelake: skipped {patches:,} patches of {image_id}: {why}", file=sys.stderr)
+        _log.warning("slidelake: skipped %s patches of %s: %s", f"{patches:,}", image_id, why)
     return SLIDES_FAILED if done.skipped and config.on_failed_slides == "report" else DONE
 
 
@@ -263,7 +265,7 @@ def _need_folder(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, __doc__, read_cohort_ahead, argv, check=_need_folder)
+    return run_main(JOB, read_cohort_ahead, argv, check=_need_folder)
 
 
 if __name__ == "__main__":

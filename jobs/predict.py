@@ -247,7 +247,7 @@ def _lines(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, __doc__, predict, argv, retries=True, check=check)
+    return run_main(JOB, predict, argv, check=check)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ JOB = Job(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job(JOB, __doc__, argv, retries=True)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

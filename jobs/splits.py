@@ -21,7 +21,7 @@ from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.summary import end_lines
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.identity import row_hash
+from jobs.runtime.settings.identity import row_hash, settings_of
 from jobs.runtime.tables.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
 from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits, missing_classes
@@ -64,9 +64,9 @@ def _rows_now(run: Run) -> dict[str, Row]:
 
 
 def _settings(run: Run) -> Row:
-    """Those that say which split a patient gets."""
-    settings = run.config.splits.model_dump(mode="json")
-    return {name: settings[name] for name in (*SPLITS, "stratify", "seed")}
+    """The settings that say which split a patient gets; folds are dealt within the splits."""
+    settings = settings_of(run.config, "splits").items()
+    return {key.removeprefix("splits."): value for key, value in settings if key != "splits.folds"}
 
 
 def _is_dealt_anew(run: Run, have: Mapping[str, Row], *, redo: bool) -> bool:
@@ -103,7 +103,7 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
     how: dict[str, Any] = {"stratify": settings.stratify, "seed": settings.seed}
     fractions = {name: getattr(settings, name) for name in SPLITS}
     split_of = assign_splits(patients, fractions, {name: row["split"] for name, row in kept.items()}, **how)
-    params_hash = row_hash(VERSION, _settings(run), settings.folds)
+    params_hash = row_hash(VERSION, settings_of(run.config, "splits"))
     fold_of: dict[str, int] = {}
     if settings.folds:
         # Folds may be dealt anew: the test split stays out of all of them. They stay under the same settings.
@@ -317,17 +317,9 @@ def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--redo",
-        action="store_true",
-        help="if other settings dealt the patients, deal all of them anew; else that is refused, since a patient keeps its split",
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, __doc__, split, argv, options=_options)
+    return run_main(JOB, split, argv)
 
 
 if __name__ == "__main__":

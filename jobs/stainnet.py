@@ -161,7 +161,7 @@ def _gap_report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, __doc__, fit_to_reference, argv)
+    return run_main(JOB, fit_to_reference, argv)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ report and its probabilities go to ROOT/models/RUN_ID, figures of each epoch to 
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from jobs.runtime.run.cli import DONE, FAILED, main_alone
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.session import is_local, start_session
+from jobs.runtime.spark.streams import log_to_stderr
 from jobs.runtime.tables.writable import refuse_unwritable
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
 from jobs.training.labelled import CohortError, TrainingSet, feature_settings, read_training_set
@@ -31,6 +33,8 @@ from jobs.training.training_errors import FeedError, NoTableError
 from jobs.training.training_run import Task, bag_columns, run_task
 from udfs.wording import new_run_id
 from udfs.wsi.store import absolute_uri, public_uri
+
+_log = logging.getLogger("slidelake.train")
 
 
 def train(config: Config, arguments: argparse.Namespace) -> int:
@@ -51,6 +55,7 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     n_processes = task.settings["processes"]
     with _spark(n_processes) as spark:
         task = _placed(task, arguments.resume or arguments.reproduce, spark)
+        log_to_stderr(task.card.model_id)
         _say(_plan_text(task))
         try:
             if spark is None:
@@ -294,28 +299,14 @@ def _table(config: Config, name: str) -> str:
     return f"{absolute_uri(config.output.root).rstrip('/')}/{name}"
 
 
-def _say(text: Any) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--resume",
-        metavar="RUN_ID",
-        help="go on with a run that was stopped, from its last epoch, with its own settings",
-    )
-    which.add_argument(
-        "--reproduce",
-        metavar="RUN_ID",
-        help="train a finished run's model again, on the same version of the table and with its own settings, and compare: "
-        "exit status 1 where a figure of any epoch differs",
-    )
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        _log.info(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return main_alone("train", __doc__, train, argv, _options)
+    return main_alone("train", train, argv)
 
 
 if __name__ == "__main__":

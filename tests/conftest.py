@@ -1,6 +1,7 @@
 """What tests share: one Spark session, a small encoder with fixed weights, a small cohort of real pixels."""
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,16 @@ def _stack_for_signals() -> None:
     """Let signals use the ordinary stack: OpenVINO leaves a freed one for them, and the next signal would crash pytest."""
     ss_disable = 2
     ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, ss_disable, 0)), None)
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_slidelake() -> Iterator[None]:
+    """Let no entry point's handler outlive its test."""
+    yield
+    logger = logging.getLogger("slidelake")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

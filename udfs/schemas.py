@@ -43,16 +43,8 @@ SLIDES = pa.schema(
         _column("vendor", _STRING, "scanner vendor, from the header"),
         _column("width_px", _INT, "width of the slide, level-0 pixels"),
         _column("height_px", _INT, "height of the slide, level-0 pixels"),
-        _column(
-            "mpp_x",
-            _DOUBLE,
-            "micrometres per level-0 pixel along x, from the CSV, else from the header; null if unknown",
-        ),
-        _column(
-            "mpp_y",
-            _DOUBLE,
-            "micrometres per level-0 pixel along y, from the CSV, else from the header; null if unknown",
-        ),
+        _column("mpp_x", _DOUBLE, "micrometres per level-0 pixel along x, by CSV or header; null if unknown"),
+        _column("mpp_y", _DOUBLE, "micrometres per level-0 pixel along y, by CSV or header; null if unknown"),
         _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels per pixel of each level, level 0 first"),
         _column("status", _STRING, "ok; no_tissue: no tile has enough tissue; too_small: no tile fits; or failed"),
         _column("error_code", _STRING, "why the slide failed, a short code; null if it did not fail"),
@@ -60,9 +52,7 @@ SLIDES = pa.schema(
         _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if nothing"),
         _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
         _column(
-            "tissue_fraction",
-            _DOUBLE,
-            "share of the slide at 1/mask_downsample that is not background, 0 to 1; null if the mask has no pixel",
+            "tissue_fraction", _DOUBLE, "share of the mask that is not background, 0 to 1; null if it has no pixel"
         ),
         *_PROVENANCE,
     ]
@@ -89,9 +79,7 @@ INDEXES = pa.schema(
         _IMAGE,
         _column("size_bytes", _LONG, "size of the file that was indexed, bytes"),
         _column("file_version", _STRING, "the version of that file, as in slides"),
-        _column(
-            "index", pa.binary(), "the levels and where their blocks lie, so that workers read tiles without the header"
-        ),
+        _column("index", pa.binary(), "the levels and where their blocks lie, to read tiles without the header"),
         *_PROVENANCE,
     ]
 )

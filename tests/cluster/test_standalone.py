@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from jobs import submit
-from jobs.__main__ import JOBS
 from jobs.runtime.settings.config import Config
 from tests.cluster.clusters import standalone, submit_words
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in, write_csv
@@ -141,7 +140,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
         place.write_text(yaml.safe_dump(described))
         capsys.readouterr()
         dry_run = ("--on", "standalone", "--dry-run", "preprocess", "--config", str(tmp_path / "my.yaml"))
-        assert submit.main(dry_run, JOBS) == 0
+        assert submit.main(dry_run) == 0
         client, *words = shlex.split(capsys.readouterr().out)
         assert client == "spark-submit"
         packages = words.index("--packages")  # the nodes' Spark is that of .venv, which has Delta

@@ -9,7 +9,7 @@ from typing import Any
 import pyspark
 import yaml
 
-from jobs.__main__ import JOBS
+from jobs.runtime.settings.arguments import JOBS
 from jobs.runtime.settings.config import Config, describe_settings, load_config
 from jobs.runtime.spark.session import delta_remedy
 from jobs.training.splitting import SPLITS, Patient, assign_splits

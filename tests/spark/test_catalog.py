@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from jobs import slides
 from jobs.runtime.settings.config import Config
+from tests.messages import plain
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,6 @@ def test_a_schema_that_can_not_be_had_ends_a_job_before_it_writes(
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     capfd.readouterr()
     assert slides.main(["--config", str(file)]) == 2
-    said = capfd.readouterr().err
+    said = plain(capfd.readouterr().err)
     assert said.startswith("slidelake slides: output.schema: Spark's own catalog, which default would be in, ends with")
     assert said.count("\n") == 1 and not Path(config.output.root).exists()

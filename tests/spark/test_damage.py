@@ -19,6 +19,7 @@ from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.tables.layout import DamagedTableError
 from jobs.runtime.tables.stopped import why_stopped
 from jobs.runtime.tables.tables import ConcurrentRunError, Tables, spark_schema
+from tests.messages import plain
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES
 
@@ -233,7 +234,7 @@ def _job(
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     capfd.readouterr()
     status = patients.main(["--config", str(file)])
-    return status, capfd.readouterr().err
+    return status, plain(capfd.readouterr().err)
 
 
 @contextmanager

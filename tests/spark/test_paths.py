@@ -19,6 +19,7 @@ from jobs.runtime.run.summary import read_state, summarise
 from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import Tables, spark_schema
 from jobs.training.tables.table_columns import read_columns
+from tests.messages import plain
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES
 
@@ -98,6 +99,6 @@ def test_a_place_that_can_not_be_ends_a_job_in_one_line(
     file.write_text(yaml.safe_dump(small_config().model_dump(mode="json")))
     capfd.readouterr()
     assert slides.main(["--config", str(file), f"output.root={tmp_path}/%41"]) == 2
-    said = capfd.readouterr().err
+    said = plain(capfd.readouterr().err)
     assert said.count("\n") == 1 and said.startswith("slidelake slides: output.root: '%41' in a path")
     assert not list(tmp_path.glob("%41")) and not (tmp_path / "A").exists()

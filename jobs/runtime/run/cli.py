@@ -1,8 +1,7 @@
 """From a command line to an exit status: the same arguments, messages and summary for every job."""
 
 import argparse
-import sys
-import textwrap
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,37 +16,29 @@ from jobs.runtime.cohort.patient_csv import Image, unlabelled
 from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.summary import failed_slides, read_state, slide_warnings, summarise
 from jobs.runtime.run.waves import work_in_waves
-from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
-from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
-from jobs.runtime.settings.sections import ONE_JOBS
+from jobs.runtime.settings.arguments import BAD_CONFIG, parse_arguments
+from jobs.runtime.settings.config import Config, ConfigError, load_config
 from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.spark.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.spark.signals import Stopped, name_of, stop_signals
-from jobs.runtime.spark.streams import part_stderr_from_stdout
+from jobs.runtime.spark.streams import log_to_stderr
 from jobs.runtime.tables.stopped import why_stopped
 from jobs.runtime.tables.writable import refuse_unwritable
 from udfs.wording import printable
 from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
-
-_EXIT_STATUS = """\
-exit status:
-  0  done, every slide is accounted for and none failed
-  3  done, but slides failed: each is named on stderr and in table slides (on_failed_slides: ignore makes this 0)
-  2  bad settings, CSV or arguments: one line says what and where
-  1  anything else; of doctor: a check failed
-"""
+_log = logging.getLogger("slidelake.run")
 
 
-def run_job(job: Job, description: str | None, argv: Sequence[str] | None, *, retries: bool = False) -> int:
-    """A job that brings tables up to date wave by wave; returns the exit status."""
+def run_job(job: Job, argv: Sequence[str] | None) -> int:
+    """Bring tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
-        return conclude(run, work_in_waves(run, retry_failed=retries and arguments.retry_failed))
+        return conclude(run, work_in_waves(run, retry_failed=getattr(arguments, "retry_failed", False)))
 
-    return main(job, description, work, argv, retries=retries)
+    return main(job, work, argv)
 
 
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
@@ -58,93 +49,69 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     failed = failed_slides(state.slides)
     print("\n".join([summarise(run.job, run.record, run.config, state), *lines]))
     for line in (*slide_warnings(state.slides), *failed, *run.record.problems):
-        print(printable(f"slidelake: {line}"), file=sys.stderr)
+        _log.warning(printable(f"slidelake: {line}"))
     bad = bool(failed or run.record.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE
 
 
 def main(
     job: Job,
-    description: str | None,
     work: Callable[[Run, argparse.Namespace], int],
     argv: Sequence[str] | None,
     *,
-    retries: bool = False,
     check: Callable[[Config], None] = lambda _: None,
-    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
 
-    `check` may refuse settings before Spark starts. `options` adds the job's own arguments.
+    `check` may refuse settings before Spark starts.
     """
-    part_stderr_from_stdout()
-    arguments = _parse(job.name, description, argv, retries=retries, options=options)
-    config: Config | None = None
-    images: Sequence[Image] = ()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
-            return DONE
-        refuse_unusable_spark()
-        with stop_signals():
+
+    def work_with_spark(config: Config, arguments: argparse.Namespace) -> int:
+        images: Sequence[Image] = ()
+        try:
+            refuse_unusable_spark()
             images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-            tell_unlabelled(job.name, images)
+            report_unlabelled(job.name, images)
             check(config)
             refuse_unwritable(config, job.name)
             return _run(job, config, images, work, arguments)
-    except ConfigError as error:
-        return _refuse(job.name, error, config, images)
-    except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
-        print(f"slidelake {job.name}: stopped by {name_of(error)}", file=sys.stderr)
-        return FAILED
+        except ConfigError as error:
+            return _refuse(job.name, error, secrets_in(config, images))
+
+    return main_alone(job.name, work_with_spark, argv)
 
 
-def main_alone(
-    job: str,
-    description: str | None,
-    work: Callable[[Config, argparse.Namespace], int],
-    argv: Sequence[str] | None,
-    options: Callable[[argparse.ArgumentParser], None],
-) -> int:
-    """As `main`, for a job that starts Spark only where it needs to, and leaves a record of its own.
-
-    Args:
-        job: its name.
-        description: for --help.
-        work: the job; returns the exit status.
-        argv: arguments.
-        options: adds the job's own.
-    """
-    part_stderr_from_stdout()
-    arguments = _parse(job, description, argv, retries=False, options=options)
-    config: Config | None = None
+def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
+    """As `main`, for a job that starts Spark only if it needs to, and leaves a record of its own."""
+    log_to_stderr()
+    arguments = parse_arguments(job, argv)
+    secrets: Sequence[str] = ()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        secrets = secrets_in(config)
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
         with stop_signals():
             return work(config, arguments)
     except ConfigError as error:
-        return _refuse(job, error, config)
+        return _refuse(job, error, secrets)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            print(redact(traceback.format_exc(), secrets_in(config) if config else ()), file=sys.stderr)
-        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
+            _log.error(redact(traceback.format_exc(), secrets))
+        _log.error("slidelake %s: stopped by %s", job, name_of(error))
         return FAILED
 
 
-def tell_unlabelled(job: str, images: Sequence[Image]) -> None:
-    """Print how many rows of the CSV have no label, and which texts were taken for that."""
+def report_unlabelled(job: str, images: Sequence[Image]) -> None:
+    """Log how many rows of the CSV have no label, and which texts were taken for that."""
     if line := unlabelled(images):
-        print(printable(f"slidelake {job}: {line}"), file=sys.stderr)
+        _log.warning(printable(f"slidelake {job}: {line}"))
 
 
-def _refuse(job: str, error: ConfigError, config: Config | None, images: Sequence[Image] = ()) -> int:
-    """Say what can't be used, without secrets; returns the exit status."""
-    secrets = secrets_in(config, images) if config else ()
-    print(printable(redact(f"slidelake {job}: {error}", secrets)), file=sys.stderr)
+def _refuse(job: str, error: ConfigError, secrets: Sequence[str]) -> int:
+    """Say what can't be used; returns the exit status."""
+    _log.error(printable(redact(f"slidelake {job}: {error}", secrets)))
     return BAD_CONFIG
 
 
@@ -157,6 +124,7 @@ def _run(
 ) -> int:
     run = Run(config, start_session(f"slidelake {job.name}"), job)
     run.images = images
+    log_to_stderr(run.record.run_id)
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
@@ -177,9 +145,9 @@ def _run(
         is_stop = isinstance(error, KeyboardInterrupt)
         why = None if is_stop else why_stopped(error, run.tables)
         if not (is_stop or why):
-            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
+            _log.error(redact(traceback.format_exc(), secrets_in(config, images)))
         go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
-        print(printable(f"slidelake {job.name}: {why or go_on}"), file=sys.stderr)
+        _log.error(printable(f"slidelake {job.name}: {why or go_on}"))
         _record_early_end(run, f"stopped by {name}")
         return FAILED
     finally:
@@ -194,36 +162,4 @@ def _record_early_end(run: Run, status: str) -> None:
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(run.write_record, status).result()
             return
-    print(f"slidelake {run.job.name}: this run has no row in table runs", file=sys.stderr)
-
-
-def _parse(
-    job: str,
-    description: str | None,
-    argv: Sequence[str] | None,
-    *,
-    retries: bool,
-    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
-) -> argparse.Namespace:
-    settings = "\n".join(
-        textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
-        for key, default, text in describe_settings()
-        if ONE_JOBS.get(key.partition(".")[0], job) == job
-    )
-    parser = Parser(
-        prog=f"slidelake {job}",
-        description=description,
-        epilog=f"settings, in FILE or as key=value [default]; those of other jobs are left out:\n{settings}\n\n{_EXIT_STATUS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the settings, YAML; a path or any fsspec URI")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting, for example tiling.mpp=0.5")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved settings, secrets masked, and stop"
-    )
-    if retries:
-        parser.add_argument(
-            "--retry-failed", action="store_true", help="work on failed slides again, though nothing changed"
-        )
-    options(parser)
-    return parser.parse_intermixed_args(argv)
+    _log.error("slidelake %s: this run has no row in table runs", run.job.name)

@@ -18,7 +18,7 @@ from jobs.runtime.run.record import Record
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import Identity
 from jobs.runtime.settings.withheld import described, may_be_secret
-from jobs.runtime.spark.resources import features_resources
+from jobs.runtime.spark.resources import StageResources, features_resources
 from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.encode_tiles import FeatureSpec, Models, load_models
 from udfs.find_tissue import TissueSpec
@@ -100,9 +100,14 @@ class Run:
             EncoderSpec(**encoder),
             absolute_uri(stain) if stain else None,
             self.config.histogram.bins,
-            features_resources(self.spark, self.config.resources).gpu_share,
+            self.stage_resources.gpu_share,
             self.config.slides.storage_options,
         )
+
+    @cached_property
+    def stage_resources(self) -> StageResources:
+        """How the features stage is scheduled; built once, since to Spark each profile is another. Raises ConfigError."""
+        return features_resources(self.spark, self.config.resources)
 
     @cached_property
     def models(self) -> Models:

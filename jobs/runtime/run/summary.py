@@ -41,7 +41,7 @@ class CohortState:
 
 def read_state(tables: Tables, job: Job, survey: pd.DataFrame) -> CohortState:
     """The state of the cohort that was surveyed, as the tables have it now."""
-    cohort = survey[~survey["gone"].astype(bool)]
+    cohort = survey[~survey["removed"]]
     columns = ["image_id", "status", "n_tiles", "error_code", "error_message", "warnings"]
     slides = tables.read("slides").select(columns).toPandas()
     slides = slides[slides["image_id"].isin(cohort.index)].sort_values("image_id")

@@ -12,7 +12,7 @@ from jobs.runtime.run.run import Run
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
 from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
-from jobs.runtime.spark.resources import executors_gone, features_resources
+from jobs.runtime.spark.resources import executors_gone
 from jobs.runtime.spark.session import slots
 from udfs.wording import some
 from udfs.wsi import ErrorCode
@@ -70,7 +70,7 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
 def _models(run: Run) -> Recipe | None:
     """What the models add to the identity of features; None if the job has nothing to do with them, or nobody knows it."""
     if run.job.models == "loaded":
-        features_resources(run.spark, run.config.resources)  # what no executor can give ends the run here
+        _ = run.stage_resources  # what no executor can give ends the run here
         return dict(part.split("=", 1) for part in run.models.identity)  # weights by their numbers, from whatever file
     if run.job.models == "recorded":
         run.step("models of features")

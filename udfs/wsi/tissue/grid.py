@@ -43,31 +43,13 @@ def mask_fractions(
     area = np.prod(high - low, axis=1)
     covered = np.zeros(len(xy_px))
     order = np.argsort(low[:, 1], kind="stable")
-    # One row of tiles at a time: a table of the whole mask would take 24 bytes per mask pixel.
+    at_x = np.arange(width + 1)
+    # One row of tiles at a time: sums over the whole mask would take 8 bytes per mask pixel.
     for tiles in np.split(order, np.flatnonzero(np.diff(low[order, 1])) + 1) if len(order) else ():
-        top = min(int(low[tiles[0], 1]), height)
-        rows = mask[top : math.ceil(high[tiles[0], 1])]
-        # A summed-area table, read between its corners: linear there because the mask is constant within a pixel.
-        table = np.zeros((len(rows) + 1, width + 1), np.int32)
-        inside = table[1:, 1:]
-        rows.cumsum(axis=0, out=inside).cumsum(axis=1, out=inside)
-        (left, upper), (right, lower) = (low[tiles] - (0, top)).T, (high[tiles] - (0, top)).T
-        covered[tiles] = (
-            _interpolated(table, right, lower)
-            - _interpolated(table, left, lower)
-            - _interpolated(table, right, upper)
-            + _interpolated(table, left, upper)
-        )
+        upper, lower = low[tiles[0], 1], high[tiles[0], 1]
+        rows = mask[int(upper) : math.ceil(lower)]
+        at_y = int(upper) + np.arange(len(rows))
+        heights = np.minimum(at_y + 1, lower) - np.maximum(at_y, upper)  # of the mask pixels that tiles cover in part
+        left_of = np.concatenate([[0], np.cumsum(heights @ rows)])  # what is covered left of each mask column
+        covered[tiles] = np.interp(high[tiles, 0], at_x, left_of) - np.interp(low[tiles, 0], at_x, left_of)
     return np.divide(covered, area, out=np.ones(len(xy_px)), where=area > 0)
-
-
-def _interpolated(table: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The table at positions between its corners, bilinear."""
-    x0 = np.minimum(np.floor(x).astype(np.int64), table.shape[1] - 1)
-    y0 = np.minimum(np.floor(y).astype(np.int64), table.shape[0] - 1)
-    x1, y1 = np.minimum(x0 + 1, table.shape[1] - 1), np.minimum(y0 + 1, table.shape[0] - 1)
-    fx, fy = x - x0, y - y0
-    upper = table[y0, x0] * (1 - fx) + table[y0, x1] * fx
-    lower = table[y1, x0] * (1 - fx) + table[y1, x1] * fx
-    result: NDArray[np.float64] = upper * (1 - fy) + lower * fy
-    return result
