@@ -45,8 +45,8 @@ from jobs.training.model.predictions import (
     prior_prediction,
     submission_csv,
 )
+from jobs.training.refusals import FeedError
 from jobs.training.seen import Seen, seen_by_model
-from jobs.training.training_errors import FeedError
 from udfs.find_tissue import WITHOUT_TILES
 from udfs.wording import named, some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes

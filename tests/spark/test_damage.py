@@ -238,10 +238,14 @@ def _job(
 
 
 @contextmanager
-def _files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """The JVM can write no larger file, as on a disk that is full."""
-    children = psutil.Process().children()
-    [jvm] = [child for child in children if child.name() == "java" and "pyspark-shell" in child.cmdline()]
+def _files_of_at_most(spark: SparkSession, n_bytes: int) -> Iterator[None]:
+    """The session's JVM can write no larger file, as on a disk that is full."""
+    port = int(spark.sparkContext.getConf().get("spark.driver.port") or 0)
+    [jvm] = [
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and port in {one.laddr.port for one in child.net_connections()}
+    ]
     before = resource.prlimit(jvm.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(jvm.pid, resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -253,10 +257,11 @@ def _files_of_at_most(n_bytes: int) -> Iterator[None]:
 def test_no_room_names_the_places_and_what_is_free_there(spark: SparkSession, tmp_path: Path) -> None:
     tables = Tables(spark, str(tmp_path))
     tables.create("tiles")
-    with _files_of_at_most(100), pytest.raises(Exception) as stopped:
+    with _files_of_at_most(spark, 100), pytest.raises(Exception) as stopped:
         tables.append("tiles", rows(spark, "a"))
     said = why_stopped(stopped.value, tables)
-    assert said is not None and said.startswith(f"File too large: output.root {tmp_path} has ") and "\n" not in said
+    assert said is not None, str(stopped.value)
+    assert said.startswith(f"File too large: output.root {tmp_path} has ") and "\n" not in said
     assert "GB free, spark.local.dir " in said and said.endswith(
         ": free some, then run the same command again to go on"
     )

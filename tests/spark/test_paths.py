@@ -18,7 +18,7 @@ from jobs.runtime.run.run import Run
 from jobs.runtime.run.summary import read_state, summarise
 from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import Tables, spark_schema
-from jobs.training.tables.table_columns import read_columns
+from jobs.training.table_versions import read_columns
 from tests.messages import plain
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES

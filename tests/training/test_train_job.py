@@ -23,7 +23,7 @@ from jobs import train
 from jobs.runtime.settings.config import load_config
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, load_card, load_model
-from jobs.training.model.metrics import measure
+from jobs.training.model.metrics import metric_values
 from jobs.training.training_run import Recorder
 from tests.messages import plain
 from tests.newest import run_with_newest_pyarrow
@@ -117,7 +117,7 @@ def test_attention_finds_the_signal_and_its_tiles_and_leaves_all_that_a_user_nee
     predictions = pd.read_csv(folder / "predictions.csv", dtype={"patient_id": str})
     assert sorted(predictions["patient_id"]) == sorted(p.patient_id for p in patients if p.split != "train")
     test = predictions[predictions["split"] == "test"]
-    again = measure((test["label"] == "LAA").to_numpy().astype(np.int64), test[["CE", "LAA"]].to_numpy())
+    again = metric_values((test["label"] == "LAA").to_numpy().astype(np.int64), test[["CE", "LAA"]].to_numpy())
     assert again["auroc"] == pytest.approx(auroc(folder))
 
     rows = DeltaTable(str(tmp_path / "training_metrics")).to_pandas()

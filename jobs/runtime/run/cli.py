@@ -123,8 +123,8 @@ def _run(
     arguments: argparse.Namespace,
 ) -> int:
     run = Run(config, start_session(f"slidelake {job.name}"), job)
-    run.images = images
     log_to_stderr(run.record.run_id)
+    run.images = images
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
