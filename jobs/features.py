@@ -117,31 +117,14 @@ def _with_slides_done(run: Run, images: pd.DataFrame) -> pd.DataFrame:
 
 def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
     """`udfs.schemas.UNITS` of the tiles. Where a slide has no index (an older run's, not a TIFF) its units have none."""
-    same = [
-        "image_id",
-        "patient_id",
-        "uri",
-        "want_features_hash",
-        "file_version",
-        "tile_px",
-        "level_read",
-        "downsample",
-    ]
+    same = ["image_id", "patient_id", "uri", "tile_px", "level_read", "downsample"]
     corners = F.sort_array(F.collect_list(F.struct("y_px", "x_px")))
     index = run.tables.read("indexes").where(F.col("image_id").isin(images)).select("image_id", "file_version", "index")
-    slides = tiles.groupBy(*same).agg(corners.alias("corners")).join(index, ["image_id", "file_version"], "left")
-    slides = slides.select(
-        "image_id",
-        "patient_id",
-        "uri",
-        F.col("want_features_hash").alias("params_hash"),
-        "tile_px",
-        "level_read",
-        "downsample",
-        F.col("corners.x_px").alias("x_px"),
-        F.col("corners.y_px").alias("y_px"),
-        "index",
+    slides = tiles.groupBy(*same, "want_features_hash", "file_version").agg(corners.alias("corners"))
+    slides = slides.join(index, ["image_id", "file_version"], "left").withColumnRenamed(
+        "want_features_hash", "params_hash"
     )
+    slides = slides.select(*same, "params_hash", "corners.x_px", "corners.y_px", "index")
     # A fixed number of partitions: by their size, Spark would plan all slides in one.
     planners = max(1, min(len(images), _PLANNERS_A_SLOT * slots(run.spark)))
     return slides.repartition(planners, "image_id").mapInArrow(
