@@ -83,8 +83,8 @@ def estimate(
     good = [slide for slide in seen if not slide.error]
     if not busy:
         causes = errors or [slide.too_small for slide in seen if slide.too_small]
-        said = some(causes, 1) if causes else f"no tissue on {len(seen)} slides"
-        return Row("FAIL", said, "see README, How to read a failure" if errors else "check tiling and the slides")
+        reason = some(causes, 1) if causes else f"no tissue on {len(seen)} slides"
+        return Row("FAIL", reason, "see README, How to read a failure" if errors else "check tiling and the slides")
     rates = [sample.n_tiles / sample.seconds * workforce.tasks for sample in busy]
     rate, sizes = statistics.fmean(rates), cohort.sizes
     bags = cohort.bags(PerSlide([(slide.size_bytes, slide.n_tiles) for slide in good], sizes))

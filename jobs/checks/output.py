@@ -6,7 +6,7 @@ from functools import partial
 
 from py4j.protocol import Py4JJavaError
 
-from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
+from jobs.checks.place import TASKS_AN_EXECUTOR, Place, telling_line
 from jobs.checks.table import Row
 from jobs.runtime.spark.jvm import hadoop_path
 from udfs.node_facts import sees_folder
@@ -34,9 +34,9 @@ def output(place: Place) -> Row:
             try:
                 place.spark.range(0, 1, 1, 1).selectExpr("'slidelake' AS text").write.text(f"{folder}/executor")
             except Exception as error:
-                return Row("FAIL", f"{shown} can't be written by executors ({cause_of(error)})", _REMEDY)
+                return Row("FAIL", f"{shown} can't be written by executors ({telling_line(error)})", _REMEDY)
     except Py4JJavaError as error:
-        return Row("FAIL", f"{shown} can't be written by the driver ({cause_of(error)})", _REMEDY)
+        return Row("FAIL", f"{shown} can't be written by the driver ({telling_line(error)})", _REMEDY)
     return Row("ok", f"driver and an executor can write to {shown}")
 
 

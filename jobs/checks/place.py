@@ -56,8 +56,8 @@ _TRIES = 3  # of four attempts each: one executor in two may be broken, and the 
 _SHELL = r"""
 cat > /dev/null
 export SLIDELAKE_EXECUTOR=$PPID
-if said=$("$0" -c "$1" "$2" 2>&1); then who=; else who="$(uname -n): "; fi
-printf '%s%s\n' "$who" "$(printf '%s\n' "$said" | tail -n 1)"
+if answer=$("$0" -c "$1" "$2" 2>&1); then who=; else who="$(uname -n): "; fi
+printf '%s%s\n' "$who" "$(printf '%s\n' "$answer" | tail -n 1)"
 """
 
 Answer = TypeVar("Answer")
@@ -151,10 +151,10 @@ class Place:
         return sorted({_OF_STORES[protocol] for protocol in protocols if protocol in _OF_STORES})
 
     @cached_property
-    def _told(self) -> list[str]:
+    def _answers(self) -> list[str]:
         folders = [folder for folder in self.conf("spark.local.dir").split(",") if folder]
-        asked = json.dumps({"packages": self.packages, "scratch": folders})
-        words = ["sh", "-c", _SHELL, self.spark.sparkContext.pythonExec, inspect.getsource(probe), asked]
+        request = json.dumps({"packages": self.packages, "scratch": folders})
+        words = ["sh", "-c", _SHELL, self.spark.sparkContext.pythonExec, inspect.getsource(probe), request]
         program = f"exec {shlex.join(words)}".replace("\\", r"\\").replace("'", r"\'")
         n = self.n_executors * TASKS_AN_EXECUTOR
         # The JVM runs the program, as it runs the Python workers, so also if the workers would not start.
@@ -164,7 +164,7 @@ class Place:
     @cached_property
     def probes(self) -> list[Probe]:
         """Those of the executors whose Python runs, each once, by host; raises NoPythonError where there is none."""
-        found = [Probe(**json.loads(line)) for line in self._told if line.startswith("{")]
+        found = [Probe(**json.loads(line)) for line in self._answers if line.startswith("{")]
         if not found:
             raise NoPythonError
         once = {(one.host, one.executor): one for one in found}
@@ -179,7 +179,7 @@ class Place:
     @cached_property
     def unprobed(self) -> list[str]:
         """What executors without a Python that runs say, a line each."""
-        return sorted({line for line in self._told if not line.startswith("{")})
+        return sorted({line for line in self._answers if not line.startswith("{")})
 
     def ask(self, *functions: Callable[[], Answer]) -> list[Answer]:
         """What functions return, each in a task of its own of the features stage; in the order in which they were given.
@@ -224,7 +224,7 @@ class Place:
             raise
 
 
-def cause_of(error: Exception) -> str:
+def telling_line(error: Exception) -> str:
     """The line of a failed job's many that tells why."""
     text = str(getattr(error, "java_exception", error))
     lines = [

@@ -48,7 +48,7 @@ def memory_bytes() -> int:
     return min(limits)
 
 
-def scratch(configured: list[str]) -> dict[str, list[int] | None]:
+def scratch_folders(configured: list[str]) -> dict[str, list[int] | None]:
     """By folder that Spark spills to: its device and the bytes free there; None where nothing can be written."""
     named = os.environ.get("LOCAL_DIRS") or os.environ.get("SPARK_EXECUTOR_DIRS") or os.environ.get("SPARK_LOCAL_DIRS")
     found: dict[str, list[int] | None] = {}
@@ -62,25 +62,25 @@ def scratch(configured: list[str]) -> dict[str, list[int] | None]:
     return found
 
 
-def gpus() -> int:
+def visible_gpus() -> int:
     """How many GPUs of NVIDIA can be seen."""
     try:
-        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False)
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.SubprocessError):
         return 0
-    return sum(line.startswith(b"GPU ") for line in told.stdout.splitlines())
+    return sum(line.startswith(b"GPU ") for line in listing.stdout.splitlines())
 
 
-def main(asked: dict[str, Any]) -> None:
-    """See above."""
+def main(request: dict[str, Any]) -> None:
+    """Print the answer to a request."""
     found = {
         "host": socket.gethostname(),
         "executor": os.environ.get("SLIDELAKE_EXECUTOR", ""),
         "python": ".".join(str(part) for part in sys.version_info[:3]),
-        "packages": {name: version_of(name) for name in asked["packages"]},
+        "packages": {name: version_of(name) for name in request["packages"]},
         "memory_bytes": memory_bytes(),
-        "scratch": scratch(asked["scratch"]),
-        "gpus": gpus(),
+        "scratch": scratch_folders(request["scratch"]),
+        "gpus": visible_gpus(),
     }
     print(json.dumps(found))
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jobs.checks.place import MissingPackageError, NoPythonError, Place, cause_of
+from jobs.checks.place import MissingPackageError, NoPythonError, Place, telling_line
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.spark.resources import REQUEST_REMEDY, executor_request, executors_gone, executors_of
+from jobs.runtime.spark.resources import REQUEST_REMEDY, ended_executors, executor_request, executors_of
 from udfs.wording import printable
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
@@ -88,10 +88,10 @@ def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
         except NoPythonError:
             rows.append(_skipped("python"))
         except MissingPackageError as error:
-            told = str(error)
-            rows.append(_skipped(f"packages ({told})") if "packages" in failed else Row("FAIL", told, INSTALL))
+            lacks = str(error)
+            rows.append(_skipped(f"packages ({lacks})") if "packages" in failed else Row("FAIL", lacks, INSTALL))
         except Exception as error:
-            rows.append(Row("FAIL", cause_of(error), _LOGS))
+            rows.append(Row("FAIL", telling_line(error), _LOGS))
 
     thread = threading.Thread(target=run, name=check.what, daemon=True)
     thread.start()
@@ -110,10 +110,12 @@ def _silent(place: Place, limit_s: float) -> Row:
     """Whether it is executors that do not answer, or that do not come."""
     if place.is_local or executors_of(place.spark):
         return _no_answer(limit_s, _SILENT_EXECUTORS)
-    if gone := len(executors_gone(place.spark)):
-        return Row("FAIL", f"no executor is there after {limit_s:g} s: {gone} came and went", _DEAD_EXECUTORS)
-    asked = executor_request(place.spark)
-    return Row("FAIL", f"no executor has come in {limit_s:g} s, of those that Spark asks for: {asked}", REQUEST_REMEDY)
+    if n_ended := len(ended_executors(place.spark)):
+        return Row("FAIL", f"no executor is there after {limit_s:g} s: {n_ended} came and went", _DEAD_EXECUTORS)
+    request = executor_request(place.spark)
+    return Row(
+        "FAIL", f"no executor has come in {limit_s:g} s, of those that Spark asks for: {request}", REQUEST_REMEDY
+    )
 
 
 def _no_answer(limit_s: float, remedy: str) -> Row:

@@ -305,7 +305,7 @@ def test_executors_that_do_not_come_and_executors_that_do_not_answer(
     there: int, gone: int, found: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "executors_of", lambda _: [None] * there)
-    monkeypatch.setattr(table, "executors_gone", lambda _: set(range(gone)))
+    monkeypatch.setattr(table, "ended_executors", lambda _: set(range(gone)))
     place = cluster_of(HERE, conf={"spark.executor.memory": "8g", "spark.executor.resource.gpu.amount": "2"})
     over = threading.Event()
 

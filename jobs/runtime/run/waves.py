@@ -12,7 +12,7 @@ from jobs.runtime.run.run import Run
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
 from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
-from jobs.runtime.spark.resources import executors_gone
+from jobs.runtime.spark.resources import ended_executors
 from jobs.runtime.spark.session import slots
 from udfs.wording import some
 from udfs.wsi import ErrorCode
@@ -53,7 +53,7 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
         for patients in waves:
             wave = survey[survey["patient_id"].isin(patients)]
             run.progress.wave(int(work["patient_id"].isin(patients).sum()))
-            gone = executors_gone(run.spark)
+            gone = ended_executors(run.spark)
             _through_stages(run, wave)
             if given_up := _take_back(run, wave, gone):
                 survey_now = _survey(run, located, retry_failed=True)
@@ -105,7 +105,7 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     queue whose share it was in or with its node. So the slides get another chance, of two more deaths. Those that were given up
     while they were encoded are good again in table slides, for their tiles are there.
     """
-    if executors_gone(run.spark) <= gone:
+    if ended_executors(run.spark) <= gone:
         return set()
     run.step("slides that executors left behind")
     died = (F.col("run_id") == run.record.run_id) & (F.col("error_code") == ErrorCode.WORKER_DIED.value)
