@@ -342,6 +342,11 @@ def test_what_follows_from_a_missing_package_is_no_fault_of_its_own() -> None:
         imports("udfs.node_facts")(place)
 
 
+def test_the_profile_of_the_features_stage_is_built_once_per_run() -> None:
+    place = cluster_of(HERE)
+    assert place.stage is place.run.stage_resources is place.stage
+
+
 def test_the_code_is_looked_at_with_no_package_there() -> None:
     command = [sys.executable, "-S", "-c", "from udfs.node_facts import code_digest; print(code_digest())"]
     said = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
