@@ -60,7 +60,7 @@ def examine(config: Config, arguments: argparse.Namespace) -> int:
         print(f"\n{failed or 'none'} of {len(CHECKS)} checks failed")
     finally:
         spark.stop()
-    if place.left:  # Python would wait for what their threads have begun, hours where a store is silent
+    if place.left:  # Python would wait for what their threads have begun, hours if a store is silent
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FAILED)

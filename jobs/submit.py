@@ -39,7 +39,7 @@ _SIGNALLED = 128  # and the number of the signal, as shells have it
 class Destination(Section):
     """A place where jobs can run, as its file describes it."""
 
-    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in, where a command asks for it")
+    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in, if a command asks for it")
     commands: list[str] = Field(
         min_length=1,
         description="one after the other, as in a shell, each only if the one before was done; $NAME stands for what "
@@ -52,7 +52,7 @@ class Destination(Section):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print or run what brings a job to a place; returns the exit status, the last command's where all ran."""
+    """Print or run what brings a job to a place; returns the exit status, the last command's if all ran."""
     log_to_stderr()
     known = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
     parser = Parser(

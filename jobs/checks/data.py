@@ -33,7 +33,7 @@ def store(place: Place) -> Row:
     return Row(
         "FAIL",
         problem,
-        "executors need a route to the store (proxy, firewall, endpoint), a mount where it is a folder, and credentials: "
+        "executors need a route to the store (proxy, firewall, endpoint), a mount if it is a folder, and credentials: "
         "slides.storage_options, or an identity of their own",
     )
 
@@ -55,6 +55,6 @@ def encoder(place: Place) -> Row:
 
 
 def _uris(place: Place) -> Iterator[str]:
-    """Of slides as the CSV gives them; where it gives none, of those that are found."""
+    """URIs of slides as the CSV gives them; if it gives none, of the files that were found."""
     given = [absolute_uri(image.uri) for image in place.images if image.uri]
     yield from given or (found.uri for found in place.located.values() if found.uri)

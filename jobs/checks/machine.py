@@ -13,9 +13,7 @@ _ADDRESSES_BYTES = (
     6e9  # that it maps, which is what spark.executor.pyspark.memory limits: importing torch takes 3.6 of them
 )
 _JVM_BESIDE_BYTES = 0.4e9  # of a JVM, beside its heap
-_LITTLE_HEAP_BYTES = (
-    2e9  # where that is all there is, a JVM does with it, but for patients with tens of thousands of tiles
-)
+_LITTLE_HEAP_BYTES = 2e9  # enough for a JVM, except for patients with tens of thousands of tiles
 _SCRATCH_A_TASK_BYTES = 1e9  # rows of 8 slides of 5,000 tiles, as the features stage keeps and sorts them
 _OVERHEAD_FACTOR, _LEAST_OVERHEAD_BYTES = "0.1", 384 << 20  # Spark's own
 _MORE_HEAP = "set spark.driver.memory to 2g or more (spark-submit: --driver-memory), see README, Sizing"
@@ -74,8 +72,8 @@ def memory(place: Place) -> Row:
 
 
 def judge_memory(room: float, heap: float, tasks: int, *, is_local: bool = False) -> Row:
-    """Whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes; and where that is the
-    driver's JVM, whether its heap will do. What an executor's needs, the clock tells by the largest patient.
+    """Whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes; and if the JVM is the
+    driver's, whether its heap is large enough. For executors, check clock looks at the heap.
     """
     need = tasks * WORKER_BYTES + _JVM_BESIDE_BYTES
     each = max(0.0, room - heap - _JVM_BESIDE_BYTES) / tasks

@@ -1,4 +1,4 @@
-"""The check of where the tables go: the driver and an executor write there as Spark writes tables, and nothing of it stays."""
+"""The check of output.root: the driver and an executor write there as Spark writes tables, and nothing of it stays."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +29,7 @@ def output(place: Place) -> Row:
                 look = partial(sees_folder, folder.removeprefix("file://"))
                 answers = place.ask(*[look] * (TASKS_AN_EXECUTOR * place.n_executors))
                 blind = sorted({host for host, sees in answers if not sees})
-                if blind:  # before these write, for what they wrote would stay on their own disks
+                if blind:  # before they write to their own disks, where it would stay
                     return Row("FAIL", f"{shown} on the driver is another folder on {some(blind, 3)}", _REMEDY)
             try:
                 place.spark.range(0, 1, 1, 1).selectExpr("'slidelake' AS text").write.text(f"{folder}/executor")

@@ -77,7 +77,7 @@ class ExecutorError(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """What the Python of an executor says of itself and its machine; see `jobs.checks.probe`."""
+    """The answer of an executor's Python, about itself and its machine; see `jobs.checks.probe`."""
 
     host: str
     executor: str  # tells those of one host apart
@@ -123,7 +123,7 @@ class Place:
         return self.spark.sparkContext.getConf().get(key, default) or default
 
     def mib(self, key: str) -> int | None:
-        """A size among Spark's settings, of which a bare number counts MiB; in bytes, None where it is not set."""
+        """A size among Spark's settings, a bare number of which counts MiB; in bytes, None if it is not set."""
         text = self.conf(key)
         return size_of(text, "m") if text else None
 
@@ -163,7 +163,7 @@ class Place:
 
     @cached_property
     def probes(self) -> list[Probe]:
-        """Those of the executors whose Python runs, each once, by host; raises NoPythonError where there is none."""
+        """The answers of the executors whose Python runs, one per executor, by host; raises NoPythonError if there is none."""
         found = [Probe(**json.loads(line)) for line in self._answers if line.startswith("{")]
         if not found:
             raise NoPythonError
@@ -208,7 +208,7 @@ class Place:
         return [answer for answer, _, _ in answers]
 
     def ask_any(self, function: Callable[[], Answer]) -> Answer:
-        """The same of one function, on any executor whose Python serves; raises NoPythonError where none was found."""
+        """What one function returns on any executor whose Python can run it; raises NoPythonError if there is none."""
         here = list(map(str, sys.version_info[:2]))
         serve = [one.python.split(".")[:2] == here for one in self.probes]
         if not any(serve):
