@@ -40,15 +40,7 @@ _PACKAGES = (
     "fsspec",
     "tenacity",
 )
-_OF_STORES = {
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-}
+_STORE_PACKAGES = {"adlfs": {"az", "abfs", "abfss"}, "s3fs": {"s3", "s3a"}, "gcsfs": {"gs", "gcs"}}
 _OWN = ("jobs", "udfs")
 TASKS_AN_EXECUTOR = 2  # Spark hands them out in turns: none is left out
 _TRIES = 3  # of four attempts each: one executor in two may be broken, and the others still be asked
@@ -148,7 +140,7 @@ class Place:
         """Those of them that reach the stores of these slides."""
         uris = [self.config.slides.root, *(image.uri for image in self.images)]
         protocols = {uri.partition("://")[0] for uri in uris if uri and "://" in uri}
-        return sorted({_OF_STORES[protocol] for protocol in protocols if protocol in _OF_STORES})
+        return sorted(package for package, schemes in _STORE_PACKAGES.items() if schemes & protocols)
 
     @cached_property
     def _answers(self) -> list[str]:

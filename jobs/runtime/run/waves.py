@@ -1,6 +1,7 @@
 """The wave loop: survey the cohort, then bring wave after wave of patients through the stages of a job."""
 
 import gc
+import logging
 from collections.abc import Callable, Mapping
 
 import pandas as pd
@@ -17,6 +18,7 @@ from jobs.runtime.spark.session import slots
 from udfs.wording import some
 from udfs.wsi import ErrorCode
 
+_log = logging.getLogger("slidelake.waves")
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
 _MOST_MISSING_A_WAVE = 4096  # slides; their names are lists in queries
 _FATE = ("status", "error_code", "error_message")  # of a slide
@@ -113,7 +115,7 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     given_up = rows.select("image_id", "patient_id", "n_tiles").collect()
     if given_up:
         names = some(sorted(row.image_id for row in given_up))
-        run.progress.say(f"slidelake: executors went while they worked on {names}: these are taken up again")
+        _log.warning(f"slidelake: executors went while they worked on {names}: these are taken up again")
     good = [(row.image_id, "ok", None, None) for row in given_up if row.n_tiles]
     if good:
         schema = "image_id string, status string, error_code string, error_message string"
