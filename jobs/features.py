@@ -60,7 +60,9 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         units = _work_units(run, tiles, list(wanted["image_id"])).persist(StorageLevel.DISK_ONLY)
         planned = units.select("image_id", "unit", "cost", "n_tiles").collect()
         n_tiles = sum(unit.n_tiles for unit in planned)
-    if not n_tiles and not present:  # slides that failed or have no tissue: nothing to write, so no empty commit
+        # Slides that failed or have no tissue, or tiles that were measured anew and are where they were.
+        is_right = not n_tiles and (kept.count() if kept is not None else 0) == int(work["feature_rows"].sum())
+    if is_right:  # no commit that changes nothing
         units.unpersist()
         return
     with run.stage("features", n_tiles, lambda: int(done.value)):
@@ -108,9 +110,9 @@ def _with_slides_done(run: Run, images: pd.DataFrame) -> pd.DataFrame:
     rows = run.tables.read("slides").where(F.col("image_id").isin(list(images["image_id"])))
     now = rows.select("image_id", "status", "file_version", F.col("params_hash").alias("hash")).toPandas()
     images = images.join(now.set_index("image_id").add_suffix("_now"))
-    done = images["gone"].astype(bool) | (images["hash_now"] == images["want_slide_hash"])
+    done = images["removed"] | (images["hash_now"] == images["want_slide_hash"])
     images = images[done]
-    return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["gone"].astype(bool))
+    return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["removed"])
 
 
 def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:

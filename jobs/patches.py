@@ -21,7 +21,7 @@ from jobs.runtime.run.cli import DONE, FAILED, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.config import Config, ConfigError
-from jobs.runtime.settings.sections import PatchesSettings
+from jobs.runtime.settings.job_sections import PatchesSettings
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
 from jobs.training.patches.from_tables import patches_of_tables

@@ -48,7 +48,9 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         slides = run.tables.read("slides").where(in_wave).select("image_id", "status").toPandas().set_index("image_id")
         features = run.tables.read("features").where(in_wave)
         images = (
-            wave[["image_id", "patient_id", "center_id", "label", "gone"]].join(slides).join(feature_digest(features))
+            wave[["image_id", "patient_id", "center_id", "label", "removed"]]
+            .join(slides)
+            .join(feature_digest(features))
         )
         images["feature_rows"] = images["feature_rows"].fillna(0).astype("int64")
         have = _hashes_now(run, ids)
@@ -134,7 +136,7 @@ def _info(run: Run, images: pd.DataFrame) -> Row | None:
     value = patient_hash(images, run.identity)
     if value is None:
         return None
-    present = images[~images["gone"].astype(bool)]
+    present = images[~images["removed"]]
     first = present.iloc[0]
     return {
         "patient_id": first["patient_id"],

@@ -36,7 +36,7 @@ def find(run: Run, wave: pd.DataFrame) -> None:
     work = wave[wave["slide_stale"]]
     if work.empty:
         return
-    images = work[~work["gone"].astype(bool)].rename(columns={"want_slide_hash": "params_hash"})
+    images = work[~work["removed"]].rename(columns={"want_slide_hash": "params_hash"})
     to_open = images[images["error_code"].isna()]
     done = run.spark.sparkContext.accumulator(0)
     with run.stage("slides", len(to_open), lambda: int(done.value)):

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from jobs.runtime.settings.arguments import BAD_CONFIG, JOBS, Parser
 from jobs.runtime.settings.config import ConfigError, load_config, masked_override
-from jobs.runtime.settings.sections import Section
+from jobs.runtime.settings.setting import Section
 from jobs.runtime.settings.withheld import arguments_without_secrets, described, file_shown
 from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
 from jobs.runtime.spark.signals import NAMES, handle_stop_signals, name_of, say, stop_signals

@@ -55,18 +55,19 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     with _spark(n_processes) as spark:
         task = _placed(task, arguments.resume or arguments.reproduce, spark)
         log_to_stderr(task.card.model_id)
-        _say(_plan_text(task))
+        for line in _plan_lines(task):
+            _log.info("slidelake train: %s", line)
         try:
             if spark is None:
                 report = run_task(task)
             else:
                 with Cancelling(spark):
-                    report = on_executors(spark, n_processes, task.card.device, run_task, task)
+                    report = on_executors(spark, n_processes, task.card.device, _run_in_process, task)
         except RecordsError as error:
             raise ConfigError(str(error)) from None
         except BaseException:
             if has_checkpoint(task.folder, task.storage_options):
-                _say(f"slidelake train: --resume {task.card.model_id} goes on after its last whole epoch")
+                _log.info("slidelake train: --resume %s goes on after its last whole epoch", task.card.model_id)
             raise
     print(f"\nslidelake train, run {task.card.model_id}\n{report}\n  files     {public_uri(task.folder)}/")
     if arguments.reproduce:
@@ -178,12 +179,13 @@ def _refuse_leaks(config: Config, members: TrainingSet) -> None:
         slides = slide_files(_table(config, "slides"), config.slides.storage_options)
     except NoTableError:
         slides = []
-        _say(f"slidelake train: no table slides in {public_uri(config.output.root)}: slide files were not compared")
+        root = public_uri(config.output.root)
+        _log.warning("slidelake train: no table slides in %s: slide files were not compared", root)
     compared = refuse_leaks(assignments, slides, config.slides.storage_options)
     if compared.unreadable:
-        _say(
-            f"slidelake train: {compared.unreadable} slides of equal size in several splits could not be opened: their content "
-            "was not compared"
+        _log.warning(
+            "slidelake train: %d slides of equal size in several splits could not be opened: their content was not compared",
+            compared.unreadable,
         )
 
 
@@ -240,6 +242,11 @@ def on_executors(spark: SparkSession, n_processes: int, device: str, work: Calla
     return distributor.run(work, *arguments)
 
 
+def _run_in_process(task: Task) -> str:
+    log_to_stderr(task.card.model_id)
+    return run_task(task)
+
+
 def _compare(folder: str, task: Task) -> int:
     """Compares a run with the one that it repeats; returns exit status 1 if they differ."""
     before = load_card(folder, task.storage_options)
@@ -254,10 +261,11 @@ def _compare(folder: str, task: Task) -> int:
         for name, version in before.versions.items()
         if after.versions.get(name) != version
     ]
-    _say(
-        f"slidelake train: not identical to run {before.model_id} from epoch {[*differ, n_epochs][0]} on, "
-        "though the patients are the same: "
-        f"{'; '.join(changed) or 'another processor or GPU adds up floats in another order'}"
+    _log.error(
+        "slidelake train: not identical to run %s from epoch %d on, though the patients are the same: %s",
+        before.model_id,
+        [*differ, n_epochs][0],
+        "; ".join(changed) or "another processor or GPU adds up floats in another order",
     )
     return FAILED
 
@@ -266,7 +274,7 @@ def _as_text(figures: dict[str, float]) -> str:
     return repr(sorted(figures.items()))  # NaN is not equal to itself, its text is
 
 
-def _plan_text(task: Task) -> str:
+def _plan_lines(task: Task) -> list[str]:
     members, card = task.members, task.card
     splits = ", ".join(f"{split} {len(members.splits[split])}" for split in SPLITS)
     lines = [
@@ -279,7 +287,7 @@ def _plan_text(task: Task) -> str:
         lines.append("no patient in split validation: training goes on for all epochs, and the last is taken")
     if lacking := members.class_gaps().lacking:
         lines.append(f"{'; '.join(lacking)}: the figures of a split leave out the classes that it lacks")
-    return "\n".join(f"slidelake train: {line}" for line in lines)
+    return lines
 
 
 def _folder(config: Config, run_id: str) -> str:
@@ -289,11 +297,6 @@ def _folder(config: Config, run_id: str) -> str:
 
 def _table(config: Config, name: str) -> str:
     return f"{absolute_uri(config.output.root).rstrip('/')}/{name}"
-
-
-def _say(text: str) -> None:
-    for line in text.splitlines():
-        _log.info(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from udfs.wsi.prefetch import prefetch
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import region_edge, resample
 from udfs.wsi.stain.colour_table import StainNormaliser
-from udfs.wsi.stain.stainnet import StainNet, load_stainnet
+from udfs.wsi.stain.stainnet import load_stainnet
 from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tiff.index import SlideIndex
 
@@ -51,27 +51,30 @@ class FeatureSpec:
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True)
-class Models:
-    """The encoder and StainNet as they are loaded, on no device yet."""
+AnyEncoder = TypeVar("AnyEncoder", Network, Encoder)
 
-    encoder: Network
-    stain: StainNet | None
+
+@dataclass(frozen=True)
+class Models(Generic[AnyEncoder]):
+    """The encoder and StainNet: on a device with an `Encoder`, on none yet with its `Network`."""
+
+    encoder: AnyEncoder
+    stain: StainNormaliser | None
 
     @property
     def fingerprint(self) -> tuple[str, str | None]:
         """Hashes of the weights of the encoder and of StainNet."""
-        return self.encoder.weights, self.stain.fingerprint if self.stain else None
+        return self.encoder.weights, self.stain.net.fingerprint if self.stain else None
 
     @property
     def identity(self) -> tuple[str, ...]:
         """All of them that shapes rows, each as ``name=value``."""
-        stain = self.stain.fingerprint[:16] if self.stain else "null"
+        stain = self.stain.net.fingerprint[:16] if self.stain else "null"
         return (*(f"encoder.{part}" for part in self.encoder.identity), f"stain.weights={stain}")
 
 
-def load_models(spec: FeatureSpec) -> Models:
-    """Load the encoder and StainNet.
+def load_models(spec: FeatureSpec) -> Models[Network]:
+    """Load the encoder and StainNet, on no device.
 
     Raises:
         CheckpointError: weights are missing or do not fit.
@@ -82,7 +85,7 @@ def load_models(spec: FeatureSpec) -> Models:
     names = [name for name, _ in encoder.outputs]
     if names[:1] != ["avg"] or any(_column(name) not in FEATURES.names for name in names):
         raise ValueError(f"encoder.name = {spec.encoder.name} yields {names}: table features takes avg, and then max")
-    return Models(encoder, stainnet)
+    return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
 
 
 def encode_tiles(
@@ -121,7 +124,7 @@ def encode_tiles(
                 for step, encoded in spent.during(encode((step, step.tiles) for step in pulled.during(steps))):
                     constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
                     constant["run_id"] = run_id
-                    if encoded:
+                    if encoded and step.xy_px is not None:
                         not_finite += encoded.n_not_finite
                         yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded, models.encoder.outputs))
                     else:
@@ -138,19 +141,10 @@ def encode_tiles(
     return run
 
 
-@dataclass(frozen=True)
-class WorkerModels:
-    """The models on the device of a task."""
-
-    encoder: Encoder
-    stain: StainNormaliser | None
-    identity: tuple[str, ...]  # as of `Models`
+_loaded: dict[tuple[object, ...], Models[Encoder]] = {}
 
 
-_loaded: dict[tuple[object, ...], WorkerModels] = {}
-
-
-def models_of_this_worker(spec: FeatureSpec) -> WorkerModels:
+def models_of_this_worker(spec: FeatureSpec) -> Models[Encoder]:
     """Loaded once per worker process and device; Spark uses a process again for later tasks, which may get another GPU.
 
     Raises:
@@ -167,8 +161,7 @@ def models_of_this_worker(spec: FeatureSpec) -> WorkerModels:
     if key not in _loaded:
         models = load_models(spec)
         encoder = Encoder(spec.encoder, models.encoder, device=device, threads=slot_cpus())
-        stain = StainNormaliser(models.stain) if models.stain else None
-        _loaded[key] = WorkerModels(encoder, stain, models.identity)
+        _loaded[key] = Models(encoder, models.stain)
         keep_what_is_loaded()
     return _loaded[key]
 
@@ -183,9 +176,8 @@ def device_of_this_task(spec: EncoderSpec) -> torch.device:
     # a GPU's address is its number in the machine; PyTorch counts those that this process is allowed to see
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     numbers = visible.split(",") if visible else []
-    return torch.device(
-        "cuda", numbers.index(address) if address in numbers else int(address) if address.isdigit() else 0
-    )
+    number = numbers.index(address) if address in numbers else int(address) if address.isdigit() else 0
+    return torch.device("cuda", number)
 
 
 @dataclass
@@ -235,14 +227,13 @@ def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
     return reading
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """A batch of a unit's tiles; or, behind the last, how the unit went."""
 
     unit: Unit
-    xy_px: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # [n, 2], level-0 pixels
+    end: dict[str, Any]  # columns of the row on how the unit went, filled as it goes
+    xy_px: NDArray[np.int64] | None = None  # [n, 2], level-0 pixels
     tiles: NDArray[np.uint8] | None = None  # [n, tile_px, tile_px, 3]
-    end: dict[str, Any] = field(default_factory=dict)
 
 
 def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, None, None]:
@@ -252,16 +243,15 @@ def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, 
         watch, waited_s = Stopwatch(), reading.slide.traffic.waited_s if reading.slide else 0.0
         try:
             for xy_px, tiles in watch.during(_batches(reading, encode)):
-                yield _Step(reading.unit, xy_px, tiles)
+                yield _Step(reading.unit, end, xy_px, tiles)
                 end["n_tiles"] += len(tiles)
         except Exception as error:
-            failed: SlideError = as_slide_error(error, reading.unit["uri"], reading.storage_options)
-            end |= _error_columns(failed)
+            end |= _error_columns(as_slide_error(error, reading.unit["uri"], reading.storage_options))
         if reading.slide:
             traffic = reading.slide.traffic
             work = asdict(traffic) | {"decoded_s": watch.take() - (traffic.waited_s - waited_s)}
             end |= {"size_bytes": reading.slide.file.size_bytes, "work": work}
-        yield _Step(reading.unit, end=end)
+        yield _Step(reading.unit, end)
 
 
 def _error_columns(error: SlideError) -> dict[str, str]:
@@ -298,11 +288,8 @@ def _batches(reading: _Reading, encode: Inference) -> Iterator[tuple[NDArray[np.
 
 
 def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.RecordBatch:
-    arrays = []
-    for field_ in ENCODED:
-        values = columns.get(field_.name, [constant.get(field_.name)] * rows)
-        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field_.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=ENCODED)
+    columns = {name: [constant.get(name)] * rows for name in ENCODED.names} | columns
+    return pa.RecordBatch.from_pydict(columns, ENCODED)
 
 
 def _column(output: str) -> str:

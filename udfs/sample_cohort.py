@@ -72,11 +72,11 @@ def measure_runtimes(
         seconds: PyTorch in fp32 encodes for so long or until the tiles end, the others encode as many tiles.
 
     Returns:
-        PyTorch in fp32 first; nothing if no slide has tissue.
+        PyTorch in fp32 first; nothing if no slide has tissue, or the first that has some does not decode.
     """
     found = (_found(tissue, slide) for slide in slides)
     units = next((_units(slide, tissue.tile_px)[:_MOST_UNITS] for slide in found if slide["status"] == "ok"), [])
-    device = device_of_this_task(features.encoder).type
+    device = device_of_this_task(replace(features.encoder, runtime="torch")).type
     measured: list[MeasuredRuntime] = []
     expected: Vectors = []
     for runtime, precision in _RUNTIMES[device] if units else ():
@@ -88,6 +88,8 @@ def measure_runtimes(
         encode = encode_tiles(spec, "doctor", tiles_ahead=_MANY_TILES)
         list(encode(units[:1]))  # what a worker does once
         vectors, n_units, first_s = _vectors(encode, units, math.inf if measured else seconds)
+        if not all(map(len, vectors)):
+            break  # the slide does not decode
         units, expected = units[:n_units], expected or vectors
         _, _, second_s = _vectors(encode, units, math.inf)
         cosine = float(np.min([_cosines(*pair).mean() for pair in zip(vectors, expected, strict=True)]))

@@ -43,16 +43,8 @@ SLIDES = pa.schema(
         _column("vendor", _STRING, "scanner vendor, from the header"),
         _column("width_px", _INT, "width of the slide, level-0 pixels"),
         _column("height_px", _INT, "height of the slide, level-0 pixels"),
-        _column(
-            "mpp_x",
-            _DOUBLE,
-            "micrometres per level-0 pixel along x, from the CSV, else from the header; null if unknown",
-        ),
-        _column(
-            "mpp_y",
-            _DOUBLE,
-            "micrometres per level-0 pixel along y, from the CSV, else from the header; null if unknown",
-        ),
+        _column("mpp_x", _DOUBLE, "micrometres per level-0 pixel along x, by CSV or header; null if unknown"),
+        _column("mpp_y", _DOUBLE, "micrometres per level-0 pixel along y, by CSV or header; null if unknown"),
         _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels per pixel of each level, level 0 first"),
         _column("status", _STRING, "ok; no_tissue: no tile has enough tissue; too_small: no tile fits; or failed"),
         _column("error_code", _STRING, "why the slide failed, a short code; null if it did not fail"),
@@ -60,9 +52,7 @@ SLIDES = pa.schema(
         _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if nothing"),
         _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
         _column(
-            "tissue_fraction",
-            _DOUBLE,
-            "share of the slide at 1/mask_downsample that is not background, 0 to 1; null if the mask has no pixel",
+            "tissue_fraction", _DOUBLE, "share of the mask that is not background, 0 to 1; null if it has no pixel"
         ),
         *_PROVENANCE,
     ]
@@ -89,9 +79,7 @@ INDEXES = pa.schema(
         _IMAGE,
         _column("size_bytes", _LONG, "size of the file that was indexed, bytes"),
         _column("file_version", _STRING, "the version of that file, as in slides"),
-        _column(
-            "index", pa.binary(), "the levels and where their blocks lie, so that workers read tiles without the header"
-        ),
+        _column("index", pa.binary(), "the levels and where their blocks lie, to read tiles without the header"),
         *_PROVENANCE,
     ]
 )
@@ -255,7 +243,7 @@ RUNS = pa.schema(
             pa.map_(_STRING, _STRING),
             "what shapes features: settings, hashes of weights, code versions; empty where the job has no use for them",
         ),
-        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table when the run began"),
+        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table of the job when the run began"),
         _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
         _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
         _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
@@ -283,9 +271,7 @@ class Table:
     name: str
     schema: pa.Schema
     comment: str  # for catalogs
-    layout: Mapping[str, str] = field(
-        default_factory=dict
-    )  # properties of Delta and Parquet beside those of every table
+    layout: Mapping[str, str] = field(default_factory=dict)  # its own properties of Delta and Parquet
 
 
 # Training reads a row group at a time: small ones make small steps. As properties of the table these hold for every writer,
@@ -304,39 +290,20 @@ _BAGS = {
 
 _TABLES = [
     Table(
-        "slides",
-        SLIDES,
-        "One row per image of the CSV: header, um/px, levels, status, error, number of tiles, tissue fraction",
+        "slides", SLIDES, "One row per image of the CSV: header, um/px, status, error, number of tiles, tissue fraction"
     ),
     Table(
-        "tiles",
-        TILES,
-        "One row per tile with enough tissue: its place, the level it is read from, its background fraction",
-        _STATISTICS,
+        "tiles", TILES, "One row per tile with enough tissue: its place, the level that it is read from", _STATISTICS
     ),
+    Table("indexes", INDEXES, "One row per slide that was read: where its compressed blocks lie"),
+    Table("features", FEATURES, "One row per encoded tile: embeddings, colour histogram", _ROW_GROUPS | _STATISTICS),
     Table(
-        "indexes",
-        INDEXES,
-        "One row per slide that was read: where its compressed blocks lie, so that workers need no header",
-    ),
-    Table(
-        "features",
-        FEATURES,
-        "One row per encoded tile: embeddings and colour histogram",
-        _ROW_GROUPS | _STATISTICS,
-    ),
-    Table(
-        "patients",
-        PATIENTS,
-        "One row per patient with tiles: bags of embeddings, mean histogram, label, split, completeness",
-        _ROW_GROUPS | _BAGS,
+        "patients", PATIENTS, "One row per patient with tiles: bags of embeddings, label, split", _ROW_GROUPS | _BAGS
     ),
     Table("splits", SPLITS, "One row per patient with a split: split, fold, number of images, seed"),
     Table("predictions", PREDICTIONS, "One row per patient and model: probability by class, attention of each tile"),
     Table(
-        "runs",
-        RUNS,
-        "One row per run: settings (secrets masked), versions, Delta versions read and written, counts, seconds",
+        "runs", RUNS, "One row per run: settings without secrets, versions, tables read and written, counts, seconds"
     ),
 ]
 TABLES = {table.name: table for table in _TABLES}

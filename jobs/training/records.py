@@ -1,8 +1,8 @@
 """Where the figures of each epoch go: Delta table training_metrics, TensorBoard's event files, and MLflow if it is set."""
 
+import logging
 import math
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,12 +14,12 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from jobs.training.table_stores import delta_options
 from udfs.schemas import TRAINING_METRICS
 from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
 
+_log = logging.getLogger("slidelake.training")
 Figures = Mapping[str, float]  # `SPLIT_NAME`: train_loss, validation_auroc, ...; and epoch
 
 
@@ -78,7 +78,7 @@ class Records:
             if not self._has_warned:
                 text = redact(" ".join(str(error).split()), secrets_of(self._table, self._options))
                 where = public_uri(self._table)
-                tqdm.write(f"slidelake: {where} can't be written ({text}): figures are in model.json too", sys.stderr)
+                _log.warning("slidelake: %s can't be written (%s): figures are in model.json too", where, text)
             self._has_warned = True
 
     def close(self, *, finished: bool) -> None:
@@ -162,5 +162,5 @@ class _MlflowRun:
             if self._client:
                 getattr(self._client, method)(self._id, *arguments, **named)
         except Exception as error:
-            tqdm.write(f"slidelake: MLflow can't be told ({type(error).__name__}): no more goes there", sys.stderr)
+            _log.warning("slidelake: MLflow can't be told (%s): no more goes there", type(error).__name__)
             self._client = None

@@ -5,11 +5,13 @@ report_SPLIT.png and predictions.csv of the held-out patients; tensorboard/.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -19,22 +21,23 @@ from jobs.training.devices import take_device
 from jobs.training.feed import Feed, make_feed
 from jobs.training.labelled import TrainingSet
 from jobs.training.model.files import (
-    CHECKPOINT,
     ModelCard,
     TrainingState,
     load_checkpoint,
     model_versions,
+    remove_checkpoint,
     save_checkpoint,
     save_model,
 )
 from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit_model, predict_feed
 from jobs.training.model.logistic import collect, fit_logistic
-from jobs.training.model.metrics import Evaluation, evaluate_split, metric_values
+from jobs.training.model.metrics import Evaluation, evaluate_split
 from jobs.training.model.mil import BagModel, LogisticModel, build_model
 from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
-from udfs.wsi.store import filesystem, write_bytes
+from udfs.wsi.store import write_bytes
 
+_log = logging.getLogger("slidelake.training")
 HELD_OUT = ("validation", "test")
 _COLUMNS = {"avg": ("embeddings_avg",), "max": ("embeddings_max",), "both": ("embeddings_avg", "embeddings_max")}
 
@@ -83,8 +86,7 @@ def _run(task: Task, device: torch.device) -> str:
     is_first = not dist.is_initialized() or dist.get_rank() == 0
     state = _begin(task)
     model = build_model(task.card.spec).to(device)
-    record = Recorder(task, state.epoch) if is_first else None
-    try:
+    with Recorder(task, state.epoch) if is_first else nullcontext() as record:
         if isinstance(model, LogisticModel) and state.epoch:  # it was fitted before the run was stopped
             model.load_state_dict(state.model)
         elif isinstance(model, LogisticModel):
@@ -96,15 +98,7 @@ def _run(task: Task, device: torch.device) -> str:
         predictions = {
             split: predict_feed(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]
         }
-        if record is None:
-            return ""
-        report = record.finish(model, state, predictions)
-        record.close(finished=True)
-        return report
-    except BaseException:
-        if record:
-            record.close(finished=False)
-        raise
+        return record.finish(model, state, predictions) if record else ""
 
 
 def _begin(task: Task) -> TrainingState:
@@ -140,9 +134,7 @@ def _fit_logistic(task: Task, model: LogisticModel, state: TrainingState) -> Non
     strength, loss = fit_logistic(model, train, validation, task.settings["class_weights"])
     figures = {"epoch": 0.0, "train_loss": loss, "train_inverse_penalty": strength}
     if validates:
-        found = predict_feed(model, _feed(task, "validation"))
-        measured = metric_values(found.labels, found.probabilities)
-        figures |= {f"validation_{name}": value for name, value in measured.items()}
+        figures |= predict_feed(model, _feed(task, "validation")).figures("validation")
     state.best_epoch, state.epoch = 0, 1
     state.model = state.best_model = model.state_dict()
     state.history.append(figures)
@@ -185,6 +177,16 @@ class Recorder:
         self._bar: tqdm[Any] | None = None
         self._first_epoch = first_epoch
 
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes records and bar."""
+        self._records.close(finished=kind is None)
+        if self._bar is not None:
+            self._bar.close()
+
     def expect(self, steps: int) -> None:
         """Shows progress; `steps`: per epoch."""
         epochs = self._task.settings["epochs"]
@@ -205,7 +207,7 @@ class Recorder:
         names = ("train_loss", "validation_log_loss", "validation_auroc")
         shown = ", ".join(f"{name} {last[name]:.4f}" for name in names if name in last)
         best = ", best so far" if state.best_epoch == last["epoch"] else ""
-        tqdm.write(f"slidelake: epoch {int(last['epoch'])}: {shown}{best}", file=sys.stderr)
+        _log.info("slidelake: epoch %d: %s%s", last["epoch"], shown, best)
 
     def finish(self, model: BagModel, state: TrainingState, predictions: Mapping[str, Predictions]) -> str:
         """Writes model, report and predictions, and removes the checkpoint. Returns the report as text."""
@@ -217,15 +219,14 @@ class Recorder:
         }
         history = [dict(figures) for figures in state.history]
         if "test" in predictions and best is not None:
-            measured = metric_values(predictions["test"].labels, predictions["test"].probabilities)
-            news = {f"test_{name}": value for name, value in measured.items()}
+            news = predictions["test"].figures("test")
             history[best] |= news
             self._records.write(history, {"epoch": float(best)} | news)
         for split, evaluation in evaluations.items():
             title = f"{task.card.model_id}: split {split}, {evaluation.n} patients"
             self._write(f"report_{split}.png", draw_report(title, predictions[split], evaluation))
         self._write("predictions.csv", predictions_csv(predictions, classes))
-        report = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
+        report = {split: asdict(evaluation) for split, evaluation in evaluations.items()}
         self._write("report.json", json.dumps(report, indent=2).encode())
         card = replace(
             task.card,
@@ -236,18 +237,10 @@ class Recorder:
             versions=model_versions(),
         )
         save_model(task.folder, model, card, task.storage_options)
-        fs, path = filesystem(task.folder, task.storage_options)
-        if fs.exists(f"{path}/{CHECKPOINT}"):
-            fs.rm(f"{path}/{CHECKPOINT}")
+        remove_checkpoint(task.folder, task.storage_options)
         why = "the best on validation" if task.members.splits["validation"] else "the last"
         lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, {why}"]
         return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])
-
-    def close(self, *, finished: bool) -> None:
-        """Closes records and bar."""
-        self._records.close(finished=finished)
-        if self._bar is not None:
-            self._bar.close()
 
     def _write(self, name: str, data: bytes) -> None:
         write_bytes(f"{self._task.folder}/{name}", data, self._task.storage_options)

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from udfs import sample_cohort
+from tests.slides.damage import BAD_SLIDES
 from udfs.encode_tiles import FeatureSpec, encode_tiles
-from udfs.find_tissue import TissueSpec
+from udfs.find_tissue import TissueSpec, find_tissue
 from udfs.sample_cohort import measure_runtimes
 from udfs.wsi.encoder import Encoder, EncoderSpec, openvino
 from udfs.wsi.tissue.brightness import Brightness
@@ -37,7 +38,7 @@ def test_each_way_encodes_the_tiles_that_the_run_would(
 
         return run
 
-    monkeypatch.setattr(sample_cohort, "encode_tiles", watched)
+    monkeypatch.setattr("udfs.sample_cohort.encode_tiles", watched)
     slides = [(str(small_slides / "gone.tif"), None), (str(small_slides / "a1.tif"), 0.5)]
     tissue = TissueSpec(256, 1.0, 16, Brightness(190), 0.9)
     measured = measure_runtimes(slides, tissue, features, 0.0)
@@ -45,7 +46,8 @@ def test_each_way_encodes_the_tiles_that_the_run_would(
     assert ways[0] == ("torch", "fp32") and ("openvino", "fp32") in ways
     assert all(way.tiles_per_s > 0 and way.cosine > 0.99 for way in measured)
     assert all(way.cosine > 0.99999 for way in measured if way.precision == "fp32")
-    [found] = [sample_cohort._found(tissue, slide) for slide in slides[1:]]
+    record = {"image_id": "a1", "patient_id": "001", "uri": slides[1][0], "mpp": 0.5, "params_hash": ""}
+    [found] = pd.concat(find_tissue(tissue, "run")([pd.DataFrame([record], dtype=object)])).to_dict("records")
     [corners] = {(tuple(unit["x_px"]), tuple(unit["y_px"])) for unit in seen}
     assert sorted(zip(*corners, strict=True)) == sorted(zip(found["x_px"], found["y_px"], strict=True))
     assert {(unit["uri"], unit["downsample"], unit["tile_px"]) for unit in seen} == {(slides[1][0], 2.0, 256)}
@@ -71,3 +73,10 @@ def test_what_is_not_there_is_left_out_and_what_overflows_has_no_cosine(
     tissue = TissueSpec(448, None, 16, Brightness(190), 0.5)
     measured = measure_runtimes([(str(small_slides / "c1.tif"), None)], tissue, features, 0.0)
     assert {way.precision: bool(np.isfinite(way.cosine)) for way in measured} == {"fp32": True, "bf16": False}
+
+
+def test_a_slide_that_does_not_decode_measures_nothing(
+    features: FeatureSpec, small_slides: Path, tmp_path: Path
+) -> None:
+    bad = BAD_SLIDES["flipped_tile_data"](small_slides / "a1.tif", tmp_path, "bad")
+    assert measure_runtimes([(str(bad), None)], TissueSpec(448, None, 16, Brightness(190), 1.0), features, 0.0) == []

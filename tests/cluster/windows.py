@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from jobs.patches import read_ahead
-from jobs.runtime.settings.sections import PatchesSettings
+from jobs.runtime.settings.job_sections import PatchesSettings
 from jobs.runtime.spark.session import start_session
 from tests.feed.patch_slides import spec_of
 

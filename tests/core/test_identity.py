@@ -8,8 +8,10 @@ import pytest
 
 from jobs.runtime.settings.config import Config, settings_by_key
 from jobs.runtime.settings.identity import Identity, differences, recorded_models, row_hash
-from jobs.runtime.settings.sections import shapes_of
+from jobs.runtime.settings.setting import shapes_of
 from tests.core.cohorts import CONFIG, World, identity_of, models_of, stale_in, stored_by, survey_of
+from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
+from udfs.wsi.tissue.brightness import Brightness
 from udfs.wsi.tissue.method import tissue_methods
 
 FIELDS = dict(settings_by_key())
@@ -97,6 +99,19 @@ def test_what_moves_no_tile_does_not_reach_features() -> None:
     before, after = (identity_of(config) for config in (CONFIG, changed("tiling.mask_downsample")))
     assert before.slide_hash("p", "1", None) != after.slide_hash("p", "1", None)
     assert before.features_hash("p", "1", None) == after.features_hash("p", "1", None)
+
+
+def test_a_new_version_of_the_method_or_of_a_metric_makes_slides_stale_and_of_features_only_moved_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = identity_of(CONFIG)
+    for changed_class in (Brightness, BackgroundFraction):
+        with monkeypatch.context() as patched:
+            patched.setattr(changed_class, "version", 99)
+            after = identity_of(CONFIG)
+        assert before.slide_hash("p", "1", None) != after.slide_hash("p", "1", None)
+        assert before.features_hash("p", "1", None) == after.features_hash("p", "1", None)
+        assert len(differences(after.recipe, [before.recipe])) == 1
 
 
 def test_mpp_of_the_csv_shapes_features_only_if_tiles_are_read_at_a_target_mpp() -> None:

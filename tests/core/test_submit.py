@@ -199,7 +199,7 @@ PATHS = {
 def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another(
     say: Say, place: str, job: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.runtime.settings.sections.find_spec", lambda _: True)  # MLflow is an extra
+    monkeypatch.setattr("jobs.runtime.settings.job_sections.find_spec", lambda _: True)  # MLflow is an extra
     command = ("--on", place, "--dry-run", job, "--config", "my.yaml")
     status, out, err = say(*command, f"{key}=data/x")
     if place in ("local", "standalone"):
@@ -237,7 +237,7 @@ def test_what_means_the_same_anywhere_is_passed_on(say: Say, path: str) -> None:
 
 
 def test_paths_that_a_job_does_not_read_do_not_matter(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.runtime.settings.sections.find_spec", lambda _: True)
+    monkeypatch.setattr("jobs.runtime.settings.job_sections.find_spec", lambda _: True)
     assert say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", "predict.csv=x.csv")[0] == 0
     assert say("--on", "yarn", "--dry-run", "train", "--config", "my.yaml", "training.mlflow=databricks")[0] == 0
 

@@ -171,10 +171,10 @@ def test_an_image_that_its_patient_no_longer_has_is_found_in_any_table() -> None
             for name, rows in stored_by(world).items()
         }
         survey = survey_of(world, stored)
-        assert survey.index[survey["gone"]].to_list() == ["a2"]
+        assert survey.index[survey["removed"]].to_list() == ["a2"]
         assert stale_in(survey)["slide"] == {"a2"}
     others = replace(world, images=tuple(row for row in world.images if row.patient_id != "A"))
-    assert not survey_of(others, STORED)["gone"].any()  # patients that the CSV does not name are left alone
+    assert not survey_of(others, STORED)["removed"].any()  # patients that the CSV does not name are left alone
 
 
 def test_tiles_that_moved_are_encoded_again_and_tiles_that_did_not_are_not() -> None:
@@ -203,9 +203,9 @@ def test_features_of_unknown_models_are_all_stale_and_slides_are_not() -> None:
 
 
 def images(label: Any) -> pd.DataFrame:
-    row = {"image_id": "a", "center_id": "n", "label": label, "status": "ok", "gone": False}
+    row = {"image_id": "a", "center_id": "n", "label": label, "status": "ok", "removed": False}
     row |= {"feature_rows": 3, "features_digest": "d", "features_hash": "h"}
-    return pd.DataFrame([row], dtype=object)
+    return pd.DataFrame([row], dtype=object).astype({"removed": bool})
 
 
 def test_a_label_that_is_missing_is_the_same_however_pandas_holds_it() -> None:

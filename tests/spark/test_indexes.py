@@ -96,7 +96,8 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
 def test_the_summary_says_what_was_read_of_what(finished: Finished) -> None:
     survey = pd.DataFrame({"patient_id": [row[2] for row in COHORT], "gone": False}, index=[row[0] for row in COHORT])
     state = read_state(finished.run.tables, finished.run.job, survey)
-    [line] = [line for line in summarise(finished.run, state).splitlines() if line.startswith("  read ")]
+    lines = summarise(finished.run.job, finished.run.record, finished.config, state).splitlines()
+    [line] = [line for line in lines if line.startswith("  read ")]
     total = sum(path.stat().st_size for path in finished.slides.iterdir())
     requests = sum(traffic.requests for _, traffic in finished.run.record.reads.values())
     assert f" of {total / 1e6:.1f} MB, " in line and f" in {requests:,} requests; " in line

@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from jobs.patches import JOB, read_ahead, read_cohort_ahead
 from jobs.runtime.run.run import Run
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.sections import PatchesSettings
+from jobs.runtime.settings.job_sections import PatchesSettings
 from jobs.training.patches.from_tables import patches_of_tables
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.selection import PatchSpec

@@ -56,11 +56,8 @@ def test_the_printed_next_step_runs(spark: SparkSession, small_config: Callable[
     for name in ("slides", "patients"):
         run.tables.create(name)
     survey = pd.DataFrame({"patient_id": [], "gone": []})
-    [line] = [
-        line
-        for line in summarise(run, read_state(run.tables, run.job, survey)).splitlines()
-        if line.startswith("  next")
-    ]
+    summary = summarise(run.job, run.record, run.config, read_state(run.tables, run.job, survey))
+    [line] = [line for line in summary.splitlines() if line.startswith("  next")]
     step = line.removeprefix("  next").partition(", or")[0].strip()
     assert "patient_id" in eval(step, {"polars": pl}).columns
 

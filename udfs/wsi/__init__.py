@@ -2,9 +2,9 @@
 
 NumPy in, NumPy out. Nothing here imports Spark, Arrow or pandas, so the same code serves jobs, notebooks and training loops.
 
-Words: *level* is a resolution stored in the file, level 0 the finest. *Downsample* is how many level-0 pixels one pixel
-of something spans along an edge. *mpp* is micrometres per level-0 pixel unless it says otherwise. A *block* is one
-compressed tile or strip of the file; a *tile* is the square that slidelake cuts out. ``x_px, y_px`` are always level-0 pixels.
+Terms: a *level* is a resolution stored in the file, level 0 the finest. A *downsample* is the number of level-0 pixels that
+one pixel spans along an edge. *mpp* is micrometres per level-0 pixel unless stated otherwise. A *block* is one compressed
+tile or strip of the file; a *tile* is the square that slidelake cuts out. ``x_px, y_px`` are always level-0 pixels.
 """
 
 from typing import TYPE_CHECKING, Any

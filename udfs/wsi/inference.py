@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from udfs.wsi.quality.histogram import color_histograms, color_histograms_on
 from udfs.wsi.stain.colour_table import StainNormaliser, lookup
 
 Tiles = NDArray[np.uint8]  # [n, h, w, 3], RGB
+Pending = Callable[[], tuple[NDArray[Any], ...]]  # waits for results that are on their way from a device
 Key = TypeVar("Key")
 
 # What each call costs is shared by so many tiles at least, and no more than fit a processor's cache; and by so many what it costs
@@ -99,16 +99,14 @@ class DeviceInference:
 
     def __call__(self, batches: Iterable[tuple[Key, Tiles | None]]) -> Iterator[tuple[Key, Encoded | None]]:
         """Batch after batch, one of them under way; None for None."""
-        before: Callable[[], tuple[Key, Encoded | None]] | None = None
+        before: list[tuple[Key, list[Pending]]] = []
         for key, tiles in batches:
-            batch = partial(_collected, key, [] if tiles is None else self._submit(tiles))
-            if before:
-                yield before()
-            before = batch
-        if before:
-            yield before()
+            submitted = [] if tiles is None else self._submit(tiles)
+            yield from map(_collected, before)
+            before = [(key, submitted)]
+        yield from map(_collected, before)
 
-    def _submit(self, tiles: Tiles) -> list["_Pending"]:
+    def _submit(self, tiles: Tiles) -> list[Pending]:
         """In halves if memory runs out."""
         submitted = self._encoder.or_smaller(len(tiles), lambda: self._start(tiles))
         if submitted:
@@ -117,7 +115,7 @@ class DeviceInference:
         return [*self._submit(tiles[:half]), *self._submit(tiles[half:])]
 
     @torch.inference_mode()
-    def _start(self, tiles: Tiles) -> "_Pending":
+    def _start(self, tiles: Tiles) -> Pending:
         on_gpu = self._device.type == "cuda"
         host = torch.from_numpy(np.ascontiguousarray(tiles))
         pixels = (host.pin_memory() if on_gpu else host).to(self._device, non_blocking=True)
@@ -127,30 +125,23 @@ class DeviceInference:
         images = resize_tensor(pixels, self._encoder.input_px, self._encoder.interpolation)
         results = (*self._runtime.forward(images), histograms)
         if not on_gpu:
-            return _Pending(results, None)
+            return lambda: tuple(each.numpy() for each in results)
         # pinned memory: a copy to any other would wait for the GPU
         landing = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in results]
         on_host = tuple(to.copy_(one, non_blocking=True) for to, one in zip(landing, results, strict=True))
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(self._device))
-        return _Pending(on_host, arrived)
+
+        def collect() -> tuple[NDArray[Any], ...]:
+            arrived.synchronize()
+            return tuple(each.numpy() for each in on_host)
+
+        return collect
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """Results on their way from a device."""
-
-    parts: tuple[torch.Tensor, ...]
-    arrived: torch.cuda.Event | None
-
-    def collect(self) -> tuple[NDArray[Any], ...]:
-        if self.arrived:
-            self.arrived.synchronize()
-        return tuple(part.numpy() for part in self.parts)
-
-
-def _collected(key: Key, pending: list[_Pending]) -> tuple[Key, Encoded | None]:
-    return key, Encoded.joined(each.collect() for each in pending) if pending else None
+def _collected(batch: tuple[Key, list[Pending]]) -> tuple[Key, Encoded | None]:
+    key, pending = batch
+    return key, Encoded.joined(collect() for collect in pending) if pending else None
 
 
 Inference = HostInference | DeviceInference

@@ -47,7 +47,7 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     state = read_state(run.tables, run.job, survey)
     run.record.counts.update(state.counts())
     failed = failed_slides(state.slides)
-    print("\n".join([summarise(run, state), *lines]))
+    print("\n".join([summarise(run.job, run.record, run.config, state), *lines]))
     for line in (*slide_warnings(state.slides), *failed, *run.record.problems):
         _log.warning(printable(f"slidelake: {line}"))
     bad = bool(failed or run.record.problems) and run.config.on_failed_slides == "report"

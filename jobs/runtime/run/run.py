@@ -24,6 +24,7 @@ from udfs.encode_tiles import FeatureSpec, Models, load_models
 from udfs.find_tissue import TissueSpec
 from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
@@ -110,7 +111,7 @@ class Run:
         return features_resources(self.spark, self.config.resources)
 
     @cached_property
-    def models(self) -> Models:
+    def models(self) -> Models[Network]:
         """Loaded on the driver: a bad name or checkpoint ends the run here, before any work.
 
         Raises:

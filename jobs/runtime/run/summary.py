@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from jobs.runtime.run.record import Record, Work
-from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.run import Job
+from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import Tables
 from udfs.find_tissue import WITHOUT_TILES
 from udfs.wording import some
@@ -40,7 +41,7 @@ class CohortState:
 
 def read_state(tables: Tables, job: Job, survey: pd.DataFrame) -> CohortState:
     """The state of the cohort that was surveyed, as the tables have it now."""
-    cohort = survey[~survey["gone"].astype(bool)]
+    cohort = survey[~survey["removed"]]
     columns = ["image_id", "status", "n_tiles", "error_code", "error_message", "warnings"]
     slides = tables.read("slides").select(columns).toPandas()
     slides = slides[slides["image_id"].isin(cohort.index)].sort_values("image_id")
@@ -70,14 +71,11 @@ def slide_warnings(slides: pd.DataFrame) -> list[str]:
     )
 
 
-def summarise(run: Run, state: CohortState) -> str:
+def summarise(job: Job, record: Record, config: Config, state: CohortState) -> str:
     """The state of the cohort's tables and what this run did, some lines of text."""
-    job, record, root = run.job, run.record, public_uri(run.config.output.root)
+    root, runtime = public_uri(config.output.root), f"{config.encoder.runtime} {config.encoder.precision}"
     lines = ["", f"slidelake {job.name}, run {record.run_id}", *_slides_lines(state)]
-    lines += [
-        _tiles_line(job, record, state, f"{run.config.encoder.runtime} {run.config.encoder.precision}"),
-        *_read_lines(record),
-    ]
+    lines += [_tiles_line(job, record, state, runtime), *_read_lines(record)]
     if state.without_row is not None:
         lines += _patients_lines(state.patients, state.without_row, record.counts["patients_built"])
     return "\n".join([*lines, *end_lines(record, root), *_next_steps(job, state, root)])

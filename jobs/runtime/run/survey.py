@@ -58,7 +58,7 @@ def take_survey(
     *,
     retry_failed: bool,
 ) -> pd.DataFrame:
-    """One row per image of the cohort, and one for each image that its patient no longer has (`gone`).
+    """One row per image of the cohort, and one for each image that its patient no longer has (`removed`).
 
     Args:
         images: the rows of the CSV.
@@ -69,12 +69,12 @@ def take_survey(
 
     Returns:
         Indexed by image_id: patient_id, center_id, label, image_num, uri, public_uri, mpp, file_version, size_bytes,
-        error_code, error_message, want_slide_hash, want_features_hash, gone, unreachable, indexed, the columns of the
+        error_code, error_message, want_slide_hash, want_features_hash, removed, unreachable, indexed, the columns of the
         snapshot (status None: no row), and slide_stale, metadata_stale, features_stale, patient_stale.
     """
     stored = snapshot.slides.to_dict("index")
     rows = [
-        _wanted(image, located[image.image_id], stored.get(image.image_id, {}), identity) | {"gone": False}
+        _wanted(image, located[image.image_id], stored.get(image.image_id, {}), identity) | {"removed": False}
         for image in images
     ]
     # Also of slides whose own row is missing: a run may have died between two commits.
@@ -84,7 +84,7 @@ def take_survey(
     owners = owners[~owners.index.duplicated()]
     present, cohort = {image.image_id for image in images}, {image.patient_id for image in images}
     rows += [
-        {"image_id": image, "patient_id": owner, "gone": True, "keep": False, "unreachable": False}
+        {"image_id": image, "patient_id": owner, "removed": True, "keep": False, "unreachable": False}
         for image, owner in owners.items()
         if owner in cohort and image not in present
     ]
@@ -120,18 +120,18 @@ def _wanted(image: Image, located: Located, stored: Mapping[Any, Any], identity:
 def _judge(
     survey: pd.DataFrame, patients: Mapping[str, str], identity: Identity, *, retry_failed: bool
 ) -> pd.DataFrame:
-    gone, ok = survey["gone"], survey["status"] == "ok"
+    removed, ok = survey["removed"], survey["status"] == "ok"
     # Tiles are committed before slides: a run that died between the two left tiles of another hash than their slide's.
     torn = (survey["tile_rows"] > 0) & (survey["tiles_hash"] != survey["slide_hash"]) | ok & (survey["tile_rows"] == 0)
     stale = (survey["slide_hash"] != survey["want_slide_hash"]) | torn
     if retry_failed:
         stale |= survey["status"] == "failed"
-    survey["slide_stale"] = gone | stale & ~survey["keep"]
+    survey["slide_stale"] = removed | stale & ~survey["keep"]
     differs = pd.Series(False, index=survey.index)
     for name, today in METADATA.items():
         wanted, stored = survey[today], survey[f"stored_{name}"]
         differs |= (wanted != stored) & ~(wanted.isna() & stored.isna())
-    survey["metadata_stale"] = ~gone & ~survey["slide_stale"] & differs
+    survey["metadata_stale"] = ~removed & ~survey["slide_stale"] & differs
     wanted_rows = survey["tiles"].where(ok, 0)
     digest_same = survey["features_digest"] == survey["tiles_digest"]
     hash_same = survey["features_hash"] == survey["want_features_hash"]
@@ -155,7 +155,7 @@ def patient_hash(images: pd.DataFrame, identity: Identity) -> str | None:
     Returns:
         None if the patient has no tile, and so no row.
     """
-    rows = images[~images["gone"].astype(bool)].sort_values("image_id")
+    rows = images[~images["removed"]].sort_values("image_id")
     ok = rows["status"] == "ok"
     if not rows.loc[ok, "feature_rows"].sum():
         return None

@@ -94,7 +94,7 @@ def parse_arguments(job: str, argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns config, overrides, print_config and the job's own options; exits on --help and on bad arguments."""
     # pydantic and the store's clients, which `slidelake --help` does without
     from jobs.runtime.settings.config import describe_settings  # noqa: PLC0415
-    from jobs.runtime.settings.sections import ONE_JOBS  # noqa: PLC0415
+    from jobs.runtime.settings.job_sections import ONE_JOBS  # noqa: PLC0415
 
     settings = "\n".join(
         textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)

@@ -11,30 +11,28 @@ import yaml
 from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from jobs.runtime.settings.overrides import value_of
-from jobs.runtime.settings.sections import (
-    NO_ROW,
+from jobs.runtime.settings.job_sections import (
     ONE_JOBS,
-    EncoderSettings,
-    HistogramSettings,
-    Location,
-    OutputSettings,
     PatchesSettings,
     PredictSettings,
-    ResourcesSettings,
-    RunSettings,
-    Section,
-    SlidesSettings,
     SplitsSettings,
     StainnetSettings,
+    TrainingSettings,
+)
+from jobs.runtime.settings.sections import (
+    EncoderSettings,
+    HistogramSettings,
+    OutputSettings,
+    ResourcesSettings,
+    RunSettings,
+    SlidesSettings,
     StainSettings,
     TilingSettings,
     TissueSettings,
-    TrainingSettings,
-    setting,
 )
+from jobs.runtime.settings.setting import NO_ROW, Location, Section, setting
 from jobs.runtime.settings.withheld import described, file_shown, key_shown
-from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
+from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml, value_of
 from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
 from udfs.wsi.tissue.method import TissueMethod, tissue_method
 

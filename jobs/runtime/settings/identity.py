@@ -11,9 +11,10 @@ from functools import cached_property
 from typing import Any
 
 from jobs.runtime.settings.config import Config, settings_by_key
-from jobs.runtime.settings.sections import shapes_of
+from jobs.runtime.settings.setting import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.wsi.quality.mask_metric import mask_metrics
+from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
 _SHAPES = {key: shapes for key, info in settings_by_key() if (shapes := shapes_of(info))}
@@ -37,8 +38,8 @@ class Identity:
         # Of the tissue methods, only the chosen one shapes masks.
         self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
         self.slides |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
-        self.slides |= {"code.slides": str(find_tissue.VERSION)}
-        self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # shape tiles, but no bag
+        self.slides |= {"code.slides": str(find_tissue.VERSION), "code.background": str(BackgroundFraction.version)}
+        self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # columns of tiles, not bags
         self.selection = {} if config.tiling.max_tiles_per_patient is None else _values(config, "selection")
         self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
         self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
@@ -112,14 +113,15 @@ def differences(now: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> l
     return min((differing(recipe) for recipe in known), key=len, default=[])
 
 
-def _values(config: Config, table: str) -> Recipe:
-    """The settings that shape a table's rows by their value, as JSON."""
+def settings_of(config: Config, table: str) -> dict[str, Any]:
+    """The settings that shape a table's rows by their value, by dotted key."""
     settings = config.model_dump(mode="json")
-    found = {
-        key: json.dumps(_at(settings, key))
-        for key, shapes in _SHAPES.items()
-        if table in shapes.tables and not shapes.by_content
-    }
+    shaping = [key for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content]
+    return {key: _at(settings, key) for key in shaping}
+
+
+def _values(config: Config, table: str) -> Recipe:
+    found = {key: json.dumps(value) for key, value in settings_of(config, table).items()}
     if table == "features" and config.stain.weights is None:
         found["stain.weights"] = "null"
     return found

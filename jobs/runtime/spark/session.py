@@ -13,9 +13,9 @@ from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.spark.delta_table import DeltaTable
 from jobs.runtime.spark.jvm import call_static, jvm_of, jvm_of_spark_submit, master_of_spark_submit, pass_signals_on
 from jobs.runtime.spark.streams import is_submitted
-from jobs.runtime.tables.delta_table import DeltaTable
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
 DELTA_PACKAGE = "io.delta.package"  # Scala's package object, which has the version

@@ -11,7 +11,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.tables.delta_table import DeltaTable
+from jobs.runtime.spark.delta_table import DeltaTable
 from udfs.wsi.store import public_uri
 
 _NOT_PLAIN = re.compile(r"[^0-9A-Za-z ,.:/_-]")

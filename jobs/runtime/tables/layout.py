@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.tables.delta_table import DeltaTable
+from jobs.runtime.spark.delta_table import DeltaTable
 from udfs.wording import some
 from udfs.wsi.store import public_uri
 

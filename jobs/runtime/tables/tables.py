@@ -9,8 +9,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
+from jobs.runtime.spark.delta_table import DeltaTable
 from jobs.runtime.tables.catalog import literal, refuse_unusable, register, sql_name
-from jobs.runtime.tables.delta_table import DeltaTable
 from jobs.runtime.tables.layout import Log, latest_version, open_log, refuse_unwritable_name
 from udfs.schemas import TABLES
 from udfs.wsi.store import absolute_uri, public_uri

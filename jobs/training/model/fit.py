@@ -50,6 +50,11 @@ class Predictions:
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]  # [n, c]
 
+    def figures(self, split: str) -> dict[str, float]:
+        """Returns every metric, named SPLIT_METRIC."""
+        values = metric_values(self.labels, self.probabilities)
+        return {f"{split}_{name}": value for name, value in values.items()}
+
 
 class CountError(Exception):
     """An epoch did not hold every patient exactly once."""
@@ -108,10 +113,8 @@ def fit_model(
         figures = {"epoch": float(epoch), "train_loss": loss, "train_patients": float(len(patients))}
         watched = loss
         if validation is not None:
-            found = predict_feed(model, validation)
-            measured = metric_values(found.labels, found.probabilities)
-            figures |= {f"validation_{name}": value for name, value in measured.items()}
-            watched = measured["log_loss" if settings.class_weights == "none" else "weighted_log_loss"]
+            figures |= predict_feed(model, validation).figures("validation")
+            watched = figures[f"validation_{'' if settings.class_weights == 'none' else 'weighted_'}log_loss"]
             _refuse_no_number(watched, "the loss on validation", epoch)
         state.model = _copied(model.state_dict())
         state.optimizer = optimizer.state_dict()

@@ -6,7 +6,7 @@ itself. The tests hold the figures against scikit-learn's.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -152,10 +152,6 @@ class Evaluation:
     reliability: list[ReliabilityBin]  # bins with patients only
     by_center: dict[str, dict[str, Interval]]  # with n_by_class, in the order of the centres' names
     n_by_center: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
-        return asdict(self)
 
 
 def evaluate_split(

@@ -100,9 +100,11 @@ class PatchLoader(PatchFeed):
         """The order of units and patches in an epoch."""
         return epoch_order([unit.patches for unit in self._units], self.buffer_patches, self.seed, epoch)
 
-    def mixing(self, epoch: int) -> tuple[float, float | None]:
+    def mixing(self, epoch: int) -> tuple[float, float]:
         """How well an epoch is mixed by slide and by unit, 1 as a perfect shuffle: see `order.mixing`."""
-        return self._mixing(self.order(epoch).patches)
+        by_slide, by_unit = self._mixing(self.order(epoch).patches)
+        assert by_unit is not None  # the loader knows its units
+        return by_slide, by_unit
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[PatchBatch]:
         """The batches of an epoch. A resumed trainer passes `first_step` and gets the batches from that step on.

@@ -66,25 +66,20 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
         close = ", ".join(difflib.get_close_matches(spec.name, timm.list_models(), n=3))
         raise ValueError(f"encoder.name = {spec.name} is no timm model{f': did you mean {close}?' if close else ''}")
     tensors = load_state_dict(spec.weights, storage_options) if spec.weights else None
-    if spec.pooling != "pooled":
-        # global_pool="" and no classifier: the forward pass then ends with the feature map. First without weights, since
-        # models that pool in another way may have others in this form.
-        options = {"global_pool": ""}
-        shape = _output_shape(_new_model(spec, options), spec)
-        if len(shape) == 4:
-            return TimmNetwork(spec, _load_model(spec, tensors, options), shape)
-        if spec.pooling == "map":
-            raise ValueError(
-                f"encoder.name = {spec.name} yields {list(shape)}, not a feature map [n, dim, h, w]: set encoder.pooling to "
-                "auto, or choose a convolutional model, for example efficientnet_b0 or resnet50"
-            )
-    model = _load_model(spec, tensors, {})
-    shape = _output_shape(model, spec)
-    if len(shape) != 2:
+    # global_pool="" and no classifier: the forward pass then ends with the feature map.
+    feature_map, pooled = {"global_pool": ""}, dict[str, str]()
+    for options in {"map": [feature_map], "pooled": [pooled], "auto": [feature_map, pooled]}[spec.pooling]:
+        # First without weights: models that pool in another way may have others in this form.
+        model = _new_model(spec, options)
+        shape = _output_shape(model, spec)
+        if len(shape) == (4 if options else 2):
+            return TimmNetwork(spec, _with_weights(model, spec, tensors, options), shape)
+    if spec.pooling == "map":
         raise ValueError(
-            f"encoder.name = {spec.name} yields {list(shape)}, not one vector per tile: choose another model"
+            f"encoder.name = {spec.name} yields {list(shape)}, not a feature map [n, dim, h, w]: set encoder.pooling to "
+            "auto, or choose a convolutional model, for example efficientnet_b0 or resnet50"
         )
-    return TimmNetwork(spec, model, shape)
+    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not one vector per tile: choose another model")
 
 
 @torch.inference_mode()
@@ -108,7 +103,7 @@ def _output_shape(model: nn.Module, spec: EncoderSpec) -> tuple[int, ...]:
         ) from None
 
 
-def _new_model(spec: EncoderSpec, options: dict[str, Any]) -> nn.Module:
+def _new_model(spec: EncoderSpec, options: dict[str, str]) -> nn.Module:
     """With random weights."""
     try:
         model: nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
@@ -117,26 +112,25 @@ def _new_model(spec: EncoderSpec, options: dict[str, Any]) -> nn.Module:
     return model.eval()
 
 
-def _load_model(spec: EncoderSpec, tensors: StateDict | None, options: dict[str, Any]) -> nn.Module:
+def _with_weights(model: nn.Module, spec: EncoderSpec, tensors: StateDict | None, options: dict[str, str]) -> nn.Module:
+    """The model with these weights; None: with those of the hub, which timm makes another model for."""
     if tensors is None:
         try:
-            model: nn.Module = timm.create_model(spec.name, pretrained=True, num_classes=0, **options)
+            model = timm.create_model(spec.name, pretrained=True, num_classes=0, **options)
         except Exception as error:
             raise CheckpointError(
                 f"pretrained weights of {spec.name} can't be had from the hub ({type(error).__name__}): set encoder.weights "
                 "to the URI of a checkpoint"
             ) from None
         return model.eval()
-    model = _new_model(spec, options)
     classifier: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads or ("\0",))}
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict({name: each for name, each in tensors.items() if not name.startswith(heads)})
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise CheckpointError(
             f"{public_uri(spec.weights or '')} does not fit {spec.name}: {' '.join(lines)[:300]}; give the checkpoint of "
             "that model"
         ) from None
-    return model.eval()
+    return model

@@ -1,4 +1,4 @@
-"""The whole slide at a fraction of its size: the area average, a row of blocks at a time."""
+"""The whole slide at a fraction of its size: the area average, one row of blocks after the other."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
 
 
 def _in_patches(level: Level, finer: Sequence[Level], patch_columns: int) -> Numbers:
-    """The blocks, int64 [n], ascending, of each patch that has data here or in a finer level: the rest stays white."""
+    """Returns the blocks, int64 [n], ascending, of each patch that has data here or in a finer level."""
     with_data = np.concatenate([level.stored(), np.array(sorted(lost_blocks(finer, level)), np.int64)])
     rows, columns = np.divmod(with_data, level.columns)
     patches = -(-level.columns // patch_columns)  # of a row

@@ -25,13 +25,13 @@ from udfs.wsi.store import File, FileInfo, Pending, StorageOptions, Traffic, fil
 from udfs.wsi.store.faults import OutOfTimeError, slide_error_of
 from udfs.wsi.store.whole import in_parts
 
-_MAX_BYTES = 20 * 10**9  # of all slides together; half of what the disk has for them where that is less
+_MAX_BYTES = 20 * 10**9  # of all copies together; half of what the disk has for them if that is less
 _REQUEST_BYTES = 8 * 2**20
 _URLS = ("http://", "https://")
 _NAME = re.compile(r"[0-9a-f]{32}-[0-9]+(\.part)?")  # of a copy, whatever else lies in that folder
 _LOCK = "use.lock"  # an empty file
-_INI_BYTES = 2**20  # more than any text of the kind has
-DICOM_HEAD_BYTES = 2**16  # the series stands before all that is long
+_INI_BYTES = 2**20  # more than any such text has
+DICOM_HEAD_BYTES = 2**16  # the series stands before everything long
 DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)  # (0020,000E), explicit VR, little-endian
 
 

@@ -1,4 +1,4 @@
-"""Square tiles at any place, cut out of blocks that are each decoded once."""
+"""Square tiles at any place, cut out of blocks that are decoded once each."""
 
 from collections.abc import Iterator, Sequence
 
@@ -38,7 +38,7 @@ class TileReader:
         for i, blocks in enumerate(uses):
             if not blocks:  # all of it outside the slide
                 yield i, self._new_tile(i)
-        tiles: dict[int, tuple[Pixels, Pixels]] = {}  # and the same memory as rows of samples, which copy faster
+        tiles: dict[int, tuple[Pixels, Pixels]] = {}  # and the same memory as rows of samples, which are copied faster
         for n, (_, pixels) in enumerate(self._blocks):
             rows = None if pixels is None else pixels.reshape(pixels.shape[0], -1)
             for i, top, bottom, left, right, to_top, to_bottom, to_left, to_right in self._cuts[
@@ -67,7 +67,7 @@ class TileReader:
         return tile
 
     def _cuts_of(self, tiles: Numbers, blocks: Numbers) -> Sequence[_Cut]:
-        """Where each pair of block and tile overlaps."""
+        """Returns the overlap of each pair of block and tile."""
         level = self._level
         rows, columns = np.divmod(blocks, level.columns)
         numbers = [tiles]
@@ -79,5 +79,5 @@ class TileReader:
             first = np.maximum(at * size, corner)
             last = np.minimum(np.minimum((at + 1) * size, limit), corner + self._tile_px)
             numbers += [(n - origin) * samples for origin in (at * size, corner) for n in (first, last)]
-        order = (0, 1, 2, 5, 6, 3, 4, 7, 8)  # what is the block's before what is the tile's
+        order = (0, 1, 2, 5, 6, 3, 4, 7, 8)  # numbers of the block before those of the tile
         return list(zip(*(numbers[k].tolist() for k in order), strict=True))

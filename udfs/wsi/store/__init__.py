@@ -1,4 +1,4 @@
-"""Bytes of files behind any fsspec URI: local disks, HTTP, Azure, S3, GCS, with retries, and without a secret in any text."""
+"""Bytes of files behind any fsspec URI: local disks, HTTP, Azure, S3, GCS, with retries and without secrets in texts."""
 
 from udfs.wsi.store.about import FileInfo, Traffic
 from udfs.wsi.store.file import File, Pending

@@ -1,4 +1,4 @@
-"""What the errors of stores mean: which may pass, which are an answer, and what users are told."""
+"""What the errors of stores mean: which may pass, which are definite, and their words for users."""
 
 import errno
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from udfs.wsi.store.uris import redact
 DISAGREEING = "if nobody replaces it, servers behind one address disagree about it: give the address of one of them"
 
 _GONE = (404, 410)
-# What clients raise of options and URIs that they can't use, unlike what a store answers.
+# What clients raise for options and URIs that they can't use, unlike a store's answers.
 _REFUSED = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 
@@ -18,15 +18,15 @@ class StoreError(Exception):
 
 
 class ShortReadError(StoreError):
-    """A store sent fewer bytes than it was asked for and has."""
+    """A store sent fewer bytes than requested, although it has them."""
 
 
 class WrongAnswerError(StoreError):
-    """A store sent something else than it was asked for."""
+    """A store sent something else than requested."""
 
 
 class ContradictionError(WrongAnswerError):
-    """A store says another size or version of a file than before: the file was replaced, or the store is wrong."""
+    """A store contradicts the size or version that it gave before: the file was replaced, or the store is wrong."""
 
 
 class NoRangesError(WrongAnswerError):
@@ -34,7 +34,7 @@ class NoRangesError(WrongAnswerError):
 
 
 class OutOfTimeError(StoreError):
-    """A store was waited for as long as the settings allow."""
+    """Waiting for a store took longer than the settings allow."""
 
 
 def status_of(error: BaseException) -> int | None:
@@ -56,7 +56,7 @@ def unmasked(error: Exception) -> Exception:
     if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
         return error
     status = status_of(cause)
-    # that of other stores is a look-up in a listing, or an error of the same kind
+    # the cause in other stores is a look-up in a listing, or an error of the same kind
     missing = status in _GONE if status else isinstance(cause, LookupError) or _is_missing(cause)
     return error if missing else cause
 
@@ -72,7 +72,7 @@ def may_pass(error: BaseException) -> bool:
         return False
     definite = (PermissionError, IsADirectoryError, NoRangesError, SlideError)
     ours = (ImportError, MemoryError, *_REFUSED)
-    # Clients of HTTP and Azure raise dropped connections as classes of their own, no OSError among them.
+    # Clients of HTTP and Azure raise classes of their own for dropped connections, which are no OSError.
     return isinstance(error, Exception) and not isinstance(error, definite + ours)
 
 

@@ -1,4 +1,4 @@
-"""One file behind any fsspec URI: what it is, whether it changed, and ranges of its bytes, many of them on their way at once."""
+"""One file behind any fsspec URI: its size and version, and ranges of its bytes, many of them under way at once."""
 
 import asyncio
 import os
@@ -35,12 +35,12 @@ from udfs.wsi.store.uris import StorageOptions, filesystem, public_uri, redact, 
 
 ATTEMPTS = 7  # per request, with some 15 s of waiting between them in all
 FIRST_WAIT_S = 0.2  # before the second attempt, doubled before each further one
-DEADLINE_S = 60.0  # for an answer, after which a connection is taken for hung
+DEADLINE_S = 60.0  # for an answer; after that, the connection counts as hung
 _LEAST_BYTES_PER_S = 1e6  # a file that comes faster than this never runs out of time
 _AT_ONCE = 32  # requests of one file under way
 _NO_SUCH_RANGE = 416  # HTTP's: the file ends before it
 
-_LOCAL_GAP_BYTES = 32 * 1024  # a system call and a seek of a disk's cache cost about as much as reading this
+_LOCAL_GAP_BYTES = 32 * 1024  # reading this costs about as much as a system call and a seek
 
 _links: dict[str, Link] = {}  # by store: the estimates of one slide serve the next
 
@@ -77,13 +77,13 @@ class Calls:
         self.link = _links.setdefault(store_of(uri), Link())
         fs, self.path = filesystem(uri, storage_options)
         self.is_local = isinstance(fs, LocalFileSystem)
-        # Only what was made for it may be asked for several things at once.
+        # Filesystems that are not asynchronous by themselves get one request at a time.
         self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
-        # On fsspec's loop also where the caller runs one of its own, as notebooks do.
+        # On fsspec's loop even if the caller runs another, as notebooks do.
         self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
 
     def begin(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> "Future[T]":
-        """Run it on fsspec's own event loop, where the clients of stores live; `deadline_s` holds for one attempt."""
+        """Run a call on fsspec's event loop, where the clients of stores live; `deadline_s` is that of one attempt."""
 
         async def attempt() -> T:
             async with self._slots:
@@ -124,7 +124,7 @@ class Calls:
             future.cancel()
 
     async def info(self) -> Any:
-        """What the store says of the file, as fsspec has it."""
+        """The store's description of the file, in fsspec's form."""
         self._fs.invalidate_cache()  # listings that a client keeps would hide a replaced file
         begun = perf_counter()
         info = await self._fs._info(self.path)
@@ -133,7 +133,7 @@ class Calls:
         return info
 
     async def siblings(self) -> Any:
-        """What the store lists in the folder of the file, as fsspec has it."""
+        """The store's listing of the file's folder, in fsspec's form."""
         self._fs.invalidate_cache()
         return await self._fs._ls(self.path.rpartition("/")[0], detail=True)
 
@@ -185,7 +185,7 @@ class File:
             uri: a path or any fsspec URI.
             storage_options: for fsspec. Of `StoreOptions`, `timeout_s` bounds the time of waiting for the store.
             info: of the file, if it is known.
-            traffic: what reading costs is added to it; files with the same one share the bound of time.
+            traffic: the cost of reading is added to it; files that share it share the bound of time.
 
         Raises:
             SlideError: `file_missing`, `access_denied`, `read_failed`, `not_a_slide` (a folder) or `file_empty`.
@@ -225,7 +225,7 @@ class File:
         return [request.result() for request in pending]
 
     def siblings(self) -> Sequence[Mapping[str, Any]]:
-        """What the store lists in the folder of this file, as fsspec has it; raises what the store's client raises."""
+        """The store's listing of this file's folder, in fsspec's form; raises what the store's client raises."""
         listed: Sequence[Mapping[str, Any]] = self._calls.wait(self._calls.begin(self._calls.siblings))
         return listed
 

@@ -13,18 +13,18 @@ from fsspec.registry import known_implementations
 
 StorageOptions = Mapping[str, Any]
 
-TIMEOUT_S = 180.0  # that a slide may wait for its store, if nobody says otherwise
-_SHORTEST_SECRET = 6  # characters; what is shorter is a word of any text
+TIMEOUT_S = 180.0  # that a slide may wait for its store, by default
+_SHORTEST_SECRET = 6  # characters; shorter texts are words of any text
 _HTTP = ("http", "https")
-_NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # what precedes their @ is a credential, not a container
+_NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # their @ follows a credential, not a container
 
 
 class StoreOptions(dict[str, Any]):
-    """Storage options that know whose they are, and how long a slide may wait.
+    """Storage options with the store that they are for, and the time that a slide may wait.
 
     Attributes:
-        root: they are those of the store of this URI, and of none beside it.
-        timeout_s: seconds that a slide may wait for its store in all, beside one second for each MB that comes.
+        root: the options are for the store of this URI alone.
+        timeout_s: seconds that a slide may wait for its store in all, plus one second per MB received.
     """
 
     def __init__(self, options: Mapping[str, Any], root: str | None, timeout_s: float = TIMEOUT_S) -> None:
@@ -33,9 +33,9 @@ class StoreOptions(dict[str, Any]):
 
 
 def options_for(uri: str, options: StorageOptions | None) -> dict[str, Any]:
-    """What of the options goes to the store of a URI: nothing to a plain path, nor to another store than theirs.
+    """Returns the options for the store of a URI: none for a plain path, nor for another store than that of the options.
 
-    az:// and abfss:// are one store. Options that know no store (slides.root is a path, or not set) go to any.
+    az:// and abfss:// are one store. Options without a store (slides.root is a path, or not set) go to any.
     """
     root = options.root if isinstance(options, StoreOptions) else None
     if "://" not in uri or (root and "://" in root and store_of(root) != store_of(uri)):
@@ -57,7 +57,7 @@ def links_of(uri: str) -> list[str]:
 
 
 def store_of(uri: str) -> str:
-    """The kind of store a URI names, the same for all words of one store."""
+    """The kind of store of a URI, the same for all protocols of one store."""
     protocol = links_of(uri)[-1].partition("://")[0]
     return str(known_implementations.get(protocol, {}).get("class", protocol))
 
@@ -67,7 +67,7 @@ def filesystem(uri: str, storage_options: StorageOptions | None = None) -> tuple
     if uri.startswith("/"):  # fsspec takes `::` in a path for a chain, too
         return fsspec.filesystem("file"), uri.rstrip("/") or "/"
     options = options_for(uri, storage_options)
-    # Of fsspec's chains (simplecache::https://...) the first link gets the options, the others theirs by their protocol.
+    # In fsspec's chains (simplecache::https://...), the first link gets the options, the others get theirs by protocol.
     for position, link in enumerate(links_of(uri)):
         protocol = link.partition("://")[0]
         if protocol in _HTTP and position == 0:
@@ -87,7 +87,7 @@ async def _http_session(**options: Any) -> Any:
 def why_not_for_tables(uri: str) -> str | None:
     """Why Delta tables can't lie at a path or URI; None if they can.
 
-    Spark takes a path as it is, but for backticks. deltalake and polars take ``%41`` for ``A`` and a backslash for a slash.
+    Spark takes a path as it is, except for backticks. deltalake and polars read ``%41`` as ``A`` and a backslash as a slash.
     """
     odd = re.findall(r"%[0-9A-Fa-f]{2}|[\\`]", uri) or [letter for letter in uri if not letter.isprintable()]
     if odd:
@@ -110,7 +110,7 @@ def absolute_uri(uri: str) -> str:
 
 
 def public_uri(uri: str) -> str:
-    """The URI without user, password, query and fragment, fit for tables and logs.
+    """The URI without user, password, query and fragment, for tables and logs.
 
     Plain paths are kept as they are, even with ``?`` or ``#`` in a name.
     """

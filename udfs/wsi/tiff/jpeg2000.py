@@ -24,9 +24,9 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
 
     Args:
         data: the block.
-        width: of the block, pixels; the image may be smaller.
-        height: of the block, pixels.
-        samples: number per pixel.
+        width: width of the block, pixels; the image may be smaller.
+        height: height of the block, pixels.
+        samples: samples per pixel.
         is_ycbcr: whether the directory says that the three samples are Y, Cb and Cr. The block's own header takes
             precedence: decoders undo a codestream's colour transform, and convert a JP2 file in sYCC.
 
@@ -162,9 +162,9 @@ def _precincts(coding: bytes, style: int, width: int, height: int, tiles: int) -
     Args:
         coding: number of decompositions, width and height of code-blocks, style, transformation, sizes of precincts.
         style: bit 0 says that sizes of precincts are given.
-        width: of the reference grid, pixels.
-        height: of the reference grid, pixels.
-        tiles: number in the codestream.
+        width: width of the reference grid, pixels.
+        height: height of the reference grid, pixels.
+        tiles: number of tiles in the codestream.
     """
     levels = coding[0]
     sizes = coding[5 : 6 + levels] if style & 1 else b""

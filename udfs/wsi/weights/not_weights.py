@@ -1,10 +1,10 @@
 """What a file is that was given for weights and holds none: the usual mistakes by their first bytes, each with its remedy."""
 
+import codecs
 import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
 
 _TEXT_BYTES = 4096  # of a file, to tell whether it is text
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors itself has it
@@ -78,15 +78,11 @@ def _reason_of_safetensors(data: bytes) -> str | None:
 def _text_of(data: bytes) -> str | None:
     """The beginning of a text; None if these bytes are none."""
     head = data[:_TEXT_BYTES]
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = head.decode("utf-16", "replace")
-    else:
-        try:
-            text = head.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            if error.start < len(head) - 3 or len(data) == len(head):  # not just a character cut in two
-                return None
-            text = head[: error.start].decode("utf-8-sig")
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:  # a character that the head cuts in two is left out
+        text = codecs.getincrementaldecoder(encoding)().decode(head, final=len(data) == len(head))
+    except UnicodeDecodeError:
+        return None
     return None if re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", text) else text
 
 
@@ -94,8 +90,8 @@ def _reason_of_text(text: str, data: bytes) -> str:
     start = text.lstrip().lower()
     if start.startswith("version https://git-lfs.github.com/spec/"):
         size = re.search(r"^size (\d+)$", text, re.MULTILINE)
-        told = f" to a file of {int(size[1]):,} bytes" if size else ""
-        return f"is a Git LFS pointer{told}, not the file: run git lfs pull where it was cloned"
+        target = f" to a file of {int(size[1]):,} bytes" if size else ""
+        return f"is a Git LFS pointer{target}, not the file: run git lfs pull where it was cloned"
     if start.startswith("<!doctype html") or "<html" in start:
         return f"is an HTML page: {_AGAIN} by the link of the file itself, logged in where the site asks for it"
     if start.startswith("<"):
@@ -109,11 +105,7 @@ def _reason_of_text(text: str, data: bytes) -> str:
 
 def _reason_of_json(data: bytes) -> str:
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        content = None
-    parts = content.get("weight_map") if isinstance(content, Mapping) else None
-    if isinstance(parts, Mapping):
-        n_files = len({str(name) for name in parts.values()})
-        return f"is the index of weights in {n_files} files: load them together, and save one state dict"
-    return "is a JSON text, such as a model's config: give the weights themselves"
+        n_files = len({str(name) for name in json.loads(data)["weight_map"].values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "is a JSON text, such as a model's config: give the weights themselves"
+    return f"is the index of weights in {n_files} files: load them together, and save one state dict"
