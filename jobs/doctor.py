@@ -33,9 +33,9 @@ CHECKS = (
     Check("python", software.python, _QUICK_S, ("executors",)),
     Check("packages", software.packages, _QUICK_S, ("executors",)),
     Check("code", software.code, _QUICK_S, ("executors", "python")),
-    Check("scratch", machine.scratch, _QUICK_S, ("executors",)),
+    Check("scratch", machine.scratch_space, _QUICK_S, ("executors",)),
     Check("memory", machine.memory, _QUICK_S, ("executors",)),
-    Check("gpus", machine.gpus, _QUICK_S, ("executors",)),
+    Check("gpus", machine.scheduled_gpus, _QUICK_S, ("executors",)),
     Check("store", data.store, _LONG_S, ("executors",)),
     Check("output", output, _LONG_S, ("executors", "code")),
     Check("encoder", data.encoder, _LONG_S, ("executors", "packages", "memory")),
@@ -60,7 +60,7 @@ def examine(config: Config, arguments: argparse.Namespace) -> int:
         print(f"\n{failed or 'none'} of {len(CHECKS)} checks failed")
     finally:
         spark.stop()
-    if place.left:  # Python would wait for what their threads have begun, hours where a store is silent
+    if place.left:  # Python would wait for what their threads have begun, hours if a store is silent
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FAILED)

@@ -36,10 +36,10 @@ _FAILED = 1
 _SIGNALLED = 128  # and the number of the signal, as shells have it
 
 
-class Place(Section):
-    """Where jobs can run."""
+class Destination(Section):
+    """A place where jobs can run, as its file describes it."""
 
-    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in, where a command asks for it")
+    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in, if a command asks for it")
     commands: list[str] = Field(
         min_length=1,
         description="one after the other, as in a shell, each only if the one before was done; $NAME stands for what "
@@ -47,12 +47,12 @@ class Place(Section):
     )
 
     def names(self) -> set[str]:
-        """What the commands ask for."""
+        """Returns the names that the commands use."""
         return {name for command in self.commands for name in Template(command).get_identifiers()}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print or run what brings a job to a place; returns the exit status, the last command's where all ran."""
+    """Print or run what brings a job to a place; returns the exit status, the last command's if all ran."""
     log_to_stderr()
     known = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
     parser = Parser(
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if given.job not in JOBS:
             raise ConfigError(f"no job {described(given.job)}; there are {', '.join(JOBS)}")
-        place = _place(given.on, known)
+        place = _destination(given.on, known)
         settings = [word for word in arguments if "=" in word and not word.startswith("-")]
         shown = {word: masked_override(word) for word in settings}
         _check_settings(given.job, given.config, settings, place)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         return _FAILED
 
 
-def commands(place: Place, names: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
+def commands(place: Destination, names: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
     """The commands of a place, each as its words; `arguments` are the job's, behind --config FILE."""
 
     def fill(part: Any) -> Any:
@@ -110,27 +110,26 @@ def commands(place: Place, names: Mapping[str, str], arguments: Sequence[str]) -
     ]
 
 
-def _place(name: str, known: Sequence[str]) -> Place:
+def _destination(name: str, known: Sequence[str]) -> Destination:
     """The description of a place, filled in as far as its commands ask."""
     if name not in known:
         here = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
         raise ConfigError(f"no place {described(name)} in conf/places; {here}")
     file = f"conf/places/{name}.yaml"
     try:
-        place = Place.model_validate(parse_yaml((ROOT / file).read_text()))
+        place = Destination.model_validate(parse_yaml((ROOT / file).read_text()))
     except YamlTextError as error:
         raise ConfigError(f"{file} is no place: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         wrong = some([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], separator="; ")
         raise ConfigError(f"{file} is no place: {wrong}") from None
-    asked = place.names()
-    empty = sorted(name for name, value in place.yours.items() if name in asked and not value)
+    empty = sorted(name for name, value in place.yours.items() if name in place.names() and not value)
     if empty:
         raise ConfigError(f"{file}: fill in {', '.join(empty)} under yours, as the file explains")
     return place
 
 
-def _check_settings(job: str, config: str, settings: Sequence[str], place: Place) -> None:
+def _check_settings(job: str, config: str, settings: Sequence[str], place: Destination) -> None:
     """Refuse here what the job would refuse there, or would take for something else."""
     if not Path(config).is_file():
         raise ConfigError(
@@ -156,8 +155,8 @@ def _is_whole(path: str) -> bool:
     return Path(local[3]).is_absolute() if local else "://" in link or Path(link).is_absolute()
 
 
-def _names(place: Place, job: str, config: Path) -> dict[str, str]:
-    """What a place's commands may ask for, beside the words of the job."""
+def _names(place: Destination, job: str, config: Path) -> dict[str, str]:
+    """Returns what a place's commands may use, beside the words of the job."""
     names = {
         "job": job,
         "script": str(ROOT / f"jobs/{job}.py"),
@@ -166,18 +165,18 @@ def _names(place: Place, job: str, config: Path) -> dict[str, str]:
         "config_name": config.name,
         "python": sys.executable,
         "version": version("slidelake"),
-        "submission": new_run_id(),  # a place of its own for what a job that waits shall find as it was sent
+        "submission": new_run_id(),  # a folder per submission: a job that waits finds its files as they were sent
     }
-    asked = place.names()
+    needed = place.names()
     for name, file, target in (
         ("zip", f"dist/slidelake-{names['version']}.zip", "dist"),
         ("wheel", f"dist/slidelake-{names['version']}-py3-none-any.whl", "dist"),
         ("environment", "dist/environment.tar.gz", "dist-env"),
     ):
-        if name in asked:
+        if name in needed:
             names[name] = str(_built(ROOT / file, target))
     names |= {name: value for name, value in place.yours.items() if value}
-    unknown = sorted(asked - names.keys() - {"arguments"})
+    unknown = sorted(needed - names.keys() - {"arguments"})
     if unknown:
         raise ConfigError(f"conf/places: no ${unknown[0]}: there are {', '.join(sorted(names))}, and what yours has")
     return names
@@ -193,7 +192,7 @@ def _built(file: Path, target: str) -> Path:
     if newer:
         raise ConfigError(f"{file} is older than {newer[0].relative_to(ROOT)}: run `make {target}`")
     if target == "dist":
-        # by name, for no time tells of a module that went: its folder's is also that of a new __pycache__
+        # By name: no time shows that a module was deleted, since a new __pycache__ changes its folder's time too.
         packed = {name for name in ZipFile(file).namelist() if name.endswith(".py")}
         moved = sorted(packed ^ {path.relative_to(ROOT).as_posix() for path in modules})
         if moved:
@@ -202,35 +201,27 @@ def _built(file: Path, target: str) -> Path:
 
 
 def _run(lines: Sequence[Sequence[str]]) -> int:
-    """Run one after the other; the exit status of the first that failed, or 0."""
-    clients = {line[0] for line in lines}
-    missing = sorted(client for client in clients if not shutil.which(client))
+    """Run one after the other; returns the exit status of the first that failed, or 0."""
+    missing = sorted(client for client in {line[0] for line in lines} if not shutil.which(client))
     if missing:
         raise ConfigError(f"no {missing[0]} on PATH: install it, or activate the environment that has it")
-    for line in lines:
-        status = _status_of(line)
-        if status:
-            return status
-    return 0
+    return next((status for line in lines if (status := _status_of(line))), 0)
 
 
 def _status_of(line: Sequence[str]) -> int:
-    """The exit status of a command, which takes its time to end in order: Ctrl-C reaches it in the terminal, what else ends
-    this process is passed on.
+    """Run a command and return its exit status. It gets the signals that end this process, and its time to end in order; Ctrl-C
+    reaches it in the terminal.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
-        came.append(number)
+        received.append(number)
         if number != signal.SIGINT:
             say(f"submit: stopped by {NAMES[signal.Signals(number)]}: {line[0]} gets it, too, and ends in order")
             client.send_signal(number)
 
-    with (
-        stop_signals(),
-        subprocess.Popen(line) as client,
-    ):  # of their own, so that between clients a signal stops this command
+    with stop_signals(), subprocess.Popen(line) as client:  # between two clients, a signal stops this command
         handle_stop_signals(pass_on)
         status = client.wait()
-    return _SIGNALLED - status if status < 0 else status or (_SIGNALLED + came[0] if came else 0)
+    return _SIGNALLED - status if status < 0 else status or (_SIGNALLED + received[0] if received else 0)

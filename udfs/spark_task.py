@@ -18,7 +18,7 @@ def task_number() -> int:
 
 
 def gpu_address() -> str | None:
-    """The address of the GPU that Spark gave this task; None where it schedules no GPUs, and outside Spark.
+    """The address of the GPU that Spark gave this task; None if Spark schedules no GPUs, and outside Spark.
 
     A worker process serves one task after the other, and the next one may get another GPU.
     """

@@ -28,6 +28,6 @@ class Stopwatch:
             yield item
 
     def take(self) -> float:
-        """The seconds since it was asked before."""
+        """Returns the seconds since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds

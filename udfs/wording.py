@@ -1,4 +1,4 @@
-"""What jobs tell in the same words wherever they tell it: texts of users, a few of many names, ids of runs, versions."""
+"""Wording that all messages share: texts of users, a few of many names, ids of runs, versions."""
 
 import platform
 import re
@@ -17,7 +17,7 @@ def quoted(text: str) -> str:
 
 
 def named(text: str) -> str:
-    """A name as messages show it: as it is where it is short and printable, else `quoted`."""
+    """A name as messages show it: as it is if it is short and printable, else `quoted`."""
     return text if text.isprintable() and len(text) <= _MOST_SHOWN else quoted(text)
 
 
@@ -33,12 +33,12 @@ def some(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
 
 
 def new_run_id() -> str:
-    """Of a run that begins now; sorts by time."""
+    """Returns the id of a run that begins now; ids sort by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 def is_run_id(text: str) -> bool:
-    """Whether it is one of those."""
+    """Whether a text is the id of a run."""
     return re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{6}", text) is not None
 
 

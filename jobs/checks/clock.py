@@ -15,7 +15,7 @@ from udfs.bag_patients import HEAP_A_BAG, MAX_BAG_BYTES
 from udfs.sample_cohort import Sample, take_sample
 from udfs.wording import some
 
-SAMPLE_S = 30.0  # at most, but for what was begun; less where the cohort is small
+SAMPLE_S = 30.0  # at most, plus the work that was begun; less for a small cohort
 _MOST_TASKS = 64  # of a sample: more tell nothing new
 _SLIDES_A_TASK = 3
 _OTHER_BYTES = 1_000  # of a tile in tables features and patients together, beside its embeddings
@@ -32,7 +32,7 @@ class Workforce:
 
 
 def clock(place: Place) -> Row:
-    """Tiles a second now; hours between two bounds, bytes and, for a deadline, executors for the whole cohort."""
+    """Tiles per second now; hours between two bounds, bytes and, for a deadline, executors for the whole cohort."""
     found = [(image, place.located[image.image_id]) for image in place.images]
     there = [(image, file.uri, file.info.size_bytes) for image, file in found if file.uri and file.info]
     if not there:
@@ -83,8 +83,8 @@ def estimate(
     good = [slide for slide in seen if not slide.error]
     if not busy:
         causes = errors or [slide.too_small for slide in seen if slide.too_small]
-        said = some(causes, 1) if causes else f"no tissue on {len(seen)} slides"
-        return Row("FAIL", said, "see README, How to read a failure" if errors else "check tiling and the slides")
+        reason = some(causes, 1) if causes else f"no tissue on {len(seen)} slides"
+        return Row("FAIL", reason, "see README, How to read a failure" if errors else "check tiling and the slides")
     rates = [sample.n_tiles / sample.seconds * workforce.tasks for sample in busy]
     rate, sizes = statistics.fmean(rates), cohort.sizes
     bags = cohort.bags(PerSlide([(slide.size_bytes, slide.n_tiles) for slide in good], sizes))
@@ -162,6 +162,6 @@ def _count(n: int, what: str) -> str:
 
 
 def _rounded(count: float) -> str:
-    """Two digits, for more would claim too much."""
+    """Two digits: more would claim too much."""
     digits = max(0, len(str(int(count))) - 2)
     return f"{round(count, -digits):,.0f}"

@@ -6,7 +6,7 @@ from itertools import islice
 
 from py4j.protocol import Py4JJavaError
 
-from jobs.checks.place import ExecutorError, MissingPackageError, Place, cause_of
+from jobs.checks.place import ExecutorError, MissingPackageError, Place, telling_line
 from jobs.checks.table import Row
 from udfs.reach_store import read_range
 from udfs.sample_cohort import load
@@ -19,21 +19,21 @@ _SLIDES_TRIED = 5  # one may be missing without anything being wrong with the st
 
 def store(place: Place) -> Row:
     """A range of a slide, read by an executor."""
-    said = "the CSV names no slide that is there"
+    problem = "the CSV names no slide that is there"
     for uri in islice(_uris(place), _SLIDES_TRIED):
         reached = place.ask_any(partial(read_range, uri, place.config.slides.storage_options))
         if reached.error is None:
             ms = 1000 * reached.seconds
             return Row("ok", f"{reached.host} read {reached.n_bytes:,} bytes of {public_uri(uri)} in {ms:.0f} ms")
-        said = f"{reached.host}: {reached.error.value}: {reached.message}"
+        problem = f"{reached.host}: {reached.error.value}: {reached.message}"
         if reached.error is not ErrorCode.FILE_MISSING:
             break
     if lacking := place.lacking(place.store_packages):  # which says nothing of the store
         raise MissingPackageError(some(lacking))
     return Row(
         "FAIL",
-        said,
-        "executors need a route to the store (proxy, firewall, endpoint), a mount where it is a folder, and credentials: "
+        problem,
+        "executors need a route to the store (proxy, firewall, endpoint), a mount if it is a folder, and credentials: "
         "slides.storage_options, or an identity of their own",
     )
 
@@ -45,7 +45,7 @@ def encoder(place: Place) -> Row:
     try:
         loaded = place.ask_any(partial(load, place.run.feature_spec))
     except (ExecutorError, Py4JJavaError) as error:
-        return Row("FAIL", f"executors can't load it: {cause_of(error)}", remedy)
+        return Row("FAIL", f"executors can't load it: {telling_line(error)}", remedy)
     if loaded.identity != here.identity:
         return Row("FAIL", f"{loaded.host} has other weights than the driver at the same place", remedy)
     name = place.config.encoder.name
@@ -55,6 +55,6 @@ def encoder(place: Place) -> Row:
 
 
 def _uris(place: Place) -> Iterator[str]:
-    """Of slides as the CSV gives them; where it gives none, of those that are found."""
+    """URIs of slides as the CSV gives them; if it gives none, of the files that were found."""
     given = [absolute_uri(image.uri) for image in place.images if image.uri]
     yield from given or (found.uri for found in place.located.values() if found.uri)

@@ -1,4 +1,4 @@
-"""What a cohort takes, from a sample of its slides: bounds that follow the sizes of all files, for cohorts are skewed."""
+"""What a cohort takes, from a sample of its slides: bounds that follow the sizes of all files, since cohorts are skewed."""
 
 import math
 from bisect import bisect_left

@@ -13,16 +13,14 @@ _ADDRESSES_BYTES = (
     6e9  # that it maps, which is what spark.executor.pyspark.memory limits: importing torch takes 3.6 of them
 )
 _JVM_BESIDE_BYTES = 0.4e9  # of a JVM, beside its heap
-_LITTLE_HEAP_BYTES = (
-    2e9  # where that is all there is, a JVM does with it, but for patients with tens of thousands of tiles
-)
+_LITTLE_HEAP_BYTES = 2e9  # enough for a JVM, except for patients with tens of thousands of tiles
 _SCRATCH_A_TASK_BYTES = 1e9  # rows of 8 slides of 5,000 tiles, as the features stage keeps and sorts them
 _OVERHEAD_FACTOR, _LEAST_OVERHEAD_BYTES = "0.1", 384 << 20  # Spark's own
 _MORE_HEAP = "set spark.driver.memory to 2g or more (spark-submit: --driver-memory), see README, Sizing"
 _GPU = "spark.executor.resource.gpu"
 
 
-def scratch(place: Place) -> Row:
+def scratch_space(place: Place) -> Row:
     """Room for what Spark keeps between stages."""
     executors = Counter(one.host for one in place.probes)
     free: dict[str, dict[int, int]] = {host: {} for host in executors}  # by device: several folders may share one
@@ -74,13 +72,15 @@ def memory(place: Place) -> Row:
 
 
 def judge_memory(room: float, heap: float, tasks: int, *, is_local: bool = False) -> Row:
-    """Whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes; and where that is the
-    driver's JVM, whether its heap will do. What an executor's needs, the clock tells by the largest patient.
+    """Whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes; and if the JVM is the
+    driver's, whether its heap is large enough. For executors, check clock looks at the heap.
     """
     need = tasks * WORKER_BYTES + _JVM_BESIDE_BYTES
     each = max(0.0, room - heap - _JVM_BESIDE_BYTES) / tasks
-    told = f"{_gb(room)} an executor, {_gb(heap)} of it heap: {_gb(each)} for each of {tasks} at once; a worker takes "
-    told += _gb(WORKER_BYTES)
+    figures = (
+        f"{_gb(room)} an executor, {_gb(heap)} of it heap: {_gb(each)} for each of {tasks} at once; a worker takes "
+    )
+    figures += _gb(WORKER_BYTES)
     fits = max(1, int((room - heap - _JVM_BESIDE_BYTES) // WORKER_BYTES))
     remedy = (
         f"give executors {_gb(heap + need)} (YARN, Kubernetes: spark.executor.memoryOverhead={need / 2**30:.0f}g), "
@@ -88,54 +88,58 @@ def judge_memory(room: float, heap: float, tasks: int, *, is_local: bool = False
     )
     if room >= heap + need and is_local and heap < _LITTLE_HEAP_BYTES:
         return Row(
-            "warn", f"{told}; a driver that does all needs a heap of {_gb(_LITTLE_HEAP_BYTES)} at least", _MORE_HEAP
+            "warn", f"{figures}; a driver that does all needs a heap of {_gb(_LITTLE_HEAP_BYTES)} at least", _MORE_HEAP
         )
     if room >= heap + need:
-        return Row("ok", told)
+        return Row("ok", figures)
     if room >= min(heap, _LITTLE_HEAP_BYTES) + need:
-        return Row("warn", f"{told}: enough unless the heap fills up", remedy)
-    return Row("FAIL", told, remedy)
+        return Row("warn", f"{figures}: enough unless the heap fills up", remedy)
+    return Row("FAIL", figures, remedy)
 
 
-def gpus(place: Place) -> Row:
+def scheduled_gpus(place: Place) -> Row:
     """GPUs that are asked for, scheduled and visible."""
-    asked = place.config.resources.gpus_per_task or (1.0 if place.config.encoder.device == "cuda" else 0.0)
+    requested = place.config.resources.gpus_per_task or (1.0 if place.config.encoder.device == "cuda" else 0.0)
     visible = min((one.gpus for one in place.probes), default=0)
     scheduled = min((executor.gpus for executor in place.executors), default=0)
     later = place.conf(f"{_GPU}.amount") == "0" and place.conf("spark.dynamicAllocation.enabled") == "true"
-    if asked and later:
+    if requested and later:
         return Row("ok", "executors with GPUs are started for the features stage, see encoder for what it finds there")
-    return judge_gpus(asked, None if place.is_local else scheduled, visible)
+    return judge_gpus(requested, None if place.is_local else scheduled, visible)
 
 
-def judge_gpus(asked: float, scheduled: int | None, visible: int) -> Row:
+def judge_gpus(requested: float, scheduled: int | None, visible: int) -> Row:
     """What is wrong with so many GPUs a task asked for, and an executor's scheduled (None: local mode) and visible ones."""
-    told = f"{visible} visible" if scheduled is None else f"an executor has {scheduled} by Spark, {visible} visible"
+    figures = f"{visible} visible" if scheduled is None else f"an executor has {scheduled} by Spark, {visible} visible"
     amount = f"spark.executor.resource.gpu.amount={visible or 1}"
-    if asked and not visible:
+    if requested and not visible:
         return Row(
             "FAIL",
-            f"{told}; {asked:g} a task asked for",
+            f"{figures}; {requested:g} a task asked for",
             "take nodes with GPUs, and check that nvidia-smi runs where executors do; or set resources.gpus_per_task to null and "
             "encoder.device to auto",
         )
-    if asked and scheduled == 0:
+    if requested and scheduled == 0:
         return Row(
-            "FAIL", f"{told}; {asked:g} a task asked for", f"tell Spark of them: --conf {amount}, see README, On GPUs"
+            "FAIL",
+            f"{figures}; {requested:g} a task asked for",
+            f"tell Spark of them: --conf {amount}, see README, On GPUs",
         )
     if scheduled is not None and scheduled > visible:
         return Row(
             "FAIL",
-            told,
+            figures,
             "mend the discovery script, or the driver and isolation of the node: nvidia-smi does not see them",
         )
     if visible and scheduled == 0:
         return Row(
-            "warn", f"{told}: left idle by Spark", f"--conf {amount} and resources.gpus_per_task, see README, On GPUs"
+            "warn",
+            f"{figures}: left idle by Spark",
+            f"--conf {amount} and resources.gpus_per_task, see README, On GPUs",
         )
-    if scheduled and not asked:
-        return Row("warn", f"{told}, and no task asks for one", "set resources.gpus_per_task to 1, or to a share")
-    return Row("ok", told if visible or asked else "none, and none asked for: the encoder runs on processors")
+    if scheduled and not requested:
+        return Row("warn", f"{figures}, and no task asks for one", "set resources.gpus_per_task to 1, or to a share")
+    return Row("ok", figures if visible or requested else "none, and none asked for: the encoder runs on processors")
 
 
 def _overhead(place: Place, heap: int) -> int:

@@ -1,4 +1,4 @@
-"""The check of where the tables go: the driver and an executor write there as Spark writes tables, and nothing of it stays."""
+"""The check of output.root: the driver and an executor write there as Spark writes tables, and nothing of it stays."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -6,7 +6,7 @@ from functools import partial
 
 from py4j.protocol import Py4JJavaError
 
-from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
+from jobs.checks.place import TASKS_AN_EXECUTOR, Place, telling_line
 from jobs.checks.table import Row
 from jobs.runtime.spark.jvm import hadoop_path
 from udfs.node_facts import sees_folder
@@ -29,14 +29,14 @@ def output(place: Place) -> Row:
                 look = partial(sees_folder, folder.removeprefix("file://"))
                 answers = place.ask(*[look] * (TASKS_AN_EXECUTOR * place.n_executors))
                 blind = sorted({host for host, sees in answers if not sees})
-                if blind:  # before these write, for what they wrote would stay on their own disks
+                if blind:  # before they write to their own disks, where it would stay
                     return Row("FAIL", f"{shown} on the driver is another folder on {some(blind, 3)}", _REMEDY)
             try:
                 place.spark.range(0, 1, 1, 1).selectExpr("'slidelake' AS text").write.text(f"{folder}/executor")
             except Exception as error:
-                return Row("FAIL", f"{shown} can't be written by executors ({cause_of(error)})", _REMEDY)
+                return Row("FAIL", f"{shown} can't be written by executors ({telling_line(error)})", _REMEDY)
     except Py4JJavaError as error:
-        return Row("FAIL", f"{shown} can't be written by the driver ({cause_of(error)})", _REMEDY)
+        return Row("FAIL", f"{shown} can't be written by the driver ({telling_line(error)})", _REMEDY)
     return Row("ok", f"driver and an executor can write to {shown}")
 
 

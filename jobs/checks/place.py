@@ -40,15 +40,7 @@ _PACKAGES = (
     "fsspec",
     "tenacity",
 )
-_OF_STORES = {
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-}
+_STORE_PACKAGES = {"adlfs": {"az", "abfs", "abfss"}, "s3fs": {"s3", "s3a"}, "gcsfs": {"gs", "gcs"}}
 _OWN = ("jobs", "udfs")
 TASKS_AN_EXECUTOR = 2  # Spark hands them out in turns: none is left out
 _TRIES = 3  # of four attempts each: one executor in two may be broken, and the others still be asked
@@ -56,8 +48,8 @@ _TRIES = 3  # of four attempts each: one executor in two may be broken, and the 
 _SHELL = r"""
 cat > /dev/null
 export SLIDELAKE_EXECUTOR=$PPID
-if said=$("$0" -c "$1" "$2" 2>&1); then who=; else who="$(uname -n): "; fi
-printf '%s%s\n' "$who" "$(printf '%s\n' "$said" | tail -n 1)"
+if answer=$("$0" -c "$1" "$2" 2>&1); then who=; else who="$(uname -n): "; fi
+printf '%s%s\n' "$who" "$(printf '%s\n' "$answer" | tail -n 1)"
 """
 
 Answer = TypeVar("Answer")
@@ -77,7 +69,7 @@ class ExecutorError(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """What the Python of an executor says of itself and its machine; see `jobs.checks.probe`."""
+    """The answer of an executor's Python, about itself and its machine; see `jobs.checks.probe`."""
 
     host: str
     executor: str  # tells those of one host apart
@@ -123,7 +115,7 @@ class Place:
         return self.spark.sparkContext.getConf().get(key, default) or default
 
     def mib(self, key: str) -> int | None:
-        """A size among Spark's settings, of which a bare number counts MiB; in bytes, None where it is not set."""
+        """A size among Spark's settings, a bare number of which counts MiB; in bytes, None if it is not set."""
         text = self.conf(key)
         return size_of(text, "m") if text else None
 
@@ -148,13 +140,13 @@ class Place:
         """Those of them that reach the stores of these slides."""
         uris = [self.config.slides.root, *(image.uri for image in self.images)]
         protocols = {uri.partition("://")[0] for uri in uris if uri and "://" in uri}
-        return sorted({_OF_STORES[protocol] for protocol in protocols if protocol in _OF_STORES})
+        return sorted(package for package, schemes in _STORE_PACKAGES.items() if schemes & protocols)
 
     @cached_property
-    def _told(self) -> list[str]:
+    def _answers(self) -> list[str]:
         folders = [folder for folder in self.conf("spark.local.dir").split(",") if folder]
-        asked = json.dumps({"packages": self.packages, "scratch": folders})
-        words = ["sh", "-c", _SHELL, self.spark.sparkContext.pythonExec, inspect.getsource(probe), asked]
+        request = json.dumps({"packages": self.packages, "scratch": folders})
+        words = ["sh", "-c", _SHELL, self.spark.sparkContext.pythonExec, inspect.getsource(probe), request]
         program = f"exec {shlex.join(words)}".replace("\\", r"\\").replace("'", r"\'")
         n = self.n_executors * TASKS_AN_EXECUTOR
         # The JVM runs the program, as it runs the Python workers, so also if the workers would not start.
@@ -163,8 +155,8 @@ class Place:
 
     @cached_property
     def probes(self) -> list[Probe]:
-        """Those of the executors whose Python runs, each once, by host; raises NoPythonError where there is none."""
-        found = [Probe(**json.loads(line)) for line in self._told if line.startswith("{")]
+        """The answers of the executors whose Python runs, one per executor, by host; raises NoPythonError if there is none."""
+        found = [Probe(**json.loads(line)) for line in self._answers if line.startswith("{")]
         if not found:
             raise NoPythonError
         once = {(one.host, one.executor): one for one in found}
@@ -179,7 +171,7 @@ class Place:
     @cached_property
     def unprobed(self) -> list[str]:
         """What executors without a Python that runs say, a line each."""
-        return sorted({line for line in self._told if not line.startswith("{")})
+        return sorted({line for line in self._answers if not line.startswith("{")})
 
     def ask(self, *functions: Callable[[], Answer]) -> list[Answer]:
         """What functions return, each in a task of its own of the features stage; in the order in which they were given.
@@ -208,7 +200,7 @@ class Place:
         return [answer for answer, _, _ in answers]
 
     def ask_any(self, function: Callable[[], Answer]) -> Answer:
-        """The same of one function, on any executor whose Python serves; raises NoPythonError where none was found."""
+        """What one function returns on any executor whose Python can run it; raises NoPythonError if there is none."""
         here = list(map(str, sys.version_info[:2]))
         serve = [one.python.split(".")[:2] == here for one in self.probes]
         if not any(serve):
@@ -224,7 +216,7 @@ class Place:
             raise
 
 
-def cause_of(error: Exception) -> str:
+def telling_line(error: Exception) -> str:
     """The line of a failed job's many that tells why."""
     text = str(getattr(error, "java_exception", error))
     lines = [

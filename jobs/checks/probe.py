@@ -1,7 +1,7 @@
 """A program, run by the Python that executors run: what this Python and this machine have, as a line of JSON.
 
 It goes to executors as text and needs nothing there but a Python from 3.7 on, so that a wrong one can say so. Its argument is
-JSON: {"packages": [names], "scratch": [folders, for where the environment names none]}.
+JSON: {"packages": [names], "scratch": [folders, if the environment names none]}.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def version_of(name: str) -> str | None:
-    """The version of a package, None where it is missing."""
+    """The version of a package, None if it is missing."""
     try:
         return distribution(name).version
     except Exception:
@@ -34,7 +34,7 @@ def version_of(name: str) -> str | None:
 
 
 def memory_bytes() -> int:
-    """What processes here may take: the machine's memory, or its container's where that may take less."""
+    """What processes here may take: the machine's memory, or its container's if that is less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
         names = [line.rpartition(":")[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()]
@@ -48,8 +48,8 @@ def memory_bytes() -> int:
     return min(limits)
 
 
-def scratch(configured: list[str]) -> dict[str, list[int] | None]:
-    """By folder that Spark spills to: its device and the bytes free there; None where nothing can be written."""
+def scratch_folders(configured: list[str]) -> dict[str, list[int] | None]:
+    """By folder that Spark spills to: its device and the bytes free there; None if nothing can be written."""
     named = os.environ.get("LOCAL_DIRS") or os.environ.get("SPARK_EXECUTOR_DIRS") or os.environ.get("SPARK_LOCAL_DIRS")
     found: dict[str, list[int] | None] = {}
     for folder in named.replace(":", ",").split(",") if named else configured or [tempfile.gettempdir()]:
@@ -62,25 +62,25 @@ def scratch(configured: list[str]) -> dict[str, list[int] | None]:
     return found
 
 
-def gpus() -> int:
+def visible_gpus() -> int:
     """How many GPUs of NVIDIA can be seen."""
     try:
-        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False)
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.SubprocessError):
         return 0
-    return sum(line.startswith(b"GPU ") for line in told.stdout.splitlines())
+    return sum(line.startswith(b"GPU ") for line in listing.stdout.splitlines())
 
 
-def main(asked: dict[str, Any]) -> None:
-    """See above."""
+def main(request: dict[str, Any]) -> None:
+    """Print the answer to a request."""
     found = {
         "host": socket.gethostname(),
         "executor": os.environ.get("SLIDELAKE_EXECUTOR", ""),
         "python": ".".join(str(part) for part in sys.version_info[:3]),
-        "packages": {name: version_of(name) for name in asked["packages"]},
+        "packages": {name: version_of(name) for name in request["packages"]},
         "memory_bytes": memory_bytes(),
-        "scratch": scratch(asked["scratch"]),
-        "gpus": gpus(),
+        "scratch": scratch_folders(request["scratch"]),
+        "gpus": visible_gpus(),
     }
     print(json.dumps(found))
 

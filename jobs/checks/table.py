@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jobs.checks.place import MissingPackageError, NoPythonError, Place, cause_of
+from jobs.checks.place import MissingPackageError, NoPythonError, Place, telling_line
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.spark.resources import REQUEST_REMEDY, executor_request, executors_gone, executors_of
+from jobs.runtime.spark.resources import REQUEST_REMEDY, ended_executors, executor_request, executors_of
 from udfs.wording import printable
 
 Status = Literal["ok", "warn", "FAIL", "skip"]
@@ -16,7 +16,6 @@ INSTALL = (
 )
 _SETTINGS = "mend what it names, in the settings or where they point: conf/cohort.yaml tells of each"
 _LOGS = "look for it in the logs of driver and executors"
-_SILENT_EXECUTORS = "look at the logs of the executors for what holds it up"
 _DEAD_EXECUTORS = (
     "look at the logs of those executors, and at what the page of the master or ResourceManager says of their end"
 )
@@ -28,7 +27,7 @@ _SILENT_STORE = (
 
 @dataclass(frozen=True)
 class Row:
-    """What a check found, and what to do about it; nothing where all is well, never nothing where it failed."""
+    """What a check found, and what to do about it; a check that failed always names a remedy."""
 
     status: Status
     found: str
@@ -73,9 +72,7 @@ def _skipped(needs: str) -> Row:
 
 
 def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
-    """What the check finds; what follows from those that failed is theirs. One that takes too long is left to itself
-    (`Place.left`), and the jobs that it waits for are cancelled.
-    """
+    """What the check finds. A check that takes too long is left to itself (`Place.left`), and its jobs are cancelled."""
     context = place.spark.sparkContext
     rows: list[Row] = []
 
@@ -88,33 +85,30 @@ def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
         except NoPythonError:
             rows.append(_skipped("python"))
         except MissingPackageError as error:
-            told = str(error)
-            rows.append(_skipped(f"packages ({told})") if "packages" in failed else Row("FAIL", told, INSTALL))
+            lacks = str(error)
+            rows.append(_skipped(f"packages ({lacks})") if "packages" in failed else Row("FAIL", lacks, INSTALL))
         except Exception as error:
-            rows.append(Row("FAIL", cause_of(error), _LOGS))
+            rows.append(Row("FAIL", telling_line(error), _LOGS))
 
     thread = threading.Thread(target=run, name=check.what, daemon=True)
     thread.start()
     thread.join(check.limit_s)
-    if thread.is_alive():
-        place.left.append(check.what)
-        tracker = context.statusTracker()
-        jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(check.what)]
-        waits_for_executors = any(job and job.status == "RUNNING" for job in jobs)
-        context.cancelJobGroup(check.what)
-        return _silent(place, check.limit_s) if waits_for_executors else _no_answer(check.limit_s, _SILENT_STORE)
-    return rows[0]
+    if not thread.is_alive():
+        return rows[0]
+    place.left.append(check.what)
+    tracker = context.statusTracker()
+    jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(check.what)]
+    context.cancelJobGroup(check.what)
+    return _overdue(place, check.limit_s, waits_for_tasks=any(job and job.status == "RUNNING" for job in jobs))
 
 
-def _silent(place: Place, limit_s: float) -> Row:
-    """Whether it is executors that do not answer, or that do not come."""
+def _overdue(place: Place, limit_s: float, *, waits_for_tasks: bool) -> Row:
+    """Who does not answer: executors, executors that never came, or a store that the driver waits for."""
+    if not waits_for_tasks:
+        return Row("FAIL", f"no answer in {limit_s:g} s", _SILENT_STORE)
     if place.is_local or executors_of(place.spark):
-        return _no_answer(limit_s, _SILENT_EXECUTORS)
-    if gone := len(executors_gone(place.spark)):
-        return Row("FAIL", f"no executor is there after {limit_s:g} s: {gone} came and went", _DEAD_EXECUTORS)
-    asked = executor_request(place.spark)
-    return Row("FAIL", f"no executor has come in {limit_s:g} s, of those that Spark asks for: {asked}", REQUEST_REMEDY)
-
-
-def _no_answer(limit_s: float, remedy: str) -> Row:
-    return Row("FAIL", f"no answer in {limit_s:g} s", remedy)
+        return Row("FAIL", f"no answer in {limit_s:g} s", "look at the logs of the executors for what holds it up")
+    if n_ended := len(ended_executors(place.spark)):
+        return Row("FAIL", f"no executor is there after {limit_s:g} s: {n_ended} came and went", _DEAD_EXECUTORS)
+    found = f"no executor has come in {limit_s:g} s, of those that Spark asks for: {executor_request(place.spark)}"
+    return Row("FAIL", found, REQUEST_REMEDY)

@@ -305,7 +305,7 @@ def test_executors_that_do_not_come_and_executors_that_do_not_answer(
     there: int, gone: int, found: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "executors_of", lambda _: [None] * there)
-    monkeypatch.setattr(table, "executors_gone", lambda _: set(range(gone)))
+    monkeypatch.setattr(table, "ended_executors", lambda _: set(range(gone)))
     place = cluster_of(HERE, conf={"spark.executor.memory": "8g", "spark.executor.resource.gpu.amount": "2"})
     over = threading.Event()
 
@@ -340,6 +340,11 @@ def test_what_follows_from_a_missing_package_is_no_fault_of_its_own() -> None:
     assert store.status == "skip" and "needs packages" in store.found
     with pytest.raises(ExecutorError, match=r"No module named 'udfs\.node_facts'"):
         imports("udfs.node_facts")(place)
+
+
+def test_the_profile_of_the_features_stage_is_built_once_per_run() -> None:
+    place = cluster_of(HERE)
+    assert place.stage is place.run.stage_resources is place.stage
 
 
 def test_the_code_is_looked_at_with_no_package_there() -> None:

@@ -34,3 +34,28 @@ def test_help_of_every_command_loads_no_heavy_package() -> None:
     for words, modules in loaded:
         assert not {name.partition(".")[0] for name in modules} & {*HEAVY}, words
     assert not {"pydantic", "fsspec"} & {*loaded[0][1]}
+
+
+IMPORT = """
+import json, logging, pkgutil, warnings
+from importlib import import_module
+
+import pyspark.sql, tifffile, timm, torch
+import jobs.runtime, udfs
+
+def state():
+    loggers = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    set_up = sorted((each.name, each.level, str(each.handlers)) for each in loggers if each.level or each.handlers)
+    return [str(set_up), str(logging.root.handlers), str(warnings.filters), torch.get_num_threads()]
+
+before = state()
+for package in (udfs, jobs.runtime):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        import_module(module.name)
+print(json.dumps([before, state()]))
+"""
+
+
+def test_to_import_a_library_module_changes_nothing_global() -> None:
+    before, after = json.loads(said_by(IMPORT)[-1])
+    assert after == before

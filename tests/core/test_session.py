@@ -1,14 +1,16 @@
 """Where a job runs: as it is told, with the retries of a cluster where that is one machine; and which Spark it refuses."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pyspark
 import pytest
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.spark.session import delta_remedy, refuse_unusable_spark, with_retries
+from jobs.runtime.spark.session import delta_remedy, refuse_unusable_spark, size_of, with_retries
 from tests.messages import plain
 
 
@@ -85,3 +87,20 @@ def test_without_pyspark_the_command_says_in_one_line_where_to_get_it() -> None:
     done = said_by(code, "preprocess", "--config", "my.yaml")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert plain(done.stderr).startswith("slidelake preprocess: PySpark is missing: pip install 'slidelake[spark]'")
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "n_bytes"),
+    [("1g", "b", 2**30), ("512m", "b", 2**29), ("4096", "b", 4096), ("2048", "m", 2**31), ("3KB", "m", 3072)],
+)
+def test_sizes_are_read_as_spark_reads_them(text: str, unit: str, n_bytes: int) -> None:
+    assert size_of(text, unit) == n_bytes
+    with pytest.raises(ConfigError, match="is no size of memory: write it as Spark does"):
+        size_of(f"{text} or so")
+
+
+def test_one_module_alone_reaches_into_the_jvm() -> None:
+    root = Path(__file__).parents[2]
+    private = re.compile(r"\._(jvm|jsc|gateway|jdf|jsparkSession|jc|ensure_initialized)\b")
+    modules = [path for top in ("jobs", "udfs") for path in (root / top).rglob("*.py")]
+    assert [path.name for path in modules if private.search(path.read_text())] == ["jvm.py"]

@@ -47,7 +47,7 @@ def test_a_slide_given_up_by_the_features_job_is_taken_up_again_where_executors_
         return made[0] if made[1:] else deadly(made[0])
 
     monkeypatch.setattr(features, "encode_tiles", make)
-    monkeypatch.setattr("jobs.runtime.run.waves.executors_gone", lambda _: {"7"} if made else set())
+    monkeypatch.setattr("jobs.runtime.run.waves.ended_executors", lambda _: {"7"} if made else set())
     work_in_waves(Run(config, spark, features.JOB), retry_failed=False)
 
     [slide] = frame(Path(config.output.root), "slides").to_dicts()

@@ -48,7 +48,7 @@ class Progress:
         """
         self._stage = name
         if not self._waves:
-            self.say(f"slidelake: {name} ...")
+            _log.info(f"slidelake: {name} ...")
         begun, tiles, share = time.monotonic(), self._tiles, self._share
         weight = {"slides": _MASK_SHARE, "features": 1 - _MASK_SHARE}.get(name, 0.0)
 
@@ -86,10 +86,6 @@ class Progress:
         """Take the bar off the screen."""
         self._bar.close()
 
-    def say(self, text: str) -> None:
-        """A line for people, above the bar."""
-        _log.info(text)
-
     def _draw(self, tile_seconds: float) -> None:
         if not self._waves:
             return
@@ -105,4 +101,4 @@ class Progress:
             self._last_line = time.monotonic()
             left = (self._last_line - self._begun) * (self._slides - done) / done if done else None
             eta = f", about {timedelta(seconds=round(left))} left" if left is not None else ""
-            self.say(f"slidelake: {where}: {counts}{eta}")
+            _log.info(f"slidelake: {where}: {counts}{eta}")

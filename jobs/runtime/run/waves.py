@@ -1,6 +1,7 @@
 """The wave loop: survey the cohort, then bring wave after wave of patients through the stages of a job."""
 
 import gc
+import logging
 from collections.abc import Callable, Mapping
 
 import pandas as pd
@@ -12,11 +13,12 @@ from jobs.runtime.run.run import Run
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
 from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
-from jobs.runtime.spark.resources import executors_gone
+from jobs.runtime.spark.resources import ended_executors
 from jobs.runtime.spark.session import slots
 from udfs.wording import some
 from udfs.wsi import ErrorCode
 
+_log = logging.getLogger("slidelake.waves")
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
 _MOST_MISSING_A_WAVE = 4096  # slides; their names are lists in queries
 _FATE = ("status", "error_code", "error_message")  # of a slide
@@ -53,7 +55,7 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
         for patients in waves:
             wave = survey[survey["patient_id"].isin(patients)]
             run.progress.wave(int(work["patient_id"].isin(patients).sum()))
-            gone = executors_gone(run.spark)
+            gone = ended_executors(run.spark)
             _through_stages(run, wave)
             if given_up := _take_back(run, wave, gone):
                 survey_now = _survey(run, located, retry_failed=True)
@@ -105,7 +107,7 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     queue whose share it was in or with its node. So the slides get another chance, of two more deaths. Those that were given up
     while they were encoded are good again in table slides, for their tiles are there.
     """
-    if executors_gone(run.spark) <= gone:
+    if ended_executors(run.spark) <= gone:
         return set()
     run.step("slides that executors left behind")
     died = (F.col("run_id") == run.record.run_id) & (F.col("error_code") == ErrorCode.WORKER_DIED.value)
@@ -113,7 +115,7 @@ def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
     given_up = rows.select("image_id", "patient_id", "n_tiles").collect()
     if given_up:
         names = some(sorted(row.image_id for row in given_up))
-        run.progress.say(f"slidelake: executors went while they worked on {names}: these are taken up again")
+        _log.warning(f"slidelake: executors went while they worked on {names}: these are taken up again")
     good = [(row.image_id, "ok", None, None) for row in given_up if row.n_tiles]
     if good:
         schema = "image_id string, status string, error_code string, error_message string"

@@ -148,19 +148,19 @@ def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
 def executor_request(session: SparkSession) -> str:
     """What Spark asks the cluster for, for an executor, as far as its settings say."""
     conf = session.sparkContext.getConf()
-    asked = [f"{conf.get('spark.executor.memory', None) or '1g'} of memory (spark.executor.memory)"]
+    request = [f"{conf.get('spark.executor.memory', None) or '1g'} of memory (spark.executor.memory)"]
     for key, what in (
         ("spark.executor.memoryOverhead", "beside it"),
         ("spark.executor.cores", "cores"),
         (f"{_GPU}.amount", "GPUs"),
     ):
         if amount := conf.get(key, None):
-            asked.append(f"{amount} {what} ({key})")
-    return ", ".join(asked)
+            request.append(f"{amount} {what} ({key})")
+    return ", ".join(request)
 
 
 def executors_of(session: SparkSession) -> list[Executor]:
-    """The executors that have come and not gone."""
+    """Returns the executors that run now."""
     active = [row for row in executor_summaries(session) if row.isActive()]
     return [Executor(row.totalCores(), _gpus(row.resources())) for row in active]
 
@@ -170,8 +170,8 @@ def plain_executors(session: SparkSession) -> int:
     return sum(row.isActive() and row.resourceProfileId() == 0 for row in executor_summaries(session)) or 1
 
 
-def executors_gone(session: SparkSession) -> set[str]:
-    """The ids of executors that have come and gone: that died, or that the cluster took away."""
+def ended_executors(session: SparkSession) -> set[str]:
+    """Returns the ids of executors that ended: that died, or that the cluster took away."""
     return {row.id() for row in executor_summaries(session) if not row.isActive()}
 
 

@@ -149,5 +149,7 @@ def _release(version: str) -> tuple[int, int]:
 
 def _master(submitted: bool) -> str:
     """Where to run: as spark-submit or the environment says, else all cores of this machine; with retries if local."""
-    told = master_of_spark_submit() if submitted else ""
-    return with_retries(told or pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]")
+    given = master_of_spark_submit() if submitted else ""
+    return with_retries(
+        given or pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]"
+    )
