@@ -257,7 +257,9 @@ class Training(Section):
         description="attention: gated attention over the tiles of a patient; mean: all tiles alike; logistic: logistic "
         "regression on the mean tile",
     )
-    columns: Literal["avg", "max", "both"] = Field("avg", description="embeddings of a tile that the model sees")
+    columns: Literal["avg", "max", "both"] = Field(
+        "avg", description="embeddings of a tile that the model sees; max: of encoders with a feature map"
+    )
     use_histogram: bool = Field(False, description="show it the patient's colour histogram too")
     use_center: bool = Field(
         False,
