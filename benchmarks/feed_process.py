@@ -25,7 +25,7 @@ def rate(table: str) -> list[Line]:
     """Whole epochs, nothing done with what comes."""
     feeds = {name: make_feed(table, backend=name) for name in _READERS}
     feed = feeds["petastorm"]
-    paths = [file.uri for file in feed._table.files]
+    paths = [file.uri for file in feed.table.files]
     n_patients, n_tiles = len(feed.patients), sum(patient.n_tiles for patient in feed.patients)
     actions: dict[str, Callable[[], object]] = {name: _epochs(each) for name, each in feeds.items()}
     taken = median_seconds({"scan": partial(_scan, paths, n_patients), **actions})

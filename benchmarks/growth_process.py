@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,16 +38,16 @@ def main(folder: Path, last_wave: int | None) -> int:
 
     def gauge(run: Run, wave: pd.DataFrame) -> None:
         gc.collect()  # as the run does after each wave
-        took = {"images": len(wave), "seconds": sum(run.timings.values()), "cpu": _cpu_s()}
+        took = {"images": len(wave), "seconds": sum(run.record.timings.values()), "cpu": _cpu_s()}
         gauges.append(took | {"heap": _heap_in_use(run), "python": psutil.Process().memory_info().rss})
 
     models = SimpleNamespace(encoder=SimpleNamespace(dim=growth_slides.DIM), identity=("encoder.weights=none",))
-    stages = (slides.find, die, *preprocess.STAGES[1:], gauge)
+    stages = (slides.find, die, *preprocess.JOB.stages[1:], gauge)
     for owner, name, stand_in in (
         (slides, "find_tissue", growth_slides.find_tissue),
         (features, "encode_tiles", growth_slides.encode_tiles),
         (Run, "models", models),
-        (preprocess, "STAGES", stages),
+        (preprocess, "JOB", replace(preprocess.JOB, stages=stages)),
     ):
         setattr(owner, name, stand_in)
     status = preprocess.main(["--config", str(folder / "job.yaml")])

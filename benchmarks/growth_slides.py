@@ -19,6 +19,8 @@ from udfs.find_tissue import TissueSpec
 from udfs.schemas import ENCODED
 from udfs.spark_task import keep_what_is_loaded
 from udfs.wsi import Slide
+from udfs.wsi.quality.mask_metric import MaskedTiles
+from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 from udfs.wsi.store import File, FileInfo, StorageOptions
 from udfs.wsi.tiff.index import Coding, Level, SlideIndex
 
@@ -54,7 +56,7 @@ def find_tissue(
     def run(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         with (
             patch.object(slides, "open_slide", _open_slide),
-            patch.object(slides, "background_fractions", _background_fractions),
+            patch.object(BackgroundFraction, "measure", _background_fractions),
         ):
             yield from real(batches)
 
@@ -125,11 +127,9 @@ def _open_slide(uri: str, storage_options: StorageOptions | None = None, *, thre
     return _HollowSlide(file, _index_of(Path(uri), file.info), None, threads)
 
 
-def _background_fractions(
-    mask: object, xy_px: NDArray[np.int32], span_px: float, downsample: int = 16
-) -> NDArray[np.float64]:
+def _background_fractions(_: BackgroundFraction, tiles: MaskedTiles) -> NDArray[np.float64]:
     """Tissue in one piece in the middle, as a resection's: of the grid's tiles that share which is nearest to its centre."""
-    del mask, span_px, downsample
+    xy_px = tiles.xy_px
     centred = xy_px - xy_px.mean(axis=0)
     distance = np.square(centred / centred.max(axis=0)).sum(axis=1)
     background = np.ones(len(xy_px))

@@ -17,7 +17,8 @@ from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 from tests.slides.weights import convert_lite0_weights
 from udfs.wsi import open_slide
 from udfs.wsi.stain.stainnet import StainNet
-from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
+from udfs.wsi.tissue.brightness import Brightness
+from udfs.wsi.tissue.grid import mask_fractions, tile_grid
 
 FOLDER = SAMPLE_FOLDER / "bench"
 TILE_PX = 448
@@ -121,9 +122,9 @@ def stainnet() -> Path:
 def kept_tiles(path: Path) -> NDArray[np.int64]:
     """Corners of the tiles with tissue, level-0 pixels: int [n, 2] of (x_px, y_px), row by row."""
     with open_slide(str(path)) as slide:
-        mask = background_mask(slide.downsampled(16))
+        mask = Brightness().background(slide.downsampled(16))
         grid = tile_grid(slide.width_px, slide.height_px, TILE_PX)
-    return grid[background_fractions(mask, grid, TILE_PX) <= 0.10].astype(np.int64)
+    return grid[mask_fractions(mask, grid, TILE_PX) <= 0.10].astype(np.int64)
 
 
 def kept_pixels(path: Path, n: int) -> NDArray[np.uint8]:

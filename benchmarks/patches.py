@@ -1,13 +1,13 @@
-"""patches: a shuffled epoch of patches on the fly, beside PyTorch's DataLoader over tiffslide with as many workers, on two cores.
+"""patches: a shuffled epoch of patches, against a plain PyTorch DataLoader over tiffslide with as many workers, on two cores.
 
-Both read the start of an epoch over the tissue of a large slide, each in its own order: ours in units of neighbours drawn at
-random, the DataLoader patches drawn at random, other ones each round, so that no cache makes a second round of the first.
-The DataLoader is what people write: shuffled, a patch an item, the slide kept open in each worker, which is
-warm; over the network with fsspec's blockcache of 4 MiB. Patches of 256 px lie on blocks of 256 px, one each, where there is
-nothing to gain by reading a block once; on blocks of 240 px, Aperio's, they lie on four of them. The DataLoader shuffles
-perfectly; how well ours mixes is `mixing_units`, 1 as a perfect shuffle, which depends on the buffer beside the epoch and is
-no more than a reminder here. The last lines are those of the meter beside a trainer whose step is a sleep: whether
-t_step > n_batch * t_load / n_parallel, and how long it waited.
+Both read the start of an epoch over the tissue of a large slide, each in its own order: slidelake reads units of neighbours
+drawn at random, the plain DataLoader patches drawn at random. Its patches differ in each round, so no cache serves a second
+round from the first. The plain DataLoader is what people write: shuffled, one patch per item, the slide kept open in each
+worker, and over the network fsspec's blockcache of 4 MiB. Patches of 256 px lie on one block of 256 px each, where reading a
+block once gains nothing; on blocks of 240 px, Aperio's, they lie on four. The plain DataLoader shuffles perfectly;
+`mixing_units` says how well slidelake mixes, 1 as a perfect shuffle, which depends on the buffer and the length of the
+epoch. The last lines are those of the meter beside a trainer whose step is a sleep: whether t_step > n_batch * t_load /
+n_parallel, and how long the trainer waited.
 
 `python -m benchmarks.patches local` (or remote, meter) runs one part.
 """
@@ -121,7 +121,7 @@ def _compared(uri: str, cache: dict[str, Any], spec: PatchSpec, corners: NDArray
         "dataloader_patches_per_s": rates["dataloader"],
         "vs_dataloader": rates[f"ours_{_WORKERS}"] / rates["dataloader"],
         "scaling_1_to_2": rates[f"ours_{_WORKERS}"] / rates["ours_1"],
-        "mixing_units": _loader(spec, _WORKERS, unit).mixing(0)[1],
+        "mixing_units": _loader(spec, _WORKERS, unit).mixing(0)[1] or 0.0,
     }
 
 

@@ -25,7 +25,7 @@ from benchmarks.offline import offline
 from benchmarks.processes import CORES
 from benchmarks.watched import watch
 from jobs.runtime.settings.config import Config
-from jobs.runtime.settings.recipe import settings_recipe
+from jobs.runtime.settings.identity import Identity
 from jobs.training.model.files import ModelCard, save_model
 from jobs.training.model.mil import ModelSpec, build_model
 
@@ -82,7 +82,7 @@ def _settings(folder: Path) -> Path:
     config.write_text(yaml.safe_dump(settings))
     torch.manual_seed(0)
     model = build_model(ModelSpec("attention", len(_COLUMNS) * _DIM, ("CE", "LAA")))
-    recipe = settings_recipe(Config.model_validate(settings))
+    recipe = Identity(Config.model_validate(settings)).recipe
     save_model(
         f"{folder}/model", model, ModelCard("model", model.spec, _COLUMNS, (0.5, 0.5), "", 0, (recipe,), {}, 0, {})
     )

@@ -8,7 +8,6 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
 from benchmarks.work import Unit, n_tiles
-from jobs.runtime.run.work import in_accumulators
 from jobs.runtime.spark.session import slots, start_session
 from jobs.runtime.tables.tables import spark_schema
 from udfs.encode_tiles import FeatureSpec, encode_tiles
@@ -34,7 +33,7 @@ def encode() -> int:
     [(spark, planned, spec, tiles)] = _prepared
     done = spark.sparkContext.accumulator(0)
     function: Any = encode_tiles(spec, "benchmark", done.add, tiles_ahead=tiles)
-    encoded = in_accumulators(planned.mapInArrow(function, spark_schema(ENCODED))).persist(StorageLevel.DISK_ONLY)
+    encoded = planned.mapInArrow(function, spark_schema(ENCODED)).persist(StorageLevel.DISK_ONLY)
     ends = encoded.where("x_px IS NULL").select("n_tiles", "error_message").collect()
     encoded.unpersist(blocking=True)
     if sum(end.n_tiles for end in ends) != tiles:

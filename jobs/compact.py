@@ -6,36 +6,31 @@ from collections.abc import Sequence
 
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
-from jobs.runtime.run.summary import readable_size
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.summary import end_lines, readable_size
 from jobs.runtime.settings.config import ConfigError
 from udfs.wsi.store import public_uri
 
-TABLES = ("tiles", "features", "patients")
+JOB = Job("compact", writes=("tiles", "features", "patients"))
 
 
 def compact(run: Run, arguments: argparse.Namespace) -> int:
     """Compact table by table; report files and bytes."""
     del arguments
     root = public_uri(run.config.output.root)
-    if not set(TABLES) <= run.tables.versions().keys():
+    if not all(map(run.tables.exists, JOB.writes)):
         raise ConfigError(f"no tables in {root}: run the preprocess job first")
-    for name in TABLES:  # all of them first: whoever writes to one from here on is noticed
-        run.tables.create(name)
-    lines = ["", f"slidelake {run.job}, run {run.run_id}"]
-    for name in TABLES:
+    lines = ["", f"slidelake compact, run {run.record.run_id}"]
+    for name in JOB.writes:
+        run.tables.create(name)  # with the properties that one of an older version lacks
         before = run.tables.size(name)
         with run.stage(name):
             run.tables.compact(name)
         after = run.tables.size(name)
-        run.counts.update({f"{name}_files_before": before[0], f"{name}_files_after": after[0]})
+        run.record.counts.update({f"{name}_files_before": before[0], f"{name}_files_after": after[0]})
         lines.append(f"  {name:<9} {_files(*before)}, now {_files(*after)}")
-    seconds = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
-    lines += [
-        f"  seconds   {seconds}",
-        f"  tables    {root}/",
-        "  next      the old files stay, for readers of older versions: Delta's VACUUM deletes them",
-    ]
+    lines += end_lines(run.record, root)
+    lines.append("  next      the old files stay, for readers of older versions: Delta's VACUUM deletes them")
     print("\n".join(lines))
     return DONE
 
@@ -46,7 +41,7 @@ def _files(number: int, n_bytes: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("compact", __doc__, compact, argv)
+    return run_main(JOB, compact, argv)
 
 
 if __name__ == "__main__":

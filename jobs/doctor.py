@@ -6,7 +6,6 @@ from it how long the cohort takes.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from jobs.checks.output import output
 from jobs.checks.place import Place
 from jobs.checks.table import Check, as_text, look
 from jobs.runtime.cohort.locating import read_cohort, secrets_in
-from jobs.runtime.run.cli import DONE, FAILED, main_alone, tell_unlabelled
+from jobs.runtime.run.cli import DONE, FAILED, main_alone, report_unlabelled
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.session import open_session
 from udfs.wsi.store import redact
@@ -48,7 +47,7 @@ CHECKS = (
 def examine(config: Config, arguments: argparse.Namespace) -> int:
     """Print the table; returns the exit status."""
     images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-    tell_unlabelled("doctor", images)
+    report_unlabelled("doctor", images)
     secrets = secrets_in(config, images)
     spark = open_session("slidelake doctor")
     try:
@@ -68,26 +67,9 @@ def examine(config: Config, arguments: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--deadline",
-        type=hours,
-        metavar="HOURS",
-        help="tell how many executors the cohort needs to be done in so many hours",
-    )
-
-
-def hours(text: str) -> float:
-    """A time above 0; raises ValueError."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return main_alone("doctor", __doc__, examine, argv, _options)
+    return main_alone("doctor", examine, argv)
 
 
 if __name__ == "__main__":

@@ -10,26 +10,28 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Run
-from jobs.runtime.run.survey import selected_tiles
-from jobs.runtime.spark.resources import features_resources
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.snapshot import selected_tiles
 from jobs.runtime.spark.session import slots
-from jobs.runtime.tables.tables import SCHEMAS, spark_schema
+from jobs.runtime.tables.tables import spark_schema
 from udfs.encode_tiles import encode_tiles
 from udfs.plan_units import pack_tasks, plan_units
-from udfs.schemas import ENCODED, UNITS
+from udfs.schemas import ENCODED, FEATURES, UNITS
 
 _ROWS_A_FILE = 8192  # about 80 MB
 _PLANNERS_A_SLOT = 2
 _KEY = ["image_id", "x_px", "y_px"]
 
 
-def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images whose slides row is good and whose features are not those of their tiles."""
-    waiting = int(survey["slide_stale"].sum())
-    if waiting and run.job == "features":
-        run.problems.append(f"{waiting} images wait for the slides job: run it, then this again")
     return survey["features_stale"] & ~survey["slide_stale"]
+
+
+def waiting(survey: pd.DataFrame) -> str:
+    """How many images have no slides row that is right."""
+    number = int(survey["slide_stale"].sum())
+    return f"{number} images wait for the slides job: run it, then this again" if number else ""
 
 
 def encode(run: Run, wave: pd.DataFrame) -> None:
@@ -53,29 +55,34 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
         if present:  # rows that are still right stay; only tiles that are new are encoded
             right = run.tables.read("features").where(F.col("image_id").isin(sorted(present)))
             right = right.join(tiles.select(*_KEY, "want_features_hash"), _KEY)
-            kept = right.where("params_hash = want_features_hash").select(SCHEMAS["features"].names)
+            kept = right.where("params_hash = want_features_hash").select(FEATURES.names)
             tiles = tiles.join(kept.select(_KEY), _KEY, "left_anti")
         units = _work_units(run, tiles, list(wanted["image_id"])).persist(StorageLevel.DISK_ONLY)
         planned = units.select("image_id", "unit", "cost", "n_tiles").collect()
         n_tiles = sum(unit.n_tiles for unit in planned)
-    if not n_tiles and not present:  # slides that failed or have no tissue: nothing to write, so no empty commit
+        # Slides that failed or have no tissue, or tiles that were measured anew and are where they were.
+        is_right = not n_tiles and (kept.count() if kept is not None else 0) == int(work["feature_rows"].sum())
+    if is_right:  # no commit that changes nothing
         units.unpersist()
         return
     with run.stage("features", n_tiles, lambda: int(done.value)):
         run.step(f"encode {n_tiles:,} tiles")
-        encoded = _in_tasks(run, units, planned).mapInArrow(
-            encode_tiles(run.feature_spec, run.run_id, done.add, tiles_ahead=n_tiles),
-            spark_schema(ENCODED),
-            profile=features_resources(run.spark, run.config.resources).profile,
+        encoded = (
+            _in_tasks(run, units, planned)
+            .mapInArrow(
+                encode_tiles(run.feature_spec, run.record.run_id, done.add, tiles_ahead=n_tiles),
+                spark_schema(ENCODED),
+                profile=run.stage_resources.profile,
+            )
+            .persist(StorageLevel.DISK_ONLY)
         )
-        encoded = run.show_work(encoded).persist(StorageLevel.DISK_ONLY)
         ends = encoded.where("x_px IS NULL").select(
             "image_id", "n_tiles", "error_code", "error_message", "size_bytes", "work"
         )
         ended = ends.collect()  # here the tiles are encoded
         run.step("write")
         failed = {
-            unit.image_id: (unit.image_id, unit.error_code, unit.error_message, "failed", run.run_id)
+            unit.image_id: (unit.image_id, unit.error_code, unit.error_message, "failed", run.record.run_id)
             for unit in ended
             if unit.error_code
         }
@@ -85,11 +92,11 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
             run.tables.upsert("slides", rows, "image_id", columns)
         of_failed = F.col("image_id").isin(list(failed))
         good = encoded.where(F.col("x_px").isNotNull() & ~of_failed)
-        good = good.select(SCHEMAS["features"].names).coalesce(max(1, math.ceil(n_tiles / _ROWS_A_FILE)))
+        good = good.select(FEATURES.names).coalesce(max(1, math.ceil(n_tiles / _ROWS_A_FILE)))
         if kept is not None:
             good = good.unionByName(kept.where(~of_failed))
-        run.counts["tiles_encoded"] += sum(unit.n_tiles for unit in ended)
-        run.count_work("features", ended)
+        run.record.counts["tiles_encoded"] += sum(unit.n_tiles for unit in ended)
+        run.record.count_work("features", ended)
         run.tables.put("features", good, "image_id", work["image_id"], present)
         for frame in (units, encoded):
             frame.unpersist()
@@ -103,9 +110,9 @@ def _with_slides_done(run: Run, images: pd.DataFrame) -> pd.DataFrame:
     rows = run.tables.read("slides").where(F.col("image_id").isin(list(images["image_id"])))
     now = rows.select("image_id", "status", "file_version", F.col("params_hash").alias("hash")).toPandas()
     images = images.join(now.set_index("image_id").add_suffix("_now"))
-    done = images["gone"].astype(bool) | (images["hash_now"] == images["want_slide_hash"])
+    done = images["removed"] | (images["hash_now"] == images["want_slide_hash"])
     images = images[done]
-    return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["gone"].astype(bool))
+    return images.assign(slide_ok=(images["status_now"] == "ok") & ~images["removed"])
 
 
 def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
@@ -144,7 +151,7 @@ def _work_units(run: Run, tiles: DataFrame, images: list[str]) -> DataFrame:
 
 def _in_tasks(run: Run, units: DataFrame, planned: list[Row]) -> DataFrame:
     """The units, those of a task in a partition of its own, in order; the partition of the costliest task is the first."""
-    at_once = features_resources(run.spark, run.config.resources).slots()
+    at_once = run.stage_resources.slots()
     tasks = pack_tasks([(unit.image_id, unit.unit, unit.cost) for unit in planned], at_once)
     of_task = [(unit.image_id, unit.unit, task) for unit, task in zip(planned, tasks, strict=True)]
     numbers = run.spark.createDataFrame(of_task, "image_id string, unit int, task int")
@@ -155,9 +162,21 @@ def _in_tasks(run: Run, units: DataFrame, planned: list[Row]) -> DataFrame:
     return rows.repartitionByRange(max(1, len(set(tasks))), "task").select(F.inline("units"))
 
 
+JOB = Job(
+    "features",
+    reads=("tiles", "indexes"),
+    writes=("slides", "features"),
+    stages=(encode,),
+    stale=stale,
+    waiting=waiting,
+    models="loaded",
+    next_step="the patients job makes a row a patient",
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("features", __doc__, [encode], stale, argv)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

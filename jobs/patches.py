@@ -1,10 +1,11 @@
-"""Patches of pixels read by Spark's executors ahead of a trainer, into a bounded number of files that it consumes.
+"""Patches of pixels, read by Spark's executors ahead of a trainer into a bounded number of files.
 
 The trainer takes them with jobs.training.patches.window_feed.WindowFeed(FOLDER), on any machine that shares the folder.
 """
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +16,16 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from tqdm import tqdm
 
-from jobs.runtime.cohort.locating import locate, read_cohort
+from jobs.runtime.cohort.locating import locate
 from jobs.runtime.run.cli import DONE, FAILED, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.job_sections import PatchesSettings
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
 from jobs.training.patches.from_tables import patches_of_tables
-from jobs.training.patches.patch_units import OnBadSlide, Unit, plan_units
+from jobs.training.patches.patch_units import Skipped, Unit, UnitPlan, cut_units
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.windows import (
     Manifest,
@@ -34,185 +36,184 @@ from jobs.training.patches.windows import (
     write_spec,
     write_window,
 )
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
 
+JOB = Job("patches", reads=("slides", "tiles", "indexes", "patients"))
+_log = logging.getLogger("slidelake.patches")
 _POLL_S = 0.1
-_WRITTEN = "manifest string, error_code string, error_message string"  # what a task tells: one of them
+_SAME = ("fingerprint", "n_patches", "window_patches", "unit_patches", "seed")  # in every run on one folder
 
 
 @dataclass
-class ReadAhead:
-    """What was read into windows."""
+class WindowsWritten:
+    """What a run read into windows."""
 
     read: int = 0  # patches
-    skipped: dict[str, tuple[int, str]] = field(default_factory=dict)  # by image_id: patches, and why
+    skipped: Skipped = field(default_factory=Skipped)
 
 
-@dataclass(frozen=True)
-class Producer:
-    """How far ahead windows are read, and of what size they are."""
+def read_ahead(
+    spark: SparkSession, spec: PatchSpec, settings: PatchesSettings, storage_options: StorageOptions | None = None
+) -> WindowsWritten:
+    """Read the patches of all epochs into windows, one task each; returns when the last window is written.
 
-    epochs: int
-    window_patches: int = 2048
-    unit_patches: int = 8
-    most_unread: int = 8  # windows unread or being read, at most
-    seed: int = 0
-    on_bad_slide: OnBadSlide = "raise"
-    patience_s: float = 3600.0  # so long the trainer may take for a window
-    storage_options: StorageOptions = field(default_factory=dict, repr=False)
+    A window begins only if fewer than `most_unread` of them are unread or being read. So no task waits in its slot, and the
+    disk holds no more than that. Spark tries a task that dies again; nobody reads what it left. A second call on the same
+    folder continues the first.
 
-
-def read_ahead(spark: SparkSession, spec: PatchSpec, root: str, producer: Producer) -> ReadAhead:
-    """Read the patches of all epochs into windows, each a task; returns when the last was written.
-
-    No window is begun while `most_unread` of them are unread or being read, so no task ever waits in its slot, and the disk holds
-    no more than that. A task that dies is tried again by Spark; what it left is in nobody's way. Called again on the same
-    folder, it goes on where it was.
+    Args:
+        spark: the session.
+        spec: the patches.
+        settings: section `patches`, with a folder.
+        storage_options: of the slides, for fsspec.
 
     Returns:
         What this call read.
 
     Raises:
-        ConfigError: the folder holds the windows of other patches or settings.
-        SlideError: a slide that can't be read, by name, with on_bad_slide="raise"; the trainer is told, too.
+        ConfigError: the folder holds windows of other patches or settings.
+        SlideError: a slide can't be read and on_bad_slide is "raise"; names the slide. The trainer gets the message, too.
         TimeoutError: the trainer took no window for `patience_s`.
     """
-    folder = WindowFolder(root)
+    folder = WindowFolder(str(settings.folder))
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.failed.unlink(missing_ok=True)
     try:
-        return _read_ahead(spark, spec, folder, producer)
+        units = cut_units(spec, settings.unit_patches, storage_options, settings.on_bad_slide)
+        plan = _write_plan(folder, spec, units, settings, min(slots(spark), settings.most_unread))
+        written = _write_windows(spark, folder, plan, units, settings, storage_options or {})
     except ConfigError:
         raise
     except BaseException as error:
-        put_json(folder.failed, {"why": _reason(error)})
+        put_json(folder.failed, {"why": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"})
         raise
+    folder.sweep()
+    return written
 
 
-def _read_ahead(spark: SparkSession, spec: PatchSpec, folder: WindowFolder, producer: Producer) -> ReadAhead:
-    planned = plan_units(spec, producer.unit_patches, producer.storage_options, producer.on_bad_slide)
-    at_once = min(slots(spark), producer.most_unread)
+def _write_plan(
+    folder: WindowFolder, spec: PatchSpec, units: UnitPlan, settings: PatchesSettings, n_parallel: int
+) -> WindowPlan:
+    """Write the plan; if there is one, it must be the same."""
     plan = WindowPlan(
         fingerprint=spec.fingerprint,
-        n_patches=sum(len(unit.patches) for unit in planned.units),
+        n_patches=units.n_patches,
         n_windows=tuple(
-            len(windows_of_epoch(planned.units, producer.window_patches, producer.seed, epoch))
-            for epoch in range(producer.epochs)
+            len(windows_of_epoch(units.units, settings.window_patches, settings.seed, epoch))
+            for epoch in range(settings.epochs)
         ),
-        window_patches=producer.window_patches,
-        unit_patches=producer.unit_patches,
-        most_unread=producer.most_unread,
-        n_parallel=at_once,
-        seed=producer.seed,
-        skipped=planned.skipped,
+        n_parallel=n_parallel,
+        skipped=units.skipped,
+        **settings.model_dump(include={"window_patches", "unit_patches", "most_unread", "seed"}),
     )
-    _settle(folder, plan, spec)
-    done = ReadAhead(skipped={image_id: (n * producer.epochs, why) for image_id, (n, why) in planned.skipped.items()})
-    screen = terminal()
-    total = plan.n_patches * producer.epochs
-    with (
-        ThreadPoolExecutor(at_once, "slidelake-windows") as pool,
-        tqdm(total=total, unit="patch", desc="patches read ahead", file=screen, disable=screen is None) as bar,
-    ):
-        under_way: dict[Future[Manifest], tuple[int, int]] = {}
-
-        def settle(timeout_s: float) -> None:
-            """Manifest the windows that are whole."""
-            for future in wait(under_way, timeout_s, FIRST_COMPLETED).done:
-                manifest = future.result()
-                epoch, window = under_way[future]
-                put_json(folder.manifest(epoch, window), manifest)
-                del under_way[future]  # after it counts as unread, so that at no moment it counts for nothing
-                done.read += manifest.n_patches
-                for image_id, (patches, why) in manifest.skipped.items():
-                    done.skipped[image_id] = done.skipped.get(image_id, (0, ""))[0] + patches, why
-                bar.update(manifest.n_patches)
-
-        try:
-            for epoch, window, units in _to_do(folder, plan, planned.units):
-                since, unread = time.monotonic(), -1
-                while (now := folder.unread(range(producer.epochs)) + len(under_way)) >= plan.most_unread:
-                    if now != unread or under_way:
-                        since, unread = time.monotonic(), now
-                    if time.monotonic() - since > producer.patience_s:
-                        raise TimeoutError(
-                            f"no trainer took a window of {folder.root} in {producer.patience_s:g} s: start one, then this again"
-                        )
-                    if under_way:
-                        settle(_POLL_S)
-                    else:
-                        time.sleep(_POLL_S)
-                under_way[pool.submit(_one_window, spark, folder, epoch, window, units, producer)] = epoch, window
-                settle(0)
-            while under_way:
-                settle(_POLL_S)
-        finally:
-            for future in under_way:
-                future.cancel()
-    folder.sweep()
-    return done
-
-
-def _to_do(folder: WindowFolder, plan: WindowPlan, units: Sequence[Unit]) -> Iterator[tuple[int, int, list[Unit]]]:
-    """Windows that are neither unread nor done, in the order in which the trainer wants them."""
-    for epoch in range(len(plan.n_windows)):
-        folder.epoch(epoch).mkdir(exist_ok=True)
-        for window, of_window in enumerate(windows_of_epoch(units, plan.window_patches, plan.seed, epoch)):
-            if not folder.manifest(epoch, window).exists() and not folder.done(epoch, window).exists():
-                yield epoch, window, of_window
-
-
-def _settle(folder: WindowFolder, plan: WindowPlan, spec: PatchSpec) -> None:
-    """Write the plan, or find the same one there."""
-    if folder.plan.exists():
-        there = folder.read_plan()
-        same = ("fingerprint", "n_patches", "window_patches", "unit_patches", "seed")
-        for name in same:
-            if getattr(there, name) != getattr(plan, name):
-                raise ConfigError(
-                    f"{folder.root} holds windows of another run ({name} {getattr(there, name)}, now {getattr(plan, name)}): "
-                    "empty it, or give patches.folder another path"
-                )
+    existing = folder.read_plan() if folder.plan.exists() else plan
+    for name in _SAME:
+        if getattr(existing, name) != getattr(plan, name):
+            raise ConfigError(
+                f"{folder.root} holds windows of another run ({name} {getattr(existing, name)}, now {getattr(plan, name)}): "
+                "empty it, or give patches.folder another path"
+            )
     folder.sweep()
     write_spec(folder, spec)
     put_json(folder.plan, plan)
+    return plan
+
+
+def _write_windows(
+    spark: SparkSession,
+    folder: WindowFolder,
+    plan: WindowPlan,
+    units: UnitPlan,
+    settings: PatchesSettings,
+    options: StorageOptions,
+) -> WindowsWritten:
+    """Write all windows that are neither unread nor done, in the order in which the trainer wants them."""
+    epochs, written = range(len(plan.n_windows)), WindowsWritten()
+    for image_id, (n_patches, reason) in units.skipped.items():
+        written.skipped.add(image_id, n_patches * len(epochs), reason)
+    under_way: dict[Future[Manifest], tuple[int, int]] = {}  # epoch and window
+    screen, total = terminal(), plan.n_patches * len(epochs)
+    with (
+        ThreadPoolExecutor(plan.n_parallel, "slidelake-windows") as pool,
+        tqdm(total=total, unit="patch", desc="patches read ahead", file=screen, disable=screen is None) as bar,
+    ):
+
+        def collect(timeout_s: float) -> None:
+            """Write the manifests of windows that are whole."""
+            for future in wait(under_way, timeout_s, FIRST_COMPLETED).done:
+                manifest = future.result()
+                put_json(folder.manifest(*under_way[future]), manifest)
+                del under_way[future]  # once it counts as unread, so that it counts at every moment
+                written.read += manifest.n_patches
+                for image_id, (n_patches, reason) in manifest.skipped.items():
+                    written.skipped.add(image_id, n_patches, reason)
+                bar.update(manifest.n_patches)
+
+        try:
+            for epoch in epochs:
+                folder.epoch(epoch).mkdir(exist_ok=True)
+                windows = windows_of_epoch(units.units, plan.window_patches, plan.seed, epoch)
+                for window, of_window in enumerate(windows):
+                    if folder.manifest(epoch, window).exists() or folder.done(epoch, window).exists():
+                        continue
+                    since, before = time.monotonic(), -1
+                    while (now := folder.unread(epochs) + len(under_way)) >= plan.most_unread:
+                        if now != before or under_way:
+                            since, before = time.monotonic(), now
+                        elif time.monotonic() - since > settings.patience_s:
+                            raise TimeoutError(
+                                f"no trainer took a window of {folder.root} in {settings.patience_s:g} s: start one, then this "
+                                "again"
+                            )
+                        if under_way:
+                            collect(_POLL_S)
+                        else:
+                            time.sleep(_POLL_S)
+                    job = pool.submit(_one_window, spark, folder, epoch, window, of_window, settings, options)
+                    under_way[job] = epoch, window
+                    collect(0)
+            while under_way:
+                collect(_POLL_S)
+        finally:
+            for future in under_way:
+                future.cancel()
+    return written
 
 
 def _one_window(
-    spark: SparkSession, folder: WindowFolder, epoch: int, window: int, units: Sequence[Unit], producer: Producer
+    spark: SparkSession,
+    folder: WindowFolder,
+    epoch: int,
+    window: int,
+    units: Sequence[Unit],
+    settings: PatchesSettings,
+    options: StorageOptions,
 ) -> Manifest:
-    """One Spark job of one task."""
-    seed, options, on_bad_slide = producer.seed, producer.storage_options, producer.on_bad_slide
+    """Write a window by a Spark job of one task."""
+    seed, on_bad_slide = settings.seed, settings.on_bad_slide
 
     def run(_: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        told: list[str | None]
         try:
-            manifest = write_window(folder, epoch, window, units, seed, options, on_bad_slide)
-            told = [json.dumps(asdict(manifest)), None, None]
-        except SlideError as error:  # no death of a worker: another attempt would meet the same slide
-            told = [None, error.code.value, error.message]
-        cells = [pa.array([text], pa.string()) for text in told]
-        yield pa.RecordBatch.from_arrays(cells, ["manifest", "error_code", "error_message"])
+            result: dict[str, object] = asdict(write_window(folder, epoch, window, units, seed, options, on_bad_slide))
+        except SlideError as error:  # the task ends well: another attempt would meet the same slide
+            result = {"code": error.code.value, "message": error.message}
+        yield pa.RecordBatch.from_pydict({"result": [json.dumps(result)]})
 
-    spark.sparkContext.setJobDescription(f"patches: epoch {epoch}, window {window}")  # of this thread's jobs
-    [row] = spark.range(0, 1, 1, 1).mapInArrow(run, _WRITTEN).collect()
-    if row.error_code:
-        raise SlideError(ErrorCode(row.error_code), row.error_message)
-    return Manifest(**json.loads(row.manifest))
-
-
-def _reason(error: BaseException) -> str:
-    """One line for the trainer."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    spark.sparkContext.setJobDescription(f"patches: epoch {epoch}, window {window}")  # of the jobs of this thread
+    [row] = spark.range(0, 1, 1, 1).mapInArrow(run, "result string").collect()
+    result = json.loads(row.result)
+    if "code" in result:
+        raise SlideError(ErrorCode(result["code"]), result["message"])
+    return Manifest(**result)
 
 
 def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
-    """The patients of the CSV, as section `patches` says."""
+    """Read ahead the patches of the patients of the CSV, as section `patches` says."""
     del arguments
     settings, config = run.config.patches, run.config
-    images = read_cohort(config)
+    images = run.images
     with run.stage("plan"):
         located = locate(images, config)
         try:
@@ -229,27 +230,17 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
             )
         except (ValueError, FeedError) as error:
             raise ConfigError(str(error)) from None
-    producer = Producer(
-        settings.epochs,
-        settings.window_patches,
-        settings.unit_patches,
-        settings.most_unread,
-        settings.seed,
-        settings.on_bad_slide,
-        settings.patience_s,
-        config.slides.storage_options,
-    )
     try:
         with run.stage("patches"):
-            done = read_ahead(run.spark, spec, str(settings.folder), producer)
+            written = read_ahead(run.spark, spec, settings, config.slides.storage_options)
     except SlideError as error:
-        print(f"slidelake: failed: {error.message}; or patches.on_bad_slide=skip leaves it out", file=sys.stderr)
+        _log.error("slidelake: failed: %s; or patches.on_bad_slide=skip leaves it out", error.message)
         return FAILED
-    run.counts["patches_read"], run.counts["patches_skipped"] = done.read, sum(n for n, _ in done.skipped.values())
-    print(f"slidelake patches: {done.read:,} patches read ahead into {settings.folder}")
-    for image_id, (patches, why) in sorted(done.skipped.items()):
-        print(f"slidelake: skipped {patches:,} patches of {image_id}: {why}", file=sys.stderr)
-    return SLIDES_FAILED if done.skipped and config.on_failed_slides == "report" else DONE
+    run.record.counts["patches_read"], run.record.counts["patches_skipped"] = written.read, written.skipped.n_patches
+    print(f"slidelake patches: {written.read:,} patches read ahead into {settings.folder}")
+    for image_id, (n_patches, reason) in sorted(written.skipped.items()):
+        _log.warning("slidelake: skipped %s patches of %s: %s", f"{n_patches:,}", image_id, reason)
+    return SLIDES_FAILED if written.skipped and config.on_failed_slides == "report" else DONE
 
 
 def _need_folder(config: Config) -> None:
@@ -259,7 +250,7 @@ def _need_folder(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("patches", __doc__, read_cohort_ahead, argv, check=_need_folder)
+    return run_main(JOB, read_cohort_ahead, argv, check=_need_folder)
 
 
 if __name__ == "__main__":

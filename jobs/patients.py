@@ -10,8 +10,9 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Run
-from jobs.runtime.run.survey import feature_digest, patient_hash
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.snapshot import feature_digest
+from jobs.runtime.run.survey import patient_hash
 from jobs.runtime.spark.resources import plain_executors
 from jobs.runtime.spark.session import heap_bytes
 from jobs.runtime.tables.tables import spark_schema
@@ -26,15 +27,15 @@ _INFO = (
 Row = dict[str, Any]
 
 
-def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images of patients whose features are all there and whose row is not what these would give."""
-    have = _hashes_now(run)
-    waiting: set[str] = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
-    if waiting and run.job == "patients":
-        run.problems.append(f"{len(waiting)} patients wait for the slides and features jobs: run them, then this again")
-    groups = survey[~survey["patient_id"].isin(waiting)].groupby("patient_id")
-    wanted = {str(patient): patient_hash(images, run.config) for patient, images in groups}
-    return survey["patient_id"].isin({patient for patient, value in wanted.items() if have.get(patient) != value})
+    return survey["patient_stale"]
+
+
+def waiting(survey: pd.DataFrame) -> str:
+    """How many patients have slides whose features are not all there."""
+    number = survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"].nunique()
+    return f"{number} patients wait for the slides and features jobs: run them, then this again" if number else ""
 
 
 def assemble(run: Run, wave: pd.DataFrame) -> None:
@@ -47,22 +48,27 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
         slides = run.tables.read("slides").where(in_wave).select("image_id", "status").toPandas().set_index("image_id")
         features = run.tables.read("features").where(in_wave)
         images = (
-            wave[["image_id", "patient_id", "center_id", "label", "gone"]].join(slides).join(feature_digest(features))
+            wave[["image_id", "patient_id", "center_id", "label", "removed"]]
+            .join(slides)
+            .join(feature_digest(features))
         )
         images["feature_rows"] = images["feature_rows"].fillna(0).astype("int64")
         have = _hashes_now(run, ids)
         wanted = {
             str(patient): row for patient, of_patient in images.groupby("patient_id") if (row := _info(run, of_patient))
         }
-        build, too_large, drop = decide(wanted, have, _most_tiles(run))
-        run.problems += [_why_too_large(run, row, has_row=row["patient_id"] in have) for row in too_large]
+        first = features.select(F.size("embedding_avg").alias("dim")).first()
+        tile_bytes = (first.dim if first else 1) * np.dtype(config.output.embedding_dtype).itemsize
+        most = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG) // tile_bytes
+        build, too_large, drop = decide(wanted, have, most)
+        run.record.problems += [
+            _why_too_large(row, tile_bytes, most, has_row=row["patient_id"] in have) for row in too_large
+        ]
         if not build and not drop:
             return
         splits = run.tables.read("splits").where(in_wave).select("patient_id", "split")
         split_of = {row.patient_id: row.split for row in splits.collect()}
-        columns = [column.split()[0] for column in _INFO.split(", ")]
-        build = [row | {"split": split_of.get(row["patient_id"])} for row in build]
-        info = run.spark.createDataFrame([tuple(row[name] for name in columns) for row in build], _INFO)
+        info = run.spark.createDataFrame([row | {"split": split_of.get(row["patient_id"])} for row in build], _INFO)
         built = [row["patient_id"] for row in build]
         ok = list(images.loc[images["status"] == "ok", "image_id"])
         features = features.where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
@@ -76,10 +82,10 @@ def assemble(run: Run, wave: pd.DataFrame) -> None:
             "' feature rows for ', wanted_tiles, ' tiles: run again'))) "
         )
         complete = bags.join(F.broadcast(info), "patient_id").withColumn("n_tiles", counted.cast("int"))
-        complete = complete.coalesce(_tasks(run, [row["wanted_tiles"] for row in build]))
+        complete = complete.coalesce(_tasks(run, [row["wanted_tiles"] * tile_bytes for row in build]))
         run.step(f"bags of {len(build):,} patients, write")
         run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
-        run.counts["patients_built"] += len(build)
+        run.record.counts["patients_built"] += len(build)
 
 
 def decide(
@@ -104,25 +110,19 @@ def decide(
     return build, too_large, [patient for patient in have if patient not in wanted]
 
 
-def _tasks(run: Run, tiles: Sequence[int]) -> int:
-    """How many tasks build and write the bags of so many tiles each.
+def _tasks(run: Run, bags: Sequence[int]) -> int:
+    """How many tasks build and write bags of so many bytes each.
 
     For each executor no more than its heap has room for at once, were all bags as large as the largest: Spark deals tasks out in
     turn where all are idle, as they are before this stage.
     """
-    bags = [n * _bytes_a_tile(run) for n in tiles]
     files = math.ceil(2 * sum(bags) / _BYTES_A_FILE)
     room = heap_bytes(run.spark) // (HEAP_A_BAG * max(bags, default=1))
     return max(1, min(files, max(1, room) * plain_executors(run.spark)))
 
 
-def _most_tiles(run: Run) -> int:
-    """The number of tiles in the largest bag that there is room for."""
-    return min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG) // _bytes_a_tile(run)
-
-
-def _why_too_large(run: Run, row: Row, *, has_row: bool) -> str:
-    tile, most = _bytes_a_tile(run), _most_tiles(run)
+def _why_too_large(row: Row, tile: int, most: int, *, has_row: bool) -> str:
+    """Why the row of a patient is not made: a tile has `tile` bytes, and `most` tiles fit in a bag."""
     row_now = "its row stays, and is older than the CSV, slides or settings" if has_row else "it gets no row"
     return (
         f"patient {row['patient_id']}: a bag of {row['wanted_tiles']:,} tiles is {row['wanted_tiles'] * tile:,} bytes, the limit "
@@ -133,10 +133,10 @@ def _why_too_large(run: Run, row: Row, *, has_row: bool) -> str:
 
 def _info(run: Run, images: pd.DataFrame) -> Row | None:
     """What the row of a patient holds beside the bags; None if the patient has no tile."""
-    value = patient_hash(images, run.config)
+    value = patient_hash(images, run.identity)
     if value is None:
         return None
-    present = images[~images["gone"].astype(bool)]
+    present = images[~images["removed"]]
     first = present.iloc[0]
     return {
         "patient_id": first["patient_id"],
@@ -148,28 +148,34 @@ def _info(run: Run, images: pd.DataFrame) -> Row | None:
         "complete": bool((present["status"] == "ok").all()),
         "wanted_tiles": int(images.loc[images["status"] == "ok", "feature_rows"].sum()),
         "params_hash": value,
-        "run_id": run.run_id,
+        "run_id": run.record.run_id,
     }
 
 
-def _bytes_a_tile(run: Run) -> int:
-    """Of one of the two bags."""
-    return run.models.encoder.dim * np.dtype(run.config.output.embedding_dtype).itemsize
-
-
-def _hashes_now(run: Run, patients: Sequence[str] | None = None) -> dict[str, str]:
-    """params_hash by patient_id, of all rows, or of some patients' and those whose every image is another patient's now."""
+def _hashes_now(run: Run, patients: Sequence[str]) -> dict[str, str]:
+    """params_hash by patient_id, of some patients and of those whose every image is another patient's now."""
     rows = run.tables.read("patients").select("patient_id", "params_hash")
-    if patients is not None:
-        owners = run.tables.read("slides").select("patient_id").distinct().withColumn("owns", F.lit(True))
-        asked = F.col("patient_id").isin(list(patients)) | F.col("owns").isNull()
-        rows = rows.join(owners, "patient_id", "left").where(asked)
+    owners = run.tables.read("slides").select("patient_id").distinct().withColumn("owns", F.lit(True))
+    rows = rows.join(owners, "patient_id", "left").where(
+        F.col("patient_id").isin(list(patients)) | F.col("owns").isNull()
+    )
     return {row.patient_id: row.params_hash for row in rows.collect()}
+
+
+JOB = Job(
+    "patients",
+    reads=("slides", "tiles", "indexes", "features", "splits"),
+    writes=("patients",),
+    stages=(assemble,),
+    stale=stale,
+    waiting=waiting,
+    models="recorded",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("patients", __doc__, [assemble], stale, argv)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

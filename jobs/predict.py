@@ -14,6 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -22,14 +23,16 @@ from pyspark.sql import functions as F
 from tqdm import tqdm
 
 from jobs import preprocess
-from jobs.runtime.cohort.locating import read_cohort
 from jobs.runtime.run.cli import conclude
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run, work_in_waves
-from jobs.runtime.settings.config import Config, ConfigError, settings_hash
-from jobs.runtime.settings.recipe import Recipe, differences, settings_recipe
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.summary import CohortState, read_state
+from jobs.runtime.run.waves import work_in_waves
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.identity import Identity, Recipe, differences, row_hash
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
+from jobs.runtime.tables.tables import Tables
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, ModelError, load_card, load_model
 from jobs.training.model.mil import BagModel
@@ -42,18 +45,19 @@ from jobs.training.model.predictions import (
     prior_prediction,
     submission_csv,
 )
+from jobs.training.refusals import FeedError
 from jobs.training.seen import Seen, seen_by_model
-from jobs.training.training_errors import FeedError
 from udfs.find_tissue import WITHOUT_TILES
 from udfs.wording import named, some
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
+JOB = replace(preprocess.JOB, name="predict", writes=(*preprocess.JOB.writes, "predictions"), result="predictions")
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most
 
 
 def check(config: Config) -> None:
     """What can be refused before Spark starts."""
-    _refuse_other_features(_card(config), settings_recipe(config))
+    _refuse_other_features(_card(config), Identity(config).recipe)
 
 
 def predict(run: Run, arguments: argparse.Namespace) -> int:
@@ -63,26 +67,20 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         model, card = load_model(_model_uri(config), config.slides.storage_options)
     except ModelError as error:
         raise ConfigError(f"predict.model: {error}") from None
-    survey = work_in_waves(
-        run,
-        preprocess.STAGES,
-        preprocess.stale,
-        encodes=True,
-        retry_failed=arguments.retry_failed,
-        check=lambda: _refuse(run, card),
-    )
-    cohort = sorted(set(survey.loc[~survey["gone"].astype(bool), "patient_id"]))
+    survey = work_in_waves(run, retry_failed=arguments.retry_failed, check=lambda: _refuse(run, card))
     with run.stage("predict"):
-        wanted = _wanted(run, cohort, card, _not_seen(run, survey))
-        have = _rows_now(run, card)
+        wanted = _wanted(run.tables, read_state(run.tables, run.job, survey), survey, card)
+        cohort = list(wanted)
+        rows = _of_model(run, card).select("patient_id", "params_hash").collect()
+        have = {row.patient_id: row.params_hash for row in rows}
         todo = [name for name, basis in wanted.items() if have.get(name) != basis.params_hash]
         _predict_and_write(run, model, card, {name: wanted[name] for name in todo}, have.keys())
         probabilities, from_prior = _probabilities(run, cohort, card)
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
         write_bytes(csv, submission_csv(probabilities, card.classes, from_prior), config.slides.storage_options)
-        uris = {image.image_id: image.uri for image in read_cohort(config)}
+        uris = {image.image_id: image.uri for image in run.images}
         seen = seen_by_model(card, config.output.root, uris, config.slides.storage_options)
-    run.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
+    run.record.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
     with_bag = {name: basis for name, basis in wanted.items() if basis.n_tiles}
     return conclude(run, survey, _lines(card, cohort, todo, from_prior, with_bag, seen, csv))
 
@@ -106,8 +104,8 @@ def _refuse(run: Run, card: ModelCard) -> None:
     Raises:
         ConfigError: the features would not be those that the model learned from, or labels would be lost.
     """
-    _refuse_other_features(card, run.recipe)
-    unlabelled = [image.image_id for image in read_cohort(run.config) if image.label is None]
+    _refuse_other_features(card, run.identity.recipe)
+    unlabelled = [image.image_id for image in run.images if image.label is None]
     known = run.tables.read("slides").where(F.col("label").isNotNull() & F.col("image_id").isin(unlabelled))
     patients = sorted({row.patient_id for row in known.select("patient_id").collect()})
     if patients:
@@ -131,36 +129,19 @@ def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
         )
 
 
-def _not_seen(run: Run, survey: pd.DataFrame) -> tuple[Counter[str], Counter[str]]:
-    """By patient, how many slides of the CSV failed, and how many were read and have no tile."""
-    here = set(survey.index[~survey["gone"].astype(bool)])
-    rows = run.tables.read("slides").select("image_id", "patient_id", "status").where("status != 'ok'").collect()
-    of_cohort = [row for row in rows if row.image_id in here]
-    failed = Counter(row.patient_id for row in of_cohort if row.status == "failed")
-    return failed, Counter(row.patient_id for row in of_cohort if row.status in WITHOUT_TILES)
-
-
-def _wanted(
-    run: Run, cohort: Sequence[str], card: ModelCard, not_seen: tuple[Counter[str], Counter[str]]
-) -> dict[str, Basis]:
-    """What the prediction of each patient of the cohort rests on; no tiles where table patients has no row."""
-    rows = run.tables.read("patients").select("patient_id", "params_hash", "n_tiles").collect()
+def _wanted(tables: Tables, state: CohortState, survey: pd.DataFrame, card: ModelCard) -> dict[str, Basis]:
+    """What the prediction of each patient of the cohort rests on; no tiles if table patients has no row."""
+    patient_of, status = state.slides["image_id"].map(survey["patient_id"]), state.slides["status"]
+    unseen = [Counter(patient_of[status.isin(kinds)]) for kinds in (["failed"], WITHOUT_TILES)]
+    rows = tables.read("patients").select("patient_id", "params_hash", "n_tiles").collect()
     bags = {row.patient_id: (row.params_hash, row.n_tiles) for row in rows}
-    found = {name: bags.get(name, (None, 0)) for name in cohort}
-    return {
-        name: Basis(
-            settings_hash(VERSION, card.model_id, card.weights_hash, value, *(count[name] for count in not_seen)),
-            n_tiles,
-            *(count[name] for count in not_seen),
-        )
-        for name, (value, n_tiles) in found.items()
-    }
 
+    def basis(name: str) -> Basis:
+        params_hash, n_tiles = bags.get(name, (None, 0))
+        counts = [count[name] for count in unseen]
+        return Basis(row_hash(VERSION, card.model_id, card.weights_hash, params_hash, *counts), n_tiles, *counts)
 
-def _rows_now(run: Run, card: ModelCard) -> dict[str, str]:
-    """params_hash of this model's predictions by patient_id."""
-    rows = _of_model(run, card).select("patient_id", "params_hash")
-    return {row.patient_id: row.params_hash for row in rows.collect()}
+    return {name: basis(name) for name in state.patients}
 
 
 def _of_model(run: Run, card: ModelCard) -> DataFrame:
@@ -208,9 +189,7 @@ def _predicted(run: Run, model: BagModel, card: ModelCard, patients: Sequence[st
         raise ConfigError(
             f"predict.model: {card.model_id} takes embeddings of {card.spec.dim} columns, table patients has {feed.dim}"
         )
-    torch.set_num_threads(
-        min(slots(run.spark), os.cpu_count() or 1)
-    )  # of the driver, which the executors' cores are not
+    torch.set_num_threads(min(slots(run.spark), os.cpu_count() or 1))  # the driver's cores, not the executors'
     screen = terminal()
     each = predict_each(model, feed)
     yield from tqdm(each, total=len(patients), file=screen, disable=screen is None, leave=False, unit="patient")
@@ -224,7 +203,9 @@ def _put(
     present: Container[str],
 ) -> None:
     names = [prediction.patient_id for prediction in found]
-    frame = run.spark.createDataFrame(as_table(found, wanted, card.classes, card.model_id, run.run_id)).coalesce(1)
+    frame = run.spark.createDataFrame(as_table(found, wanted, card.classes, card.model_id, run.record.run_id)).coalesce(
+        1
+    )
     known = [name for name in names if name in present]
     run.tables.put("predictions", frame, "patient_id", names, known, among=("model_id", card.model_id))
 
@@ -232,9 +213,8 @@ def _put(
 def _probabilities(run: Run, cohort: Sequence[str], card: ModelCard) -> tuple[dict[str, dict[str, float]], list[str]]:
     """By patient of the cohort, from the table; and who has the prior."""
     rows = _of_model(run, card).select("patient_id", "probabilities", "from_prior")
-    found = {row.patient_id: row for row in rows.collect()}
-    missing = [name for name in cohort if name not in found or not _is_whole(found[name].probabilities, card)]
-    if missing:
+    found = {row.patient_id: row for row in rows.collect() if _is_whole(row.probabilities, card)}
+    if missing := [name for name in cohort if name not in found]:
         raise RuntimeError(
             f"no whole prediction of {missing[:5]} in table predictions: this is a fault, please report it"
         )
@@ -267,7 +247,7 @@ def _lines(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("predict", __doc__, predict, argv, retries=True, check=check)
+    return run_main(JOB, predict, argv, check=check)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,27 @@ import pandas as pd
 
 from jobs import features, patients, slides
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Run
-
-STAGES = (slides.find, features.encode, patients.assemble)
+from jobs.runtime.run.run import Job
 
 
-def stale(run: Run, survey: pd.DataFrame) -> "pd.Series[bool]":
+def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
     """The images that any stage has work on."""
-    todo = slides.stale(run, survey) | survey["features_stale"]
-    return todo | patients.stale(run, survey)
+    return slides.stale(survey) | survey["features_stale"] | patients.stale(survey)
+
+
+JOB = Job(
+    "preprocess",
+    reads=("splits",),
+    writes=("slides", "tiles", "indexes", "features", "patients"),
+    stages=(slides.find, features.encode, patients.assemble),
+    stale=stale,
+    models="loaded",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_job("preprocess", __doc__, STAGES, stale, argv, retries=True)
+    return run_job(JOB, argv)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,28 @@
 """Table splits, column split of patients, and one CSV per split: who is in train, validation and test.
 
 Patients are dealt to train, validation and test by their number of images, within centre and label, all images of a patient
-together; the order of the CSV's rows says nothing, splits.seed does. A patient who has a split keeps it: run it again when
-patients come, and only they are dealt. One slide under two names in two splits is refused. Small centres: the shares hold
-over the cohort, and in each centre and label as far as whole patients allow; no split is promised a patient of each. The job
-warns of splits that lack a class or are empty. If other settings dealt the patients, --redo deals all of them anew.
+together, in an order that depends on splits.seed and not on the CSV. A patient keeps its split: run the job again when
+patients come, and only they are dealt. One slide under two names in two splits is refused. The shares hold over the cohort,
+and in each centre and label as far as whole patients allow, so a split may lack patients of a small centre. The job warns of
+splits that lack a class or are empty. If other settings dealt the patients, --redo deals all of them anew.
 """
 
 import argparse
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from jobs.runtime.cohort.locating import cohort_bytes
 from jobs.runtime.cohort.patient_csv import Image, parse_cohort, rows_as_written
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
-from jobs.runtime.settings.config import ConfigError, settings_hash
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.summary import end_lines
+from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.settings.identity import row_hash, settings_of
 from jobs.runtime.tables.tables import spark_schema
 from jobs.training.leakage import Compared, LeakageError, SlideFile, refuse_leaks
 from jobs.training.splitting import SPLITS, VERSION, Patient, assign_folds, assign_splits, missing_classes
@@ -27,6 +30,7 @@ from udfs import schemas
 from udfs.wording import named
 from udfs.wsi.store import public_uri, read_bytes, write_bytes
 
+JOB = Job("splits", reads=("slides",), writes=("splits", "patients"))  # patients only if it exists
 _PROPERTY = "slidelake.splits"  # of table splits: the settings that its patients were dealt with
 _MAY_CHANGE = ("split", "fold", "center_id", "label", "n_images", "seed", "params_hash", "run_id")
 Row = dict[str, Any]  # of table splits
@@ -36,22 +40,21 @@ def split(run: Run, arguments: argparse.Namespace) -> int:
     """Deal whoever has no split, then bring tables and files up to date."""
     data = cohort_bytes(run.config)
     images = parse_cohort(data)
-    there = run.tables.versions()
     with run.stage("splits"):
-        have = _rows_now(run) if "splits" in there else {}
+        have = _rows_now(run)
         anew = _is_dealt_anew(run, have, redo=arguments.redo)
         rows = _deal(run, images, have, {} if anew else have)
-        compared = _gate(run, images, rows, slides_there="slides" in there)
+        compared = _gate(run, images, rows)
         _write(run, rows, have, anew=anew)
     with run.stage("patients"):
-        shown = _show_in_patients(run, rows) if "patients" in there else None
+        shown = _show_in_patients(run, rows) if run.tables.exists("patients") else None
     with run.stage("csv"):
         files = _write_csvs(run, data, rows)
     moved = sum(have[name]["split"] != row["split"] for name, row in rows.items() if name in have)
-    run.counts.update(
+    run.record.counts.update(
         patients=len(rows), patients_dealt=len(rows if anew else rows.keys() - have.keys()), patients_moved=moved
     )
-    run.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
+    run.record.counts.update(Counter(f"patients_{row['split']}" for row in rows.values()))
     print(_report(run, rows, compared, shown, files))
     return DONE
 
@@ -62,13 +65,13 @@ def _rows_now(run: Run) -> dict[str, Row]:
 
 
 def _settings(run: Run) -> Row:
-    """Those that say which split a patient gets."""
-    settings = run.config.splits.model_dump(mode="json")
-    return {name: settings[name] for name in (*SPLITS, "stratify", "seed")}
+    """The settings that say which split a patient gets; folds are dealt within the splits."""
+    settings = settings_of(run.config, "splits").items()
+    return {key.removeprefix("splits."): value for key, value in settings if key != "splits.folds"}
 
 
 def _is_dealt_anew(run: Run, have: Mapping[str, Row], *, redo: bool) -> bool:
-    """Return whether other settings dealt the patients who have a split, so that --redo deals them anew.
+    """Returns whether other settings dealt the patients who have a split, so that --redo deals them anew.
 
     Raises:
         ConfigError: other settings dealt them, and --redo was not given.
@@ -89,9 +92,9 @@ def _is_dealt_anew(run: Run, have: Mapping[str, Row], *, redo: bool) -> bool:
 
 
 def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapping[str, Row]) -> dict[str, Row]:
-    """The rows that table splits should have, those of patients that the CSV has no more among them, by patient_id.
+    """Returns the rows of table splits by patient_id, also of patients who left the CSV.
 
-    `have`: rows now; `kept`: those of patients who keep their split.
+    `have`: rows now; `kept`: rows of patients who keep their split.
     """
     settings = run.config.splits
     known = {row["patient_id"]: Patient(*(row[name] for name in _OF_PATIENT)) for row in have.values()}
@@ -101,7 +104,7 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
     how: dict[str, Any] = {"stratify": settings.stratify, "seed": settings.seed}
     fractions = {name: getattr(settings, name) for name in SPLITS}
     split_of = assign_splits(patients, fractions, {name: row["split"] for name, row in kept.items()}, **how)
-    params_hash = settings_hash(VERSION, _settings(run), settings.folds)
+    params_hash = row_hash(VERSION, settings_of(run.config, "splits"))
     fold_of: dict[str, int] = {}
     if settings.folds:
         # Folds may be dealt anew: the test split stays out of all of them. They stay under the same settings.
@@ -121,17 +124,17 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
         stays = name in kept and was["fold"] is None and row["fold"] is None  # a fold is of the settings of today
         row["params_hash"] = was["params_hash"] if stays else params_hash
         same = all(was.get(field) == value for field, value in row.items()) and was
-        rows[name] = row | {"run_id": was["run_id"] if same else run.run_id}
+        rows[name] = row | {"run_id": was["run_id"] if same else run.record.run_id}
     return rows
 
 
 _OF_PATIENT = ("patient_id", "center_id", "label", "n_images")
 
 
-def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row], *, slides_there: bool) -> Compared | None:
+def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row]) -> Compared | None:
     """Refuse leaks across splits, and across folds; None where there is no table slides to tell."""
     slides: list[SlideFile] = []
-    if slides_there:
+    if run.tables.exists("slides"):
         opens = {
             image.image_id: image.uri for image in images if image.uri
         }  # may hold a signature that the table has not
@@ -144,7 +147,7 @@ def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row], *, slides_
             refuse_leaks(_pairs(rows, "fold"), slides, run.config.slides.storage_options)
     except LeakageError as error:
         raise ConfigError(str(error)) from None
-    return compared if slides_there else None
+    return compared if run.tables.exists("slides") else None
 
 
 def _pairs(rows: Mapping[str, Row], part: str) -> list[tuple[str, str]]:
@@ -152,12 +155,11 @@ def _pairs(rows: Mapping[str, Row], part: str) -> list[tuple[str, str]]:
 
 
 def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: bool) -> None:
-    """New rows in one commit, changed ones in another; none where there are none.
+    """Writes new rows in one commit and changed ones in another, if there are any.
 
-    The settings are noted before the first rows; of those dealt anew after them, so that a run that is killed deals again.
+    The settings are noted before the first rows; if patients are dealt anew, after the rows, so that a killed run deals again.
     """
-    for name in ("splits", "runs"):
-        run.tables.create(name)
+    run.tables.create("splits")
     if not anew:
         _note_settings(run)
     schema = spark_schema(schemas.SPLITS)
@@ -180,7 +182,7 @@ def _note_settings(run: Run) -> None:
 
 
 def _show_in_patients(run: Run, rows: Mapping[str, Row]) -> int:
-    """Bring column split of patients up to date; how many rows changed."""
+    """Updates column split of patients; returns the number of changed rows."""
     run.tables.create("patients")  # one of an older version lacks the column
     now = run.tables.read("patients").select("patient_id", "split").collect()
     wrong = [(p.patient_id, rows[p.patient_id]["split"]) for p in now if p.patient_id in rows]
@@ -194,7 +196,7 @@ def _show_in_patients(run: Run, rows: Mapping[str, Row]) -> int:
 
 
 def _write_csvs(run: Run, data: bytes, rows: Mapping[str, Row]) -> list[str]:
-    """A file a split, and two a fold: the CSV's own header and rows, byte for byte. Returns their URIs."""
+    """Writes one file per split, and two per fold: header and rows of the CSV, byte for byte. Returns their URIs."""
     settings = run.config.splits
     folder = (settings.csv or f"{run.config.output.root.rstrip('/')}/splits_csv").rstrip("/")
     header, lines = rows_as_written(data)
@@ -223,9 +225,9 @@ def _bring_up_to_date(uri: str, data: bytes, run: Run) -> None:
 def _report(
     run: Run, rows: Mapping[str, Row], compared: Compared | None, shown: int | None, files: Sequence[str]
 ) -> str:
-    lines = ["", f"slidelake splits, run {run.run_id}", *counts_table(rows.values())]
+    lines = ["", f"slidelake splits, run {run.record.run_id}", *counts_table(rows.values())]
     wanted = " / ".join(f"{getattr(run.config.splits, name):.1%}" for name in SPLITS)
-    dealt, moved = run.counts["patients_dealt"], run.counts["patients_moved"]
+    dealt, moved = run.record.counts["patients_dealt"], run.record.counts["patients_moved"]
     lines.append(
         f"  asked for {wanted}, seed {run.config.splits.seed}; {dealt} patients dealt, {len(rows) - dealt} kept their split"
     )
@@ -247,14 +249,13 @@ def _report(
         lines.append("  patients  not there yet: the patients job fills its column split")
     else:
         lines.append(f"  patients  column split, {shown} rows changed")
-    seconds = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.timings.items())
-    lines += [f"  seconds   {seconds}", f"  tables    {public_uri(run.config.output.root)}/"]
+    lines += end_lines(run.record, public_uri(run.config.output.root))
     lines.append(f"  csv       {', '.join(public_uri(uri) for uri in files)}")
     return "\n".join(lines)
 
 
 def _warnings(run: Run, rows: Collection[Row]) -> list[str]:
-    """Return a line each for splits that train refuses, folds that it refuses, classes that a split lacks, and empty splits."""
+    """Returns lines on splits and folds that train refuses, classes that a split lacks, and empty splits."""
     settings = run.config.splits
     labels = {name: [row["label"] for row in rows if row["split"] == name] for name in SPLITS}
     gaps = missing_classes(labels)
@@ -269,65 +270,47 @@ def _warnings(run: Run, rows: Collection[Row]) -> list[str]:
         if share > 0 and not n_labelled:
             warnings.append(f"split {name} has 0 labelled patients, and splits.{name} is {share}: {remedy}")
     for fold in range(settings.folds or 0):
-        of_fold = [row for row in rows if row["fold"] is not None]
-        held_out = [row["label"] for row in of_fold if row["fold"] == fold]
-        others = [row["label"] for row in of_fold if row["fold"] != fold]
-        if refused := missing_classes(labels | {"train": others, "validation": held_out}).refused:
-            warnings.append(
-                f"training.fold={fold} is refused: {'; '.join(refused)}: add patients, or lower splits.folds"
-            )
+        parts: dict[bool, list[str | None]] = {False: [], True: []}  # by whether the fold has the patient
+        for row in rows:
+            if row["fold"] is not None:
+                parts[row["fold"] == fold].append(row["label"])
+        if refused := missing_classes(labels | {"train": parts[False], "validation": parts[True]}).refused:
+            text = f"training.fold={fold} is refused: {'; '.join(refused)}: add patients, or lower splits.folds"
+            warnings.append(text)
     return warnings
 
 
 def counts_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Patients and images by centre, label and split, lines of text; rows are those of table splits."""
+    """Returns lines with patients and images by centre, label and split; rows are those of table splits."""
     patients: Counter[tuple[str, str, str]] = Counter()
     images: Counter[tuple[str, str, str]] = Counter()
-    labels: dict[str, set[str]] = {}
+    labels: dict[str, set[str]] = defaultdict(set)  # "" stands for all
     for row in rows:
-        center, label = named(row["center_id"]), named(row["label"] or "-")
-        labels.setdefault(center, set()).add(label)
-        labels.setdefault("", set()).add(label)
-        for key in ((center, label), (center, ""), ("", label), ("", "")):
-            patients[*key, row["split"]] += 1
-            images[*key, row["split"]] += row["n_images"]
-    widths = [max(len(name) for name in (*labels, "centre")), max(len(name) for name in (*labels[""], "label"))]
-
-    def line(center: str, label: str, cells: Iterable[str]) -> str:
-        return f"  {center or 'all':<{widths[0]}}  {label or 'all':<{widths[1]}}  " + "  ".join(
-            f"{cell:>10}" for cell in cells
-        )
-
-    lines = [
-        line(" ", " ", ["patients", "", "", "images", "", "", "of images", "", ""]),
-        line("centre", "label", SPLITS * 3),
+        for center, label in product((named(row["center_id"]), ""), (named(row["label"] or "-"), "")):
+            labels[center].add(label)
+            patients[center, label, row["split"]] += 1
+            images[center, label, row["split"]] += row["n_images"]
+    lines: list[tuple[str, ...]] = [
+        ("", "", "patients", "", "", "images", "", "", "of images", "", ""),
+        ("centre", "label", *SPLITS * 3),
     ]
     for center in [*sorted(labels.keys() - {""}), ""]:
-        of_center = sorted(labels[center])
+        of_center = sorted(labels[center] - {""})
         for label in of_center if len(of_center) == 1 and center else [*of_center, ""]:
-            counts = [images[center, label, name] for name in SPLITS]
-            shares = [f"{count / max(1, sum(counts)):.1%}" for count in counts]
-            lines.append(
-                line(
-                    center,
-                    label,
-                    [*(str(patients[center, label, name]) for name in SPLITS), *map(str, counts), *shares],
-                )
-            )
-    return lines
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--redo",
-        action="store_true",
-        help="if other settings dealt the patients, deal all of them anew; else that is refused, since a patient keeps its split",
-    )
+            n_images = [images[center, label, name] for name in SPLITS]
+            counts = [*(patients[center, label, name] for name in SPLITS), *n_images]
+            shares = [f"{count / max(1, sum(n_images)):.1%}" for count in n_images]
+            lines.append((center or "all", label or "all", *map(str, counts), *shares))
+    widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
+    return [
+        f"  {center:<{widths[0]}}  {label:<{widths[1]}}  " + "  ".join(f"{cell:>10}" for cell in cells)
+        for center, label, *cells in lines
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("splits", __doc__, split, argv, options=_options)
+    return run_main(JOB, split, argv)
 
 
 if __name__ == "__main__":

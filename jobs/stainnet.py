@@ -1,4 +1,4 @@
-"""Fit a StainNet checkpoint to your own slides: all shall look like a reference slide. Needs tables slides and tiles."""
+"""Fit a StainNet checkpoint to your own slides, so that all look like a reference slide. Needs tables slides and tiles."""
 
 import argparse
 import io
@@ -14,23 +14,24 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
-from jobs.runtime.cohort.locating import locate, read_cohort
+from jobs.runtime.cohort.locating import locate
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.config import ConfigError
 from udfs.wording import named
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.reading.spacing import region_edge, resample
-from udfs.wsi.stain.fitting import Teacher, TeacherGap, Tiles, evaluate, fit_stainnet, split_tiles
+from udfs.wsi.stain.fitting import Teacher, TeacherGap, Tiles, fit_stainnet, split_tiles, teacher_gaps
 from udfs.wsi.stain.stainnet import StainNet
 from udfs.wsi.store import public_uri, write_bytes
 
-_READERS = 4
+JOB = Job("stainnet", reads=("slides", "tiles"))
+_SLIDES_AT_ONCE = 4
 _PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18
 
 
-def fit(run: Run, arguments: argparse.Namespace) -> int:
+def fit_to_reference(run: Run, arguments: argparse.Namespace) -> int:
     """Draw tiles, fit, report, write checkpoint and picture."""
     del arguments
     config = run.config
@@ -38,7 +39,7 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
     if not settings.reference or not settings.checkpoint:
         raise ConfigError("stainnet.reference (an image_id) and stainnet.checkpoint (a path to write) are required")
     with run.stage("sample"):
-        drawn = _draw(run)
+        drawn = draw_tiles(run)
         tiles = _read_sample(run, drawn)
         centers = dict(zip(drawn["image_id"], drawn["center_id"], strict=True))
     if settings.reference not in tiles:
@@ -48,27 +49,27 @@ def fit(run: Run, arguments: argparse.Namespace) -> int:
         )
     with run.stage("fit"):
         torch.set_num_threads(1)
-        teacher = Teacher(tiles, centers, settings.reference, config.tiling.background_brightness)
+        teacher = Teacher(tiles, centers, settings.reference, config.tissue_method)
         seen, held_out = split_tiles(tiles)
         net = fit_stainnet(seen, teacher, settings.steps, settings.seed)
-        gaps = evaluate(net, held_out, teacher)
+        gaps = teacher_gaps(net, held_out, teacher)
     picture = re.sub(r"\.(pth?|ckpt|bin)$", "", settings.checkpoint) + ".png"
     write_bytes(settings.checkpoint, _checkpoint(net), config.slides.storage_options)
     write_bytes(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
-    run.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
-    print(_report(run, gaps, net, picture))
+    run.record.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
+    print(_gap_report(run, gaps, net, picture))
     return DONE
 
 
-def _draw(run: Run) -> pd.DataFrame:
-    """A sample of rows of tiles; the same for the same seed.
+def draw_tiles(run: Run) -> pd.DataFrame:
+    """A sample of the rows of tiles: the same rows for the same seed.
 
-    It is spread evenly over the reference and other good slides of the cohort, of as many slides as leave two tiles each.
+    The sample is spread evenly over the reference and other good slides of the cohort. It has at least two tiles per slide.
     """
     settings = run.config.stainnet
-    if not {"slides", "tiles"} <= run.tables.versions().keys():
+    if not all(map(run.tables.exists, JOB.reads)):
         raise ConfigError(f"no tables in {public_uri(run.config.output.root)}: run the slides job first")
-    ids = [(image.image_id,) for image in read_cohort(run.config)]
+    ids = [(image.image_id,) for image in run.images]
     cohort = run.spark.createDataFrame(ids, "image_id string")
     good = run.tables.read("slides").where("status = 'ok'").join(cohort, "image_id").select("image_id", "center_id")
     others_last = (F.col("image_id") != settings.reference).cast("int")
@@ -87,15 +88,15 @@ def _draw(run: Run) -> pd.DataFrame:
 
 
 def _read_sample(run: Run, drawn: pd.DataFrame) -> dict[str, Tiles]:
-    """Their pixels by image_id, in the order drawn."""
-    cohort = [image for image in read_cohort(run.config) if image.image_id in set(drawn["image_id"])]
+    """The pixels of the drawn tiles by image_id, in the order drawn."""
+    cohort = [image for image in run.images if image.image_id in set(drawn["image_id"])]
     located = locate(cohort, run.config)
 
     def read(item: tuple[Any, pd.DataFrame]) -> tuple[str, Tiles]:
         image_id, rows = str(item[0]), item[1]
         uri = located[image_id].uri
         if uri is None:
-            raise ConfigError(f"{image_id} is in table slides, but its file is gone: run the slides job again")
+            raise ConfigError(f"{image_id} is in table slides, but its file is missing: run the slides job again")
         first = rows.iloc[0]
         try:
             with open_slide(uri, run.config.slides.storage_options) as slide:
@@ -103,10 +104,10 @@ def _read_sample(run: Run, drawn: pd.DataFrame) -> dict[str, Tiles]:
                 region_px = region_edge(int(first["tile_px"]) * first["downsample"], slide.levels[level].downsample)
                 pixels = dict(slide.read_tiles(rows[["x_px", "y_px"]].to_numpy(), region_px, level))
         except SlideError as error:
-            raise ConfigError(f"{image_id} can't be sampled: {error}; leave it out of the CSV or mend it") from None
+            raise ConfigError(f"{image_id} can't be sampled: {error}; leave it out of the CSV, or repair it") from None
         return image_id, np.stack([resample(pixels[i], int(first["tile_px"])) for i in range(len(rows))])
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(_SLIDES_AT_ONCE) as pool:
         return dict(pool.map(read, drawn.groupby("image_id")))
 
 
@@ -117,7 +118,7 @@ def _checkpoint(net: StainNet) -> bytes:
 
 
 def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) -> bytes:
-    """A PNG: a row a slide, its tile as scanned, as the teacher wants it, as StainNet makes it."""
+    """A PNG with one row per slide: a tile as scanned, by the teacher and by StainNet."""
     rows = [(name, pixels[0]) for name, pixels in sorted(tiles.items()) if len(pixels)][:_PICTURE_ROWS]
     edge, pad = _PICTURE_PX, _CAPTION_PX
     sheet = Image.new("RGB", (3 * edge + 2 * 4, len(rows) * (edge + pad)), "white")
@@ -137,10 +138,10 @@ def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) 
     return buffer.getvalue()
 
 
-def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> str:
+def _gap_report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> str:
     lines = [
         "",
-        f"slidelake stainnet, run {run.run_id}",
+        f"slidelake stainnet, run {run.record.run_id}",
         "  mean absolute difference from the teacher on held-out tiles, grey levels of 255",
         f"  {'slide':<28} {'tiles':>5} {'as scanned':>11} {'StainNet':>9}",
     ]
@@ -160,7 +161,7 @@ def _report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main("stainnet", __doc__, fit, argv)
+    return run_main(JOB, fit_to_reference, argv)
 
 
 if __name__ == "__main__":

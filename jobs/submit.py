@@ -4,6 +4,7 @@ What runs stands in the file, word for word; what goes along is the settings fil
 """
 
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -20,15 +21,17 @@ from zipfile import ZipFile
 
 from pydantic import Field, ValidationError
 
-from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
+from jobs.runtime.settings.arguments import BAD_CONFIG, JOBS, Parser
 from jobs.runtime.settings.config import ConfigError, load_config, masked_override
-from jobs.runtime.settings.sections import Section
+from jobs.runtime.settings.setting import Section
 from jobs.runtime.settings.withheld import arguments_without_secrets, described, file_shown
 from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
 from jobs.runtime.spark.signals import NAMES, handle_stop_signals, name_of, say, stop_signals
+from jobs.runtime.spark.streams import log_to_stderr
 from udfs.wording import named, new_run_id, printable, some
 
 ROOT = Path(__file__).parents[1]
+_log = logging.getLogger("slidelake.submit")
 _FAILED = 1
 _SIGNALLED = 128  # and the number of the signal, as shells have it
 
@@ -48,8 +51,9 @@ class Place(Section):
         return {name for command in self.commands for name in Template(command).get_identifiers()}
 
 
-def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
-    """Print or run what brings one of `jobs` to a place; returns the exit status, the last command's where all ran."""
+def main(argv: Sequence[str]) -> int:
+    """Print or run what brings a job to a place; returns the exit status, the last command's where all ran."""
+    log_to_stderr()
     known = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
     parser = Parser(
         prog="slidelake submit",
@@ -63,8 +67,8 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="the settings, a file here; it goes along")
     given, arguments = parser.parse_known_args(argv)
     try:
-        if given.job not in jobs:
-            raise ConfigError(f"no job {described(given.job)}; there are {', '.join(jobs)}")
+        if given.job not in JOBS:
+            raise ConfigError(f"no job {described(given.job)}; there are {', '.join(JOBS)}")
         place = _place(given.on, known)
         settings = [word for word in arguments if "=" in word and not word.startswith("-")]
         shown = {word: masked_override(word) for word in settings}
@@ -80,10 +84,10 @@ def main(argv: Sequence[str], jobs: Mapping[str, str]) -> int:
         with stop_signals():
             return _run(commands(place, names, arguments))
     except ConfigError as error:
-        print(printable(f"slidelake submit: {error}"), file=sys.stderr)
+        _log.error(printable(f"slidelake submit: {error}"))
         return BAD_CONFIG
     except KeyboardInterrupt as error:  # before a client ran, or between two
-        print(f"slidelake submit: stopped by {name_of(error)}", file=sys.stderr)
+        _log.error("slidelake submit: stopped by %s", name_of(error))
         return _FAILED
 
 

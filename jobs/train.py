@@ -1,10 +1,11 @@
-"""A model on table patients: learns from split train, stops by split validation, is told how good it is on split test.
+"""A model on table patients: learns from split train, stops by split validation, is measured on split test.
 
-One process needs no Spark, and starts none; training.processes of 2 and more run on Spark's executors. The model, its
-report and its probabilities go to ROOT/models/RUN_ID, figures of each epoch to table training_metrics.
+One process starts no Spark; 2 and more (training.processes) run on Spark's executors. The model, its report and its
+probabilities go to ROOT/models/RUN_ID, figures of each epoch to table training_metrics.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,23 +19,25 @@ from jobs.runtime.run.cli import DONE, FAILED, main_alone
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.session import is_local, start_session
+from jobs.runtime.spark.streams import log_to_stderr
 from jobs.runtime.tables.writable import refuse_unwritable
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
 from jobs.training.labelled import CohortError, TrainingSet, feature_settings, read_training_set
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
-from jobs.training.model.checkpoints import has_checkpoint, load_checkpoint
-from jobs.training.model.files import ModelCard, ModelError, load_card, model_versions
+from jobs.training.model.files import ModelCard, ModelError, has_checkpoint, load_card, load_checkpoint, model_versions
 from jobs.training.model.mil import ModelSpec
 from jobs.training.records import RecordsError
+from jobs.training.refusals import FeedError, NoTableError
 from jobs.training.splitting import SPLITS
-from jobs.training.training_errors import FeedError, NoTableError
 from jobs.training.training_run import Task, bag_columns, run_task
 from udfs.wording import new_run_id
 from udfs.wsi.store import absolute_uri, public_uri
 
+_log = logging.getLogger("slidelake.train")
+
 
 def train(config: Config, arguments: argparse.Namespace) -> int:
-    """Check, train, report; or go on with a run, or do one again and compare."""
+    """Trains a model and reports; or goes on with a run, or repeats one and compares. Returns the exit status."""
     refuse_unwritable(config, "train")
     try:
         if arguments.resume or arguments.reproduce:
@@ -51,29 +54,29 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     n_processes = task.settings["processes"]
     with _spark(n_processes) as spark:
         task = _placed(task, arguments.resume or arguments.reproduce, spark)
-        _say(_plan_text(task))
+        log_to_stderr(task.card.model_id)
+        for line in _plan_lines(task):
+            _log.info("slidelake train: %s", line)
         try:
             if spark is None:
                 report = run_task(task)
             else:
                 with Cancelling(spark):
-                    report = on_executors(spark, n_processes, task.card.device, run_task, task)
+                    report = on_executors(spark, n_processes, task.card.device, _run_in_process, task)
         except RecordsError as error:
             raise ConfigError(str(error)) from None
         except BaseException:
             if has_checkpoint(task.folder, task.storage_options):
-                _say(f"slidelake train: --resume {task.card.model_id} goes on after its last whole epoch")
+                _log.info("slidelake train: --resume %s goes on after its last whole epoch", task.card.model_id)
             raise
-    print(
-        "\n".join(["", f"slidelake train, run {task.card.model_id}", report, f"  files     {public_uri(task.folder)}/"])
-    )
+    print(f"\nslidelake train, run {task.card.model_id}\n{report}\n  files     {public_uri(task.folder)}/")
     if arguments.reproduce:
         return _compare(_folder(config, arguments.reproduce), task)
     return DONE
 
 
 def _planned(config: Config) -> Task:
-    """A new run, on the table as it is now."""
+    """Returns a new run, on the newest version of the table."""
     settings = config.training
     members = _members(config, settings.fold)
     spec = ModelSpec(
@@ -97,7 +100,7 @@ def _planned(config: Config) -> Task:
         splits=members.cards(),
         seed=settings.seed,
         training=config.masked()["training"],  # this is kept with the model
-        device=settings.device,  # until it is known what there is
+        device=settings.device,  # until the run knows its processes
         threads=torch.get_num_threads() if settings.processes == 1 else 1,
         splits_version=members.splits_version,
         versions=model_versions(),
@@ -106,42 +109,40 @@ def _planned(config: Config) -> Task:
 
 
 def _refuse_settings(arguments: argparse.Namespace) -> None:
-    """A run that is gone on with or done again has its own."""
-    place = ("training.output", "training.mlflow")
-    given = [word.partition("=")[0] for word in arguments.overrides]
-    for name in given:
-        if name.startswith("training.") and name not in place:
+    """Raises ConfigError for settings of training: a run that is resumed or reproduced has its own."""
+    for word in arguments.overrides:
+        name = word.partition("=")[0]
+        if name.startswith("training.") and name not in ("training.output", "training.mlflow"):
             which = "--resume" if arguments.resume else "--reproduce"
             raise ConfigError(f"{which} goes by the run's own settings: leave out {name}, or begin a new run")
 
 
 def _resumed(config: Config, run_id: str) -> Task:
-    """A run that was stopped, with its own settings."""
+    """Returns a stopped run, with its own settings."""
     card = ModelCard.from_json(load_checkpoint(_folder(config, run_id), config.slides.storage_options).card)
     return _task(config, card, _same_members(config, card), resume=True)
 
 
 def _repeated(config: Config, run_id: str) -> Task:
-    """A finished run done again: its settings, its version of the table, a name of its own."""
+    """Returns a finished run to be repeated: its settings, its version of the table, a new name."""
     card = load_card(_folder(config, run_id), config.slides.storage_options)
     fresh = replace(card, model_id=new_run_id(), history=(), best_epoch=None, weights_hash="")
     return _task(config, fresh, _same_members(config, card), resume=False)
 
 
 def _same_members(config: Config, card: ModelCard) -> TrainingSet:
-    """The patients that a run was trained on, by the table's time travel.
+    """Returns the patients that a run was trained on, by the table's time travel.
 
     Raises:
-        ConfigError: the table gives others now.
+        ConfigError: the version has other patients.
         FeedError: the version is gone.
     """
     members = _members(config, card.training["fold"], card.table_version, card.splits_version)
-    now = members.cards()
-    for name in SPLITS:
-        if now[name] != card.splits[name]:
+    for name, now in members.cards().items():
+        if now != card.splits[name]:
             raise ConfigError(
                 f"split {name} of version {card.table_version} of {card.table_uri} is not the one that run {card.model_id} "
-                f"was trained on ({card.splits[name].n} patients then, {now[name].n} now, or others): the table was "
+                f"was trained on ({card.splits[name].n} patients then, {now.n} now, or others): the table was "
                 "made anew since; restore it, or train a new model"
             )
     return members
@@ -178,18 +179,19 @@ def _refuse_leaks(config: Config, members: TrainingSet) -> None:
         slides = slide_files(_table(config, "slides"), config.slides.storage_options)
     except NoTableError:
         slides = []
-        _say(f"slidelake train: no table slides in {public_uri(config.output.root)}: slide files were not compared")
+        root = public_uri(config.output.root)
+        _log.warning("slidelake train: no table slides in %s: slide files were not compared", root)
     compared = refuse_leaks(assignments, slides, config.slides.storage_options)
     if compared.unreadable:
-        _say(
-            f"slidelake train: {compared.unreadable} slides of equal size in several splits could not be opened: their content "
-            "was not compared"
+        _log.warning(
+            "slidelake train: %d slides of equal size in several splits could not be opened: their content was not compared",
+            compared.unreadable,
         )
 
 
 @contextmanager
 def _spark(n_processes: int) -> Iterator[SparkSession | None]:
-    """Spark for several processes, ended with the block; None for one."""
+    """Spark for several processes, stopped with the block; None for one."""
     spark = start_session("slidelake train") if n_processes > 1 else None
     try:
         yield spark
@@ -199,18 +201,18 @@ def _spark(n_processes: int) -> Iterator[SparkSession | None]:
 
 
 def _placed(task: Task, earlier: str | None, spark: SparkSession | None) -> Task:
-    """With the device that it runs on: of a run that goes on or is done again, the same kind as before."""
-    told = task.card.device
+    """Returns the task with its device: of a run that is resumed or reproduced, the same kind as before."""
+    wanted = task.card.device
     try:
-        device = device_of_processes(told.partition(" ")[0], task.settings["processes"], spark)
+        device = device_of_processes(wanted.partition(" ")[0], task.settings["processes"], spark)
     except DeviceError as error:
-        why = f"run {earlier} trained on {told}" if earlier else f"training.device is {told}"
+        why = f"run {earlier} trained on {wanted}" if earlier else f"training.device is {wanted}"
         raise ConfigError(f"{why}: {error}") from None
     return replace(task, card=replace(task.card, device=device))
 
 
 def device_of_processes(wanted: str, n_processes: int, spark: SparkSession | None) -> Device:
-    """Processor or GPUs, by what there is where the processes run: this machine, or a cluster's executors.
+    """Returns processor or GPUs, by what the machine of the processes has: this machine, or a cluster's executors.
 
     Args:
         wanted: auto, cpu or cuda.
@@ -218,21 +220,21 @@ def device_of_processes(wanted: str, n_processes: int, spark: SparkSession | Non
         spark: that starts them; None for one process.
 
     Raises:
-        DeviceError: not what is wanted.
+        DeviceError: the wanted device is missing.
     """
     if spark is None or is_local(spark):
-        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # some are counted that no driver runs
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # counts GPUs without a driver
         return device_here(wanted, n_processes, n_gpus)
     return device_on_executors(wanted, spark.conf.get("spark.task.resource.gpu.amount", None))
 
 
 def on_executors(spark: SparkSession, n_processes: int, device: str, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do work in so many processes at once, by Spark; returns what the first one does.
+    """Runs work in several processes at once, by Spark; returns the result of the first one.
 
-    On a local master they are this machine's, without tasks of Spark. It need not know of GPUs there: each process sees all,
-    and takes its own.
+    On a local master the processes are this machine's, without tasks of Spark. Spark needs to know of no GPUs then: each
+    process sees all, and takes its own.
     """
-    from pyspark.ml.torch.distributor import TorchDistributor  # noqa: PLC0415 - imports much that one process does not need
+    from pyspark.ml.torch.distributor import TorchDistributor  # noqa: PLC0415 - one process does not need it
 
     local = is_local(spark)
     spark.sparkContext.setJobDescription(f"train: {n_processes} processes")
@@ -240,49 +242,52 @@ def on_executors(spark: SparkSession, n_processes: int, device: str, work: Calla
     return distributor.run(work, *arguments)
 
 
+def _run_in_process(task: Task) -> str:
+    log_to_stderr(task.card.model_id)
+    return run_task(task)
+
+
 def _compare(folder: str, task: Task) -> int:
-    """Hold a run against the one that it repeats; 1 where they differ."""
+    """Compares a run with the one that it repeats; returns exit status 1 if they differ."""
     before = load_card(folder, task.storage_options)
     after = load_card(task.folder, task.storage_options)
-    pairs = zip(before.history, after.history, strict=False)
-    differ = [then["epoch"] for then, now in pairs if _differ(then, now)]
+    n_epochs = min(len(before.history), len(after.history))
+    differ = [i for i in range(n_epochs) if _as_text(before.history[i]) != _as_text(after.history[i])]
     if not differ and len(before.history) == len(after.history) and before.weights_hash == after.weights_hash:
         print(f"  identical to run {before.model_id}: {len(after.history)} epochs, every figure, and the weights")
         return DONE
-    first = int(differ[0]) if differ else min(len(before.history), len(after.history))
     changed = [
         f"{name} {version} then, {after.versions.get(name)} now"
         for name, version in before.versions.items()
         if after.versions.get(name) != version
     ]
-    _say(
-        f"slidelake train: not identical to run {before.model_id} from epoch {first} on, though the patients are the same: "
-        f"{'; '.join(changed) or 'another processor or GPU adds up floats in another order'}"
+    _log.error(
+        "slidelake train: not identical to run %s from epoch %d on, though the patients are the same: %s",
+        before.model_id,
+        [*differ, n_epochs][0],
+        "; ".join(changed) or "another processor or GPU adds up floats in another order",
     )
     return FAILED
 
 
-def _differ(then: dict[str, float], now: dict[str, float]) -> bool:
-    return repr(sorted(then.items())) != repr(sorted(now.items()))  # by text, for NaN is not equal to itself
+def _as_text(figures: dict[str, float]) -> str:
+    return repr(sorted(figures.items()))  # NaN is not equal to itself, its text is
 
 
-def _plan_text(task: Task) -> str:
+def _plan_lines(task: Task) -> list[str]:
     members, card = task.members, task.card
     splits = ", ".join(f"{split} {len(members.splits[split])}" for split in SPLITS)
-    left_out = f"; left out: {members.unlabelled} without label, {members.unassigned} without split"
-    many = ""
+    lines = [
+        f"run {card.model_id} on version {card.table_version} of {card.table_uri}: patients {splits}; left out: "
+        f"{members.unlabelled} without label, {members.unassigned} without split"
+    ]
     if len(card.feature_settings) > 1:
-        many = f"\nslidelake train: the features of these patients were made with {len(card.feature_settings)} different settings"
+        lines.append(f"the features of these patients were made with {len(card.feature_settings)} different settings")
     if not members.splits["validation"]:
-        many += (
-            "\nslidelake train: no patient in split validation: training goes on for all epochs, and the last is taken"
-        )
+        lines.append("no patient in split validation: training goes on for all epochs, and the last is taken")
     if lacking := members.class_gaps().lacking:
-        many += f"\nslidelake train: {'; '.join(lacking)}: the figures of a split leave out the classes that it lacks"
-    return (
-        f"slidelake train: run {card.model_id} on version {card.table_version} of {card.table_uri}: patients {splits}"
-        f"{left_out}{many}"
-    )
+        lines.append(f"{'; '.join(lacking)}: the figures of a split leave out the classes that it lacks")
+    return lines
 
 
 def _folder(config: Config, run_id: str) -> str:
@@ -294,28 +299,9 @@ def _table(config: Config, name: str) -> str:
     return f"{absolute_uri(config.output.root).rstrip('/')}/{name}"
 
 
-def _say(text: Any) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--resume",
-        metavar="RUN_ID",
-        help="go on with a run that was stopped, from its last epoch, with its own settings",
-    )
-    which.add_argument(
-        "--reproduce",
-        metavar="RUN_ID",
-        help="train a finished run's model again, on the same version of the table and with its own settings, and compare: "
-        "exit status 1 where a figure of any epoch differs",
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return main_alone("train", __doc__, train, argv, _options)
+    return main_alone("train", train, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What tests share: one Spark session, a small encoder with fixed weights, a small cohort of real pixels."""
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from jobs import preprocess
-from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.session import start_session
 from tests.environments import environment_without_checkout
@@ -36,6 +38,16 @@ def _stack_for_signals() -> None:
     """Let signals use the ordinary stack: OpenVINO leaves a freed one for them, and the next signal would crash pytest."""
     ss_disable = 2
     ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, ss_disable, 0)), None)
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_slidelake() -> Iterator[None]:
+    """Let no entry point's handler outlive its test."""
+    yield
+    logger = logging.getLogger("slidelake")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -156,8 +168,8 @@ def small_config(tmp_path: Path, small_slides: Path, encoder_weights: Path) -> C
 
 def preprocess_in(spark: SparkSession, config: Config, *, retry_failed: bool = False) -> Run:
     """The main job in the shared session."""
-    run = Run(config, spark, "preprocess")
-    work_in_waves(run, preprocess.STAGES, preprocess.stale, encodes=True, retry_failed=retry_failed)
+    run = Run(config, spark, preprocess.JOB)
+    work_in_waves(run, retry_failed=retry_failed)
     return run
 
 

@@ -1,7 +1,6 @@
 """What Spark's event log tells, which is what its UI and history server show."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,22 +31,6 @@ def descriptions(events: Events) -> list[str]:
     """Of Spark's jobs, in the order in which they began."""
     started = [event for event in events if event["Event"] == "SparkListenerJobStart"]
     return [event["Properties"].get("spark.job.description", "") for event in started]
-
-
-def accumulated(events: Events) -> dict[str, dict[str, int]]:
-    """By description of stages: their accumulators that are not Spark's own, by name."""
-    of_stage: dict[tuple[int, int], str] = {}
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    for event in events:
-        info = event.get("Stage Info", {})
-        stage = info.get("Stage ID"), info.get("Stage Attempt ID")
-        if event["Event"] == "SparkListenerStageSubmitted":
-            of_stage[stage] = event["Properties"].get("spark.job.description", "")
-        elif event["Event"] == "SparkListenerStageCompleted":
-            for one in info["Accumulables"]:
-                if not one["Internal"] and one.get("Metadata") != "sql":
-                    found[of_stage[stage]][one["Name"]] = int(one["Value"])
-    return found
 
 
 def by_profile(events: Events) -> tuple[dict[int, Any], dict[int, list[Task]]]:

@@ -24,7 +24,7 @@ from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
 from udfs.wsi.encoder.network import Network, Outputs, load_network
 from udfs.wsi.inference import Encoded, Inference, inference
-from udfs.wsi.prefetch import in_background
+from udfs.wsi.prefetch import prefetch
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import region_edge, resample
 from udfs.wsi.stain.colour_table import StainNormaliser
@@ -35,7 +35,7 @@ from udfs.wsi.tiff.index import SlideIndex
 VERSION = 3  # raise it when the same settings begin to give other rows: they are then redone
 
 _MOST_BATCH_BYTES = 256 << 20  # of pixels: five batches are alive at most, one filled, two waiting, two encoded
-_BATCHES_AHEAD = 2  # read and not yet encoded, beside the one that is
+_BATCHES_AHEAD = 3  # read or being read, beside those that are encoded
 
 Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
 
@@ -114,7 +114,7 @@ def encode_tiles(
             not_finite = 0  # tiles of the unit at hand
             pulled, spent = Stopwatch(), Stopwatch()  # the latter runs on while the next batch is made or waited for
             if slot_cpus() > 1 or models.encoder.device.type != "cpu":  # else reading would take turns with the rest
-                steps = in_background(steps, _BATCHES_AHEAD)
+                steps = prefetch(steps, _BATCHES_AHEAD)
             with closing(steps):
                 for step, encoded in spent.during(encode((step, step.tiles) for step in pulled.during(steps))):
                     constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}

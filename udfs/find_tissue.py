@@ -1,4 +1,4 @@
-"""The slides pass: a row a slide in, the same row with its header, tissue and tile coordinates out (mapInPandas)."""
+"""The slides pass: one row per image in, the same row with header, tissue and tile coordinates out (mapInPandas)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,10 +11,13 @@ from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import FOUND_TISSUE
 from udfs.spark_task import slot_cpus
 from udfs.wsi import Slide, SlideError, open_slide
+from udfs.wsi.quality.mask_metric import MaskedTiles, mask_metrics
+from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import mean_mpp, plan_reading
 from udfs.wsi.store import StorageOptions, public_uri
-from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
+from udfs.wsi.tissue.grid import tile_grid
+from udfs.wsi.tissue.method import TissueMethod
 
 VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
 WITHOUT_TILES = ("no_tissue", "too_small")  # statuses of slides that were read, and are neither good nor failed
@@ -27,7 +30,7 @@ class TissueSpec:
     tile_px: int
     mpp: float | None
     mask_downsample: int
-    background_brightness: int
+    method: TissueMethod
     max_background: float
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
@@ -35,11 +38,11 @@ class TissueSpec:
 def find_tissue(
     spec: TissueSpec, run_id: str, done: Callable[[int], None] = lambda _: None
 ) -> Callable[[Iterable[pd.DataFrame]], Iterable[pd.DataFrame]]:
-    """The mapInPandas function of the slides pass; give it one slide a partition.
+    """The mapInPandas function of the slides pass; give it one slide per partition.
 
     Input columns: image_id, patient_id, center_id, image_num, label, uri (as it is opened), mpp (um/px or null), params_hash,
-    file_version, size_bytes. Output: `udfs.schemas.FOUND_TISSUE`, a row for each input row, whatever is wrong with the slide.
-    `done` is told how many slides are through.
+    file_version, size_bytes. Output: `udfs.schemas.FOUND_TISSUE`, one row per input row, whatever is wrong with the slide.
+    `done` is called with numbers of finished slides.
     """
 
     def run(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -54,43 +57,45 @@ def find_tissue(
 
 def failed_row(record: Mapping[str, Any], error: SlideError, run_id: str) -> dict[str, Any]:
     """The row of table slides of an image that failed; `record` has the input columns of `find_tissue`."""
-    return _begun_row(record, run_id) | _failure(error)
-
-
-def _begun_row(record: Mapping[str, Any], run_id: str) -> dict[str, Any]:
-    """What a row has before the slide is opened."""
-    return {**record, "uri": public_uri(record["uri"]) if record["uri"] else None, "run_id": run_id}
+    uri = public_uri(record["uri"]) if record["uri"] else None
+    failure = {"status": "failed", "n_tiles": 0, "error_code": error.code.value, "error_message": error.message}
+    return {**record, "uri": uri, "run_id": run_id, **failure}
 
 
 def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any]:
     record = {key: None if pd.isna(value) else value for key, value in record.items()}
-    uri = record["uri"]
-    row = _begun_row(record, run_id)
+    uri, cost = record["uri"], dict[str, Any]()
     try:
         check_quarantine(record["image_id"])
         with open_slide(uri, spec.storage_options, threads=slot_cpus()) as slide:
             begun, waited_s = perf_counter(), slide.traffic.waited_s
             try:
-                row |= _look(spec, slide, record["mpp"])
+                found = _read_slide(spec, slide, record["mpp"])
             finally:
                 decoded_s = perf_counter() - begun - (slide.traffic.waited_s - waited_s)
                 work = asdict(slide.traffic) | {"decoded_s": decoded_s, "encoded_s": 0.0}
-                row |= {"size_bytes": slide.file.size_bytes, "work": work}
+                cost = {"size_bytes": slide.file.size_bytes, "work": work}
     except Exception as error:
-        row |= _failure(as_slide_error(error, uri, spec.storage_options))
-    return row
+        return failed_row(record, as_slide_error(error, uri, spec.storage_options), run_id) | cost
+    return {**record, "uri": public_uri(uri), "run_id": run_id, **found, **cost}
 
 
-def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) -> dict[str, Any]:
-    """Everything that one pass over the slide tells."""
+def _read_slide(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) -> dict[str, Any]:
+    """Read the slide at 1/mask_downsample and return the columns that follow from it."""
     mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
     downsamples = [level.downsample for level in slide.levels]
     reading = plan_reading(downsamples, spec.tile_px, mean_mpp(mpp_x, mpp_y), spec.mpp)
-    mask = background_mask(slide.downsampled(spec.mask_downsample), spec.background_brightness)
+    pixels = slide.downsampled(spec.mask_downsample)
+    mask = spec.method.background(pixels)
     grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
-    background = background_fractions(mask, grid, reading.span_px, spec.mask_downsample)
-    keep = background <= spec.max_background
+    tiles = MaskedTiles(pixels, mask, grid, reading.span_px, spec.mask_downsample)
+    measured = {metric.column: metric.measure(tiles) for metric in mask_metrics()}
+    keep = measured[BackgroundFraction.column] <= spec.max_background
     fits = len(grid) > 0
+    too_small = (
+        f"the slide is {slide.width_px} x {slide.height_px} level-0 px, smaller than a tile, which spans "
+        f"{reading.span_px:g} x {reading.span_px:g} level-0 px: lower tiling.tile_px, or leave the slide out"
+    )
     return {
         "vendor": slide.vendor,
         "width_px": slide.width_px,
@@ -99,26 +104,14 @@ def _look(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) 
         "mpp_y": mpp_y,
         "level_downsamples": downsamples,
         "status": "ok" if keep.any() else "no_tissue" if fits else "too_small",
-        "error_message": None if fits else _too_small(slide, reading.span_px),
+        "error_message": None if fits else too_small,
         "warnings": list(slide.warnings) or None,
         "n_tiles": int(keep.sum()),
         "tissue_fraction": float(1 - mask.mean()) if mask.size else None,
         "x_px": grid[keep, 0],
         "y_px": grid[keep, 1],
-        "background_fraction": background[keep],
+        **{column: values[keep] for column, values in measured.items()},
         "level_read": reading.level,
         "downsample": reading.downsample,
         "index": slide.index.to_bytes() if slide.index else None,
     }
-
-
-def _too_small(slide: Slide | ForeignSlide, span_px: float) -> str:
-    return (
-        f"the slide is {slide.width_px} x {slide.height_px} level-0 px, smaller than a tile, which spans {span_px:g} x "
-        f"{span_px:g} level-0 px: lower tiling.tile_px, or leave the slide out"
-    )
-
-
-def _failure(error: SlideError) -> dict[str, Any]:
-    """The columns of a slide that failed."""
-    return {"status": "failed", "n_tiles": 0, "error_code": error.code.value, "error_message": error.message}

@@ -15,23 +15,23 @@ from udfs.wsi.reading.spacing import region_edge
 from udfs.wsi.tiff.index import SlideIndex
 
 # Estimates, measured on one core of 2023 with an EfficientNet-B0; only the ratio of two units' costs is used.
-_ENCODE_MS_A_TILE = 8.3
-_DECODE_MS_A_BYTE = 1.2 / 37_000
-_BYTES_A_TILE = 37_000  # compressed, of a 448 px tile in JPEG: where a slide's blocks are not known
+_ENCODE_MS_PER_TILE = 8.3
+_DECODE_MS_PER_BYTE = 1.2 / 37_000
+_BYTES_PER_TILE = 37_000  # compressed, of a 448 px tile in JPEG, if a slide's blocks are not known
 
-_TASKS_A_SLOT = 16  # so that at a wave's end no slot waits long for another, and a worker that dies loses little
+_TASKS_PER_SLOT = 16  # so that no slot waits long at the end of a wave, and a worker that dies loses little
 
 
 def plan_units(unit_tiles: int) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """The mapInArrow function that cuts slides into work units of at most `unit_tiles` tiles.
 
-    Input columns, a row a slide: image_id, patient_id, uri, params_hash, tile_px, level_read, downsample, x_px and y_px
+    Input columns, one row per slide: image_id, patient_id, uri, params_hash, tile_px, level_read, downsample, x_px and y_px
     (arrays, level-0 pixels), index (of the whole slide, or null). Output: `udfs.schemas.UNITS`.
 
-    A unit's tiles share their blocks with as few tiles of other units as can be, so that hardly a byte is fetched or
-    decoded twice. The units of a slide follow from its tiles and blocks alone, so its batches, and with them the last bit
-    of every embedding, come out the same however a run is cut into waves and tasks. (Where only some tiles of a slide are
-    new, its units hold these alone, and a last bit may differ from a run that encoded them all.)
+    A unit's tiles share their blocks with as few tiles of other units as possible, so that hardly a byte is fetched or
+    decoded twice. The units of a slide depend on its tiles and blocks alone, so its batches, and with them the last bit of
+    every embedding, are the same however a run is cut into waves and tasks. (If only some tiles of a slide are new, its
+    units hold these alone, and a last bit may differ from a run that encodes all tiles.)
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -53,31 +53,30 @@ def _units_of(slide: dict[str, Any], unit_tiles: int) -> Iterator[dict[str, Any]
     for number, members in enumerate(work_units(level, downsample, xy_px, region_px, unit_tiles)):
         corners = xy_px[members]
         unit = slide | {"unit": number, "n_tiles": len(members), "x_px": corners[:, 0], "y_px": corners[:, 1]}
-        n_bytes = len(members) * _BYTES_A_TILE
+        n_bytes = len(members) * _BYTES_PER_TILE
         if index and level:
             blocks = needed_blocks(level, corners, region_px)
             n_bytes = int(level.byte_ranges(blocks)[1].sum())
             unit |= {"index": index.only(read, blocks).to_bytes(), "n_bytes": n_bytes}
         else:
             unit |= {"index": None, "n_bytes": None}
-        yield unit | {"cost": len(members) * _ENCODE_MS_A_TILE + n_bytes * _DECODE_MS_A_BYTE}
+        yield unit | {"cost": len(members) * _ENCODE_MS_PER_TILE + n_bytes * _DECODE_MS_PER_BYTE}
 
 
 def pack_tasks(units: Sequence[tuple[str, int, float]], slots: int) -> list[int]:
-    """Which task each unit goes to: one or more consecutive units of one slide make a task.
+    """Returns the number of each unit's task: one or more consecutive units of one slide make a task.
 
-    Several where there are many units a slot, for then the next one's bytes come while one is encoded; one each where
-    there are few, so that every slot has work.
+    With many units per slot, a task has several, so that the bytes of the next come while one is encoded; with few, it has
+    one, so that every slot has work.
 
     Args:
         units: image_id, number of the unit and cost, in any order.
-        slots: how many tasks run at once.
+        slots: number of tasks that run at once.
 
     Returns:
-        The number of its task for each of `units`. Task 0 costs the most: Spark starts tasks in order, and what starts
-        last ends last.
+        One number per unit. Task 0 costs the most: Spark starts tasks in order, and the last should be short.
     """
-    limit = sum(cost for _, _, cost in units) / (slots * _TASKS_A_SLOT)
+    limit = sum(cost for _, _, cost in units) / (slots * _TASKS_PER_SLOT)
     tasks: list[list[int]] = []
     costs: list[float] = []
     of_image: str | None = None

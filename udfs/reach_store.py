@@ -1,4 +1,4 @@
-"""What an executor reaches, for the job doctor: a range of a slide. Imports no model."""
+"""Whether an executor reaches the store, for the job doctor: it reads a range of a slide. Imports no model."""
 
 import socket
 import time
@@ -12,17 +12,17 @@ _RANGE_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Reached:
-    """How it went to read from a slide."""
+    """The result of reading from a slide."""
 
     host: str
     n_bytes: int = 0
-    seconds: float = 0.0  # from the first question to the last byte
+    seconds: float = 0.0  # from the first request to the last byte
     error: ErrorCode | None = None
     message: str = ""  # of the error, with the remedy and without secrets
 
 
 def read_range(uri: str, storage_options: StorageOptions) -> Reached:
-    """Read the first bytes of a slide, as many as a small block has."""
+    """Reads the first bytes of a slide, as many as a small block has."""
     host, begun = socket.gethostname(), time.perf_counter()
     try:
         file = File(uri, storage_options)

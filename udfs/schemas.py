@@ -1,10 +1,15 @@
-"""What the tables hold: each column's type, unit, frame and meaning, in one place for the UDFs, Delta and the readers.
+"""The columns of the tables, with type, unit, frame and meaning, in one place for UDFs, Delta and readers.
 
-All are Arrow schemas; a field's metadata carries the comment that the Delta column gets. Fields are nullable unless
-they are keys or always known.
+All are Arrow schemas. The metadata of a field carries the comment of the Delta column. Fields are nullable unless they are
+keys or always known.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import pyarrow as pa
+
+from udfs.wsi.quality.mask_metric import mask_metrics
 
 
 def _column(name: str, kind: pa.DataType, comment: str, *, required: bool = False) -> pa.Field:
@@ -22,7 +27,7 @@ _X = _column("x_px", _INT, "left edge of the tile, level-0 pixels from the slide
 _Y = _column("y_px", _INT, "top edge of the tile, level-0 pixels from the slide's top edge", required=True)
 _PATIENT = _column("patient_id", _STRING, "the patient, from the patient CSV", required=True)
 _CENTER = _column("center_id", _STRING, "the centre that the patient was treated at, from the CSV")
-_LABEL = _column("label", _STRING, "the patient's diagnosis as the CSV has it, null where it has none")
+_LABEL = _column("label", _STRING, "the patient's diagnosis from the CSV; null if the CSV has none")
 _SPLIT = _column("split", _STRING, "train, validation or test, as table splits has it; null until the job splits ran")
 
 SLIDES = pa.schema(
@@ -30,30 +35,30 @@ SLIDES = pa.schema(
         _IMAGE,
         _PATIENT,
         _CENTER,
-        _column("image_num", _INT, "number of the image among the patient's, from the CSV"),
+        _column("image_num", _INT, "number of the image among those of the patient, from the CSV"),
         _LABEL,
-        _column("uri", _STRING, "where the slide was read, without user, password or query"),
+        _column("uri", _STRING, "where the slide was read from, without user, password or query"),
         _column("size_bytes", _LONG, "size of the file, bytes"),
         _column("file_version", _STRING, "the store's etag, else size and mtime: changes when the file does"),
-        _column("vendor", _STRING, "scanner vendor as the header tells it"),
+        _column("vendor", _STRING, "scanner vendor, from the header"),
         _column("width_px", _INT, "width of the slide, level-0 pixels"),
         _column("height_px", _INT, "height of the slide, level-0 pixels"),
-        _column("mpp_x", _DOUBLE, "micrometres a level-0 pixel along x: the CSV's, else the header's; null unknown"),
-        _column("mpp_y", _DOUBLE, "micrometres a level-0 pixel along y: the CSV's, else the header's; null unknown"),
-        _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels a pixel of each level, level 0 first"),
-        _column("status", _STRING, "ok; no_tissue: no tile has enough of it; too_small: no tile fits; or failed"),
-        _column("error_code", _STRING, "why it failed, a short code; null where it did not"),
-        _column("error_message", _STRING, "why it failed or is too small, and what to do about it"),
-        _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if there is nothing"),
+        _column("mpp_x", _DOUBLE, "micrometres per level-0 pixel along x, by CSV or header; null if unknown"),
+        _column("mpp_y", _DOUBLE, "micrometres per level-0 pixel along y, by CSV or header; null if unknown"),
+        _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels per pixel of each level, level 0 first"),
+        _column("status", _STRING, "ok; no_tissue: no tile has enough tissue; too_small: no tile fits; or failed"),
+        _column("error_code", _STRING, "why the slide failed, a short code; null if it did not fail"),
+        _column("error_message", _STRING, "why the slide failed or is too small, and what to do"),
+        _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if nothing"),
         _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
         _column(
-            "tissue_fraction",
-            _DOUBLE,
-            "share of the slide at 1/mask_downsample that is not background, 0 to 1; null if the mask has no pixel",
+            "tissue_fraction", _DOUBLE, "share of the mask that is not background, 0 to 1; null if it has no pixel"
         ),
         *_PROVENANCE,
     ]
 )
+
+_METRICS = [_column(metric.column, pa.type_for_alias(metric.type), metric.comment) for metric in mask_metrics()]
 
 TILES = pa.schema(
     [
@@ -63,8 +68,8 @@ TILES = pa.schema(
         _PATIENT,
         _column("tile_px", _INT, "edge of the finished tile, pixels of the target resolution"),
         _column("level_read", _INT, "index of the level that the tile is read from, 0 the finest"),
-        _column("downsample", _DOUBLE, "level-0 pixels a pixel of the finished tile, along an edge"),
-        _column("background_fraction", _FLOAT, "share of the tile that the mask calls background, 0 to 1"),
+        _column("downsample", _DOUBLE, "level-0 pixels per pixel of the finished tile, along an edge"),
+        *_METRICS,
         *_PROVENANCE,
     ]
 )
@@ -74,9 +79,7 @@ INDEXES = pa.schema(
         _IMAGE,
         _column("size_bytes", _LONG, "size of the file that was indexed, bytes"),
         _column("file_version", _STRING, "the version of that file, as in slides"),
-        _column(
-            "index", pa.binary(), "the levels and where their blocks lie, for workers to read tiles without the header"
-        ),
+        _column("index", pa.binary(), "the levels and where their blocks lie, to read tiles without the header"),
         *_PROVENANCE,
     ]
 )
@@ -109,7 +112,7 @@ FEATURES = pa.schema(
     ]
 )
 
-TILE_INDEX = pa.list_(pa.struct([pa.field("image_id", _STRING), pa.field("x_px", _INT), pa.field("y_px", _INT)]))
+TILE_INDEX = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT}))
 
 PATIENTS = pa.schema(
     [
@@ -170,16 +173,7 @@ SPLITS = pa.schema(
     ]
 )
 
-_ATTENTION = pa.list_(
-    pa.struct(
-        [
-            pa.field("image_id", _STRING),
-            pa.field("x_px", _INT),
-            pa.field("y_px", _INT),
-            pa.field("attention", _FLOAT),
-        ]
-    )
-)
+_ATTENTION = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT, "attention": _FLOAT}))
 
 PREDICTIONS = pa.schema(
     [
@@ -227,31 +221,9 @@ TRAINING_METRICS = pa.schema(
     ]
 )
 
-READS = pa.list_(
-    pa.struct(
-        [
-            pa.field("image_id", _STRING),
-            pa.field("stage", _STRING),
-            pa.field("size_bytes", _LONG),
-            pa.field("requests", _LONG),
-            pa.field("bytes_read", _LONG),
-            pa.field("seconds_waited", _DOUBLE),
-        ]
-    )
-)
-
-WORK_OF_STAGE = pa.map_(
-    _STRING,
-    pa.struct(
-        [
-            pa.field("requests", _LONG),
-            pa.field("bytes_read", _LONG),
-            pa.field("seconds_waited", _DOUBLE),
-            pa.field("seconds_decoding", _DOUBLE),
-            pa.field("seconds_encoding", _DOUBLE),
-        ]
-    ),
-)
+_READING = {"requests": _LONG, "bytes_read": _LONG, "seconds_waited": _DOUBLE}
+READS = pa.list_(pa.struct({"image_id": _STRING, "stage": _STRING, "size_bytes": _LONG} | _READING))
+WORK_OF_STAGE = pa.map_(_STRING, pa.struct(_READING | {"seconds_decoding": _DOUBLE, "seconds_encoding": _DOUBLE}))
 
 RUNS = pa.schema(
     [
@@ -271,7 +243,7 @@ RUNS = pa.schema(
             pa.map_(_STRING, _STRING),
             "what shapes features: settings, hashes of weights, code versions; empty where the job has no use for them",
         ),
-        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table when the run began"),
+        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table of the job when the run began"),
         _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
         _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
         _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
@@ -291,37 +263,82 @@ RUNS = pa.schema(
     ]
 )
 
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table below output.root."""
+
+    name: str
+    schema: pa.Schema
+    comment: str  # for catalogs
+    layout: Mapping[str, str] = field(default_factory=dict)  # its own properties of Delta and Parquet
+
+
+# Training reads a row group at a time: small ones make small steps. As properties of the table these hold for every writer,
+# with any settings of Spark.
+_ROW_GROUPS = {"parquet.block.size": str(32 << 20)}
+# Delta's smallest and largest of each column cost more than all else about writing a tile, so they are kept only for columns
+# by which a stage looks for its rows.
+_STATISTICS = {"delta.dataSkippingStatsColumns": "image_id,patient_id"}
+_BAGS = {
+    # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
+    "parquet.page.size.row.check.min": "1",
+    # The smallest and largest bag of each row group would stay in memory until the file ends, and tell nobody anything.
+    "parquet.column.statistics.enabled#embeddings_avg": "false",
+    "parquet.column.statistics.enabled#embeddings_max": "false",
+}
+
+_TABLES = [
+    Table(
+        "slides", SLIDES, "One row per image of the CSV: header, um/px, status, error, number of tiles, tissue fraction"
+    ),
+    Table(
+        "tiles", TILES, "One row per tile with enough tissue: its place, the level that it is read from", _STATISTICS
+    ),
+    Table("indexes", INDEXES, "One row per slide that was read: where its compressed blocks lie"),
+    Table("features", FEATURES, "One row per encoded tile: embeddings, colour histogram", _ROW_GROUPS | _STATISTICS),
+    Table(
+        "patients", PATIENTS, "One row per patient with tiles: bags of embeddings, label, split", _ROW_GROUPS | _BAGS
+    ),
+    Table("splits", SPLITS, "One row per patient with a split: split, fold, number of images, seed"),
+    Table("predictions", PREDICTIONS, "One row per patient and model: probability by class, attention of each tile"),
+    Table(
+        "runs", RUNS, "One row per run: settings without secrets, versions, tables read and written, counts, seconds"
+    ),
+]
+TABLES = {table.name: table for table in _TABLES}
+
 # What the UDFs hand on, on the way to the tables.
 
-# By the clock of the thread that reads or encodes: where these are two, they run at once.
+# Seconds by the clock of the thread that reads or encodes. If these are two threads, they run at once.
 WORK = pa.struct(
     [
         pa.field("requests", _LONG),
-        pa.field("bytes", _LONG),  # that came
+        pa.field("bytes", _LONG),  # received
         pa.field("waited_s", _DOUBLE),  # for bytes
-        pa.field("decoded_s", _DOUBLE),  # blocks to tiles of their size, or to the mask: all of reading but waiting
+        pa.field("decoded_s", _DOUBLE),  # blocks to finished tiles or to the mask: all of reading but waiting
         pa.field("encoded_s", _DOUBLE),  # tiles to embeddings and histograms
     ]
 )
 
+PER_TILE = ["x_px", "y_px", *(metric.name for metric in _METRICS)]  # columns of tiles that are lists in FOUND_TISSUE
+
 FOUND_TISSUE = pa.schema(
     [
         *SLIDES,
-        pa.field("x_px", pa.list_(_INT)),
-        pa.field("y_px", pa.list_(_INT)),
-        pa.field("background_fraction", pa.list_(_FLOAT)),
+        *(pa.field(name, pa.list_(TILES.field(name).type)) for name in PER_TILE),
         pa.field("level_read", _INT),
         pa.field("downsample", _DOUBLE),
-        pa.field("index", pa.binary()),  # null where the slide failed, or its blocks are not ours to read
-        pa.field("work", WORK),  # null where the slide did not open
+        pa.field("index", pa.binary()),  # null if the slide failed or if OpenSlide reads it
+        pa.field("work", WORK),  # null if the slide did not open
     ]
 )
 
-# A work unit: one slide's id, place and reading, and some of its tiles.
+# A work unit: some tiles of one slide, and how to read them.
 UNITS = pa.schema(
     [
         _IMAGE,
-        pa.field("unit", _INT),  # number among the slide's
+        pa.field("unit", _INT),  # number among the units of the slide
         _PATIENT,
         pa.field("uri", _STRING),  # as it is opened: may hold secrets, so it is in no table
         pa.field("params_hash", _STRING),
@@ -332,8 +349,8 @@ UNITS = pa.schema(
         pa.field("y_px", pa.list_(_INT)),
         pa.field("index", pa.binary()),  # of just the blocks under these tiles; null: the header is read
         pa.field("n_tiles", _INT),
-        pa.field("n_bytes", _LONG),  # compressed, of those blocks; null where they are not known
-        pa.field("cost", _DOUBLE),  # in any unit: says how long this takes beside others
+        pa.field("n_bytes", _LONG),  # compressed, of those blocks; null if unknown
+        pa.field("cost", _DOUBLE),  # relative to other units
     ]
 )
 

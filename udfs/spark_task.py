@@ -1,8 +1,6 @@
 """What a UDF asks of the Spark task that it runs in."""
 
 import gc
-import sys
-from zipimport import zipimporter
 
 from pyspark import TaskContext
 
@@ -33,13 +31,8 @@ def keep_what_is_loaded() -> None:
     """Take what is in memory now for what will stay. Of no effect outside Spark.
 
     PySpark collects garbage after every task, and would look at half a million objects of libraries and models each time, for
-    a fifth of a second. It also makes Python forget, before every task, what it knows of places to import from, for which
-    Python 3.11 reads the list of each archive again (PySpark's own is one), for a tenth of a second: archives that are no more
-    asked are left out, and come back with the next import of something new.
+    a fifth of a second.
     """
     if TaskContext.get():
         gc.collect()
         gc.freeze()
-        archives = [path for path, finder in sys.path_importer_cache.items() if isinstance(finder, zipimporter)]
-        for path in archives:
-            del sys.path_importer_cache[path]

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from py4j.protocol import Py4JJavaError
 
 from jobs.checks.place import TASKS_AN_EXECUTOR, Place, cause_of
 from jobs.checks.table import Row
+from jobs.runtime.spark.jvm import hadoop_path
 from udfs.node_facts import sees_folder
 from udfs.wording import some
 from udfs.wsi.store import absolute_uri, public_uri
@@ -22,7 +22,7 @@ _REMEDY = (
 def output(place: Place) -> Row:
     """output.root, written by the driver and by an executor."""
     root = absolute_uri(place.config.output.root).rstrip("/")
-    shown, folder = public_uri(root), f"{root}/_doctor-{place.run.run_id}"
+    shown, folder = public_uri(root), f"{root}/_doctor-{place.run.record.run_id}"
     try:
         with _made(place, folder):
             if "://" not in folder or folder.startswith("file://"):
@@ -43,18 +43,16 @@ def output(place: Place) -> Row:
 @contextmanager
 def _made(place: Place, folder: str) -> Iterator[None]:
     """A folder with a file in it while the block runs; then neither is there, nor any folder above that was not before."""
-    context: Any = place.spark.sparkContext
-    path = context._jvm.org.apache.hadoop.fs.Path
-    above = [path(folder)]
-    store = above[0].getFileSystem(context._jsc.hadoopConfiguration())
+    store, path = hadoop_path(place.spark, folder)
+    above = [path]
     while (parent := above[-1].getParent()) is not None and not store.exists(parent):
         above.append(parent)
     try:
-        store.mkdirs(above[0])
-        store.create(path(f"{folder}/driver")).close()
+        store.mkdirs(path)
+        store.create(path.suffix("/driver")).close()
         yield
     finally:
         with suppress(Py4JJavaError):  # one that others have begun to write to stays
-            store.delete(above[0], True)
+            store.delete(path, True)
             for parent in above[1:]:
                 store.delete(parent, False)

@@ -4,6 +4,7 @@ import inspect
 import json
 import pickle
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -19,10 +20,10 @@ from pyspark.sql import SparkSession
 from jobs.checks import probe
 from jobs.runtime.cohort.locating import Located, locate
 from jobs.runtime.cohort.patient_csv import Image
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
 from jobs.runtime.settings.config import Config
-from jobs.runtime.spark.resources import Executor, StageResources, features_resources
-from jobs.runtime.spark.session import heap_bytes, is_local
+from jobs.runtime.spark.resources import Executor, StageResources
+from jobs.runtime.spark.session import heap_bytes, is_local, size_of
 
 # What shapes the rows, and what executors read with; further ones come with settings, see `Place.packages`.
 _PACKAGES = (
@@ -100,7 +101,7 @@ class Place:
     left: list[str] = field(default_factory=list)  # checks that took too long: their threads may wait yet
 
     def __post_init__(self) -> None:
-        self.run = Run(self.config, self.spark, "doctor")
+        self.run = Run(self.config, self.spark, Job("doctor"))
 
     @property
     def is_local(self) -> bool:
@@ -123,14 +124,13 @@ class Place:
 
     def mib(self, key: str) -> int | None:
         """A size among Spark's settings, of which a bare number counts MiB; in bytes, None where it is not set."""
-        jvm: Any = self.spark._jvm
         text = self.conf(key)
-        return int(jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(text)) << 20 if text else None
+        return size_of(text, "m") if text else None
 
-    @cached_property
+    @property
     def stage(self) -> StageResources:
         """How the features stage would be scheduled; raises ConfigError."""
-        return features_resources(self.spark, self.config.resources)
+        return self.run.stage_resources
 
     @cached_property
     def located(self) -> dict[str, Located]:
@@ -152,14 +152,14 @@ class Place:
 
     @cached_property
     def _told(self) -> list[str]:
-        context: Any = self.spark.sparkContext
         folders = [folder for folder in self.conf("spark.local.dir").split(",") if folder]
         asked = json.dumps({"packages": self.packages, "scratch": folders})
-        program = ["sh", "-c", _SHELL, context.pythonExec, inspect.getsource(probe), asked]
+        words = ["sh", "-c", _SHELL, self.spark.sparkContext.pythonExec, inspect.getsource(probe), asked]
+        program = f"exec {shlex.join(words)}".replace("\\", r"\\").replace("'", r"\'")
         n = self.n_executors * TASKS_AN_EXECUTOR
-        # The JVM runs it, as it runs the Python workers: so it does where these would not start.
-        numbers = context._jsc.parallelize(_java_list(context, range(n)), n)
-        return [str(line) for line in numbers.pipe(_java_list(context, program)).collect()]
+        # The JVM runs the program, as it runs the Python workers, so also if the workers would not start.
+        lines = self.spark.sql(f"SELECT TRANSFORM(id) USING '{program}' AS (line STRING) FROM range(0, {n}, 1, {n})")
+        return [row.line for row in lines.collect()]
 
     @cached_property
     def probes(self) -> list[Probe]:
@@ -231,10 +231,3 @@ def cause_of(error: Exception) -> str:
         line for line in text.splitlines() if re.match(r"[\w.$]+(Error|Exception|Mismatch)?: |\S*\[[A-Z_]+\]", line)
     ]
     return (lines or text.splitlines() or [type(error).__name__])[-1].strip()
-
-
-def _java_list(context: Any, items: Any) -> Any:
-    made = context._gateway.jvm.java.util.ArrayList()
-    for item in items:
-        made.add(item)
-    return made

@@ -2,20 +2,19 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
 from jobs.checks.place import TASKS_AN_EXECUTOR, ExecutorError, Place, cause_of
 from jobs.checks.table import INSTALL, Row
+from jobs.runtime.spark.jvm import call_static
 from jobs.runtime.spark.resources import executors_of
-from jobs.runtime.spark.session import delta_remedy, has_delta, refuse_unusable_spark
+from jobs.runtime.spark.session import DELTA_PACKAGE, delta_remedy, has_delta, refuse_unusable_spark
 from udfs.node_facts import code_digest
 from udfs.wording import package_versions, some
 
 _OLDEST_JAVA = 17
-_DELTA = "io.delta.package"  # Scala's package object, which has the version
 
 
 def executors(place: Place) -> Row:
@@ -33,8 +32,7 @@ def executors(place: Place) -> Row:
 
 def java(place: Place) -> Row:
     """The same Java everywhere, and new enough."""
-    jvm: Any = place.spark._jvm
-    here = str(jvm.java.lang.System.getProperty("java.version"))
+    here = call_static(place.spark, "java.lang.System", "getProperty", "java.version")
     there = _on_executors(place, "java.lang.System", "getProperty", "'java.version'")
     if there != {here}:
         return Row("warn", _differ(here, there), "give all nodes one Java, 17 or later")
@@ -59,7 +57,8 @@ def delta(place: Place) -> Row:
         return Row("FAIL", "not on Spark's class path", remedy)
     remedy += ", which sends it to all executors"
     try:
-        here, there = _delta_here(place), _on_executors(place, _DELTA, "VERSION")
+        here = call_static(place.spark, DELTA_PACKAGE, "VERSION")
+        there = _on_executors(place, DELTA_PACKAGE, "VERSION")
     except Exception as error:
         return Row("FAIL", f"on the driver, not on executors ({cause_of(error)})", remedy)
     return Row("ok", _same(here)) if there == {here} else Row("FAIL", _differ(here, there), remedy)
@@ -127,15 +126,6 @@ def _on_executors(place: Place, name: str, method: str, *arguments: str) -> set[
     call = F.expr(f"java_method({', '.join([repr(name), repr(method), *arguments])})").alias("told")
     n = TASKS_AN_EXECUTOR * place.n_executors
     return {str(row.told) for row in place.spark.range(0, n, numPartitions=n).select(call).collect()}
-
-
-def _delta_here(place: Place) -> str:
-    """The version of Delta's jar on the driver; from the class loader that --packages fills."""
-    context: Any = place.spark.sparkContext
-    jvm, gateway = context._jvm, context._gateway
-    loaded = jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(_DELTA)
-    method = loaded.getMethod("VERSION", gateway.new_array(jvm.java.lang.Class, 0))
-    return str(method.invoke(None, gateway.new_array(jvm.java.lang.Object, 0)))
 
 
 def _same(version: str) -> str:

@@ -1,4 +1,4 @@
-"""Where a run trains, processor or GPUs, and which GPU each of its processes takes. It knows no Spark: the job asks that."""
+"""Where a run trains, processor or GPUs, and which GPU each of its processes takes. Without Spark, which the job asks."""
 
 import os
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ _PER_TASK = "spark.task.resource.gpu.amount"
 
 
 class DeviceError(Exception):
-    """There are not the GPUs that were asked for; the message says what there is, and the remedy."""
+    """The wanted GPUs are missing; the message says what exists, and the remedy."""
 
 
 def device_here(wanted: str, processes: int, n_gpus: int) -> Device:
-    """For processes on a machine that has so many GPUs; each process takes one of its own.
+    """Returns the device of processes on one machine; each takes a GPU of its own.
 
     Args:
         wanted: auto, cpu or cuda.
-        processes: of the run.
-        n_gpus: that they see.
+        processes: number of processes of the run.
+        n_gpus: number of GPUs that they see.
 
     Raises:
-        DeviceError: there is no GPU and one is wanted, or there are fewer than processes.
+        DeviceError: a GPU is wanted and there is none, or there are fewer GPUs than processes.
     """
     if wanted == "cpu" or (wanted == "auto" and not n_gpus):
         return "cpu"
@@ -39,18 +39,18 @@ def device_here(wanted: str, processes: int, n_gpus: int) -> Device:
 
 
 def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
-    """For processes that are tasks of a cluster, whatever the driver has.
+    """Returns the device of processes that are tasks of a cluster, whatever the driver has.
 
     Args:
         wanted: auto, cpu or cuda.
-        gpus_per_task: what Spark is told by spark.task.resource.gpu.amount; None where it is told nothing.
+        gpus_per_task: value of spark.task.resource.gpu.amount; None if it is not set.
 
     Raises:
         DeviceError: GPUs are wanted, and Spark does not give each task exactly one.
     """
     if wanted == "cpu" or (wanted == "auto" and gpus_per_task in (None, "0")):
         return "cpu"
-    if gpus_per_task != "1":  # TorchDistributor takes no fraction, and starts too few tasks where they have several
+    if gpus_per_task != "1":  # TorchDistributor takes no fraction, and starts too few tasks if each has several
         raise DeviceError(
             f"each process takes one GPU of an executor, and {_PER_TASK} is {gpus_per_task or 'not set'}: set it to 1 for this "
             "job, and spark.executor.resource.gpu.amount to the GPUs of an executor, or begin a run with training.device=cpu"
@@ -59,10 +59,10 @@ def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
 
 
 def take_device(device: str) -> torch.device:
-    """The device of this process: of a group, one that no other process of it has.
+    """Returns the device of this process; of a GPU, one that no other process of its group has.
 
     Raises:
-        DeviceError: this process sees no GPU that is left.
+        DeviceError: this process sees no free GPU.
     """
     if device == "cpu":
         return torch.device("cpu")
@@ -79,17 +79,17 @@ def take_device(device: str) -> torch.device:
 
 
 def gpu_to_take(seen: Sequence[Sequence[str]], rank: int) -> int:
-    """Index among the GPUs that a process sees of the one that is its own: the first that none before it takes.
+    """Returns the index, among the GPUs that a process sees, of its own one: the first that no process before it takes.
 
     Processes may see one GPU each, as Spark assigns them, or all of a machine's, or those that CUDA_VISIBLE_DEVICES of an
     executor names.
 
     Args:
-        seen: names of the GPUs, unique in the world, that each process sees, by rank.
+        seen: globally unique names of the GPUs that each process sees, by rank.
         rank: of the process.
 
     Raises:
-        DeviceError: none is left.
+        DeviceError: no GPU is free.
     """
     taken: set[str] = set()
     for number, names in enumerate(seen):

@@ -9,17 +9,16 @@ from typing import Any
 
 from jobs.training.model.files import SplitCard
 from jobs.training.model.predictions import HELD_OUT_COLUMNS, SUBMISSION_COLUMNS
+from jobs.training.refusals import NoTableError
 from jobs.training.splitting import SPLITS, ClassGaps, missing_classes
-from jobs.training.tables.pinned import pin_table
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import NoTableError
+from jobs.training.table_versions import pin_table, read_columns
 from udfs.labels import is_no_value, twins
 from udfs.wording import is_run_id, quoted, some
 from udfs.wsi.store import StorageOptions, public_uri
 
 
 class CohortError(Exception):
-    """Patients that can't be trained on; one line with the reason and the remedy."""
+    """The patients can't be trained on; one line with reason and remedy."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Member:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The patients of a version."""
+    """The labelled patients of a version of table patients."""
 
     table_uri: str
     version: int
@@ -43,39 +42,39 @@ class TrainingSet:
     unlabelled: int  # patients with a split and no label, who are left out
     unassigned: int  # patients without a split
     dim: int  # columns of one bag
-    splits_version: int | None = None  # of table splits, where a fold is validated on
+    splits_version: int | None = None  # of table splits, if a fold is validated on
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Labels of split train, sorted."""
+        """The labels of split train, sorted."""
         return tuple(sorted({member.label for member in self.splits["train"]}))
 
     @property
     def centers(self) -> tuple[str, ...]:
-        """Centres of split train, sorted."""
+        """The centres of split train, sorted."""
         return tuple(sorted({member.center_id for member in self.splits["train"]}))
 
     @property
     def prior(self) -> tuple[float, ...]:
-        """Share of each class in split train."""
+        """The share of each class in split train."""
         counts = self.counts("train")
         return tuple(count / sum(counts) for count in counts)
 
     def counts(self, split: str) -> list[int]:
-        """Patients of each class."""
+        """Returns the number of patients of each class."""
         found = Counter(member.label for member in self.splits[split])
         return [found[name] for name in self.classes]
 
     def class_gaps(self) -> ClassGaps:
-        """Return the splits that lack a class."""
+        """Returns the splits that lack a class."""
         return missing_classes({name: [member.label for member in self.splits[name]] for name in SPLITS})
 
     def ids(self, split: str) -> list[str]:
-        """Patient ids."""
+        """Returns the patient_ids of a split."""
         return [member.patient_id for member in self.splits[split]]
 
     def cards(self) -> dict[str, SplitCard]:
-        """What tells these patients from others."""
+        """Returns what identifies the patients of each split."""
         return {
             name: SplitCard(
                 len(members),
@@ -95,19 +94,20 @@ def read_training_set(
     splits_version: int | None = None,
     storage_options: StorageOptions | None = None,
 ) -> TrainingSet:
-    """The labelled patients of a version of table patients, by its column split.
+    """Returns the labelled patients of a version of table patients, by its column split.
 
     Args:
         table_uri: of table patients.
-        version: of it; None: the newest.
-        fold: validate on this fold of table splits, train on the others; None: by column split alone. Test stays as it is.
-        splits_uri: of table splits, where a fold is given.
-        splits_version: of it; None: the newest.
+        version: of table patients; None: the newest.
+        fold: of table splits, which is validated on, while the others are trained on; None: by column split alone. Split test
+            stays the same.
+        splits_uri: of table splits, for a fold.
+        splits_version: of table splits; None: the newest.
         storage_options: for fsspec.
 
     Raises:
-        FeedError: the table or the version is not there, or not whole.
-        CohortError: its splits can't be trained on.
+        FeedError: the table or the version is missing, or not whole.
+        CohortError: the splits can't be trained on.
     """
     table = pin_table(table_uri, version, storage_options)
     where = table.name
@@ -133,15 +133,8 @@ def read_training_set(
         members.sort(key=lambda member: member.patient_id)
     if len(dims) > 1:
         raise CohortError(f"{where} has embeddings of {sorted(dims)} columns: run the main job with one encoder")
-    found = TrainingSet(
-        table_uri,
-        table.version,
-        splits,
-        unlabelled,
-        unassigned,
-        dim=int(dims.pop()) if dims else 0,
-        splits_version=splits_version,
-    )
+    dim = int(dims.pop()) if dims else 0
+    found = TrainingSet(table_uri, table.version, splits, unlabelled, unassigned, dim, splits_version)
     _check_labels(found, where)
     return found
 
@@ -178,7 +171,7 @@ def _check_labels(found: TrainingSet, where: str) -> None:
 def _by_fold(
     splits: dict[str, list[Member]], fold: int, uri: str, version: int | None, storage_options: StorageOptions | None
 ) -> int:
-    """Deal train and validation anew by the folds of table splits; returns its version."""
+    """Deals train and validation by the folds of table splits; returns the version of that table."""
     try:
         found, rows = read_columns(uri, ("patient_id", "fold"), version, storage_options)
     except NoTableError:
@@ -187,9 +180,9 @@ def _by_fold(
     members = splits["train"] + splits["validation"]
     without = [member.patient_id for member in members if fold_of.get(member.patient_id) is None]
     if without or fold not in fold_of.values():
-        there = sorted({number for number in fold_of.values() if number is not None})
+        existing = sorted({number for number in fold_of.values() if number is not None})
         raise CohortError(
-            f"training.fold is {fold}, table splits has folds {there} and {len(without)} patients without one: set "
+            f"training.fold is {fold}, table splits has folds {existing} and {len(without)} patients without one: set "
             "splits.folds and run the splits job"
         )
     splits["validation"] = [member for member in members if fold_of[member.patient_id] == fold]
@@ -200,13 +193,13 @@ def _by_fold(
 def feature_settings(
     found: TrainingSet, runs_uri: str, storage_options: StorageOptions | None = None
 ) -> tuple[dict[str, Any], ...]:
-    """What the patients' features were made with, each recipe once; none where table runs is not there, or has none.
+    """Returns the recipes of the patients' features, each once; none if table runs is missing, or has none.
 
-    A run that was killed left no record. The next one that ended rebuilt what was not of its own recipe: where no row's run
-    has a record, the newest record is taken.
+    A killed run left no record. The next run that ended rebuilt the rows of other recipes. So if no row's run has a record,
+    the newest record counts.
 
     Raises:
-        CohortError: a run that was killed wrote some of them, and none has ended since.
+        CohortError: a killed run wrote some of the patients, and none has ended since.
     """
     try:
         _, rows = read_columns(runs_uri, ("run_id", "started_at", "features"), None, storage_options)

@@ -1,22 +1,22 @@
 """The gate before splits are written and before a model is trained: no patient in two splits, no slide under two names.
 
-The same comparison tells slides to be predicted that the model learned from (`jobs.training.seen`).
+The same comparison finds slides to be predicted that the model learned from (`jobs.training.seen`).
 
-Two images are the same slide where they have the same URI, or the same size and either the same etag or the same content.
-A store's etag says so by itself when two are equal; when they differ it says nothing (uploads in other parts, Azure), and
-times of modification say nothing either way. So where sizes are equal across splits to the byte, and no etag decides, the
-files are opened: 16 blocks of 64 KiB, the first and the last among them, and where those are equal all bytes. Slides of
-different sizes are never the same here: a slide that was compressed anew, or saved with another label image, passes.
+Two images are the same slide if they have the same URI, or the same size and either the same etag or the same content. Equal
+etags prove that two files are equal; different etags prove nothing (uploads in other parts, Azure), nor do times of
+modification. So if files of several splits have equal sizes and no equal etags, they are opened: 16 blocks of 64 KiB, the
+first and the last among them, and if these are equal, all bytes. Slides of different sizes are never the same here: a slide
+that was compressed anew, or saved with another label image, passes.
 """
 
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from jobs.training.tables.table_columns import read_columns
+from jobs.training.table_versions import read_columns
 from udfs.wording import some
 from udfs.wsi import SlideError
 from udfs.wsi.store import File, FileInfo, StorageOptions, public_uri
@@ -28,12 +28,12 @@ _READERS = 8
 
 
 class LeakageError(Exception):
-    """What a model is to be tested on would be trained on: one line that names who and where."""
+    """Splits that share a patient or a slide: one line with names and remedy."""
 
 
 @dataclass(frozen=True)
 class SlideFile:
-    """An image and the file that it is, as table slides has them."""
+    """An image and its file, as table slides has them."""
 
     image_id: str
     patient_id: str
@@ -44,7 +44,7 @@ class SlideFile:
 
 @dataclass(frozen=True)
 class Compared:
-    """What the gate looked at: images, files of equal size that were opened, and those of them that could not be, which pass."""
+    """Numbers of images, of files of equal size that were opened, and of files that could not be opened, which pass."""
 
     images: int
     opened: int
@@ -56,15 +56,12 @@ def refuse_leaks(
     slides: Iterable[SlideFile],
     storage_options: StorageOptions | None = None,
 ) -> Compared:
-    """Let pass what does not leak.
+    """Raises LeakageError if a patient or a slide is in two splits; else returns what was compared.
 
     Args:
-        assignments: (patient_id, split), a row each, so that a patient in two splits shows.
-        slides: their slides; those of patients without a split are not looked at.
+        assignments: one (patient_id, split) per row, so that a patient in two splits shows.
+        slides: their slides; those of patients without a split are ignored.
         storage_options: for fsspec.
-
-    Raises:
-        LeakageError: one line.
     """
     splits: dict[str, set[str]] = defaultdict(set)
     for patient_id, split in assignments:
@@ -86,28 +83,10 @@ def refuse_leaks(
     return compared
 
 
-def shared_slides(
-    slides: Sequence[tuple[SlideFile, str]], storage_options: StorageOptions | None = None
-) -> tuple[list[str], Compared]:
-    """Return a text for each file that images of several parts are, and what was looked at.
-
-    Args:
-        slides: each with the part that it is in, such as a split.
-        storage_options: for fsspec.
-    """
-    placed = [_Placed(file, part) for file, part in slides]
-    content = _Content(storage_options)
-    shared = [
-        f"{' is '.join(f'{each.file.image_id} (patient {each.file.patient_id}, {each.part})' for each in same)} by {how}"
-        for same, how in _same_files(placed, content)
-    ]
-    return shared, Compared(len(placed), content.opened, content.unreadable)
-
-
 def slide_files(table_uri: str, storage_options: StorageOptions | None = None) -> list[SlideFile]:
-    """The files of table slides as it is now, read without Spark.
+    """Returns the files of table slides as it is now, read without Spark.
 
-    URIs are as the table has them, without secrets: what only a signed URL opens can't be compared by content.
+    The table's URIs have no secrets: a file that only a signed URL opens can't be compared by content.
     """
     columns = ["image_id", "patient_id", "uri", "size_bytes", "file_version"]
     _, rows = read_columns(table_uri, columns, storage_options=storage_options)
@@ -116,85 +95,85 @@ def slide_files(table_uri: str, storage_options: StorageOptions | None = None) -
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """An image in its part; two are one only if they are the same object, for tables may share names."""
+    """An image in its part. Two are equal only if they are the same object, since tables may share names."""
 
     file: SlideFile
     part: str
 
 
-def _same_files(files: Sequence[_Placed], content: "_Content") -> Iterator[tuple[list[_Placed], str]]:
-    """Groups of images of several parts that are one file, and by what that is known; each image in one group at most."""
+_Key = Callable[[_Placed], Hashable | None]
 
-    def groups(of: Iterable[_Placed], key: Callable[[_Placed], Hashable | None]) -> list[list[_Placed]]:
-        found: dict[Hashable, list[_Placed]] = defaultdict(list)
-        for each in of:
-            if (value := key(each)) is not None:
-                found[value].append(each)
-        return [group for group in found.values() if len({each.part for each in group}) > 1]
 
-    told: set[_Placed] = set()
+def shared_slides(
+    slides: Sequence[tuple[SlideFile, str]], storage_options: StorageOptions | None = None
+) -> tuple[list[str], Compared]:
+    """Returns one text per file that images of several parts share, and what was compared.
 
-    def new(group: list[_Placed]) -> bool:
-        unknown = not told.issuperset(group)
-        told.update(group)
-        return unknown
+    Args:
+        slides: each with its part, such as a split.
+        storage_options: for fsspec.
+    """
+    placed = [_Placed(file, part) for file, part in slides]
+    known: set[_Placed] = set()
+    texts: list[str] = []
+    opened = unreadable = 0
 
-    # Size and version beside it: of URIs that differ in their query alone, the table has one and the same.
-    for group in groups(files, lambda each: (each.file.uri, each.file.size_bytes, each.file.file_version)):
-        if new(group):
-            yield group, f"its URI {public_uri(group[0].file.uri)}"
-    for of_size in groups(files, lambda each: each.file.size_bytes):
-        for group in groups(of_size, lambda each: each.file.file_version if _is_etag(each.file.file_version) else None):
-            if new(group):
-                yield group, f"size and etag {group[0].file.file_version}"
-        left = [each for each in of_size if each not in told]
-        if len({each.part for each in left}) < 2:
-            continue
-        for alike in groups(left, content.sampled(left)):
-            for group in groups(alike, content.whole(alike)):
-                if new(group):
-                    yield group, f"content ({group[0].file.size_bytes:,} bytes)"
+    def note(of: Iterable[_Placed], key: _Key, how: Callable[[SlideFile], str]) -> None:
+        for group in _groups(of, key):
+            if not known.issuperset(group):
+                known.update(group)
+                names = (f"{each.file.image_id} (patient {each.file.patient_id}, {each.part})" for each in group)
+                texts.append(f"{' is '.join(names)} by {how(group[0].file)}")
+
+    # Size and version beside the URI: the table has one URI for two that differ only in their query.
+    note(
+        placed,
+        lambda each: (each.file.uri, each.file.size_bytes, each.file.file_version),
+        lambda file: f"its URI {public_uri(file.uri)}",
+    )
+    note(
+        placed,
+        lambda each: (each.file.size_bytes, each.file.file_version) if _is_etag(each.file.file_version) else None,
+        lambda file: f"size and etag {file.file_version}",
+    )
+    for of_size in _groups((each for each in placed if each not in known), lambda each: each.file.size_bytes):
+        sampled = _hashes(of_size, storage_options, whole=False)
+        opened += len(sampled)
+        unreadable += len(of_size) - len(sampled)
+        for alike in _groups(of_size, sampled.get):
+            whole = _hashes(alike, storage_options, whole=True)
+            note(alike, whole.get, lambda file: f"content ({file.size_bytes:,} bytes)")
+    return texts, Compared(len(placed), opened, unreadable)
+
+
+def _groups(of: Iterable[_Placed], key: _Key) -> list[list[_Placed]]:
+    """Returns the images of equal keys that are in several parts; None is equal to nothing."""
+    found: dict[Hashable, list[_Placed]] = defaultdict(list)
+    for each in of:
+        if (value := key(each)) is not None:
+            found[value].append(each)
+    return [group for group in found.values() if len({each.part for each in group}) > 1]
 
 
 def _is_etag(version: str) -> bool:
-    """Whether a `FileInfo.version` ends in a store's etag, not in a time: a float or a date."""
-    _, _, told = version.partition("-")
-    if not re.fullmatch(r"[\w+/=.-]+", told):  # dates have spaces or colons; weak etags a quote, and promise less
+    """Returns whether a `FileInfo.version` ends in a store's etag, not in a time, which is a float or a date."""
+    _, _, end = version.partition("-")
+    if not re.fullmatch(r"[\w+/=.-]+", end):  # dates have spaces or colons; weak etags a quote, and promise less
         return False
     try:
-        float(told)
+        float(end)
     except ValueError:
         return True
     return False
 
 
-class _Content:
-    """Hashes of files; those that can't be read have none."""
+def _hashes(files: Sequence[_Placed], storage_options: StorageOptions | None, *, whole: bool) -> dict[_Placed, bytes]:
+    """Returns hashes of all bytes of some files, or of some blocks; files that can't be read have none."""
 
-    def __init__(self, storage_options: StorageOptions | None) -> None:
-        self.opened = self.unreadable = 0
-        self._options = storage_options
-
-    def sampled(self, files: Sequence[_Placed]) -> Callable[[_Placed], bytes | None]:
-        """The hash of some blocks of each of these files."""
-        hashes = self._hashes(files, whole=False)
-        self.opened += len(hashes)
-        self.unreadable += len(files) - len(hashes)
-        return hashes.get
-
-    def whole(self, files: Sequence[_Placed]) -> Callable[[_Placed], bytes | None]:
-        """The hash of all bytes of each of these files."""
-        return self._hashes(files, whole=True).get
-
-    def _hashes(self, files: Sequence[_Placed], *, whole: bool) -> dict[_Placed, bytes]:
-        with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda each: self._hash(each.file, whole=whole), files)
-            return {each: value for each, value in zip(files, found, strict=True) if value is not None}
-
-    def _hash(self, file: SlideFile, *, whole: bool) -> bytes | None:
-        digest = hashlib.sha256()
+    def hashed(each: _Placed) -> bytes | None:
+        digest, file = hashlib.sha256(), each.file
         try:
-            opened = File(file.uri, self._options, FileInfo(file.size_bytes, file.file_version))
+            opened = File(file.uri, storage_options, FileInfo(file.size_bytes, file.file_version))
             try:
                 for start, count in _parts(file.size_bytes, whole=whole):
                     digest.update(opened.request(start, count).result())
@@ -204,9 +183,13 @@ class _Content:
             return None
         return digest.digest()
 
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = zip(files, pool.map(hashed, files), strict=True)
+        return {each: value for each, value in found if value is not None}
+
 
 def _parts(size_bytes: int, *, whole: bool) -> list[tuple[int, int]]:
-    """(start, count) of what is read of a file."""
+    """Returns (start, count) of what is read of a file."""
     if whole or size_bytes <= _BLOCKS * _BLOCK_BYTES:
         return [(start, min(_CHUNK_BYTES, size_bytes - start)) for start in range(0, size_bytes, _CHUNK_BYTES)]
     last = size_bytes - _BLOCK_BYTES

@@ -1,10 +1,10 @@
-"""Where the figures of each epoch go: Delta table training_metrics, TensorBoard's event files, MLflow where asked for."""
+"""Where the figures of each epoch go: Delta table training_metrics, TensorBoard's event files, and MLflow if it is set."""
 
+import logging
 import math
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,21 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from jobs.training.tables.delta_options import delta_options
+from jobs.training.table_stores import delta_options
 from udfs.schemas import TRAINING_METRICS
 from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
 
+_log = logging.getLogger("slidelake.training")
 Figures = Mapping[str, float]  # `SPLIT_NAME`: train_loss, validation_auroc, ...; and epoch
 
 
 class RecordsError(Exception):
-    """There is no place for the figures where one was asked for."""
+    """MLflow is set and can't be used."""
 
 
 class Records:
-    """The figures of one run. A run that is resumed writes each epoch once all the same."""
+    """The figures of one run. A resumed run writes each epoch once as well."""
 
     def __init__(
         self,
@@ -41,60 +41,54 @@ class Records:
         mlflow_uri: str | None = None,
         storage_options: StorageOptions | None = None,
     ) -> None:
-        """Begin, or go on at an epoch.
+        """Begins, or goes on at an epoch.
 
         Args:
             run_id: of the run.
             folder: of the model; event files go to its folder tensorboard.
-            table_uri: of table training_metrics, which is made where it is not there.
+            table_uri: of table training_metrics, which is created if it is missing.
             settings: of the run, for MLflow.
-            first_epoch: what was written of this and later ones, by a process that was killed, counts no more.
+            first_epoch: figures of this and later epochs, by a process that was killed, no longer count.
             mlflow_uri: tracking URI; None: no MLflow.
             storage_options: for fsspec.
+
+        Raises:
+            RecordsError: MLflow can't be used.
         """
         self._run_id, self._table, self._options = run_id, table_uri, storage_options
-        self._told = False
+        self._has_warned = False
         self._events = f"{folder.rstrip('/')}/tensorboard"
         self._local = Path(self._events) if "://" not in folder else Path(tempfile.mkdtemp(prefix="slidelake-events-"))
-        self._mlflow = _mlflow_run(mlflow_uri, run_id, settings) if mlflow_uri else None
+        self._mlflow = _MlflowRun(mlflow_uri, run_id, settings) if mlflow_uri else None
         self._board = SummaryWriter(str(self._local), purge_step=first_epoch or None)
 
     def write(self, history: Sequence[Figures], news: Figures) -> None:
-        """Put down the run so far; of it, `news` are not told yet."""
+        """Writes down the run so far, of which `news` are not yet written."""
         epoch = int(news["epoch"])
-        named = {name: value for name, value in news.items() if name != "epoch" and math.isfinite(value)}
-        for name, value in named.items():
+        finite = {name: value for name, value in news.items() if name != "epoch" and math.isfinite(value)}
+        for name, value in finite.items():
             self._board.add_scalar(name.replace("_", "/", 1), value, epoch)
         self._board.flush()
         self._send_events()
-        self._tell_mlflow(lambda run: run.log(named, epoch))
+        if self._mlflow:
+            self._mlflow.log(finite, epoch)
         try:
             write_metrics(self._table, self._run_id, history, self._options)
-        except (
-            DeltaError,
-            OSError,
-        ) as error:  # it costs the table, not the training; the next epoch tries again with all rows
-            if not self._told:
+        except (DeltaError, OSError) as error:  # it costs the table, not the training; the next epoch writes all rows
+            if not self._has_warned:
                 text = redact(" ".join(str(error).split()), secrets_of(self._table, self._options))
                 where = public_uri(self._table)
-                tqdm.write(f"slidelake: {where} can't be written ({text}): figures are in model.json too", sys.stderr)
-            self._told = True
+                _log.warning("slidelake: %s can't be written (%s): figures are in model.json too", where, text)
+            self._has_warned = True
 
     def close(self, *, finished: bool) -> None:
-        """No more; `finished`: the run came to its end."""
+        """Ends the records; `finished`: the run came to its end."""
         self._board.close()
         self._send_events()
-        self._tell_mlflow(lambda run: run.end("FINISHED" if finished else "FAILED"))
+        if self._mlflow:
+            self._mlflow.end("FINISHED" if finished else "FAILED")
         if "://" in self._events:
             shutil.rmtree(self._local, ignore_errors=True)
-
-    def _tell_mlflow(self, what: "Callable[[_MlflowRun], None]") -> None:
-        if self._mlflow:
-            try:
-                what(self._mlflow)
-            except Exception as error:  # of whatever its client uses; it costs MLflow's copy, not the training
-                tqdm.write(f"slidelake: MLflow can't be told ({type(error).__name__}): no more goes there", sys.stderr)
-                self._mlflow = None
 
     def _send_events(self) -> None:
         if "://" in self._events:
@@ -112,9 +106,9 @@ class Records:
 def write_metrics(
     table_uri: str, run_id: str, history: Sequence[Figures], storage_options: StorageOptions | None = None
 ) -> None:
-    """Make these the run's rows in table training_metrics, in place of those that it has.
+    """Replaces the run's rows in table training_metrics.
 
-    All rows of a run are written anew each time: so it has one small file, not one an epoch, and none twice.
+    All rows of a run are written each time, so a run has one small file, not one per epoch, and no row twice.
     """
     rows = [
         {"run_id": run_id, "epoch": int(figures["epoch"]), "split": split, "name": metric, "value": value}
@@ -134,36 +128,39 @@ def write_metrics(
     write_deltalake(table_uri, data, mode="append", name="training_metrics", storage_options=options)
 
 
-def _mlflow_run(uri: str, run_id: str, settings: Mapping[str, Any]) -> "_MlflowRun":
-    """Raises RecordsError: MLflow is not installed, or does not take it."""
-    try:
-        return _MlflowRun(uri, run_id, settings)
-    except Exception as error:  # of whatever its client uses
-        why = redact(next(iter(str(error).splitlines()), ""), secrets_of(uri, None))
-        raise RecordsError(
-            f"training.mlflow can't be used ({type(error).__name__}: {why}): correct it, or leave it out"
-        ) from None
-
-
 class _MlflowRun:
-    """A run of MLflow, named by our run_id; gone on with where there is one of that name."""
+    """A run of MLflow with the name of our run_id. An error of its client costs MLflow's copy, not the training."""
 
     def __init__(self, uri: str, run_id: str, settings: Mapping[str, Any]) -> None:
-        from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra
+        """Raises RecordsError if MLflow is not installed, or refuses the run."""
+        try:
+            from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra
 
-        self._client = MlflowClient(uri)
-        found = self._client.get_experiment_by_name("slidelake")
-        experiment = found.experiment_id if found else self._client.create_experiment("slidelake")
-        runs = self._client.search_runs([experiment], f"tags.`mlflow.runName` = '{run_id}'", max_results=1)
-        run = runs[0] if runs else self._client.create_run(experiment, run_name=run_id)
-        self._id = run.info.run_id
-        if not runs:
-            for name, value in settings.items():
+            self._client: Any = MlflowClient(uri)
+            found = self._client.get_experiment_by_name("slidelake")
+            experiment = found.experiment_id if found else self._client.create_experiment("slidelake")
+            runs = self._client.search_runs([experiment], f"tags.`mlflow.runName` = '{run_id}'", max_results=1)
+            run = runs[0] if runs else self._client.create_run(experiment, run_name=run_id)
+            self._id = run.info.run_id
+            for name, value in () if runs else settings.items():
                 self._client.log_param(self._id, name, value)
+        except Exception as error:
+            why = redact(next(iter(str(error).splitlines()), ""), secrets_of(uri, None))
+            raise RecordsError(
+                f"training.mlflow can't be used ({type(error).__name__}: {why}): correct it, or leave it out"
+            ) from None
 
     def log(self, figures: Figures, epoch: int) -> None:
         for name, value in figures.items():
-            self._client.log_metric(self._id, name, value, step=epoch)
+            self._call("log_metric", name, value, step=epoch)
 
     def end(self, status: str) -> None:
-        self._client.set_terminated(self._id, status)
+        self._call("set_terminated", status)
+
+    def _call(self, method: str, *arguments: Any, **named: Any) -> None:
+        try:
+            if self._client:
+                getattr(self._client, method)(self._id, *arguments, **named)
+        except Exception as error:
+            _log.warning("slidelake: MLflow can't be told (%s): no more goes there", type(error).__name__)
+            self._client = None

@@ -1,4 +1,4 @@
-"""What held-out patients say of a model: text for people, JSON for programs, a picture, and their probabilities as CSV."""
+"""The report on a model by held-out patients: text, a picture, and their probabilities as CSV."""
 
 import csv
 import io
@@ -15,13 +15,13 @@ from jobs.training.model.metrics import Evaluation
 from jobs.training.model.predictions import HELD_OUT_COLUMNS
 from udfs.wording import named
 
-_FEW = 100  # patients: below, intervals are so wide that figures mean little
-_VERY_FEW = 10  # patients of a class: below, a bootstrap draws the same ones again and again
+_FEW = 100  # patients; with fewer, intervals are so wide that figures mean little
+_VERY_FEW = 10  # patients of a class; with fewer, a bootstrap draws the same ones again and again
 _BLUE, _GREY = "#2a6f97", "#8d99ae"
 
 
 def report_text(name: str, evaluation: Evaluation) -> str:
-    """Some lines: every figure with its interval, overall and by centre, and the confusion."""
+    """Returns lines with every figure and its interval, overall and by centre, and the confusion."""
     classes = [named(label) for label in evaluation.classes]
     by_class = ", ".join(f"{count} {named(label)}" for label, count in evaluation.n_by_class.items())
     lines = [f"  {name}: {evaluation.n} patients ({by_class}); in brackets, 95 of 100 bootstrap resamples"]
@@ -45,7 +45,7 @@ def report_text(name: str, evaluation: Evaluation) -> str:
 
 
 def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) -> bytes:
-    """patient_id, split, center_id, label, and a probability a class."""
+    """Returns a CSV of patient_id, split, center_id, label, and one probability per class."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*HELD_OUT_COLUMNS, *classes])
@@ -57,7 +57,7 @@ def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, 
 
 
 def draw_report(title: str, predictions: Predictions, evaluation: Evaluation) -> bytes:
-    """A PNG of three panels: ROC, reliability, confusion."""
+    """Returns a PNG of three panels: ROC, reliability, confusion."""
     figure = Figure(figsize=(13.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
@@ -96,7 +96,7 @@ def _draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
         axes.annotate(f"{each.n}", (each.confidence, each.accuracy), (5, -11), textcoords="offset points", fontsize=8)
     axes.set(xlabel="confidence (probability of the most probable class)", ylabel="share that is right")
     axes.set(xlim=(1 / len(evaluation.classes) - 0.03, 1.03), ylim=(-0.03, 1.03))
-    axes.set_title(f"Reliability, error {evaluation.metrics['calibration_error']}; patients a bin", fontsize=10)
+    axes.set_title(f"Reliability, error {evaluation.metrics['calibration_error']}; patients per bin", fontsize=10)
 
 
 def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from jobs.training.leakage import Compared, SlideFile, shared_slides, slide_files
 from jobs.training.model.files import ModelCard
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
+from jobs.training.table_versions import read_columns
 from udfs.wording import some
 from udfs.wsi.store import StorageOptions, absolute_uri, public_uri, redact, secrets_of
 
@@ -16,15 +16,15 @@ _NEW, _LEARNED = "new", "learned from"
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model has seen of the patients that it is to predict."""
+    """The patients and slides to be predicted that a model learned from."""
 
-    patients: list[str]  # that it learned from, in these tables
-    copies: list[str]  # a line for each file that is a slide of a new patient and one that it learned from
-    compared: Compared | None  # None if the slides that it learned from are not known
-    reason: str = ""  # why they are not
+    patients: list[str]  # in these tables
+    copies: list[str]  # one line per file that is a slide of a new patient and one that the model learned from
+    compared: Compared | None  # None if the slides that the model learned from are unknown
+    reason: str = ""  # for that
 
     def lines(self) -> list[str]:
-        """Return lines for the summary of a run; none if nothing was seen."""
+        """Returns lines for the summary of a run; none if nothing was seen."""
         lines = []
         if self.patients:
             lines.append(f"{len(self.patients)} patients that the model learned from: {some(self.patients, 10)}")
@@ -45,7 +45,7 @@ def seen_by_model(
     images: Mapping[str, str | None],
     storage_options: StorageOptions | None = None,
 ) -> Seen:
-    """Compare the slides to be predicted with those of the model's splits train and validation.
+    """Compares the slides to be predicted with those of the model's splits train and validation.
 
     Args:
         card: of the model; its record names the tables that it was trained on.
@@ -55,7 +55,7 @@ def seen_by_model(
     """
     try:
         return _compared(card, root, images, storage_options)
-    except Exception as error:  # predictions are written by now: whatever it is must not end the run
+    except Exception as error:  # the predictions are written, so no error may end the run
         secrets = {secret for uri in (root, *images.values()) for secret in secrets_of(uri, storage_options)}
         text = str(error) if isinstance(error, FeedError) else f"{type(error).__name__}: {error}"
         return Seen([], [], None, redact(" ".join(text.split()), sorted(secrets, key=len, reverse=True)))
@@ -86,7 +86,7 @@ def _compared(
 
 
 def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> set[str]:
-    """Return the patients of train and validation, from the newest version if the one trained on is gone.
+    """Returns the patients of train and validation, from the newest version if the one trained on is gone.
 
     The newest version has them too, since a patient keeps its split.
 

@@ -1,15 +1,17 @@
-"""One training run, as each of its processes does it: from a task of plain values to a folder with a model and its report.
+"""One training run, in each of its processes: from a task of plain values to a folder with a model and its report.
 
-Files of a run, below its folder: checkpoint.pt while it is under way; model.safetensors and model.json; report.json,
-report_SPLIT.png and predictions.csv on the patients held out; tensorboard/.
+Files of a run, below its folder: checkpoint.pt while it trains; model.safetensors and model.json; report.json,
+report_SPLIT.png and predictions.csv of the held-out patients; tensorboard/.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -18,16 +20,24 @@ from tqdm import tqdm
 from jobs.training.devices import take_device
 from jobs.training.feed import Feed, make_feed
 from jobs.training.labelled import TrainingSet
-from jobs.training.model.checkpoints import CHECKPOINT, TrainingState, load_checkpoint, save_checkpoint
-from jobs.training.model.files import ModelCard, model_versions, save_model
-from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit, predict
+from jobs.training.model.files import (
+    ModelCard,
+    TrainingState,
+    load_checkpoint,
+    model_versions,
+    remove_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from jobs.training.model.fit import FitSettings, Predictions, class_weights, fit_model, predict_feed
 from jobs.training.model.logistic import collect, fit_logistic
-from jobs.training.model.metrics import Evaluation, evaluate, measure
+from jobs.training.model.metrics import Evaluation, evaluate_split
 from jobs.training.model.mil import BagModel, LogisticModel, build_model
 from jobs.training.records import Records
 from jobs.training.report import draw_report, predictions_csv, report_text
-from udfs.wsi.store import filesystem, write_bytes
+from udfs.wsi.store import write_bytes
 
+_log = logging.getLogger("slidelake.training")
 HELD_OUT = ("validation", "test")
 _COLUMNS = {"avg": ("embeddings_avg",), "max": ("embeddings_max",), "both": ("embeddings_avg", "embeddings_max")}
 
@@ -43,24 +53,23 @@ class Task:
     resume: bool
     storage_options: Mapping[str, Any]
     mlflow_uri: str | None = None  # may hold a secret: not part of the card
-    quiet: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of section training."""
+        """Settings of section training."""
         return self.card.training
 
 
 def bag_columns(columns: str) -> tuple[str, ...]:
-    """Columns of table patients, for the setting training.columns."""
+    """Returns the columns of table patients for the setting training.columns."""
     return _COLUMNS[columns]
 
 
 def run_task(task: Task) -> str:
-    """Train, evaluate, write; in a process of a group where there is one (torchrun's variables), else alone.
+    """Trains, evaluates and writes; as a process of a group if torchrun's variables name one, else alone.
 
     Returns:
-        The report, text for people.
+        The report as text.
     """
     grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if grouped:
@@ -77,8 +86,7 @@ def _run(task: Task, device: torch.device) -> str:
     is_first = not dist.is_initialized() or dist.get_rank() == 0
     state = _begin(task)
     model = build_model(task.card.spec).to(device)
-    record = Recorder(task, state.epoch) if is_first else None
-    try:
+    with Recorder(task, state.epoch) if is_first else nullcontext() as record:
         if isinstance(model, LogisticModel) and state.epoch:  # it was fitted before the run was stopped
             model.load_state_dict(state.model)
         elif isinstance(model, LogisticModel):
@@ -87,20 +95,14 @@ def _run(task: Task, device: torch.device) -> str:
                 record.after_epoch(state)
         else:
             _fit(task, model, state, record)
-        predictions = {split: predict(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]}
-        if record is None:
-            return ""
-        report = record.finish(model, state, predictions)
-        record.close(finished=True)
-        return report
-    except BaseException:
-        if record:
-            record.close(finished=False)
-        raise
+        predictions = {
+            split: predict_feed(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]
+        }
+        return record.finish(model, state, predictions) if record else ""
 
 
 def _begin(task: Task) -> TrainingState:
-    """First weights are a function of the seed, the same in every process."""
+    """Returns the first state. Its weights are a function of the seed, the same in every process."""
     if task.resume:
         return load_checkpoint(task.folder, task.storage_options)
     torch.manual_seed(task.card.seed)
@@ -112,7 +114,7 @@ def _fit(task: Task, model: BagModel, state: TrainingState, record: "Recorder | 
     settings = FitSettings(**{name: task.settings[name] for name in FitSettings.__dataclass_fields__})
     if record:
         record.expect(train.n_steps)
-    fit(
+    fit_model(
         model,
         state,
         train,
@@ -127,21 +129,19 @@ def _fit(task: Task, model: BagModel, state: TrainingState, record: "Recorder | 
 
 def _fit_logistic(task: Task, model: LogisticModel, state: TrainingState) -> None:
     train = collect(model, _feed(task, "train").epoch(0))
-    there = bool(task.members.splits["validation"])
-    validation = collect(model, _feed(task, "validation").epoch(0)) if there else None
+    validates = bool(task.members.splits["validation"])
+    validation = collect(model, _feed(task, "validation").epoch(0)) if validates else None
     strength, loss = fit_logistic(model, train, validation, task.settings["class_weights"])
     figures = {"epoch": 0.0, "train_loss": loss, "train_inverse_penalty": strength}
-    if there:
-        found = predict(model, _feed(task, "validation"))
-        measured = measure(found.labels, found.probabilities)
-        figures |= {f"validation_{name}": value for name, value in measured.items()}
+    if validates:
+        figures |= predict_feed(model, _feed(task, "validation")).figures("validation")
     state.best_epoch, state.epoch = 0, 1
     state.model = state.best_model = model.state_dict()
     state.history.append(figures)
 
 
 def _feed(task: Task, split: str) -> Feed:
-    """Of this process's share of a split; held-out patients come whole and in the table's order."""
+    """Returns the feed of this process's share of a split; held-out patients come whole and in the table's order."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     columns = list(task.card.columns) + (["color_histogram"] if task.card.spec.histogram_bins else [])
     whole = split != "train" or task.card.spec.kind == "logistic"
@@ -161,7 +161,7 @@ def _feed(task: Task, split: str) -> Feed:
 
 
 class Recorder:
-    """What the first process writes down, and shows."""
+    """Writes and shows the progress and the results of a run, in its first process."""
 
     def __init__(self, task: Task, first_epoch: int) -> None:
         self._task = task
@@ -177,50 +177,57 @@ class Recorder:
         self._bar: tqdm[Any] | None = None
         self._first_epoch = first_epoch
 
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes records and bar."""
+        self._records.close(finished=kind is None)
+        if self._bar is not None:
+            self._bar.close()
+
     def expect(self, steps: int) -> None:
-        """Show progress over so many steps an epoch."""
+        """Shows progress; `steps`: per epoch."""
         epochs = self._task.settings["epochs"]
-        hidden = self._task.quiet or not sys.stderr.isatty()
-        self._bar = tqdm(
-            total=epochs * steps, initial=self._first_epoch * steps, disable=hidden, leave=False, unit="step"
-        )
+        done = self._first_epoch * steps
+        hidden = not sys.stderr.isatty()
+        self._bar = tqdm(total=epochs * steps, initial=done, disable=hidden, leave=False, unit="step")
 
     def after_step(self) -> None:
-        """Move the bar."""
+        """Moves the bar."""
         if self._bar is not None:
             self._bar.update()
 
     def after_epoch(self, state: TrainingState) -> None:
-        """Figures first, then the checkpoint: who resumes from it writes the figures after it again."""
+        """Writes figures first, then the checkpoint: a run resumed from it writes the figures after it again."""
         last = state.history[-1]
         self._records.write(state.history, last)
         save_checkpoint(self._task.folder, state, self._task.storage_options)
         names = ("train_loss", "validation_log_loss", "validation_auroc")
         shown = ", ".join(f"{name} {last[name]:.4f}" for name in names if name in last)
-        if not self._task.quiet:
-            best = ", best so far" if state.best_epoch == last["epoch"] else ""
-            tqdm.write(f"slidelake: epoch {int(last['epoch'])}: {shown}{best}", file=sys.stderr)
+        best = ", best so far" if state.best_epoch == last["epoch"] else ""
+        _log.info("slidelake: epoch %d: %s%s", last["epoch"], shown, best)
 
     def finish(self, model: BagModel, state: TrainingState, predictions: Mapping[str, Predictions]) -> str:
-        """Model, report and predictions; the checkpoint goes."""
+        """Writes model, report and predictions, and removes the checkpoint. Returns the report as text."""
         task, best = self._task, state.best_epoch
         classes = task.card.classes
         evaluations: dict[str, Evaluation] = {
-            split: evaluate(found.labels, found.probabilities, classes, found.center_id, task.card.seed)
+            split: evaluate_split(found.labels, found.probabilities, classes, found.center_id, task.card.seed)
             for split, found in predictions.items()
         }
         history = [dict(figures) for figures in state.history]
         if "test" in predictions and best is not None:
-            measured = measure(predictions["test"].labels, predictions["test"].probabilities)
-            news = {f"test_{name}": value for name, value in measured.items()}
+            news = predictions["test"].figures("test")
             history[best] |= news
             self._records.write(history, {"epoch": float(best)} | news)
         for split, evaluation in evaluations.items():
             title = f"{task.card.model_id}: split {split}, {evaluation.n} patients"
             self._write(f"report_{split}.png", draw_report(title, predictions[split], evaluation))
         self._write("predictions.csv", predictions_csv(predictions, classes))
-        told = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
-        self._write("report.json", json.dumps(told, indent=2).encode())
+        report = {split: asdict(evaluation) for split, evaluation in evaluations.items()}
+        self._write("report.json", json.dumps(report, indent=2).encode())
         card = replace(
             task.card,
             device="cpu" if model.device.type == "cpu" else f"cuda {torch.cuda.get_device_name(model.device)}",
@@ -230,18 +237,10 @@ class Recorder:
             versions=model_versions(),
         )
         save_model(task.folder, model, card, task.storage_options)
-        fs, path = filesystem(task.folder, task.storage_options)
-        if fs.exists(f"{path}/{CHECKPOINT}"):
-            fs.rm(f"{path}/{CHECKPOINT}")
+        remove_checkpoint(task.folder, task.storage_options)
         why = "the best on validation" if task.members.splits["validation"] else "the last"
         lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, {why}"]
         return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])
-
-    def close(self, *, finished: bool) -> None:
-        """Flush what is open."""
-        self._records.close(finished=finished)
-        if self._bar is not None:
-            self._bar.close()
 
     def _write(self, name: str, data: bytes) -> None:
         write_bytes(f"{self._task.folder}/{name}", data, self._task.storage_options)

@@ -22,8 +22,9 @@ from udfs.find_tissue import TissueSpec, failed_row, find_tissue
 from udfs.schemas import FOUND_TISSUE, SLIDES
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.tiff.index import SlideIndex
+from udfs.wsi.tissue.brightness import Brightness
 
-SPEC = TissueSpec(tile_px=448, mpp=None, mask_downsample=16, background_brightness=190, max_background=0.1)
+SPEC = TissueSpec(tile_px=448, mpp=None, mask_downsample=16, method=Brightness(), max_background=0.1)
 Found = Callable[..., list[dict[str, Any]]]
 
 
@@ -95,7 +96,7 @@ def test_a_slide_that_openslide_reads_has_tiles_and_no_index(pixels: NDArray[Any
             slide_row(write_mirax(tmp_path / "foreign.mrxs", same)),
             slide_row(write_slide(tmp_path / "tiff.tif", same, compression="deflate")),
         ],
-        TissueSpec(448, None, 16, 190, 0.5),
+        TissueSpec(448, None, 16, Brightness(), 0.5),
     )
     assert (foreign["status"], foreign["index"]) == ("ok", None)
     assert tiff["index"] is not None
@@ -197,7 +198,7 @@ def test_an_error_nobody_foresaw_is_a_row_without_secrets(monkeypatch: pytest.Mo
         raise RuntimeError(f"refused {options['key']} at {uri}")
 
     monkeypatch.setattr("udfs.find_tissue.open_slide", broken)
-    spec = TissueSpec(448, None, 16, 190, 0.1, {"key": "topsecretkey"})
+    spec = TissueSpec(448, None, 16, Brightness(), 0.1, {"key": "topsecretkey"})
     [row] = find([slide_row("https://host/slide.svs?sig=abcdefgh")], spec)
     assert (row["status"], row["error_code"]) == ("failed", "internal_error")
     assert "RuntimeError: refused *** at " in row["error_message"]
@@ -215,7 +216,7 @@ def test_a_slide_that_killed_its_worker_twice_is_given_up(
 
 
 def test_at_a_target_mpp_tiles_span_more_of_the_slide(small_slides: Path) -> None:
-    spec = TissueSpec(448, 0.8, 16, 190, 1.0)
+    spec = TissueSpec(448, 0.8, 16, Brightness(), 1.0)
     [row] = find([slide_row(small_slides / "a1.tif")], spec)
     span = 448 * 0.8 / 0.5
     assert row["downsample"] == pytest.approx(1.6) and row["level_read"] == 0
@@ -223,7 +224,7 @@ def test_at_a_target_mpp_tiles_span_more_of_the_slide(small_slides: Path) -> Non
 
 
 def test_the_mpp_of_the_csv_wins_over_the_header(small_slides: Path) -> None:
-    spec = TissueSpec(448, 1.0, 16, 190, 1.0)
+    spec = TissueSpec(448, 1.0, 16, Brightness(), 1.0)
     header, csv = find([slide_row(small_slides / "a1.tif"), slide_row(small_slides / "a1.tif", mpp=0.25)], spec)
     assert (header["mpp_x"], header["downsample"], header["level_read"]) == (pytest.approx(0.5), pytest.approx(2.0), 0)
     assert (csv["mpp_x"], csv["mpp_y"], csv["downsample"], csv["level_read"]) == (0.25, 0.25, 4.0, 1)
@@ -233,7 +234,7 @@ def test_an_unknown_mpp_fails_only_where_a_target_is_set(small_slides: Path) -> 
     unknown = slide_row(small_slides / "c1.tif")
     [row] = find([unknown])
     assert (row["status"], row["mpp_x"]) == ("ok", None)
-    [row] = find([unknown], TissueSpec(448, 0.5, 16, 190, 0.1))
+    [row] = find([unknown], TissueSpec(448, 0.5, 16, Brightness(), 0.1))
     assert (row["status"], row["error_code"]) == ("failed", "mpp_unknown")
     assert "mpp column" in row["error_message"]
 

@@ -14,6 +14,7 @@ from udfs.encode_tiles import FeatureSpec, encode_tiles
 from udfs.find_tissue import TissueSpec, find_tissue
 from udfs.sample_cohort import measure_runtimes
 from udfs.wsi.encoder import Encoder, EncoderSpec, openvino
+from udfs.wsi.tissue.brightness import Brightness
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_each_way_encodes_the_tiles_that_the_run_would(
 
     monkeypatch.setattr("udfs.sample_cohort.encode_tiles", watched)
     slides = [(str(small_slides / "gone.tif"), None), (str(small_slides / "a1.tif"), 0.5)]
-    tissue = TissueSpec(256, 1.0, 16, 190, 0.9)
+    tissue = TissueSpec(256, 1.0, 16, Brightness(190), 0.9)
     measured = measure_runtimes(slides, tissue, features, 0.0)
     ways = [(way.runtime, way.precision) for way in measured]
     assert ways[0] == ("torch", "fp32") and ("openvino", "fp32") in ways
@@ -50,7 +51,7 @@ def test_each_way_encodes_the_tiles_that_the_run_would(
     [corners] = {(tuple(unit["x_px"]), tuple(unit["y_px"])) for unit in seen}
     assert sorted(zip(*corners, strict=True)) == sorted(zip(found["x_px"], found["y_px"], strict=True))
     assert {(unit["uri"], unit["downsample"], unit["tile_px"]) for unit in seen} == {(slides[1][0], 2.0, 256)}
-    assert measure_runtimes(slides, TissueSpec(256, 1.0, 16, 0, 0.0), features, 0.0) == []  # no tissue
+    assert measure_runtimes(slides, TissueSpec(256, 1.0, 16, Brightness(0), 0.0), features, 0.0) == []  # no tissue
 
 
 def test_what_is_not_there_is_left_out_and_what_overflows_has_no_cosine(
@@ -69,7 +70,7 @@ def test_what_is_not_there_is_left_out_and_what_overflows_has_no_cosine(
 
     monkeypatch.setattr(openvino, "_core", missing)
     monkeypatch.setattr(Encoder, "embed", overflowing)
-    tissue = TissueSpec(448, None, 16, 190, 0.5)
+    tissue = TissueSpec(448, None, 16, Brightness(190), 0.5)
     measured = measure_runtimes([(str(small_slides / "c1.tif"), None)], tissue, features, 0.0)
     assert {way.precision: bool(np.isfinite(way.cosine)) for way in measured} == {"fp32": True, "bf16": False}
 
@@ -78,4 +79,4 @@ def test_a_slide_that_does_not_decode_measures_nothing(
     features: FeatureSpec, small_slides: Path, tmp_path: Path
 ) -> None:
     bad = BAD_SLIDES["flipped_tile_data"](small_slides / "a1.tif", tmp_path, "bad")
-    assert measure_runtimes([(str(bad), None)], TissueSpec(448, None, 16, 190, 1.0), features, 0.0) == []
+    assert measure_runtimes([(str(bad), None)], TissueSpec(448, None, 16, Brightness(190), 1.0), features, 0.0) == []

@@ -20,7 +20,7 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.sections import Resources
+from jobs.runtime.settings.sections import ResourcesSettings
 from jobs.runtime.spark.resources import features_resources
 from jobs.runtime.spark.session import start_session
 from udfs.spark_task import gpu_address, slot_cpus
@@ -59,7 +59,7 @@ def meeting(folder: Path, at_once: int) -> Callable[[Iterable[pa.RecordBatch]], 
     return run
 
 
-def ran(spark: SparkSession, resources: Resources, begun: Path, at_once: int) -> dict[str, Any]:
+def ran(spark: SparkSession, resources: ResourcesSettings, begun: Path, at_once: int) -> dict[str, Any]:
     """How tasks of such resources ran, or why none did."""
     try:
         stage = features_resources(spark, resources)
@@ -79,7 +79,7 @@ def main(folder: Path, executors: int, asked: list[tuple[float | None, int | Non
     while context._jsc.sc().statusStore().executorList(True).size() < executors + 1:  # the driver is one of them
         time.sleep(0.1)
     for number, (gpus, cpus, at_once) in enumerate(asked):
-        resources = Resources(gpus_per_task=gpus, cpus_per_task=cpus)
+        resources = ResourcesSettings(gpus_per_task=gpus, cpus_per_task=cpus)
         with (folder / "found.jsonl").open("a") as found:
             print(json.dumps(ran(spark, resources, folder / f"begun{number}", at_once)), file=found)
     spark.stop()

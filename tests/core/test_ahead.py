@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs.wsi.reading import fetching as ahead
-from udfs.wsi.reading.fetching import ReadAhead
+from udfs.wsi.reading.fetching import Fetcher
 
 CONTENT = np.random.default_rng(1).integers(0, 256, 20_000, np.uint8).tobytes()
 
@@ -39,9 +39,9 @@ class Store:
         return Bytes()
 
 
-def reader(store: Store, ranges: Sequence[tuple[int, int]]) -> ReadAhead:
+def reader(store: Store, ranges: Sequence[tuple[int, int]]) -> Fetcher:
     starts, counts = np.array(ranges, np.int64).reshape(-1, 2).T
-    return ReadAhead(store, starts, counts)  # type: ignore[arg-type]
+    return Fetcher(store, starts, counts)  # type: ignore[arg-type]
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)

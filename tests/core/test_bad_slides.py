@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,18 @@ def test_damaged_tiles_are_an_error_in_those_tiles_alone(good: Path, tmp_path: P
                 np.testing.assert_array_equal(tile, expected)
                 found["whole"] += 1
     assert found["damaged"] >= 1
+
+
+def test_what_tifffile_logs_of_a_slide_stays_out_of_the_log_of_its_reader_alone(
+    good: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = BAD_SLIDES["bad_directory_entry"](good, tmp_path, "bad")
+    with pytest.raises(SlideError):
+        open_slide(str(path))
+    assert not caplog.records
+    with suppress(Exception), tifffile.TiffFile(path) as tiff:
+        tiff.pages.first.dataoffsets  # noqa: B018
+    assert {record.name for record in caplog.records} == {"tifffile"}
 
 
 def test_a_slide_of_glass_is_no_error(good: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config, settings_hash
+from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
+from udfs.wsi.tissue.brightness import Brightness
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
 
@@ -35,7 +36,8 @@ def refusal(folder: Path, content: Any, *overrides: str) -> str:
 def test_a_minimal_file_has_the_documented_defaults(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, MINIMAL))
     tiling, encoder = config.tiling, config.encoder
-    assert (tiling.tile_px, tiling.mpp, tiling.mask_downsample, tiling.background_brightness) == (448, None, 16, 190)
+    assert (tiling.tile_px, tiling.mpp, tiling.mask_downsample) == (448, None, 16)
+    assert config.tissue_method == Brightness(190)
     assert (tiling.max_background, tiling.max_tiles_per_patient, tiling.seed) == (0.10, None, 0)
     assert (encoder.name, encoder.weights, encoder.input_px) == ("efficientnet_b0", None, 224)
     assert (config.histogram.bins, config.stain.weights, config.on_failed_slides) == (16, None, "report")
@@ -50,6 +52,7 @@ def test_a_minimal_file_has_the_documented_defaults(tmp_path: Path) -> None:
         ("histogram", "bin", "histogram.bins"),
         (None, "tilling", "tiling"),
         (None, "max_background", "tiling.max_background"),
+        ("tiling", "background_brightness", "tissue.background_brightness"),
         (None, "storage_options", "slides.storage_options"),
         ("slides", "storage_option", "slides.storage_options"),
     ],
@@ -251,8 +254,3 @@ def test_every_settings_file_of_the_project_is_valid() -> None:
     assert files
     for file in files:
         assert set(yaml.safe_load(file.read_text())) <= set(Config.model_fields)
-
-
-def test_the_hash_of_settings_is_of_their_values() -> None:
-    assert settings_hash({"a": 1, "b": [2]}) == settings_hash({"b": [2], "a": 1})
-    assert len({settings_hash(x) for x in (1, 1.5, "1", None, True, [1], {"a": 1}, {"a": "1"})}) == 8

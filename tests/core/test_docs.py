@@ -9,12 +9,12 @@ from typing import Any
 import pyspark
 import yaml
 
-from jobs.__main__ import JOBS
+from jobs.runtime.settings.arguments import JOBS
 from jobs.runtime.settings.config import Config, describe_settings, load_config
 from jobs.runtime.spark.session import delta_remedy
-from jobs.runtime.tables.tables import SCHEMAS
 from jobs.training.splitting import SPLITS, Patient, assign_splits
 from tests.slides.demo import COHORT
+from udfs import schemas
 from udfs.wsi import ErrorCode
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_the_readme_explains_every_error_code_and_no_other() -> None:
 
 def test_the_readme_names_every_job_and_table() -> None:
     assert all(f"jobs/{job}.py" in README or f"`{job}.py`" in README for job in JOBS)
-    assert all(f"| `{table}` |" in README for table in SCHEMAS)
+    assert all(f"| `{table}` |" in README for table in schemas.TABLES)
 
 
 def test_the_delta_jars_of_the_set_up_are_those_that_documents_locks_and_messages_name() -> None:

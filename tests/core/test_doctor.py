@@ -338,7 +338,7 @@ def test_what_follows_from_a_missing_package_is_no_fault_of_its_own() -> None:
     )
     assert packages.status == "FAIL" and "numpy on node0" in packages.found
     assert store.status == "skip" and "needs packages" in store.found
-    with pytest.raises(ExecutorError, match=r"No module named 'udfs\.node'"):
+    with pytest.raises(ExecutorError, match=r"No module named 'udfs\.node_facts'"):
         imports("udfs.node_facts")(place)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from udfs.wsi.store.link import Link
+from udfs.wsi.store.about import Link
 
 
 @pytest.mark.parametrize(("latency_s", "bytes_per_s"), [(0.005, 400e6), (0.03, 50e6), (0.2, 5e6)])

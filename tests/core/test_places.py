@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.runtime.settings.config import Config
-from jobs.training.tables.stores import TableStore
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
+from jobs.training.table_stores import TableStore
 
 
 def root_of(root: str) -> str:

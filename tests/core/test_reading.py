@@ -224,7 +224,7 @@ def test_threads_that_decode_change_nothing(lossless: Path) -> None:
 
 
 def test_a_tile_that_is_kept_stays_as_it_is(lossless: Path) -> None:
-    """The memory of tiles is used again, but never of one that somebody holds, be it by a view."""
+    """Whether the caller holds the tile, a view of it, its memory by the buffer protocol, or every tile at once."""
     corners = [(x, y) for y in range(0, HEIGHT, 20) for x in range(0, WIDTH, 20)]
     image = position_pixels(WIDTH, HEIGHT)
     kept: dict[int, Pixels] = {}
@@ -234,9 +234,14 @@ def test_a_tile_that_is_kept_stays_as_it_is(lossless: Path) -> None:
                 kept[i] = tile
             elif i % 3 == 1:
                 kept[i] = tile[5:25, ::2, :1]
+            else:
+                kept[i] = np.asarray(memoryview(tile.data))
+        every = dict(slide.read_tiles(corners, 30))
+    assert kept.keys() == every.keys() == set(range(len(corners)))
     for i, tile in kept.items():
         expected = window(image, *corners[i], 30)
-        np.testing.assert_array_equal(tile, expected if i % 3 == 0 else expected[5:25, ::2, :1])
+        np.testing.assert_array_equal(tile, expected[5:25, ::2, :1] if i % 3 == 1 else expected)
+        np.testing.assert_array_equal(every[i], expected)
 
 
 def test_two_readers_of_one_slide_do_not_disturb_each_other(lossless: Path) -> None:

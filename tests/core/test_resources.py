@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.sections import Resources
+from jobs.runtime.settings.sections import ResourcesSettings
 from jobs.runtime.spark import resources
 from jobs.runtime.spark.resources import Executor, features_resources, telling_who_is_awaited
 from udfs.encode_tiles import device_of_this_task
@@ -46,7 +46,7 @@ def test_tasks_at_once_are_bound_by_cores_and_by_what_fits_on_a_gpu_whole(
 @pytest.mark.parametrize("asked", [{"gpus_per_task": 2}, {"gpus_per_task": -1}, {"cpus_per_task": 0}])
 def test_what_no_scheduler_gives_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Resources.model_validate(asked)
+        ResourcesSettings.model_validate(asked)
 
 
 class Cluster:
@@ -84,20 +84,17 @@ def test_more_than_the_largest_executor_has_is_refused_with_numbers_and_remedy(
     executors += [Executor(4, 2), Executor(8, 2)]
     cluster: Any = Cluster("spark://host:7077")
     with pytest.raises(ConfigError) as caught:
-        features_resources(cluster, Resources.model_validate(asked))
+        features_resources(cluster, ResourcesSettings.model_validate(asked))
     assert str(caught.value).startswith(told)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("master", ["local", "local[2]", "local[*,4]"])
-def test_on_one_machine_there_is_no_profile_and_one_line_says_so(
-    master: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_on_one_machine_there_is_no_profile_and_one_line_says_so(master: str, caplog: pytest.LogCaptureFixture) -> None:
     cluster: Any = Cluster(master)
-    for _ in range(2):
-        stage = features_resources(cluster, Resources(gpus_per_task=0.5, cpus_per_task=2))
-        assert (stage.profile, stage.slots()) == (None, 6)
-    assert capsys.readouterr().err.count("resources: Spark runs on this machine alone") == 1
+    stage = features_resources(cluster, ResourcesSettings(gpus_per_task=0.5, cpus_per_task=2))
+    assert (stage.profile, stage.slots()) == (None, 6)
+    assert caplog.text.count("resources: Spark runs on this machine alone") == 1
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(0, 1 / 6), (1, 1 / 6), (2, 1 / 3), (4, 1 / 2), (8, 1.0)])
@@ -107,7 +104,7 @@ def test_on_one_machine_tasks_take_turns_with_its_gpus(
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
     cluster: Any = Cluster("local[6]")
-    assert features_resources(cluster, Resources()).gpu_share == share
+    assert features_resources(cluster, ResourcesSettings()).gpu_share == share
     spec = EncoderSpec("efficientnet_b0", None, 224)
     found = []
     for number in range(6):
@@ -122,25 +119,25 @@ def test_on_one_machine_tasks_take_turns_with_its_gpus(
 @pytest.mark.parametrize("master", ["local[2]", "spark://host:7077"])
 @pytest.mark.parametrize("gpus", [None, 0])
 def test_who_asks_for_nothing_is_told_nothing(
-    master: str, gpus: float | None, capsys: pytest.CaptureFixture[str]
+    master: str, gpus: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster: Any = Cluster(master)
-    assert features_resources(cluster, Resources(gpus_per_task=gpus)).profile is None
-    assert capsys.readouterr().err == ""
+    assert features_resources(cluster, ResourcesSettings(gpus_per_task=gpus)).profile is None
+    assert caplog.text == ""
 
 
 def test_executors_without_gpus_go_without_and_one_line_says_so(
-    executors: list[Executor], capsys: pytest.CaptureFixture[str]
+    executors: list[Executor], caplog: pytest.LogCaptureFixture
 ) -> None:
     executors += [Executor(4, 0)]
     cluster: Any = Cluster("yarn")
-    assert features_resources(cluster, Resources(gpus_per_task=1)).profile is None
-    assert capsys.readouterr().err.count("resources: executors have no GPU") == 1
+    assert features_resources(cluster, ResourcesSettings(gpus_per_task=1)).profile is None
+    assert caplog.text.count("resources: executors have no GPU") == 1
 
 
 @pytest.mark.parametrize(("master", "lines"), [("spark://host:7077", 2), ("local[2]", 0)])
 def test_who_waits_for_executors_is_told_what_one_takes_until_one_comes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], master: str, lines: int
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, master: str, lines: int
 ) -> None:
     come = iter([[], [], [Executor(4, 1)]])
     asked = threading.Event()
@@ -159,7 +156,7 @@ def test_who_waits_for_executors_is_told_what_one_takes_until_one_comes(
     cluster.statusTracker = lambda: tracker
     with telling_who_is_awaited(cluster):
         assert not lines or asked.wait(10)
-    said = capsys.readouterr().err.splitlines()
+    said = caplog.messages
     assert len(said) == lines
     assert all(
         "of 8g of memory (spark.executor.memory), 1 GPUs (spark.executor.resource.gpu.amount);" in line for line in said

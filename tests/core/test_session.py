@@ -9,6 +9,7 @@ import pytest
 
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.spark.session import delta_remedy, refuse_unusable_spark, with_retries
+from tests.messages import plain
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def version(name): raise importlib.metadata.PackageNotFoundError(name)
 importlib.metadata.version = version
 sys.modules["delta"] = None
 from jobs.runtime.spark import session
-from jobs.runtime.tables.tables import tables
+import jobs.runtime.tables.tables
 try:
     session.refuse_unusable_spark()
 except session.ConfigError as error:
@@ -83,4 +84,4 @@ def test_without_pyspark_the_command_says_in_one_line_where_to_get_it() -> None:
     code = "import sys; sys.modules['pyspark'] = None; from jobs.__main__ import main; sys.exit(main())"
     done = said_by(code, "preprocess", "--config", "my.yaml")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert done.stderr.startswith("slidelake preprocess: PySpark is missing: pip install 'slidelake[spark]'")
+    assert plain(done.stderr).startswith("slidelake preprocess: PySpark is missing: pip install 'slidelake[spark]'")

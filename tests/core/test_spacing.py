@@ -11,7 +11,7 @@ from PIL import Image
 from tests.slides.make import Pixels, position_pixels, write_slide
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.reading.spacing import Reading, plan_reading, resample
-from udfs.wsi.tissue.mask import tile_grid
+from udfs.wsi.tissue.grid import tile_grid
 
 LEVELS = [1.0, 4.0, 16.0]
 

@@ -1,6 +1,5 @@
 """Copies of remote slides: whole or not there, made once however many ask, never taken from under who reads them."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -14,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.slides.foreign import write_dicom, write_mirax, write_vms
 from tests.slides.make import position_pixels
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.reading import staging
-from udfs.wsi.reading.staging import Companions, beside, staged
+from udfs.wsi.reading.staging import beside, staged
 from udfs.wsi.store import file
 
 SIZE = 1000  # bytes of most slides here; nothing looks into them
@@ -88,15 +88,15 @@ def test_a_copy_is_whole_and_serves_again(memory: Any, monkeypatch: pytest.Monke
 
 def test_who_comes_second_uses_what_the_first_copied(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = slide(memory, "a")
-    locked, rivals = staging._locked, iter([1])
+    rivals = iter([1])
 
-    def outrun(place: Path, how: int) -> Any:
-        if how == fcntl.LOCK_EX and place.name != "room" and next(rivals, None):
+    def outrun(path: Path) -> Any:
+        if next(rivals, None):
             with staged(uri):  # between our look and our lock
                 pass
-        return locked(place, how)
+        return FileLock(path)
 
-    monkeypatch.setattr(staging, "_locked", outrun)
+    monkeypatch.setattr(staging, "FileLock", outrun)
     reads = Reads(monkeypatch)
     with staged(uri):
         assert reads.count == 1
@@ -131,12 +131,12 @@ def test_the_files_that_belong_to_a_slide_come_along(memory: Any, tmp_path: Path
     write_dicom(source / "d", pixels[:256], levels=(1,), series=2)
     memory.put(f"{source}/", "/bucket/", recursive=True)
     wanted = {
-        "m.mrxs": (Companions.MIRAX, ["Data0000.dat", "Index.dat", "Slidedat.ini", "m.mrxs"]),
-        "v.vms": (Companions.HAMAMATSU, ["v-0.jpg", "v-1.jpg", "v-macro.jpg", "v-map.jpg", "v.vms"]),
-        "d/series1-level1.dcm": (Companions.DICOM, ["series1-level1.dcm", "series1-level4.dcm"]),
+        "m.mrxs": ("MIRAX", ["Data0000.dat", "Index.dat", "Slidedat.ini", "m.mrxs"]),
+        "v.vms": ("Hamamatsu VMS", ["v-0.jpg", "v-1.jpg", "v-macro.jpg", "v-map.jpg", "v.vms"]),
+        "d/series1-level1.dcm": ("DICOM", ["series1-level1.dcm", "series1-level4.dcm"]),
     }
-    for name, (companions, files) in wanted.items():
-        with staged(f"memory://bucket/{name}", None, companions) as path:
+    for name, (kind, files) in wanted.items():
+        with staged(f"memory://bucket/{name}", None, kind) as path:
             place = path.parent
             assert names(place) == files
             for copy in copies(place):
@@ -147,9 +147,9 @@ def test_the_files_that_belong_to_a_slide_come_along(memory: Any, tmp_path: Path
 def test_a_changed_companion_is_another_slide(memory: Any, tmp_path: Path) -> None:
     write_vms(tmp_path / "v.vms", position_pixels(2048, 128))
     memory.put(f"{tmp_path}/", "/bucket/", recursive=True)
-    with staged("memory://bucket/v.vms", None, Companions.HAMAMATSU) as path:
+    with staged("memory://bucket/v.vms", None, "Hamamatsu VMS") as path:
         memory.pipe("/bucket/v-1.jpg", b"other")
-        with staged("memory://bucket/v.vms", None, Companions.HAMAMATSU) as changed:
+        with staged("memory://bucket/v.vms", None, "Hamamatsu VMS") as changed:
             assert changed != path
             assert changed.with_name("v-1.jpg").read_bytes() == b"other"
 
@@ -160,14 +160,14 @@ def test_nothing_that_a_slide_names_is_written_outside_of_its_copy(memory: Any, 
     memory.pipe("/bucket/c/d/v.vms", text.encode())
     slide(memory, "c/d/map.jpg")
     slide(memory, f"c/d/{name}")  # to a store it is a name like any other
-    with staged("memory://bucket/c/d/v.vms", None, Companions.HAMAMATSU) as path:
+    with staged("memory://bucket/c/d/v.vms", None, "Hamamatsu VMS") as path:
         assert names(root.parent) == names(path.parent) == ["map.jpg", "v.vms"]
 
 
 def test_a_file_that_is_named_twice_is_copied_once(memory: Any) -> None:
     slide(memory, "map.jpg")
     memory.pipe("/bucket/v.vms", b"[Virtual Microscope Specimen]\nImageFile=./map.jpg\nMapFile=map.jpg\n")
-    with staged("memory://bucket/v.vms", None, Companions.HAMAMATSU) as path:
+    with staged("memory://bucket/v.vms", None, "Hamamatsu VMS") as path:
         assert names(path.parent) == ["map.jpg", "v.vms"]
 
 

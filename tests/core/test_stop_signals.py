@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from jobs.runtime.run import cli
+from jobs.runtime.run.run import Job
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.signals import Stopped, stop_signals
+from tests.messages import plain
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 Ended = tuple[int, list[str]]  # exit status, and the sorted lines on stderr
@@ -60,7 +62,7 @@ def ended(job: Callable[[], int]) -> Ended:
         status = job()
         time.sleep(0.2)  # lines of handlers come from threads
     assert not out.getvalue()
-    return status, sorted(err.getvalue().splitlines())
+    return status, sorted(plain(err.getvalue()).splitlines())
 
 
 def stop_alone(number: signal.Signals, arguments: list[str]) -> Ended:
@@ -73,14 +75,14 @@ def stop_alone(number: signal.Signals, arguments: list[str]) -> Ended:
             send(signal.SIGTERM, number, signal.SIGHUP)
         raise AssertionError("the signal raised nothing")
 
-    return ended(lambda: cli.main_alone("doctor", "", work, arguments, lambda _: None))
+    return ended(lambda: cli.main_alone("doctor", work, arguments))
 
 
 def stop_before_spark(number: signal.Signals, arguments: list[str]) -> Ended:
     def work(*_: object) -> int:
         raise AssertionError("Spark was started")
 
-    return ended(lambda: cli.main("slides", "", work, arguments, check=lambda _: send(number)))
+    return ended(lambda: cli.main(Job("slides"), work, arguments, check=lambda _: send(number)))
 
 
 def ignore_and_stop() -> tuple[bool, str]:

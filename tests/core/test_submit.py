@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from jobs import submit
-from jobs.__main__ import JOBS
+from tests.messages import plain
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -77,10 +77,11 @@ def say(checkout: Path, capfd: pytest.CaptureFixture[str]) -> Say:
     def run(*arguments: str) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
-            status = submit.main(arguments, JOBS)
+            status = submit.main(arguments)
         except SystemExit as exit_:
             status = int(exit_.code or 0)
-        return status, *capfd.readouterr()
+        said = capfd.readouterr()
+        return status, said.out, plain(said.err)
 
     return run
 
@@ -198,7 +199,7 @@ PATHS = {
 def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another(
     say: Say, place: str, job: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.runtime.settings.sections.find_spec", lambda _: True)  # MLflow is an extra
+    monkeypatch.setattr("jobs.runtime.settings.job_sections.find_spec", lambda _: True)  # MLflow is an extra
     command = ("--on", place, "--dry-run", job, "--config", "my.yaml")
     status, out, err = say(*command, f"{key}=data/x")
     if place in ("local", "standalone"):
@@ -236,7 +237,7 @@ def test_what_means_the_same_anywhere_is_passed_on(say: Say, path: str) -> None:
 
 
 def test_paths_that_a_job_does_not_read_do_not_matter(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.runtime.settings.sections.find_spec", lambda _: True)
+    monkeypatch.setattr("jobs.runtime.settings.job_sections.find_spec", lambda _: True)
     assert say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", "predict.csv=x.csv")[0] == 0
     assert say("--on", "yarn", "--dry-run", "train", "--config", "my.yaml", "training.mlflow=databricks")[0] == 0
 

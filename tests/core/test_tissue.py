@@ -1,5 +1,6 @@
 """Which tiles are kept: held against an oracle that reads with OpenSlide and counts by brute force."""
 
+import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,9 @@ from tests.slides.demo import COHORT
 from tests.slides.make import Pixels, write_slide
 from tests.slides.oracle import area_average, on_white
 from udfs.wsi import open_slide
-from udfs.wsi.tissue.mask import background_fractions, background_mask, tile_grid
+from udfs.wsi.tissue.brightness import Brightness
+from udfs.wsi.tissue.grid import mask_fractions, tile_grid
+from udfs.wsi.tissue.method import tissue_methods
 
 KEPT_OF_SAMPLE = [[896, 896], [896, 1344], [896, 1792], [896, 2240], [1344, 2240]]
 READABLE = [slide.name for slide in COHORT if slide.name != "005_1.tif"]  # that one is cut half-way
@@ -26,9 +29,9 @@ READABLE = [slide.name for slide in COHORT if slide.name != "005_1.tif"]  # that
 def kept(path: Path, tile_px: int = 448, max_background: float = 0.10) -> Any:
     """As the slides job finds them: corners of kept tiles, and of all."""
     with open_slide(str(path)) as slide:
-        mask = background_mask(slide.downsampled(16))
+        mask = Brightness().background(slide.downsampled(16))
         grid = tile_grid(slide.width_px, slide.height_px, tile_px)
-    return grid[background_fractions(mask, grid, tile_px) <= max_background].tolist(), grid.tolist()
+    return grid[mask_fractions(mask, grid, tile_px) <= max_background].tolist(), grid.tolist()
 
 
 def kept_at(at_1_16: Pixels, width: int, height: int, tile_px: int = 448) -> list[list[int]]:
@@ -126,8 +129,13 @@ def test_kept_tiles_of_generated_slides_are_the_oracles(
 )
 @settings(derandomize=True, deadline=None, max_examples=100)
 def test_background_is_where_all_three_colours_are_above(pixel: tuple[int, int, int], brightness: int) -> None:
-    mask = background_mask(np.array([[pixel]], np.uint8), brightness)
+    mask = Brightness(brightness).background(np.array([[pixel]], np.uint8))
     assert mask.tolist() == [[all(value > brightness for value in pixel)]]
+
+
+def test_no_two_methods_have_a_setting_of_the_same_name() -> None:
+    names = [setting.name for method in tissue_methods().values() for setting in dataclasses.fields(method)]
+    assert names and len(names) == len({*names, "method"}) - 1
 
 
 @settings(derandomize=True, deadline=None, max_examples=80)
@@ -163,7 +171,7 @@ def test_fractions_of_tiles_between_mask_pixels_are_areas(seed: int, span: float
     mask = random.random((400 // downsample, 600 // downsample)) < random.random()
     width, height = (size * downsample + rest % downsample for size in (mask.shape[1], mask.shape[0]))
     grid = tile_grid(width, height, span)[:6]
-    found = background_fractions(mask, grid, span, downsample)
+    found = mask_fractions(mask, grid, span, downsample)
     for (x, y), fraction in zip(grid.tolist(), found, strict=True):
         assert fraction == pytest.approx(by_supersampling(mask, x, y, span, downsample), abs=0.02)
 
@@ -172,10 +180,10 @@ def test_tiles_on_whole_mask_pixels_are_counted_exactly() -> None:
     mask = np.zeros((28, 56), np.bool_)
     mask[:, :28] = np.arange(784).reshape(28, 28) < 78  # 0.0995, kept; one more is 0.1008
     mask[:, 28:] = np.arange(784).reshape(28, 28) < 79
-    fractions = background_fractions(mask, tile_grid(896, 448, 448), 448)
+    fractions = mask_fractions(mask, tile_grid(896, 448, 448), 448)
     assert fractions.tolist() == [78 / 784, 79 / 784]
 
 
 def test_a_slide_without_a_mask_pixel_is_background() -> None:
     mask = np.zeros((0, 0), np.bool_)
-    assert background_fractions(mask, np.zeros((1, 2), np.int32), 10.0).tolist() == [1.0]
+    assert mask_fractions(mask, np.zeros((1, 2), np.int32), 10.0).tolist() == [1.0]

@@ -10,7 +10,9 @@ from jobs.runtime.run.cli import main_alone
 from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
 from jobs.runtime.settings.config import Config, ConfigError, load_config
 from jobs.runtime.settings.withheld import arguments_without_secrets
+from jobs.runtime.spark.streams import log_to_stderr
 from jobs.submit import ROOT, main
+from tests.messages import plain
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
@@ -119,6 +121,7 @@ def test_arguments_at_fault_are_told_in_one_line_without_secrets(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_STORAGE_KEY", "fromtheenvironment")
+    log_to_stderr()
     for secret in SECRETS:
         for arguments in (
             [f"--token={secret}"],
@@ -133,7 +136,7 @@ def test_arguments_at_fault_are_told_in_one_line_without_secrets(
             parser.add_argument("--kind", choices=["one", "two"])
             with pytest.raises(SystemExit):
                 parser.parse_args(arguments)
-            line = capsys.readouterr().err.removesuffix("\n")
+            line = plain(capsys.readouterr().err).removesuffix("\n")
             assert line.startswith("job: ") and line.isprintable()
             assert secret not in line and "hunter2x" not in line
 
@@ -146,8 +149,8 @@ def test_a_refusal_of_any_job_shows_no_secret_of_its_settings(
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(MINIMAL | {"slides": {"storage_options": {"account_key": "hunter2xy"}}}))
-    assert main_alone("train", None, work, ["--config", str(path)], lambda _: None) == BAD_CONFIG
-    assert capfd.readouterr().err == "slidelake train: *** opens https://u@h/x and s3://b/y\n"
+    assert main_alone("train", work, ["--config", str(path)]) == BAD_CONFIG
+    assert plain(capfd.readouterr().err) == "slidelake train: *** opens https://u@h/x and s3://b/y\n"
 
 
 @pytest.mark.parametrize(
@@ -163,9 +166,10 @@ def test_a_refusal_of_any_job_shows_no_secret_of_its_settings(
     ],
 )
 def test_all_words_of_a_password_are_hidden(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    log_to_stderr()
     with pytest.raises(SystemExit):
         Parser(prog="job", allow_abbrev=False).parse_args(arguments)
-    line = capsys.readouterr().err
+    line = plain(capsys.readouterr().err)
     assert not any(word in line for word in ("one", "two", "three", "four", "five"))
     names = [word.partition("=")[0] for word in arguments[: 2 if arguments[0] == "seen" else 1]]
     assert all(name in line for name in names) and line.count("***") == 1
@@ -189,7 +193,7 @@ def test_a_secret_in_place_of_a_settings_file_is_not_echoed(
         load_config(secret)
     assert secret not in str(caught.value)
     place = sorted((ROOT / "conf/places").glob("*.yaml"))[0].stem
-    main(["--on", place, "slides", "--config", secret], {"slides": ""})
+    main(["--on", place, "slides", "--config", secret])
     assert secret not in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"--config /a/b c&d1\.yaml: no such file"):
         load_config("/a/b c&d1.yaml")

@@ -9,6 +9,7 @@ import yaml
 
 from jobs.runtime.settings.config import ConfigError, load_config
 from jobs.slides import main
+from tests.messages import plain
 
 VALID = "patients: patients.csv\noutput: {root: tables}\n"
 SECONDS = 5.0  # a bomb takes hours, the slowest of these texts a second
@@ -107,7 +108,7 @@ def test_print_config_ends_with_status_2_and_one_line(
     assert main(["--config", str(path), "--print-config"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("slidelake slides: --config ") and err.count("\n") == 1
+    assert plain(err).startswith("slidelake slides: --config ") and err.count("\n") == 1
 
 
 def test_aliases_that_stay_small_are_followed(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_damage_under_the_finest_level_is_met_in_the_features_pass_and_leaves_no
 def test_a_second_run_redoes_nothing_and_mended_slides_are_taken_up(spark: SparkSession, cohort: Cohort) -> None:
     before = versions(cohort.root)
     again = preprocess_in(spark, cohort.config)
-    assert (again.counts["slides_processed"], again.counts["tiles_encoded"]) == (0, 0)
+    assert (again.record.counts["slides_processed"], again.record.counts["tiles_encoded"]) == (0, 0)
     assert versions(cohort.root) == before
 
     whole = (cohort.folder / "a1.tif").read_bytes()

@@ -44,7 +44,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(
     config = small_config(**sections)
     write_csv(Path(config.patients), rows, "image_id,center_id,patient_id,image_num,label,uri")
     begun = time.monotonic()
-    assert preprocess_in(spark, undisturbed).counts["waves"] == PATIENTS
+    assert preprocess_in(spark, undisturbed).record.counts["waves"] == PATIENTS
     commit_s = (time.monotonic() - begun) / (PATIENTS * COMMITS_A_WAVE)
     expected = frames(Path(undisturbed.output.root))
     root = Path(config.output.root)

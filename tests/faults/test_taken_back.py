@@ -12,7 +12,8 @@ from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from jobs import features, slides
-from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.config import Config
 from tests.conftest import SMALL_COHORT
 from tests.faults.frames import frame
@@ -38,7 +39,7 @@ def test_a_slide_given_up_by_the_features_job_is_taken_up_again_where_executors_
     spark: SparkSession, small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(SMALL_COHORT[:1], tiling={"max_background": 0.8})
-    work_in_waves(Run(config, spark, "slides"), [slides.find], slides.stale, encodes=False, retry_failed=False)
+    work_in_waves(Run(config, spark, slides.JOB), retry_failed=False)
     made: list[Encode] = []
 
     def make(*arguments: Any, **options: Any) -> Encode:
@@ -46,8 +47,8 @@ def test_a_slide_given_up_by_the_features_job_is_taken_up_again_where_executors_
         return made[0] if made[1:] else deadly(made[0])
 
     monkeypatch.setattr(features, "encode_tiles", make)
-    monkeypatch.setattr("jobs.runtime.run.run.executors_gone", lambda _: {"7"} if made else set())
-    work_in_waves(Run(config, spark, "features"), [features.encode], features.stale, encodes=True, retry_failed=False)
+    monkeypatch.setattr("jobs.runtime.run.waves.executors_gone", lambda _: {"7"} if made else set())
+    work_in_waves(Run(config, spark, features.JOB), retry_failed=False)
 
     [slide] = frame(Path(config.output.root), "slides").to_dicts()
     encoded = frame(Path(config.output.root), "features").height

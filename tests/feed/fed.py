@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.training.feed import make_feed
-from jobs.training.feed.bags import Bags
-from jobs.training.feed.decoding import COLUMNS
-from jobs.training.training_errors import FeedError
+from jobs.training.feed.bags import COLUMNS, Bags
+from jobs.training.refusals import FeedError
 
 
 def fed(table: str, backend: Any) -> list[Any]:

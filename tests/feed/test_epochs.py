@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.training.feed import epochs
-from jobs.training.feed.epochs import Patient, n_steps, plan_epoch
+from jobs.training.feed.epochs import FedPatient, n_steps, plan_epoch
 
 
-def _patients(groups_a_file: list[list[int]]) -> list[Patient]:
+def _patients(groups_a_file: list[list[int]]) -> list[FedPatient]:
     """Patients of row groups of so many rows."""
-    listed: list[Patient] = []
+    listed: list[FedPatient] = []
     group = 0
     for file, sizes in enumerate(groups_a_file):
         for size in sizes:
             for row in range(size):
-                listed.append(Patient(f"p{len(listed)}", "", 0, 1, 4, "float32", "", file, group, row, 64 * 2**20))
+                listed.append(FedPatient(f"p{len(listed)}", "", 0, 1, 4, "float32", "", file, group, row, 64 * 2**20))
             group += 1
     return listed
 
@@ -27,7 +27,7 @@ TABLES = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(TABLES, st.integers(1, 7), st.integers(1, 9), st.integers(0, 5), st.booleans())
 def test_everybody_comes_once_and_shards_are_equally_long(
-    patients: list[Patient], world: int, batch_size: int, epoch: int, shuffle: bool
+    patients: list[FedPatient], world: int, batch_size: int, epoch: int, shuffle: bool
 ) -> None:
     came: Counter[str] = Counter()
     for rank in range(world):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from petastorm.workers_pool import EmptyResultError
 
-from jobs.training.feed import make_feed
+from jobs.training.feed import delivery, make_feed
 from jobs.training.feed import row_groups as reading
 from jobs.training.feed.bags import Bags
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
 from tests.feed.tables import Made, cohort, write
 
 # pytest sets aside the filters that the feed has for what petastorm says of pyarrow and of tile_index
@@ -105,9 +105,9 @@ def test_a_resumed_epoch_reads_only_what_is_left(table: Path, monkeypatch: pytes
     read: list[int] = []
     real = reading._read
 
-    def counted(group: reading.Wanted, *rest: Any) -> Any:
+    def counted(group: reading.Wanted, **rest: Any) -> Any:
         read.append(group.index)
-        return real(group, *rest)
+        return real(group, **rest)
 
     monkeypatch.setattr(reading, "_read", counted)
     monkeypatch.setattr("jobs.training.feed.epochs.MIX_BYTES", 0)
@@ -245,7 +245,7 @@ def test_an_epoch_that_is_not_everybody_once_is_an_error(
                 yield part
 
     feed = make_feed(str(table), backend="pyarrow")
-    monkeypatch.setattr(feed, "_reader", wrong)
+    monkeypatch.setattr(feed, "reader", wrong)
     with pytest.raises(FeedError, match=told):
         list(feed.epoch(0))
 
@@ -256,7 +256,7 @@ def test_a_petastorm_that_ends_too_early_is_an_error(table: Path, monkeypatch: p
     def end(pool: Any) -> None:
         raise EmptyResultError
 
-    monkeypatch.setattr("jobs.training.feed.petastorm_rows._Pool.get_results", end)
+    monkeypatch.setattr("petastorm.workers_pool.thread_pool.ThreadPool.get_results", end)
     with pytest.raises(FeedError, match="petastorm ended before its last row group"):
         list(make_feed(str(table), backend="petastorm").epoch(0))
 
@@ -270,7 +270,7 @@ def test_the_choice_of_the_reader_is_told(table: Path, caplog: pytest.LogCapture
 def test_without_petastorm_it_is_pyarrow_and_who_asks_for_it_is_told(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "find_spec", lambda name: None)
+    monkeypatch.setattr(delivery, "find_spec", lambda name: None)
     assert make_feed(str(table)).backend == "pyarrow"
     with pytest.raises(FeedError, match="install the extra train"):
         make_feed(str(table), backend="petastorm")

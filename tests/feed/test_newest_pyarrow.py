@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.training.feed.row_groups import _PETASTORM_FAILS_AT
+from jobs.training.feed.delivery import _PETASTORM_FAILS_AT
 from tests.feed.fed import fed
 from tests.newest import run_with_newest_pyarrow
 

@@ -10,10 +10,10 @@ import pytest
 from deltalake import write_deltalake
 
 from jobs.training.patches.from_tables import grid_on_tissue, patches_of_tables
-from jobs.training.patches.patch_units import plan_units
+from jobs.training.patches.patch_units import cut_units
 from jobs.training.patches.selection import PatchSpec
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
+from jobs.training.table_versions import read_columns
 from tests.stores.moto import moto
 from udfs.schemas import INDEXES, SLIDES, TILES
 
@@ -83,7 +83,7 @@ def test_patches_of_another_size_or_spacing_are_centred_on_tissue(root: str) -> 
     assert corners == [(0, 0)], "of the four only the centre at 100, 100 is in a tile"
     at_level = patches_of_tables(root, 25, level=1, patients=["p1"])  # the tiles' own size
     assert sorted(zip(at_level.x_px.tolist(), at_level.y_px.tolist(), strict=True)) == TISSUE
-    with pytest.raises(ValueError, match="i0 has no level 2, its last is 1: take mpp"):
+    with pytest.raises(ValueError, match="i0: unsupported_format: no level 2, the last one is 1: set mpp"):
         patches_of_tables(root, 25, level=2)
     with pytest.raises(ValueError, match=r"i0: mpp_too_coarse: scanned at 0\.5"):
         patches_of_tables(root, 25, mpp=0.25)
@@ -105,7 +105,7 @@ def test_slides_that_can_not_be_read_at_the_spacing_are_left_out_on_request_and_
     spec = patches_of_tables(root, 50, mpp=0.5, on_bad_slide="skip")
     assert images(spec) == ["i0"] and spec.left_out.keys() == {"i1", "i2"}
     assert "slidelake: 2 slides left out: i1: mpp_unknown" in capsys.readouterr().err
-    planned = plan_units(replace(spec, slides=(replace(spec.slides[0], index=None),)), 16, None, "skip")
+    planned = cut_units(replace(spec, slides=(replace(spec.slides[0], index=None),)), 16, None, "skip")
     assert {image: n for image, (n, _) in planned.skipped.items()} == {
         "i0": 16,
         "i1": 0,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.training.patches.patch_units import plan_units
+from jobs.training.patches.patch_units import cut_units
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.window_feed import WindowFeed
 from jobs.training.patches.windows import WindowFolder, WindowPlan, put_json, windows_of_epoch, write_spec, write_window
@@ -23,7 +23,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> PatchSpec:
 
 def plan_in(folder: WindowFolder, spec: PatchSpec, most_unread: int = 8) -> None:
     """What the job writes first."""
-    units = plan_units(spec, UNIT_PATCHES, None, "raise").units
+    units = cut_units(spec, UNIT_PATCHES, None, "raise").units
     n_windows = tuple(len(windows_of_epoch(units, WINDOW_PATCHES, SEED, epoch)) for epoch in range(2))
     put_json(
         folder.plan,
@@ -43,7 +43,7 @@ def plan_in(folder: WindowFolder, spec: PatchSpec, most_unread: int = 8) -> None
 
 def produce(folder: WindowFolder, spec: PatchSpec, epoch: int, only: range | None = None) -> None:
     """What the tasks of the job and its driver do."""
-    units = plan_units(spec, UNIT_PATCHES, None, "raise").units
+    units = cut_units(spec, UNIT_PATCHES, None, "raise").units
     folder.epoch(epoch).mkdir(exist_ok=True)
     for window, of_window in enumerate(windows_of_epoch(units, WINDOW_PATCHES, SEED, epoch)):
         if only is None or window in only:
@@ -61,7 +61,7 @@ def test_patches_come_once_in_the_same_batches_each_time_and_windows_are_deleted
         plan_in(folder, spec)
         produce(folder, spec, 0)
         write_window(
-            folder, 0, 1, plan_units(spec, 5, None, "raise").units[:2], SEED, None, "raise"
+            folder, 0, 1, cut_units(spec, 5, None, "raise").units[:2], SEED, None, "raise"
         )  # a doubled attempt
         (folder.epoch(0) / "window-00002-dead.unfinished").write_bytes(b"half a fi")
         feed = WindowFeed(folder.root, 16, patience_s=10, say=lambda _: None)
@@ -126,7 +126,8 @@ def test_a_batch_fits_the_windows_that_may_be_there_and_nobody_waits_for_the_oth
     producer.join()
     assert [len(batch) for batch in batches] == [15] * 6 + [10]
     with pytest.raises(
-        ValueError, match=r"batch_size = 16: at most 15, which is half of \(patches.most_unread - 1\) \* "
+        ValueError,
+        match=r"batch_size = 16: at least 1 and at most 15, which is half of \(patches.most_unread - 1\) \* ",
     ):
         WindowFeed(tmp_path, 16)
 

@@ -9,8 +9,9 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,17 @@ from numpy.typing import NDArray
 from openslide import OpenSlide
 
 from jobs.training.patches import loader as loader_module
+from jobs.training.patches import unit_workers
 from jobs.training.patches.batch import PatchBatch
-from jobs.training.patches.buffer import PixelBuffer
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
-from jobs.training.patches.patch_units import Unit
+from jobs.training.patches.patch_units import Unit, UnitRead
 from jobs.training.patches.selection import PatchSpec, SlideSource
-from jobs.training.patches.unit_pixels import UnitRead, read_unit
+from jobs.training.patches.unit_workers import UnitWorkers
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 from udfs.wsi import SlideError
 from udfs.wsi.reading.spacing import resample
-
-Came = tuple[Unit, NDArray[np.int64], UnitRead]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def said(_: str) -> None:
 
 
 def children() -> list[psutil.Process]:
-    """Processes that this one started, petastorm's workers among them."""
+    """Processes that this one started, workers of a DataLoader among them."""
     found: list[psutil.Process] = psutil.Process().children()
     return found
 
@@ -139,28 +138,26 @@ def test_a_bad_slide_ends_the_epoch_by_its_name_or_is_skipped_and_counted(
 
 
 def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(change: Callable[[list[Came]], list[Came]]) -> None:
-        class Broken:
-            """Reads in this process, and loses or doubles some."""
+    def broken(change: Callable[[list[Unit]], list[Unit]]) -> None:
+        class Broken(UnitWorkers):
+            """Loses or doubles some units."""
 
-            def __init__(self, n_parallel: int, ahead: int, options: object, buffer: PixelBuffer) -> None:
-                self.buffer = buffer
+            def read(self, units: Sequence[Unit]) -> Generator[tuple[Unit, UnitRead], None, None]:
+                yield from super().read(change(list(units)))
 
-            def read(self, units: list[Unit]) -> Generator[Came, None, None]:
-                places = [self.buffer.reserve(len(unit.patches)) for unit in units]
-                pairs = list(zip(units, places, strict=True))
-                yield from change([(unit, to, read_unit(unit, None, self.buffer.pixels, to)) for unit, to in pairs])
-
-        monkeypatch.setattr(loader_module, "UnitPool", Broken)
+        monkeypatch.setattr(loader_module, "UnitWorkers", Broken)
         list(PatchLoader(spec, 10, unit_patches=5, buffer_patches=100, say=said).epoch(0))
 
     broken(list)
-    with pytest.raises(RuntimeError, match="4 patches came instead of 5"):
-        broken(lambda units: [*units[:3], (*units[3][:2], UnitRead(4, 0.1)), *units[4:]])
     with pytest.raises(RuntimeError, match=r"patch \d+ came twice"):
         broken(lambda units: [*units[:3], units[2], *units[4:]])
     with pytest.raises(RuntimeError, match="all units came"):
         broken(lambda units: units[:-1])
+    with pytest.raises(RuntimeError, match="more units came than the epoch has"):
+        broken(lambda units: [*units, replace(units[0], patches=np.arange(1000, 1005))])
+    monkeypatch.setattr(unit_workers, "read_unit", lambda *_: UnitRead(4, 0.1))
+    with pytest.raises(RuntimeError, match="4 patches came instead of 5"):
+        broken(list)
     monkeypatch.undo()
 
     def doubled(*arguments: Any) -> EpochOrder:
@@ -194,8 +191,9 @@ def test_processes_are_kept_from_epoch_to_epoch_and_end_with_the_loader(spec: Pa
     list(loader.epoch(1))
     assert set(children()) - before == readers
     for reader in readers:
-        reader.kill()
-        reader.wait()
+        with suppress(RuntimeError):  # torch tells the main thread of any worker that dies
+            reader.kill()
+            reader.wait()
     two = zip(loader.epoch(0), loader.epoch(1), strict=True)  # at once, and with new processes
     assert sorted(numbers(itertools.chain.from_iterable(two))) == sorted([*range(100), *range(100)])
     loader.close()
@@ -219,10 +217,11 @@ def test_a_process_that_dies_ends_the_epoch_with_a_word_on_it(spec: PatchSpec) -
 
     hunter = threading.Thread(target=hunt, daemon=True)
     hunter.start()
-    with pytest.raises(RuntimeError, match=r"ended by signal 9 at a unit of s\d.*lower n_parallel"):
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* at a unit of s\d.*lower n_parallel"):
         list(epoch)
     ended.set()
     hunter.join()
+    gc.collect()  # torch waits for its workers when the error, which knows them, is forgotten
     assert set(children()) == before
     assert len(numbers(loader.epoch(1))) == 100
 
@@ -256,6 +255,12 @@ def test_processes_find_what_the_trainer_finds_and_end_with_one_that_is_killed(s
     finally:
         trainer.kill()
         trainer.wait()
+
+
+def test_a_loader_draws_none_of_the_trainers_random_numbers(spec: PatchSpec) -> None:
+    before = torch.get_rng_state()
+    assert len(numbers(PatchLoader(spec, 10, n_parallel=1, say=said).epoch(0))) == 100
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_mixing_is_one_for_a_perfect_shuffle_and_grows_with_the_buffer() -> None:

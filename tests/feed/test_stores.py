@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from torch.utils.data import DataLoader
 
 from jobs.training.feed import FeedDataset, delivery, make_feed
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
 from tests.feed.tables import Made, cohort, write
 from tests.stores.azurite import azurite
 from tests.stores.moto import moto
@@ -101,7 +101,7 @@ def test_copies_are_bounded_and_come_again_when_they_went(
     store: Store, staged: Path, monkeypatch: pytest.MonkeyPatch, backend: Any
 ) -> None:
     feed = make_feed(f"{store.uri}/long", storage_options=store.options, backend=backend)
-    size = max(file.n_bytes for file in feed._table.files)
+    size = max(file.n_bytes for file in feed.table.files)
     monkeypatch.setattr(delivery, "_TOGETHER_BYTES", size)  # a file at a time, and the next meanwhile
     monkeypatch.setattr(staging, "_MAX_BYTES", 4 * size)
     for epoch in (0, 1):
@@ -128,7 +128,7 @@ def test_an_epoch_that_is_left_leaves_its_copies_free(
     epoch = feed.epoch(0)
     next(epoch)
     epoch.close()
-    monkeypatch.setattr(staging, "_MAX_BYTES", 2 * max(file.n_bytes for file in feed._table.files))
+    monkeypatch.setattr(staging, "_MAX_BYTES", 2 * max(file.n_bytes for file in feed.table.files))
     _check(feed, 0, cohort(44))  # has room only where nobody holds the copies of before
 
 

@@ -15,8 +15,8 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
 from jobs.training.feed import Feed, make_feed
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
+from jobs.training.table_versions import read_columns
 from tests.feed.tables import Made, cohort, write
 from udfs.schemas import PATIENTS
 

@@ -18,7 +18,7 @@ from jobs.training.feed import Feed, FeedDataset, make_feed
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.window_feed import WindowFeed
 from jobs.training.patches.windows import WindowFolder
-from jobs.training.training_errors import FeedError
+from jobs.training.refusals import FeedError
 from tests.feed.datasets import Begun, ByIndex, Opened, OwnShare, Patches
 from tests.feed.patch_slides import spec_of, write_slides
 from tests.feed.tables import Made
@@ -116,7 +116,7 @@ def _refusal(loader: DataLoader[Any]) -> str:
     """Without pytest.raises, which keeps the frames of a DataLoader alive: its workers then take 5 s each to end."""
     try:
         list(loader)
-    except (FeedError, ValueError) as error:
+    except (FeedError, ValueError, RuntimeError) as error:
         return str(error)
     raise AssertionError("nothing was refused")
 
@@ -166,7 +166,7 @@ def test_an_epoch_that_began_before_the_fork_is_refused(table: Path) -> None:
     epoch = make_feed(str(table)).epoch(0)
     next(epoch)
     assert re.search(
-        r"can't go on in process .*: call Feed.epoch where",
+        r"can't go on in process .*: begin it in the process that uses the items",
         _refusal(DataLoader(Begun(epoch), batch_size=None, num_workers=1, multiprocessing_context="fork")),
     )
     assert len(list(epoch)) == 49  # here it goes on

@@ -14,7 +14,8 @@ import yaml
 from databricks.sdk.service.catalog import VolumeType
 from databricks.sdk.service.jobs import JobSettings
 
-from jobs.__main__ import JOBS, task
+from jobs.__main__ import task
+from jobs.runtime.settings.arguments import JOBS
 from jobs.runtime.settings.config import describe_settings
 
 ROOT = Path(__file__).parents[2]

@@ -11,16 +11,18 @@ import sys
 from pathlib import Path
 
 from delta.tables import DeltaTable
+from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.spark.session import start_session
-from jobs.runtime.tables.tables import SCHEMAS, Tables, spark_schema
+from jobs.runtime.tables.tables import Tables, spark_schema
+from udfs import schemas
 
 
-def refusal(tables: Tables) -> str:
+def refusal(spark: SparkSession, root: str) -> str:
     """Why the tables can't be in the catalog."""
     try:
-        tables.check_catalog()
+        Tables(spark, root, "lab").open("slides", "tiles")
     except ConfigError as error:
         return str(error)
     return ""
@@ -30,10 +32,12 @@ def main(folder: Path) -> None:
     """See above."""
     spark = start_session("registered")
     root = str(folder / "tables")
-    tables = Tables(spark, root, "run", "lab")
-    found: dict[str, object] = {"no_schema": refusal(tables)}
+    tables = Tables(spark, root, "lab")
+    found: dict[str, object] = {"no_schema": refusal(spark, root)}
     spark.sql("CREATE SCHEMA lab")
-    older = DeltaTable.create(spark).location(tables.path("tiles")).addColumns(spark_schema(SCHEMAS["tiles"]))
+    older = (
+        DeltaTable.create(spark).location(tables.path("tiles")).addColumns(spark_schema(schemas.TABLES["tiles"].schema))
+    )
     older.execute()  # as they were before tables had comments
     for name in ("slides", "tiles"):
         tables.create(name)
@@ -44,14 +48,15 @@ def main(folder: Path) -> None:
         name: [lines[0].comment, *(line.data_type for line in lines if line.col_name == "Comment")]
         for name, lines in about.items()
     }
-    found["again"] = refusal(tables)
+    found["again"] = refusal(spark, root)
     spark.sql("DROP TABLE lab.slides")
-    before = tables.version("slides")
+    slides = DeltaTable.forPath(spark, tables.path("slides"))
+    before = slides.history().count()
     tables.create("slides")
-    found["found_again"] = [spark.table("lab.slides").count(), tables.version("slides") - before]
-    found["elsewhere"] = refusal(Tables(spark, f"{root}2", "run", "lab"))
+    found["found_again"] = [spark.table("lab.slides").count(), slides.history().count() - before]
+    found["elsewhere"] = refusal(spark, f"{root}2")
     shutil.rmtree(root)
-    found["gone"] = refusal(tables)
+    found["gone"] = refusal(spark, root)
     (folder / "found.json").write_text(json.dumps(found))
 
 

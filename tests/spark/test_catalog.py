@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from jobs import slides
 from jobs.runtime.settings.config import Config
+from tests.messages import plain
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +46,7 @@ def test_tables_are_registered_commented_and_queried_by_name(tmp_path: Path) -> 
     )
     assert found["rows"] == [["a1", "001"]]
     image_id = "the slide image, from the patient CSV"
-    for name, comment in (("slides", "A row an image of the CSV"), ("tiles", "A row a tile with enough tissue")):
+    for name, comment in (("slides", "One row per image of the CSV"), ("tiles", "One row per tile with enough tissue")):
         assert found["comments"][name][0] == image_id
         assert found["comments"][name][1].startswith(comment)
     assert found["again"] == ""
@@ -71,6 +72,6 @@ def test_a_schema_that_can_not_be_had_ends_a_job_before_it_writes(
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     capfd.readouterr()
     assert slides.main(["--config", str(file)]) == 2
-    said = capfd.readouterr().err
+    said = plain(capfd.readouterr().err)
     assert said.startswith("slidelake slides: output.schema: Spark's own catalog, which default would be in, ends with")
     assert said.count("\n") == 1 and not Path(config.output.root).exists()

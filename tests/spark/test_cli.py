@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import yaml
 from pyspark.sql import SparkSession
 
 from jobs import __main__ as command
-from jobs.__main__ import JOBS
 from jobs.runtime.run import cli
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.settings.arguments import JOBS
 from jobs.runtime.settings.config import Config, describe_settings
-from tests.events import Events, accumulated, descriptions, event_log_options, read_events
+from tests.events import Events, descriptions, event_log_options, read_events
+from tests.messages import plain
 from tests.slides.damage import BAD_SLIDES
 from tests.slides.spacings import Y_RESOLUTION, take_out
 from tests.spark.conftest import in_shared_session
@@ -213,7 +215,7 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
 
     arguments = ["--config", str(config_file), *(f"{key}=https://me:{secrets[key]}@host/x" for key in settings)]
     arguments.append(f"output.root={tmp_path}/taken")
-    assert cli.main("preprocess", "", fail, arguments) == 1
+    assert cli.main(Job("preprocess"), fail, arguments) == 1
     said = capfd.readouterr().err
     assert "RuntimeError: the last of it, *** *** " in said and "stopped by RuntimeError" in said
     assert SECRET not in said
@@ -222,7 +224,7 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
 def test_a_users_mistake_is_one_line_from_the_shell_too(config_file: Path) -> None:
     done = said_by(*SLIDELAKE, "preprocess", "--config", str(config_file), "encoder.nmae=x")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "slidelake preprocess: unknown setting encoder.nmae: did you mean encoder.name?\n"
+    assert plain(done.stderr) == "slidelake preprocess: unknown setting encoder.nmae: did you mean encoder.name?\n"
 
 
 def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(
@@ -245,7 +247,7 @@ def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(
     done = said_by(*SLIDELAKE, "preprocess", *arguments)
     monkeypatch.delenv("PYSPARK_SUBMIT_ARGS")
     assert done.returncode == 3, done.stderr
-    [failed] = [line for line in done.stderr.splitlines() if "failed:" in line]
+    [failed] = [line for line in plain(done.stderr).splitlines() if "failed:" in line]
     assert failed.startswith("slidelake: failed: b1: file_empty: ") and "upload it again" in failed
     assert "2 ok, 0 without tissue, 1 failed (1 file_empty)" in done.stdout
     assert "Traceback" not in done.stderr and "WARN" not in done.stderr.replace("WARNING: Using incubator modules", "")
@@ -253,7 +255,7 @@ def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(
     ignored = said_by(*submit, "jobs/preprocess.py", *arguments, "on_failed_slides=ignore")
     assert ignored.returncode == 0, ignored.stderr
     assert "0 encoded in this run" in ignored.stdout and "b1" not in ignored.stdout
-    assert failed in ignored.stderr.splitlines()
+    assert failed in plain(ignored.stderr).splitlines()
     tables = tmp_path / "tables"
     runs = pl.read_delta(str(tables / "runs"))
     assert sorted(runs["status"]) == ["done", "done"]
@@ -265,9 +267,11 @@ def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(
     assert [dict(counts)["slides_with_warnings"] for counts in runs["counts"]] == [1, 1]
     for ran in (done, ignored):  # as the log of a driver has it, where there is no terminal
         assert ran.stdout.count("slidelake preprocess, run ") == ran.stderr.count("slidelake: plan ...") == 1
+        [run_id] = re.findall(r"slidelake preprocess, run (\S+)", ran.stdout)
+        assert re.search(rf"(?m)^\S+Z WARNING {run_id} slidelake: failed: b1: ", ran.stderr)
         assert not {"\r", "\x1b"} & {*ran.stdout, *ran.stderr}, "what is for a terminal"
         assert (ran.stdout.count("failed: b1:"), ran.stderr.count("failed: b1:")) == (0, 1)
-        assert ran.stderr.splitlines().count(f"slidelake: warning: a2: {warning}") == 1
+        assert plain(ran.stderr).splitlines().count(f"slidelake: warning: a2: {warning}") == 1
     [work] = [work for work in runs["work"] if work]  # the second run read nothing
     assert_watched(read_events(log), work, done.stdout)
     [logged] = [file.read_text() for file in log.iterdir()]
@@ -278,7 +282,7 @@ def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(
 
 
 def assert_watched(events: Events, work: dict[str, dict[str, float]], said: str) -> None:
-    """Spark's UI reads like the flow, and its sums are those of table runs and of the summary."""
+    """Spark's UI reads like the flow, and the sums of table runs are those of the summary."""
     flow = [step for step, _ in groupby(descriptions(events)) if not step.startswith("Delta: ")]
     expected = [
         "plan: tables",
@@ -295,16 +299,9 @@ def assert_watched(events: Events, work: dict[str, dict[str, float]], said: str)
         "record",
     ]
     assert list(dict.fromkeys(reversed(flow))) == expected[::-1]
-    finds, encodes = expected[2], expected[6]
-    sums = accumulated(events)
-    assert sums.keys() == {finds, encodes}, "only stages that read slides, and each once"
-    for stage, step in (("slides", finds), ("features", encodes)):
-        here, there = sums[step], work[stage]
-        assert (here["tiles"], here["requests"], here["bytes read"]) == (4, there["requests"], there["bytes_read"])
-        for name, column in (("waiting for bytes", "waited"), ("decoding", "decoding"), ("encoding", "encoding")):
-            in_ms = pytest.approx(1000 * there[f"seconds_{column}"], abs=2)  # whole ones for each of two slides
-            assert here.get(f"{name}, ms", 0) == in_ms
-        assert there["seconds_decoding"] > 0
+    assert work.keys() == {"slides", "features"}
+    for of_stage in work.values():
+        assert of_stage["requests"] > 0 and of_stage["bytes_read"] > 0 and of_stage["seconds_decoding"] > 0
     encoding = work["features"]["seconds_encoding"]
     assert work["slides"]["seconds_encoding"] == 0 < encoding
     decoding = sum(of_stage["seconds_decoding"] for of_stage in work.values())

@@ -22,7 +22,7 @@ def files(config: Config) -> dict[str, int]:
 
 
 def compact_in(spark: SparkSession, config: Config) -> Run:
-    run = Run(config, spark, "compact")
+    run = Run(config, spark, compact.JOB)
     assert compact.compact(run, argparse.Namespace()) == 0
     return run
 
@@ -33,23 +33,23 @@ def test_rows_stay_files_become_few_and_no_job_has_work_afterwards(
     config = again()
     before = {name: rows_of(config, name) for name in TABLES}
     many = files(config)
-    assert {many[name] for name in compact.TABLES} == {2}
+    assert {many[name] for name in compact.JOB.writes} == {2}
     with unchanged(config, "slides", "indexes", "runs"):
         run = compact_in(spark, config)
-    assert files(config) == many | dict.fromkeys(compact.TABLES, 1)
+    assert files(config) == many | dict.fromkeys(compact.JOB.writes, 1)
     assert {name: rows_of(config, name) for name in TABLES} == before
-    assert run.counts == {
-        f"{name}_files_{when}": n for name in compact.TABLES for when, n in (("before", 2), ("after", 1))
+    assert run.record.counts == {
+        f"{name}_files_{when}": n for name in compact.JOB.writes for when, n in (("before", 2), ("after", 1))
     }
     said = capsys.readouterr().out
-    for name in compact.TABLES:
+    for name in compact.JOB.writes:
         [line] = [line for line in said.splitlines() if line.startswith(f"  {name} ")]
         assert "2 files of " in line and "now 1 file of " in line
         protocol = DeltaTable(f"{config.output.root}/{name}").protocol()
         assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
     with unchanged(config, *TABLES):
         compact_in(spark, config)
-        assert preprocess_in(spark, config).counts["waves"] == 0
+        assert preprocess_in(spark, config).record.counts["waves"] == 0
 
 
 def test_from_the_command_line_it_leaves_a_record(
@@ -69,25 +69,25 @@ def test_from_the_command_line_it_leaves_a_record(
     assert "now 1 file of" in said.out and "slidelake: features ..." in said.err
     last = pl.read_delta(f"{config.output.root}/runs").sort("started_at").to_dicts()[-1]
     assert (last["job"], last["status"]) == ("compact", "done")
-    assert last["tables_written"] == {name: versions(finished.config)[name] + 1 for name in compact.TABLES}
+    assert last["tables_written"] == {name: versions(finished.config)[name] + 1 for name in compact.JOB.writes}
 
 
 def test_another_run_at_work_is_noticed_on_both_sides(
     spark: SparkSession, again: Again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = again()
-    at_work = Tables(spark, config.output.root, "preprocess")
+    at_work = Tables(spark, config.output.root)
     at_work.create("features")
     original = Tables.compact
 
     def meanwhile(self: Tables, name: str) -> None:
         original(self, name)
         if name == "features":
-            Tables(spark, config.output.root, "other").put("patients", self.read("patients"), "patient_id", ["x"], [])
+            Tables(spark, config.output.root).put("patients", self.read("patients"), "patient_id", ["x"], [])
 
     monkeypatch.setattr(Tables, "compact", meanwhile)
     with pytest.raises(ConcurrentRunError, match="table patients"):
-        compact.compact(Run(config, spark, "compact"), argparse.Namespace())
+        compact.compact(Run(config, spark, compact.JOB), argparse.Namespace())
     with pytest.raises(ConcurrentRunError, match="table features"):
         at_work.append("features", at_work.read("features"))
 

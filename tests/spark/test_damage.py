@@ -19,6 +19,7 @@ from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.tables.layout import DamagedTableError
 from jobs.runtime.tables.stopped import why_stopped
 from jobs.runtime.tables.tables import ConcurrentRunError, Tables, spark_schema
+from tests.messages import plain
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES
 
@@ -29,7 +30,7 @@ ROWS, CHECKPOINT, LAST = 3, 3, 4  # versions: made, given a property, then a com
 def whole(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a table of three rows in three files, and a checkpoint in its log."""
     root = tmp_path_factory.mktemp("whole")
-    tables = Tables(spark, str(root), "run")
+    tables = Tables(spark, str(root))
     tables.create("tiles")
     tables.set_property("tiles", "delta.checkpointInterval", str(CHECKPOINT))
     for number in range(ROWS):
@@ -91,11 +92,11 @@ def data_file(table: Path) -> Path:
 def test_damage_names_table_file_and_remedy(spark: SparkSession, whole: Path, tmp_path: Path, kind: str) -> None:
     table = tmp_path / "ä root/tiles"
     shutil.copytree(whole / "tiles", table)
-    tables, file = Tables(spark, str(table.parent), "run"), data_file(table).name
+    tables, file = Tables(spark, str(table.parent)), data_file(table).name
     damage, expected = DAMAGE[kind]
     damage(table)
     with pytest.raises(Exception) as stopped:
-        tables.check_layout()
+        tables.open("tiles")
         tables.read("tiles").where("image_id > 'a'").toPandas()
     said = why_stopped(stopped.value, tables)
     assert said == (
@@ -114,8 +115,8 @@ def test_what_delta_mends_by_itself_is_no_damage(spark: SparkSession, whole: Pat
         (table / entry(CHECKPOINT, "checkpoint.parquet")).unlink()
     else:
         (table / ("_delta_log/_last_checkpoint" if kind == "pointer to it" else entry(LAST, "crc"))).write_text("{x")
-    tables = Tables(spark, str(tmp_path), "run")
-    tables.check_layout()
+    tables = Tables(spark, str(tmp_path))
+    tables.open("tiles")
     assert tables.read("tiles").count() == ROWS
 
 
@@ -171,7 +172,7 @@ def test_what_is_no_table_of_ours_is_refused_and_left_as_it_is(
     _foreign(root / "tiles", kind, spark, whole)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     with pytest.raises(ConfigError) as refused:
-        Tables(spark, str(root), "run").check_layout()
+        Tables(spark, str(root)).open("tiles")
     assert said in str(refused.value) and str(root) in str(refused.value) and "\n" not in str(refused.value)
     assert "set another output.root, or move that folder away" in str(refused.value)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
@@ -180,8 +181,8 @@ def test_what_is_no_table_of_ours_is_refused_and_left_as_it_is(
 def test_a_table_of_an_older_version_is_ours(spark: SparkSession, whole: Path, tmp_path: Path) -> None:
     older = spark.read.format("delta").load(str(whole / "tiles")).drop("level_read").withColumn("mine", F.lit("note"))
     older.write.format("delta").save(str(tmp_path / "tiles"))
-    tables = Tables(spark, str(tmp_path), "run")
-    tables.check_layout()
+    tables = Tables(spark, str(tmp_path))
+    tables.open("tiles")
     tables.create("tiles")
     assert {"level_read", "mine"} < set(tables.read("tiles").columns)
 
@@ -233,14 +234,18 @@ def _job(
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     capfd.readouterr()
     status = patients.main(["--config", str(file)])
-    return status, capfd.readouterr().err
+    return status, plain(capfd.readouterr().err)
 
 
 @contextmanager
-def _files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """The JVM can write no larger file, as on a disk that is full."""
-    children = psutil.Process().children()
-    [jvm] = [child for child in children if child.name() == "java" and "pyspark-shell" in child.cmdline()]
+def _files_of_at_most(spark: SparkSession, n_bytes: int) -> Iterator[None]:
+    """The session's JVM can write no larger file, as on a disk that is full."""
+    port = int(spark.sparkContext.getConf().get("spark.driver.port") or 0)
+    [jvm] = [
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and port in {one.laddr.port for one in child.net_connections()}
+    ]
     before = resource.prlimit(jvm.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(jvm.pid, resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -250,12 +255,13 @@ def _files_of_at_most(n_bytes: int) -> Iterator[None]:
 
 
 def test_no_room_names_the_places_and_what_is_free_there(spark: SparkSession, tmp_path: Path) -> None:
-    tables = Tables(spark, str(tmp_path), "run")
+    tables = Tables(spark, str(tmp_path))
     tables.create("tiles")
-    with _files_of_at_most(100), pytest.raises(Exception) as stopped:
+    with _files_of_at_most(spark, 100), pytest.raises(Exception) as stopped:
         tables.append("tiles", rows(spark, "a"))
     said = why_stopped(stopped.value, tables)
-    assert said is not None and said.startswith(f"File too large: output.root {tmp_path} has ") and "\n" not in said
+    assert said is not None, str(stopped.value)
+    assert said.startswith(f"File too large: output.root {tmp_path} has ") and "\n" not in said
     assert "GB free, spark.local.dir " in said and said.endswith(
         ": free some, then run the same command again to go on"
     )
@@ -266,12 +272,12 @@ def test_no_room_names_the_places_and_what_is_free_there(spark: SparkSession, tm
     "text", ["[Errno 28] No space left on device: '/x'", "java.io.IOException: Disk quota exceeded"]
 )
 def test_other_words_for_no_room(spark: SparkSession, tmp_path: Path, text: str) -> None:
-    said = why_stopped(OSError(text), Tables(spark, str(tmp_path), "run"))
+    said = why_stopped(OSError(text), Tables(spark, str(tmp_path)))
     assert said is not None and "run the same command again to go on" in said
 
 
 def test_a_second_writer_is_one_line(spark: SparkSession, tmp_path: Path) -> None:
-    first, second = Tables(spark, str(tmp_path), "first"), Tables(spark, str(tmp_path), "second")
+    first, second = Tables(spark, str(tmp_path)), Tables(spark, str(tmp_path))
     first.create("tiles")
     second.create("tiles")
 
@@ -286,7 +292,7 @@ def test_a_writer_that_commits_while_rows_are_made_is_one_line(
     spark: SparkSession, whole: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(whole / "tiles", tmp_path / "tiles")
-    tables, path = Tables(spark, str(tmp_path), "run"), str(tmp_path / "tiles")
+    tables, path = Tables(spark, str(tmp_path)), str(tmp_path / "tiles")
 
     def meanwhile(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         deltalake.write_deltalake(path, deltalake.DeltaTable(path).to_pyarrow_table(), mode="append")
@@ -310,7 +316,7 @@ def test_a_writer_that_commits_while_rows_are_made_is_one_line(
     ],
 )
 def test_what_delta_says_of_another_writer(spark: SparkSession, tmp_path: Path, text: str) -> None:
-    said = why_stopped(RuntimeError(text), Tables(spark, str(tmp_path), "run"))
+    said = why_stopped(RuntimeError(text), Tables(spark, str(tmp_path)))
     assert (
         said
         == f"another run wrote to {tmp_path} while this one did: let one end, then run the same command again to go on"
@@ -326,4 +332,4 @@ def test_what_delta_says_of_another_writer(spark: SparkSession, tmp_path: Path, 
     ],
 )
 def test_of_other_errors_nothing_is_said(spark: SparkSession, tmp_path: Path, text: str) -> None:
-    assert why_stopped(RuntimeError(text), Tables(spark, str(tmp_path), "run")) is None
+    assert why_stopped(RuntimeError(text), Tables(spark, str(tmp_path))) is None

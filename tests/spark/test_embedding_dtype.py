@@ -23,7 +23,7 @@ def test_float16_redoes_patients_alone_and_halves_their_bags(
     config = again(output=FLOAT16)
     with unchanged(config, "slides", "tiles", "indexes", "features"):
         run = preprocess_in(spark, config)
-    assert run.problems == [] and run.counts["tiles_encoded"] == 0
+    assert run.record.problems == [] and run.record.counts["tiles_encoded"] == 0
     assert {row["embedding_dtype"] for row in before.values()} == {"float32"}
     after = DeltaTable(f"{config.output.root}/patients").to_pyarrow_table().to_pylist()
     assert {row["patient_id"] for row in after} == set(before)
@@ -38,7 +38,7 @@ def test_float16_redoes_patients_alone_and_halves_their_bags(
         changed = ("embedding_dtype", "embeddings_avg", "embeddings_max", "params_hash", "run_id")
         assert without([row], *changed) == without([full], *changed)
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["waves"] == 0
+        assert preprocess_in(spark, config).record.counts["waves"] == 0
     monkeypatch.undo()
     config = again(output={"embedding_dtype": "float32"})
     preprocess_in(spark, config)
@@ -56,7 +56,7 @@ def test_rows_of_a_table_from_before_the_column_stay_and_mean_float32(spark: Spa
     config = again()
     before = rows_of(config, "patients")
     as_an_older_version_left_it(Path(config.output.root) / "patients")
-    assert preprocess_in(spark, config).counts["waves"] == 0
+    assert preprocess_in(spark, config).record.counts["waves"] == 0
     after = rows_of(config, "patients")
     assert {row["embedding_dtype"] for row in after} == {None}
     assert without(after, "embedding_dtype") == without(before, "embedding_dtype")
@@ -79,7 +79,7 @@ def test_a_patient_with_a_number_beyond_float16_keeps_float32_and_no_other_does(
     spark.sql(
         f"UPDATE delta.`{features}` SET embedding_max = transform(embedding_max, v -> 7e4F) WHERE patient_id = '003'"
     )
-    assert preprocess_in(spark, config).problems == []
+    assert preprocess_in(spark, config).record.problems == []
     after = by(rows_of(config, "patients"), "patient_id")
     assert after.keys() == by(rows_of(finished.config, "patients"), "patient_id").keys()
     dtypes = {patient: row["embedding_dtype"] for patient, row in after.items()}

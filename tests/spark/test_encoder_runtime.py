@@ -20,15 +20,15 @@ def test_another_runtime_in_fp32_leaves_rows_as_they_are_and_another_precision_r
 ) -> None:
     expected = embeddings(finished.config)
     with unchanged(again(), *TABLES):
-        assert preprocess_in(spark, again(encoder={"runtime": "openvino"})).counts["tiles_encoded"] == 0
+        assert preprocess_in(spark, again(encoder={"runtime": "openvino"})).record.counts["tiles_encoded"] == 0
     config = again(encoder={"runtime": "openvino", "precision": "bf16"})
     run = preprocess_in(spark, config)
-    assert run.counts["tiles_encoded"] == len(expected)
+    assert run.record.counts["tiles_encoded"] == len(expected)
     found = embeddings(config)
     cosines = (found * expected).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)
     assert cosines.mean() >= 0.999 and (found != expected).any()
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["tiles_encoded"] == 0
+        assert preprocess_in(spark, config).record.counts["tiles_encoded"] == 0
 
 
 def test_an_encoder_that_gives_one_vector_leaves_the_maximum_null(spark: SparkSession, again: Again) -> None:

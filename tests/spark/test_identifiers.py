@@ -141,7 +141,7 @@ def test_rows_of_an_odd_name_are_its_own_and_nobody_elses(
     assert [places["image_id"] for places in after["patients", "odd"]["tile_index"]] == [IN_ONE_RUN[-1]]
     for key, row in after.items():
         if key[0] in ("features", "patients"):
-            assert row["run_id"] == run.run_id, key
+            assert row["run_id"] == run.record.run_id, key
             shaped = ("params_hash", "run_id", "color_histogram")
             assert key == ("patients", "odd") or without([row], *shaped) == without([before[key]], *shaped)
         else:
@@ -151,7 +151,7 @@ def test_rows_of_an_odd_name_are_its_own_and_nobody_elses(
 @pytest.mark.parametrize("substitutes", ["true", "false"])
 def test_rows_are_replaced_by_the_text_of_their_key(spark: SparkSession, tmp_path: Path, substitutes: str) -> None:
     others = _taken_for(spark)
-    tables = Tables(spark, str(tmp_path), "run")
+    tables = Tables(spark, str(tmp_path))
     tables.create("predictions")
 
     def rows(names: list[str], number: int) -> DataFrame:

@@ -1,13 +1,11 @@
 """Run again: what changed is redone, and nothing else. Every test starts from copies of one finished run's tables."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tifffile
-import torch
 from deltalake import DeltaTable
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
@@ -18,7 +16,6 @@ from tests.conftest import config_in, preprocess_in
 from tests.slides.make import write_slide
 from tests.slides.oracle import kept_tiles
 from tests.spark.conftest import COHORT, TABLES, Again, Done, Finished, by, rows_of, unchanged, versions, without
-from udfs.wsi.stain.stainnet import StainNet
 
 Row = dict[str, Any]
 Key = tuple[str, int, int]
@@ -29,7 +26,7 @@ def keys(rows: list[Row]) -> set[Key]:
 
 
 def written_by(run: Run, name: str, column: str) -> set[str]:
-    return {row[column] for row in rows_of(run.config, name) if row["run_id"] == run.run_id}
+    return {row[column] for row in rows_of(run.config, name) if row["run_id"] == run.record.run_id}
 
 
 def check_bags(config: Config) -> None:
@@ -53,19 +50,11 @@ def test_with_nothing_changed_nothing_is_read_encoded_or_written(
         for stage in ("jobs.slides.find_tissue", "jobs.features.encode_tiles", "jobs.patients.bag_patient"):
             monkeypatch.setattr(stage, None)  # to call it would be an error
         run = preprocess_in(spark, config)
-    assert run.counts["waves"] == run.counts["tiles_encoded"] == run.counts["slides_processed"] == 0
-    run.record("done", versions(config))
-    assert versions(config) == versions(finished.config) | {"runs": versions(finished.config)["runs"] + 1}
-
-
-def test_how_a_run_goes_shapes_no_row(spark: SparkSession, again: Again) -> None:
-    config = again(
-        run={"wave_slides": 1, "unit_tiles": 7},
-        slides={"storage_options": {"account_key": "another"}},
-        stainnet={"tiles": 9},
+    assert (
+        run.record.counts["waves"] == run.record.counts["tiles_encoded"] == run.record.counts["slides_processed"] == 0
     )
-    with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["waves"] == 0
+    run.write_record("done")
+    assert versions(config) == versions(finished.config) | {"runs": versions(finished.config)["runs"] + 1}
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +94,9 @@ def test_only_slides_that_are_new_moved_or_replaced_are_processed(changed: Done)
     assert written_by(changed.run, "tiles", "image_id") == redone
     assert written_by(changed.run, "indexes", "image_id") == redone
     assert written_by(changed.run, "features", "image_id") == redone
-    assert changed.run.counts["slides_processed"] == len(redone)
+    assert changed.run.record.counts["slides_processed"] == len(redone)
     encoded = [row for row in rows_of(changed.config, "features") if row["image_id"] in redone]
-    assert changed.run.counts["tiles_encoded"] == len(encoded)
+    assert changed.run.record.counts["tiles_encoded"] == len(encoded)
 
 
 def test_only_patients_whose_slides_changed_are_rebuilt(changed: Done) -> None:
@@ -162,52 +151,23 @@ def test_a_file_replaced_under_its_name_is_read_anew(finished: Finished, changed
 
 def test_after_the_changes_there_is_nothing_to_do(spark: SparkSession, changed: Done) -> None:
     with unchanged(changed.config, *TABLES):
-        assert preprocess_in(spark, changed.config).counts["waves"] == 0
+        assert preprocess_in(spark, changed.config).record.counts["waves"] == 0
 
 
 def test_another_brightness_redoes_tiles_and_encodes_only_those_that_are_new(
     spark: SparkSession, finished: Finished, again: Again
 ) -> None:
-    config = again(tiling={"background_brightness": 205})
+    config = again(tissue={"background_brightness": 205})
     before = keys(rows_of(finished.config, "tiles"))
     run = preprocess_in(spark, config)
     after = keys(rows_of(config, "tiles"))
     assert after - before and after & before
     assert written_by(run, "slides", "image_id") == {row[0] for row in COHORT}
-    assert run.counts["tiles_encoded"] == len(after - before)
+    assert run.record.counts["tiles_encoded"] == len(after - before)
     features = rows_of(config, "features")
     assert keys(features) == after
-    assert keys([row for row in features if row["run_id"] == run.run_id]) == after - before
+    assert keys([row for row in features if row["run_id"] == run.record.run_id]) == after - before
     check_bags(config)
-
-
-def test_another_encoder_input_redoes_features_and_leaves_slides_and_tiles(
-    spark: SparkSession, finished: Finished, again: Again
-) -> None:
-    config = again(encoder={"input_px": 64})
-    with unchanged(config, "slides", "tiles", "indexes"):
-        run = preprocess_in(spark, config)
-    features = rows_of(config, "features")
-    assert run.counts["tiles_encoded"] == len(features) == len(rows_of(finished.config, "features"))
-    assert {row["run_id"] for row in features} == {run.run_id}
-    assert {row["run_id"] for row in rows_of(config, "patients")} == {run.run_id}
-    check_bags(config)
-
-
-def test_another_stainnet_redoes_features_and_the_same_weights_elsewhere_do_not(
-    spark: SparkSession, again: Again, tmp_path: Path
-) -> None:
-    torch.manual_seed(1)
-    weights = [tmp_path / "one.pth", tmp_path / "other.pth"]
-    torch.save(StainNet().state_dict(), weights[0])
-    shutil.copy(weights[0], weights[1])
-    config = again(stain={"weights": str(weights[0])})
-    with unchanged(config, "slides", "tiles", "indexes"):
-        run = preprocess_in(spark, config)
-    assert run.counts["tiles_encoded"] == len(rows_of(config, "tiles"))
-    same = again(stain={"weights": str(weights[1])})
-    with unchanged(same, *TABLES):
-        assert preprocess_in(spark, same).counts["waves"] == 0
 
 
 def test_tables_that_a_kill_left_half_way_heal(spark: SparkSession, finished: Finished, again: Again) -> None:
@@ -223,28 +183,14 @@ def test_tables_that_a_kill_left_half_way_heal(spark: SparkSession, finished: Fi
     run = preprocess_in(spark, config)
     for name in ("slides", "tiles", "indexes", "features", "patients"):
         assert without(rows_of(config, name), "run_id") == without(rows_of(finished.config, name), "run_id")
-    assert run.counts["slides_processed"] == 2
+    assert run.record.counts["slides_processed"] == 2
 
 
-def test_failed_slides_are_tried_again_only_when_asked(spark: SparkSession, again: Again) -> None:
-    config = again()
+def test_tiles_that_are_measured_anew_in_their_place_are_not_encoded_again(spark: SparkSession, again: Again) -> None:
+    config = again(tiling={"max_background": 0.5 + 1e-9})  # keeps the same tiles
+    with unchanged(config, "features", "patients"):
+        run = preprocess_in(spark, config)
+    assert run.record.counts["slides_processed"] == len(COHORT) and run.record.counts["tiles_encoded"] == 0
+    assert written_by(run, "tiles", "image_id") == {row["image_id"] for row in rows_of(config, "features")}
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["slides_processed"] == 0
-    with unchanged(config, "features"):
-        run = preprocess_in(spark, config, retry_failed=True)
-    assert run.counts["slides_processed"] == 2
-    assert written_by(run, "slides", "image_id") == {"gone", "e1"}
-    assert written_by(run, "patients", "patient_id") == set()
-
-
-def test_a_file_that_arrives_late_is_picked_up_unasked(
-    spark: SparkSession, finished: Finished, again: Again, tmp_path: Path
-) -> None:
-    slides = tmp_path / "slides"
-    slides.mkdir()
-    for path in finished.slides.iterdir():
-        os.link(path, slides / path.name)
-    shutil.copy(slides / "k1.tif", slides / "e1.tif")
-    run = preprocess_in(spark, again(root=slides))
-    assert written_by(run, "slides", "image_id") == {"e1"}
-    assert written_by(run, "patients", "patient_id") == {"005"}
+        assert preprocess_in(spark, config).record.counts["waves"] == 0

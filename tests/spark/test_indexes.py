@@ -1,6 +1,7 @@
 """Table indexes: a row a slide that was read, which lets the features pass read tiles without the slide's header."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,11 +11,13 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import features, patients, preprocess, slides
-from jobs.runtime.run.run import Run, work_in_waves
-from jobs.runtime.run.summary import failed_slides, summarise
-from jobs.runtime.tables.tables import SCHEMAS, Tables
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.summary import failed_slides, read_state, summarise
+from jobs.runtime.run.waves import work_in_waves
+from jobs.runtime.tables.tables import Tables
 from tests.conftest import config_in, preprocess_in
 from tests.spark.conftest import COHORT, TABLES, Again, Finished, by, rows_of, unchanged, without
+from udfs import schemas
 from udfs.wsi.tiff.index import SlideIndex
 
 
@@ -44,14 +47,14 @@ def test_features_are_the_same_with_and_without_an_index_but_more_is_read_withou
         shutil.rmtree(f"{config.output.root}/{missing}", ignore_errors=True)
         runs.append(preprocess_in(spark, config))
         assert without(rows_of(config, "features"), "run_id") == expected
-        assert runs[-1].counts["slides_processed"] == 0
-    with_index, without_index = (run.reads for run in runs)
+        assert runs[-1].record.counts["slides_processed"] == 0
+    with_index, without_index = (run.record.reads for run in runs)
     assert set(with_index) == set(without_index) == {(row["image_id"], "features") for row in expected}
     for key, (size, traffic) in with_index.items():
         assert without_index[key][0] == size
         assert without_index[key][1].bytes > traffic.bytes > 0
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["waves"] == 0
+        assert preprocess_in(spark, config).record.counts["waves"] == 0
 
 
 def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it(
@@ -64,21 +67,21 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
     rows = [row for row in COHORT if row[2] in ("007", "009")]
     config = config_in(tmp_path, folder, encoder_weights, rows, tiling={"max_background": 0.5})
 
-    def replace(run: Run, wave: pd.DataFrame) -> None:
+    def change(run: Run, wave: pd.DataFrame) -> None:
         del run, wave
         (folder / "m2.tif").unlink()
         shutil.copy(finished.slides / "d1.tif", folder / "m2.tif")
 
-    run = Run(config, spark, "preprocess")
-    stages = (slides.find, replace, features.encode, patients.assemble)
-    survey = work_in_waves(run, stages, preprocess.stale, encodes=True, retry_failed=False)
-    [failed] = failed_slides(run, survey)  # a line makes the exit status 3
+    stages = (slides.find, change, features.encode, patients.assemble)
+    run = Run(config, spark, replace(preprocess.JOB, stages=stages))
+    survey = work_in_waves(run, retry_failed=False)
+    [failed] = failed_slides(read_state(run.tables, run.job, survey).slides)  # a line makes the exit status 3
     assert failed.startswith("failed: m2: file_changed: ") and "run again" in failed
     assert {row["image_id"] for row in rows_of(config, "features")} == {"m1", "k1"}
     assert by(rows_of(config, "patients"), "patient_id")["007"]["complete"] is False
 
     healed = preprocess_in(spark, config)
-    assert healed.counts["slides_processed"] == 1
+    assert healed.record.counts["slides_processed"] == 1
     row = by(rows_of(config, "slides"), "image_id")["m2"]
     index = SlideIndex.from_bytes(by(rows_of(config, "indexes"), "image_id")["m2"]["index"])
     assert (row["status"], row["error_code"], row["width_px"]) == ("ok", None, 1408)
@@ -86,15 +89,17 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
     encoded = [row for row in rows_of(config, "features") if row["image_id"] == "m2"]
     assert len(encoded) == row["n_tiles"] > 0
     assert by(rows_of(config, "patients"), "patient_id")["007"]["complete"] is True
-    assert set(healed.reads) == {("m2", "slides"), ("m2", "features")}
-    assert failed_slides(healed, survey) == []
+    assert set(healed.record.reads) == {("m2", "slides"), ("m2", "features")}
+    assert failed_slides(read_state(healed.tables, healed.job, survey).slides) == []
 
 
 def test_the_summary_says_what_was_read_of_what(finished: Finished) -> None:
     survey = pd.DataFrame({"patient_id": [row[2] for row in COHORT], "gone": False}, index=[row[0] for row in COHORT])
-    [line] = [line for line in summarise(finished.run, survey).splitlines() if line.startswith("  read ")]
+    state = read_state(finished.run.tables, finished.run.job, survey)
+    lines = summarise(finished.run.job, finished.run.record, finished.config, state).splitlines()
+    [line] = [line for line in lines if line.startswith("  read ")]
     total = sum(path.stat().st_size for path in finished.slides.iterdir())
-    requests = sum(traffic.requests for _, traffic in finished.run.reads.values())
+    requests = sum(traffic.requests for _, traffic in finished.run.record.reads.values())
     assert f" of {total / 1e6:.1f} MB, " in line and f" in {requests:,} requests; " in line
 
 
@@ -106,15 +111,15 @@ def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(
     before = rows_of(finished.config, name)
     old = spark.read.format("delta").load(f"{finished.config.output.root}/{name}").drop(lacking)
     old.write.format("delta").save(f"{tmp_path}/{name}")
-    tables = Tables(spark, str(tmp_path), "run")
+    tables = Tables(spark, str(tmp_path))
     tables.create(name)
     version = DeltaTable(f"{tmp_path}/{name}").version()
     assert version == 1
     now = pl.read_delta(f"{tmp_path}/{name}")
-    assert set(now.columns) == set(SCHEMAS[name].names)
+    assert set(now.columns) == set(schemas.TABLES[name].schema.names)
     assert now[lacking].is_null().all() and len(now) == len(before)
     field = next(column for column in tables.read(name).schema if column.name == lacking)
-    assert field.metadata["comment"] == SCHEMAS[name].field(lacking).metadata[b"comment"].decode()
+    assert field.metadata["comment"] == schemas.TABLES[name].schema.field(lacking).metadata[b"comment"].decode()
     whole = spark.read.format("delta").load(f"{finished.config.output.root}/{name}")
     assert field.dataType == whole.schema[lacking].dataType
     tables.append(name, whole)

@@ -51,7 +51,7 @@ def test_what_spark_is_at_is_cancelled(
     sent: list[signal.Signals],
     name: str,
     wait: Callable[[DataFrame], object],
-    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     tracker, ended = spark.sparkContext.statusTracker(), threading.Event()
 
@@ -73,7 +73,7 @@ def test_what_spark_is_at_is_cancelled(
         ended.set()
         sender.join()
     assert time.monotonic() - began < WORK_S / 2
-    said = capfd.readouterr().err
+    said = caplog.text
     assert f"slidelake: {name}: Spark's work is cancelled" in said
     assert said.count("still ending") == sent.count(signal.SIGINT) - (name == "Ctrl-C")
     assert spark.range(3).count() == 3

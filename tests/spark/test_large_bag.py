@@ -28,7 +28,7 @@ def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(
     monkeypatch.setattr("jobs.patients.MAX_BAG_BYTES", sizes[largest] - 1)
     with unchanged(config, "slides", "tiles", "features"):
         run = preprocess_in(spark, config)
-    [problem] = run.problems
+    [problem] = run.record.problems
     tiles, fit = before[largest]["n_tiles"], (sizes[largest] - 1) // (256 * 4)
     for part in (
         f"patient {largest}",
@@ -42,7 +42,7 @@ def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(
     expected = [row for row in rows_of(finished.config, "patients") if row["patient_id"] != largest]
     assert without(after, "run_id") == without(expected, "run_id")
     with unchanged(config, "slides", "tiles", "features", "patients"):
-        assert preprocess_in(spark, config).problems == [problem]  # said every time, until it is mended
+        assert preprocess_in(spark, config).record.problems == [problem]  # said every time, until it is mended
 
 
 @pytest.mark.parametrize("limit", ["MAX_BAG_BYTES", "heap_bytes"])
@@ -53,7 +53,7 @@ def test_with_less_room_a_right_row_stays_and_nothing_is_said(
     monkeypatch.setattr(f"jobs.patients.{limit}", 1 if limit == "MAX_BAG_BYTES" else lambda _: HEAP_A_BAG)
     with unchanged(config, "features", "patients"):
         run = preprocess_in(spark, config, retry_failed=True)  # patient 004 has a slide that failed and is tried again
-    assert run.problems == []
+    assert run.record.problems == []
 
 
 def test_with_less_room_an_outdated_row_stays_and_is_named(
@@ -63,11 +63,11 @@ def test_with_less_room_an_outdated_row_stays_and_is_named(
     monkeypatch.setattr("jobs.patients.heap_bytes", lambda _: HEAP_A_BAG)
     for _ in range(2):  # said every time, until it is mended
         with unchanged(config, "features", "patients"):
-            [problem] = preprocess_in(spark, config).problems
+            [problem] = preprocess_in(spark, config).record.problems
         assert "patient 002" in problem and "its row stays" in problem
     monkeypatch.undo()
     run = preprocess_in(spark, config)
-    assert run.problems == [] and by(rows_of(config, "patients"), "patient_id")["002"]["label"] == "CE"
+    assert run.record.problems == [] and by(rows_of(config, "patients"), "patient_id")["002"]["label"] == "CE"
 
 
 @pytest.mark.parametrize(

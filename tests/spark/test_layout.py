@@ -11,9 +11,10 @@ import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
-from jobs.runtime.tables.tables import SCHEMAS, Tables, spark_schema
+from jobs.runtime.tables.tables import Tables, spark_schema
 from tests.conftest import preprocess_in
 from tests.spark.conftest import Again, Finished
+from udfs import schemas
 
 BAG_BYTES = 2 << 20
 
@@ -87,7 +88,7 @@ def test_patients_are_as_many_files_as_their_bags_fill(
 def test_row_groups_of_patients_are_small_whatever_the_settings_of_spark_are(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    schema = SCHEMAS["patients"]
+    schema = schemas.TABLES["patients"].schema
 
     def bags(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -96,7 +97,7 @@ def test_row_groups_of_patients_are_small_whatever_the_settings_of_spark_are(
                 row |= {f"embeddings_{name}": os.urandom(BAG_BYTES) for name in ("avg", "max")}
                 yield pa.RecordBatch.from_pylist([row], schema)
 
-    tables = Tables(spark, str(tmp_path), "run")
+    tables = Tables(spark, str(tmp_path))
     tables.create("patients")
     for first in (0, 20):
         rows = spark.range(first, first + 20, numPartitions=1).mapInArrow(bags, spark_schema(schema))

@@ -70,7 +70,7 @@ def test_the_tour_of_the_tables_draws_them(
 ) -> None:
     rows = [*SMALL_COHORT, ("lost", "north", "005", 0, "LAA")]
     config = small_config(rows, stain={"weights": str(stain_weights)})
-    preprocess_in(spark, config).record("done", {})
+    preprocess_in(spark, config).write_record("done")
 
     notebook = execute("tables.ipynb", config)
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.patches import Producer, read_ahead, read_cohort_ahead
+from jobs.patches import JOB, read_ahead, read_cohort_ahead
 from jobs.runtime.run.run import Run
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.sections import Patches
+from jobs.runtime.settings.job_sections import PatchesSettings
 from jobs.training.patches.from_tables import patches_of_tables
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.selection import PatchSpec
@@ -34,11 +34,9 @@ def spec(finished: Finished) -> PatchSpec:
     return patches_of_tables(finished.config.output.root, 224)
 
 
-def small(most_unread: int = MOST_UNREAD, **settings: Any) -> Producer:
-    return Producer(
-        **({"epochs": 1, "window_patches": 40, "unit_patches": 8, "patience_s": 60.0} | settings),
-        most_unread=most_unread,
-    )
+def small(folder: Path, most_unread: int = MOST_UNREAD, **settings: Any) -> PatchesSettings:
+    sizes = {"epochs": 1, "window_patches": 40, "unit_patches": 8, "patience_s": 60.0}
+    return PatchesSettings.model_validate({**sizes, **settings, "folder": str(folder), "most_unread": most_unread})
 
 
 @pytest.mark.parametrize(("patch_px", "a_tile"), [(448, 1), (224, 4), (112, 16)])
@@ -96,7 +94,7 @@ def test_executors_read_ahead_of_the_trainer_but_never_beyond_the_bound(
 
     with (
         Background(watch, ended),
-        Background(lambda: read_ahead(spark, spec, str(tmp_path), small(epochs=2, window_patches=24))),
+        Background(lambda: read_ahead(spark, spec, small(tmp_path, epochs=2, window_patches=24))),
     ):
         feed = WindowFeed(tmp_path, 16, patience_s=60, say=lambda _: None)
         came: list[list[int]] = []
@@ -126,7 +124,7 @@ def test_a_worker_killed_while_it_reads_costs_no_patch(spark: SparkSession, spec
 
     with (
         Background(hunt, ended),
-        Background(lambda: read_ahead(spark, spec, str(tmp_path), small(most_unread=2, window_patches=80))),
+        Background(lambda: read_ahead(spark, spec, small(tmp_path, most_unread=2, window_patches=80))),
     ):
         feed = WindowFeed(tmp_path, 16, patience_s=60, say=lambda _: None)
         came = [int(patch) for batch in feed.epoch(0) for patch in batch.patch]
@@ -143,28 +141,32 @@ def test_a_bad_slide_ends_the_job_by_name_and_the_trainer_is_told_or_it_is_skipp
     of_bad = int((np.array([slide.image_id for slide in spec.slides])[spec.slide] == "d1").sum())
     ends, skips = tmp_path / "ends", tmp_path / "skips"
     with pytest.raises(SlideError, match=r"file_missing: d1: nothing at .*gone\.tif"):
-        read_ahead(spark, spec, str(ends), small())
+        read_ahead(spark, spec, small(ends))
     with pytest.raises(RuntimeError, match=r"gave up: SlideError: file_missing: d1: nothing at .*gone\.tif"):
         list(WindowFeed(ends, patience_s=10, say=lambda _: None).epoch(0))
-    done = read_ahead(spark, spec, str(skips), small(on_bad_slide="skip"))
+    done = read_ahead(spark, spec, small(skips, on_bad_slide="skip"))
     assert done.read == len(spec) - of_bad
     assert done.skipped["d1"][0] == of_bad > 0
     feed = WindowFeed(skips, 16, patience_s=10, say=lambda _: None)
     assert sum(len(batch) for batch in feed.epoch(0)) == len(spec) - of_bad == feed.readings[0].n_patches
     assert feed.skipped["d1"][0] == feed.readings[0].n_skipped == of_bad
     with pytest.raises(ConfigError, match=r"holds windows of another run \(seed 0, now 1\)"):
-        read_ahead(spark, spec, str(skips), small(on_bad_slide="skip", seed=1))
-    assert read_ahead(spark, spec, str(skips), small(on_bad_slide="skip")).read == 0  # all were read, and are done
+        read_ahead(spark, spec, small(skips, on_bad_slide="skip", seed=1))
+    assert read_ahead(spark, spec, small(skips, on_bad_slide="skip")).read == 0  # all were read, and are done
 
 
 def test_the_job_reads_the_patients_of_the_csv(spark: SparkSession, finished: Finished, tmp_path: Path) -> None:
     settings = {"folder": str(tmp_path / "windows"), "patch_px": 448, "window_patches": 16, "epochs": 2}
-    config = finished.config.model_copy(update={"patches": Patches.model_validate(settings)})
-    run = Run(config, spark, "patches")
+    config = finished.config.model_copy(update={"patches": PatchesSettings.model_validate(settings)})
+    run = Run(config, spark, JOB)
     assert read_cohort_ahead(run, Namespace()) == 0
     feed = WindowFeed(tmp_path / "windows", 8, patience_s=10, say=lambda _: None)
     for epoch in range(2):
-        assert sum(len(batch) for batch in feed.epoch(epoch)) == feed.plan.n_patches == run.counts["patches_read"] / 2
+        assert (
+            sum(len(batch) for batch in feed.epoch(epoch))
+            == feed.plan.n_patches
+            == run.record.counts["patches_read"] / 2
+        )
 
 
 class Background:

@@ -13,12 +13,13 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from jobs import slides
+from jobs import preprocess, slides
 from jobs.runtime.run.run import Run
-from jobs.runtime.run.summary import summarise
+from jobs.runtime.run.summary import read_state, summarise
 from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import Tables, spark_schema
-from jobs.training.tables.table_columns import read_columns
+from jobs.training.table_versions import read_columns
+from tests.messages import plain
 from tests.spark.conftest import in_shared_session
 from udfs.schemas import TILES
 
@@ -33,14 +34,14 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_written_and_read_by_all(spark: SparkSession, tmp_path: Path, name: str) -> None:
-    tables = Tables(spark, str(tmp_path / name / "../.." / tmp_path.name / name), "run")
-    tables.check_layout()
+    tables = Tables(spark, str(tmp_path / name / "../.." / tmp_path.name / name))
+    tables.open("tiles")
     tables.create("tiles")
     rows = spark.createDataFrame([("a", 0, 0, "1", 448, 0, 1.0, 0.0, "hash", "run")], spark_schema(TILES))
     tables.put("tiles", rows, "image_id", ["a"], [])
     tables.put("tiles", rows, "image_id", ["a"], ["a"])
     tables.set_property("tiles", "slidelake.test", name)
-    tables.check_layout()
+    tables.open("tiles")
     path = str(tmp_path / name / "tiles")
     assert tables.property("tiles", "slidelake.test") == name
     assert tables.read("tiles").count() == 1
@@ -51,11 +52,12 @@ def test_a_table_is_written_and_read_by_all(spark: SparkSession, tmp_path: Path,
 
 
 def test_the_printed_next_step_runs(spark: SparkSession, small_config: Callable[..., Config], tmp_path: Path) -> None:
-    run = Run(small_config(output={"root": str(tmp_path / "ü b '\" #{1}")}), spark, "preprocess")
+    run = Run(small_config(output={"root": str(tmp_path / "ü b '\" #{1}")}), spark, preprocess.JOB)
     for name in ("slides", "patients"):
         run.tables.create(name)
     survey = pd.DataFrame({"patient_id": [], "gone": []})
-    [line] = [line for line in summarise(run, survey).splitlines() if line.startswith("  next")]
+    summary = summarise(run.job, run.record, run.config, read_state(run.tables, run.job, survey))
+    [line] = [line for line in summary.splitlines() if line.startswith("  next")]
     step = line.removeprefix("  next").partition(", or")[0].strip()
     assert "patient_id" in eval(step, {"polars": pl}).columns
 
@@ -68,7 +70,7 @@ from jobs.runtime.tables.tables import Tables
 spark = start_session("posix")
 for root in sys.argv[1:]:
     try:
-        Tables(spark, root, "run").check_layout()
+        Tables(spark, root).open("tiles")
         print("ok")
     except ConfigError as error:
         print(error)
@@ -97,6 +99,6 @@ def test_a_place_that_can_not_be_ends_a_job_in_one_line(
     file.write_text(yaml.safe_dump(small_config().model_dump(mode="json")))
     capfd.readouterr()
     assert slides.main(["--config", str(file), f"output.root={tmp_path}/%41"]) == 2
-    said = capfd.readouterr().err
+    said = plain(capfd.readouterr().err)
     assert said.count("\n") == 1 and said.startswith("slidelake slides: output.root: '%41' in a path")
     assert not list(tmp_path.glob("%41")) and not (tmp_path / "A").exists()

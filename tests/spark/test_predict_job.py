@@ -39,7 +39,7 @@ NEW: list[tuple[Any, ...]] = [
 
 
 def predict_in(spark: SparkSession, config: Config, status: int = 0) -> Run:
-    run = Run(config, spark, "predict")
+    run = Run(config, spark, predict.JOB)
     assert predict.predict(run, argparse.Namespace(retry_failed=False)) == status
     return run
 
@@ -140,14 +140,18 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
         places = [{key: tile[key] for key in ("image_id", "x_px", "y_px")} for tile in row["attention"]]
         assert places == patients[name]["tile_index"]
         assert sum(tile["attention"] for tile in row["attention"]) == pytest.approx(1, abs=1e-5)
-        assert (row["from_prior"], row["n_tiles"], row["run_id"]) == (False, patients[name]["n_tiles"], run.run_id)
+        assert (row["from_prior"], row["n_tiles"], row["run_id"]) == (
+            False,
+            patients[name]["n_tiles"],
+            run.record.run_id,
+        )
     assert {"101", "102"} <= patients.keys() and patients["101"]["split"] is None  # nobody trains on them
 
     version = DeltaTable(f"{config.output.root}/predictions").version()
     (tmp_path / "out/submission.csv").unlink()
     with unchanged(config, "slides", "features", "patients"):
         again_ = predict_in(spark, config)
-    assert again_.counts["patients_predicted"] == 0
+    assert again_.record.counts["patients_predicted"] == 0
     assert DeltaTable(f"{config.output.root}/predictions").version() == version
     assert submitted(tmp_path / "out/submission.csv") == sent
 
@@ -167,7 +171,7 @@ def test_who_has_more_or_fewer_slides_that_failed_is_predicted_again(
 
     def failed_of(run: Run) -> dict[str, int]:
         """Slides that failed, of patients predicted in this run."""
-        rows = pl.read_delta(f"{run.config.output.root}/predictions").filter(pl.col("run_id") == run.run_id)
+        rows = pl.read_delta(f"{run.config.output.root}/predictions").filter(pl.col("run_id") == run.record.run_id)
         return dict(rows.select("patient_id", "n_images_failed").rows())
 
     assert failed_of(predict_in(spark, again(NEW, slides, **made))) == {"005": 1, "009": 0, "101": 0, "102": 1}

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
 
-from jobs.features import _in_tasks
+from jobs.features import JOB, _in_tasks
 from jobs.runtime.run.run import Run
 from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import spark_schema
@@ -45,7 +45,7 @@ def test_every_row_of_the_csv_is_one_row_of_slides(finished: Finished) -> None:
     assert sorted((tuple(row[name] for name in columns) for row in slides.values()), key=str) == sorted(COHORT, key=str)
     assert {name for name, row in slides.items() if row["status"] == "failed"} == MISSING
     assert all(slides[name]["error_code"] == "file_missing" and slides[name]["n_tiles"] == 0 for name in MISSING)
-    assert all(row["run_id"] == finished.run.run_id and row["params_hash"] for row in slides.values())
+    assert all(row["run_id"] == finished.run.record.run_id and row["params_hash"] for row in slides.values())
 
 
 def test_tiles_are_those_of_the_oracle_and_features_has_just_these(finished: Finished) -> None:
@@ -133,7 +133,7 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(
         shutil.rmtree(f"{config.output.root}/{name}")
     fix_partitions(monkeypatch, partitions)
     run = preprocess_in(spark, config)
-    assert run.counts["slides_processed"] == 0
+    assert run.record.counts["slides_processed"] == 0
     before = by(rows_of(finished.config, "patients"), "patient_id")
     after = by(rows_of(config, "patients"), "patient_id")
     assert set(after) == {"001", "002", "003", "004"}
@@ -168,7 +168,7 @@ def test_one_slide_with_half_of_all_tiles_is_spread_over_tasks(
     monkeypatch.setattr(ClassicDataFrame, "mapInArrow", spy)
     assert spark.conf.get("spark.sql.adaptive.enabled") == "true"
     run = preprocess_in(spark, config)
-    assert run.counts["tiles_encoded"] == 80
+    assert run.record.counts["tiles_encoded"] == 80
     assert all(row.tiles == 4 for row in seen)
     assert (
         sorted(Counter(row.task for row in seen).values()) == [1] * 20
@@ -189,7 +189,7 @@ def test_units_of_a_task_are_alone_in_a_partition_in_order_and_the_costliest_tas
     random.shuffle(rows)  # type: ignore[arg-type]
     frame = spark.createDataFrame([row | dict.fromkeys(names) for row in rows], spark_schema(UNITS))
     assert spark.conf.get("spark.sql.adaptive.enabled") == "true"
-    placed = _in_tasks(Run(small_config(), spark, "features"), frame, frame.collect())
+    placed = _in_tasks(Run(small_config(), spark, JOB), frame, frame.collect())
     found = placed.select(F.spark_partition_id().alias("task"), "image_id", "unit", "cost").collect()
     assert sorted((row.image_id, row.unit) for row in found) == [(name, unit) for name in "abc" for unit in range(80)]
     tasks = [[row for row in found if row.task == task] for task in range(placed.rdd.getNumPartitions())]

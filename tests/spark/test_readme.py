@@ -41,7 +41,7 @@ def test_the_python_blocks_run(
     everybody = {"train": 1.0, "validation": 0.0, "test": 0.0}
     config = small_config(rows, root=demo / "slides", output={"root": str(demo / "tables")}, splits=everybody)
     preprocess_in(spark, config)
-    assert splits.split(Run(config, spark, "splits"), argparse.Namespace(redo=False)) == 0
+    assert splits.split(Run(config, spark, splits.JOB), argparse.Namespace(redo=False)) == 0
     monkeypatch.chdir(tmp_path)
     blocks = _blocks("python")
     assert len(blocks) == 6

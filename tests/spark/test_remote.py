@@ -64,8 +64,8 @@ def test_the_tables_are_those_of_a_local_run(
         injected = proxy.injected()
     assert_same(contents(spark, config), local)
     images = {row["image_id"] for row in local["slides"]}
-    assert set(run.reads) == {(image, stage) for image in images for stage in ("slides", "features")}
-    for size, traffic in run.reads.values():
+    assert set(run.record.reads) == {(image, stage) for image in images for stage in ("slides", "features")}
+    for size, traffic in run.record.reads.values():
         assert traffic.requests > 0
         assert traffic.waited_s > 0
         assert 0 < traffic.bytes < 3 * size  # small files: a header's read-ahead is most of them

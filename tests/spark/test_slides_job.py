@@ -10,7 +10,8 @@ from pyspark.sql import SparkSession
 
 from jobs import preprocess, slides
 from jobs.runtime.run.cli import conclude
-from jobs.runtime.run.run import Run, work_in_waves
+from jobs.runtime.run.run import Run
+from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.config import Config
 from tests.slides.make import write_slide
 from tests.spark.conftest import by, rows_of
@@ -19,8 +20,8 @@ MakeConfig = Callable[..., Config]
 
 
 def find_slides(spark: SparkSession, config: Config) -> Run:
-    run = Run(config, spark, "slides")
-    work_in_waves(run, [slides.find], slides.stale, encodes=False, retry_failed=False)
+    run = Run(config, spark, slides.JOB)
+    work_in_waves(run, retry_failed=False)
     return run
 
 
@@ -48,8 +49,8 @@ def test_missing_slides_cost_no_task_each(
     in_group("missing")
     run = find_slides(spark, config)
     assert 1 <= tasks_of(spark, "missing") < len(missing) / 2
-    assert run.counts["slides_processed"] == 1 + len(missing)
-    assert run.counts["waves"] == 1, "missing slides are not counted as slides to read"
+    assert run.record.counts["slides_processed"] == 1 + len(missing)
+    assert run.record.counts["waves"] == 1, "missing slides are not counted as slides to read"
     found = by(rows_of(config, "slides"), "image_id")
     assert found.keys() == {"a1", *(row[0] for row in missing)} and found["a1"]["status"] == "ok"
     for image_id, center_id, patient_id, image_num, _ in missing:
@@ -57,7 +58,7 @@ def test_missing_slides_cost_no_task_each(
         assert row.pop("error_message").endswith(": upload it, or give its uri in the CSV") and row.pop("params_hash")
         assert row == {
             **{"image_id": image_id, "center_id": center_id, "patient_id": patient_id, "image_num": image_num},
-            **{"status": "failed", "error_code": "file_missing", "n_tiles": 0, "run_id": run.run_id},
+            **{"status": "failed", "error_code": "file_missing", "n_tiles": 0, "run_id": run.record.run_id},
         }
 
 
@@ -86,8 +87,8 @@ def test_slides_without_tiles_are_named_and_counted_and_no_failure(
         ("alone", "north", "004", 0, "CE"),
     ]
     config = small_config(rows, root=root, tiling={"max_background": 0.8})
-    run = Run(config, spark, "preprocess")
-    status = conclude(run, work_in_waves(run, preprocess.STAGES, preprocess.stale, encodes=True, retry_failed=False))
+    run = Run(config, spark, preprocess.JOB)
+    status = conclude(run, work_in_waves(run, retry_failed=False))
     said = capsys.readouterr()
     assert (status, said.err.count("failed")) == (0, 0)
     found = by(rows_of(config, "slides"), "image_id")
@@ -100,7 +101,7 @@ def test_slides_without_tiles_are_named_and_counted_and_no_failure(
     assert "slides    3 ok, 1 without tissue, 3 too small, 0 failed" in lines
     assert any(line.startswith("no tissue glass: ") for line in lines)
     assert any(line.startswith("too small alone, small, strip: ") for line in lines)
-    assert run.counts["slides_too_small"] == 3
+    assert run.record.counts["slides_too_small"] == 3
     columns = ("n_images", "n_images_failed", "n_images_without_tiles", "complete")
     patients = {row["patient_id"]: tuple(row[name] for name in columns) for row in rows_of(config, "patients")}
     assert patients == {"001": (1, 0, 0, True), "002": (4, 0, 3, False), "003": (1, 0, 0, True)}

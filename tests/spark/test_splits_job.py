@@ -28,7 +28,7 @@ HALVES = {"train": 0.5, "validation": 0.25, "test": 0.25}
 
 
 def split_in(spark: SparkSession, config: Config, *, redo: bool = False) -> Run:
-    run = Run(config, spark, "splits")
+    run = Run(config, spark, splits.JOB)
     assert splits.split(run, argparse.Namespace(redo=redo)) == 0
     return run
 
@@ -58,7 +58,7 @@ def test_the_table_the_column_and_the_csvs_agree_and_a_second_run_writes_nothing
     assert all((row["fold"] is None) == (row["split"] == "test") for row in rows.values())
     assert rows["001"] | {"split": "", "fold": 0, "params_hash": ""} == {
         "patient_id": "001", "split": "", "fold": 0, "center_id": "north", "label": "CE", "n_images": 2, "seed": 0,
-        "params_hash": "", "run_id": run.run_id,
+        "params_hash": "", "run_id": run.record.run_id,
     }  # fmt: skip
     header, *lines = Path(config.patients).read_bytes().splitlines(keepends=True)
     files = csvs(config)
@@ -105,7 +105,7 @@ def test_patients_that_come_are_dealt_nobody_moves_and_a_rebuilt_row_keeps_its_s
     assert table["001"]["n_images"] == 1
     assert by(rows_of(config, "patients"), "patient_id")["009"]["split"] == after["009"]
     with unchanged(config, "patients"):
-        assert preprocess_in(spark, config).counts["waves"] == 0  # a split shapes no bag
+        assert preprocess_in(spark, config).record.counts["waves"] == 0  # a split shapes no bag
 
 
 def test_what_would_move_a_patient_is_refused_and_folds_may_change(spark: SparkSession, again: Again) -> None:
@@ -155,7 +155,7 @@ def test_redo_deals_anew_where_settings_differ_and_only_there(
     table = by(pl.read_delta(f"{config.output.root}/splits").to_dicts(), "patient_id")
     assert {row["seed"] for row in table.values()} == {5} and len({row["params_hash"] for row in table.values()}) == 1
     assert all((row["fold"] is None) == (row["split"] == "test") for row in table.values())
-    assert run.counts["patients_dealt"] == 8
+    assert run.record.counts["patients_dealt"] == 8
     assert "8 patients dealt, 0 kept their split" in capsys.readouterr().out
     split_in(spark, again(rows, splits=other))
     assert "0 patients dealt, 8 kept their split" in capsys.readouterr().out
@@ -247,9 +247,9 @@ def test_folds_that_are_dealt_anew_stay(spark: SparkSession, large: Callable[...
 
 def test_the_main_job_reads_a_csv_back_and_finds_nothing_to_do(spark: SparkSession, again: Again) -> None:
     config = again(splits=HALVES)
-    split_in(spark, config).record("done", {})
+    split_in(spark, config).write_record("done")
     assert "splits" in {row["job"] for row in rows_of(config, "runs")}
     train = config.model_copy(update={"patients": f"{config.output.root}/splits_csv/train.csv"})
     assert 0 < len(read_cohort(train)) < len(COHORT)
     with unchanged(config, "slides", "tiles", "features", "patients"):
-        assert preprocess_in(spark, train).counts["waves"] == 0
+        assert preprocess_in(spark, train).record.counts["waves"] == 0

@@ -30,7 +30,7 @@ def test_the_checkpoint_has_the_published_layout_and_the_picture_is_there(
 ) -> None:
     paths = [tmp_path / "new" / "one.pth", tmp_path / "other.pth"]
     for path in (paths[0], f"file://{paths[1]}"):
-        assert stainnet.fit(Run(config_of(finished, path), spark, "stainnet"), argparse.Namespace()) == 0
+        assert stainnet.fit_to_reference(Run(config_of(finished, path), spark, stainnet.JOB), argparse.Namespace()) == 0
     report = capsys.readouterr().out
     weights = torch.load(paths[0], weights_only=True)
     shapes = {"0": (32, 3, 1, 1), "2": (32, 32, 1, 1), "4": (3, 32, 1, 1)}
@@ -58,7 +58,7 @@ def test_few_tiles_are_of_few_slides_and_the_reference_is_one_of_them(
     config = config_of(finished, tmp_path / "net.pth")
     for seed in (0, 1):
         settings = config.stainnet.model_copy(update={"tiles": 4, "seed": seed})
-        drawn = stainnet._draw(Run(config.model_copy(update={"stainnet": settings}), spark, "stainnet"))
+        drawn = stainnet.draw_tiles(Run(config.model_copy(update={"stainnet": settings}), spark, stainnet.JOB))
         assert drawn["image_id"].value_counts().to_list() == [2, 2]
         assert "a2" in set(drawn["image_id"])
 
@@ -71,9 +71,9 @@ def test_a_checkpoint_goes_to_a_store_by_its_uri() -> None:
 def test_a_reference_without_tiles_is_a_setting_to_mend(
     spark: SparkSession, finished: Finished, tmp_path: Path
 ) -> None:
-    run = Run(config_of(finished, tmp_path / "net.pth", reference="e1"), spark, "stainnet")
+    run = Run(config_of(finished, tmp_path / "net.pth", reference="e1"), spark, stainnet.JOB)
     with pytest.raises(ConfigError, match=r"stainnet\.reference = e1 has no tiles"):
-        stainnet.fit(run, argparse.Namespace())
+        stainnet.fit_to_reference(run, argparse.Namespace())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,4 +84,4 @@ def test_without_tables_the_message_says_what_to_run_first(
         update={"output": finished.config.output.model_copy(update={"root": str(tmp_path / "nothing")})}
     )
     with pytest.raises(ConfigError, match="run the slides job first"):
-        stainnet.fit(Run(config, spark, "stainnet"), argparse.Namespace())
+        stainnet.fit_to_reference(Run(config, spark, stainnet.JOB), argparse.Namespace())

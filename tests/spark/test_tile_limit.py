@@ -49,7 +49,7 @@ def test_a_lower_limit_keeps_a_subset_and_encodes_nothing(finished: Finished, li
         name: min(len(places), LIMIT) for name, places in before.items()
     }
     assert all(after[name] <= before[name] for name in before) and len(before["001"]) > LIMIT
-    assert limited.run.counts["tiles_encoded"] == limited.run.counts["slides_processed"] == 0
+    assert limited.run.record.counts["tiles_encoded"] == limited.run.record.counts["slides_processed"] == 0
     assert rows_of(limited.config, "tiles") == rows_of(finished.config, "tiles")
 
 
@@ -58,9 +58,9 @@ def test_a_higher_limit_adds_to_the_sample(spark: SparkSession, limited: Done, a
     run = preprocess_in(spark, config)
     before, after = bags(limited.config), bags(config)
     assert all(before[name] <= after[name] for name in before)
-    assert run.counts["tiles_encoded"] == sum(len(after[name] - before[name]) for name in before) > 0
+    assert run.record.counts["tiles_encoded"] == sum(len(after[name] - before[name]) for name in before) > 0
     with unchanged(config, *TABLES):
-        assert preprocess_in(spark, config).counts["waves"] == 0
+        assert preprocess_in(spark, config).record.counts["waves"] == 0
 
 
 def test_slides_added_removed_and_moved_are_sampled_with_the_rest(
@@ -103,4 +103,4 @@ def test_a_slide_whose_tiles_do_not_decode_does_not_end_the_run(
     patient = by(rows_of(config, "patients"), "patient_id")["001"]
     assert (patient["complete"], patient["n_images_failed"]) == (False, 1)
     with unchanged(config, *(name for name in TABLES if name != "runs")):
-        assert preprocess_in(spark, config).counts["waves"] == 0
+        assert preprocess_in(spark, config).record.counts["waves"] == 0

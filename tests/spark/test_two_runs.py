@@ -10,7 +10,7 @@ from udfs.schemas import TILES
 
 
 def test_a_second_writer_is_noticed_before_it_writes(spark: SparkSession, tmp_path: Path) -> None:
-    first, second = Tables(spark, str(tmp_path), "first"), Tables(spark, str(tmp_path), "second")
+    first, second = Tables(spark, str(tmp_path)), Tables(spark, str(tmp_path))
     for tables in (first, second):
         tables.create("tiles")
     row = ("a", 0, 0, "1", 448, 0, 1.0, 0.0, "hash", "run")

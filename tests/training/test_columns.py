@@ -10,8 +10,8 @@ import pytest
 from deltalake import write_deltalake
 
 from jobs.training.labelled import CohortError, TrainingSet, feature_settings, read_training_set
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import FeedError, NoTableError
+from jobs.training.refusals import FeedError, NoTableError
+from jobs.training.table_versions import read_columns
 from tests.training.cohorts import Signal, draw_cohort, write_patients
 from udfs.schemas import RUNS
 

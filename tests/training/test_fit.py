@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jobs.training.feed.bags import Bag, Bags, pack
-from jobs.training.model.checkpoints import TrainingState
-from jobs.training.model.fit import CountError, FitSettings, class_weights, fit
+from jobs.training.model.files import TrainingState
+from jobs.training.model.fit import CountError, FitSettings, class_weights, fit_model
 from jobs.training.model.logistic import fit_logistic
 from jobs.training.model.mil import LogisticModel, ModelSpec, build_model
 
@@ -43,7 +43,7 @@ def run(train: ListFeed, validation: ListFeed | None = None, how: FitSettings = 
     model = build_model(ModelSpec("attention", 4, ("a", "b"), hidden=4, attention=3, dropout=0.0))
     state = TrainingState({}, model.state_dict())
     weights = class_weights([3, 1], how.class_weights)
-    fit(model, state, train, validation, ListFeed().names, weights, how, after_epoch=lambda _: None)
+    fit_model(model, state, train, validation, ListFeed().names, weights, how, after_epoch=lambda _: None)
     return state
 
 

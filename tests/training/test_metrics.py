@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics as reference
 from numpy.typing import NDArray
 
-from jobs.training.model.metrics import BINS, METRICS, Evaluation, evaluate, measure
+from jobs.training.model.metrics import BINS, METRICS, Evaluation, evaluate_split, metric_values
 
 CLASSES = {2: ("CE", "LAA"), 3: ("CE", "LAA", "other")}
 
@@ -24,7 +24,7 @@ def sample(classes: int, n: int = 60, seed: int = 0) -> tuple[NDArray[np.int64],
 @pytest.mark.parametrize("seed", range(3))
 def test_figures_are_those_of_scikit_learn(classes: int, seed: int) -> None:
     labels, probabilities = sample(classes, seed=seed)
-    measured = measure(labels, probabilities)
+    measured = metric_values(labels, probabilities)
     of_roc = probabilities[:, 1] if classes == 2 else probabilities
     balanced = len(labels) / (classes * np.bincount(labels)[labels])
     wanted = {
@@ -42,7 +42,7 @@ def test_a_class_without_patients_is_left_out(absent: int) -> None:
     labels, probabilities = sample(3)
     there = labels != absent
     labels, probabilities = labels[there], probabilities[there]
-    measured = measure(labels, probabilities)
+    measured = metric_values(labels, probabilities)
     areas = [reference.roc_auc_score(labels == k, probabilities[:, k]) for k in {0, 1, 2} - {absent}]
     assert measured["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
     assert measured["balanced_accuracy"] == pytest.approx(
@@ -51,7 +51,7 @@ def test_a_class_without_patients_is_left_out(absent: int) -> None:
         )
     )
     assert all(np.isfinite(list(measured.values())))
-    found = evaluate(labels, probabilities, CLASSES[3], ["a"] * len(labels))
+    found = evaluate_split(labels, probabilities, CLASSES[3], ["a"] * len(labels))
     assert all(figure.value is not None and figure.low is not None for figure in found.metrics.values())
 
 
@@ -59,12 +59,12 @@ def test_the_weighted_log_loss_is_the_challenges_on_an_example_worked_by_hand() 
     labels = np.array([0, 0, 0, 1])
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.3, 0.7]], np.float64)
     by_hand = (-(np.log(0.9) + np.log(0.8) + np.log(0.5)) / 3 - np.log(0.7)) / 2
-    assert measure(labels, probabilities)["weighted_log_loss"] == pytest.approx(by_hand)
-    assert measure(labels, np.asarray(7 * probabilities))["weighted_log_loss"] == pytest.approx(
+    assert metric_values(labels, probabilities)["weighted_log_loss"] == pytest.approx(by_hand)
+    assert metric_values(labels, np.asarray(7 * probabilities))["weighted_log_loss"] == pytest.approx(
         by_hand
     )  # rows are divided by their sum
     certain = np.array([[1.0, 0.0]])
-    assert measure(np.array([1]), certain)["log_loss"] == pytest.approx(-np.log(1e-15))
+    assert metric_values(np.array([1]), certain)["log_loss"] == pytest.approx(-np.log(1e-15))
 
 
 def test_calibration_is_the_weighted_gap_of_bins() -> None:
@@ -75,7 +75,7 @@ def test_calibration_is_the_weighted_gap_of_bins() -> None:
         here = (top > k / BINS) & (top <= (k + 1) / BINS)
         if here.any():
             gap += here.mean() * abs(right[here].mean() - top[here].mean())
-    assert measure(labels, probabilities)["calibration_error"] == pytest.approx(gap)
+    assert metric_values(labels, probabilities)["calibration_error"] == pytest.approx(gap)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -85,7 +85,7 @@ def test_a_resample_by_counts_is_the_resample_written_out(classes: int, name: st
     rng = np.random.default_rng(1)
     counts = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 5)
     by_counts = METRICS[name](labels, probabilities, counts.astype(float))
-    written_out = [measure(np.repeat(labels, row), np.repeat(probabilities, row, axis=0))[name] for row in counts]
+    written_out = [metric_values(np.repeat(labels, row), np.repeat(probabilities, row, axis=0))[name] for row in counts]
     assert by_counts == pytest.approx(written_out)
 
 
@@ -95,7 +95,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         labels = rng.integers(0, 2, 80)
         right = rng.random(80) < 0.75
         p = np.where(right == (labels == 1), 0.9, 0.1)
-        found = evaluate(labels, np.stack([1 - p, p], 1), CLASSES[2], ["a"] * 80, seed).metrics["accuracy"]
+        found = evaluate_split(labels, np.stack([1 - p, p], 1), CLASSES[2], ["a"] * 80, seed).metrics["accuracy"]
         assert found.low is not None
         assert found.high is not None
         return found.low, found.high
@@ -113,7 +113,7 @@ def evaluation(**changes: Any) -> Evaluation:
         "classes": CLASSES[3],
         "centers": centers,
     }
-    return evaluate(**(arguments | changes))
+    return evaluate_split(**(arguments | changes))
 
 
 def test_an_evaluation_counts_everybody_in_each_of_its_tables() -> None:

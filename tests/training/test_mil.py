@@ -11,8 +11,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from jobs.training.feed.bags import Bag, Bags, pack
-from jobs.training.model.checkpoints import TrainingState, load_checkpoint, save_checkpoint
-from jobs.training.model.files import ModelCard, ModelError, SplitCard, load_model, save_model
+from jobs.training.model.files import (
+    ModelCard,
+    ModelError,
+    SplitCard,
+    TrainingState,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
 from jobs.training.model.logistic import collect, fit_logistic
 from jobs.training.model.mil import KINDS, AttentionMIL, BagModel, Kind, LogisticModel, ModelSpec, build_model
 

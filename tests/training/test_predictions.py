@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs.runtime.settings.config import Config
-from jobs.runtime.settings.recipe import differences, settings_recipe
+from jobs.runtime.settings.identity import Identity, differences
 from jobs.training.feed import make_feed
 from jobs.training.model.mil import ModelSpec, build_model
 from jobs.training.model.predictions import Basis, as_table, predict_each, prior_prediction, submission_csv
@@ -67,7 +67,7 @@ def test_the_submission_has_a_sorted_row_a_patient_and_each_sums_to_one() -> Non
 
 def test_the_settings_that_differ_are_named_and_only_those_that_shape_features() -> None:
     def recipe(**sections: object) -> dict[str, str]:
-        return settings_recipe(Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, **sections}))
+        return Identity(Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, **sections})).recipe
 
     known = recipe(tiling={"mpp": 0.5}) | {"encoder.weights": "abc"}
     assert (

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 
 from jobs import train
 from jobs.training.model.files import ModelCard, load_model
-from jobs.training.tables.delta_options import delta_options
+from jobs.training.table_stores import delta_options
 from tests.stores.azurite import azurite
 from tests.stores.moto import moto
 from tests.training.cohorts import Signal, draw_cohort, write_patients

@@ -12,8 +12,8 @@ from deltalake import DeltaTable, write_deltalake
 from jobs.training import seen as seen_module
 from jobs.training.model.files import ModelCard
 from jobs.training.model.mil import ModelSpec
+from jobs.training.refusals import FeedError
 from jobs.training.seen import Seen, seen_by_model
-from jobs.training.training_errors import FeedError
 from udfs.schemas import PATIENTS, SLIDES
 from udfs.wsi.store import File
 

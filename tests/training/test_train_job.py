@@ -23,8 +23,9 @@ from jobs import train
 from jobs.runtime.settings.config import load_config
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, load_card, load_model
-from jobs.training.model.metrics import measure
+from jobs.training.model.metrics import metric_values
 from jobs.training.training_run import Recorder
+from tests.messages import plain
 from tests.newest import run_with_newest_pyarrow
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
 from udfs.schemas import SLIDES
@@ -67,7 +68,7 @@ def refusal(root: Path, capsys: pytest.CaptureFixture[str], *arguments: str, **t
     before = sorted((root / "models").glob("*")) if (root / "models").exists() else []
     capsys.readouterr()
     assert train.main(["--config", settings(root, **training), *arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "were not compared" not in line]
+    lines = [line for line in plain(capsys.readouterr().err).splitlines() if "were not compared" not in line]
     assert sorted((root / "models").glob("*")) == before
     [line] = lines
     return line
@@ -116,7 +117,7 @@ def test_attention_finds_the_signal_and_its_tiles_and_leaves_all_that_a_user_nee
     predictions = pd.read_csv(folder / "predictions.csv", dtype={"patient_id": str})
     assert sorted(predictions["patient_id"]) == sorted(p.patient_id for p in patients if p.split != "train")
     test = predictions[predictions["split"] == "test"]
-    again = measure((test["label"] == "LAA").to_numpy().astype(np.int64), test[["CE", "LAA"]].to_numpy())
+    again = metric_values((test["label"] == "LAA").to_numpy().astype(np.int64), test[["CE", "LAA"]].to_numpy())
     assert again["auroc"] == pytest.approx(auroc(folder))
 
     rows = DeltaTable(str(tmp_path / "training_metrics")).to_pandas()
@@ -421,7 +422,7 @@ def test_mlflow_gets_the_same_figures_and_costs_no_training(
     assert capsys.readouterr().err.count("MLflow can't be told (OSError)") == 1
     models = set((tmp_path / "models").iterdir())
     assert train.main(["--config", settings(tmp_path, mlflow="nowhere://x")]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
+    last = plain(capsys.readouterr().err).splitlines()[-1]
     assert last.startswith("slidelake train: training.mlflow can't be used (") and last.endswith("leave it out")
     assert set((tmp_path / "models").iterdir()) == models
 

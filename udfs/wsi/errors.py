@@ -1,4 +1,4 @@
-"""Why a slide can't be used: a small set of codes for machines, a message with the remedy for people."""
+"""Why a slide can't be used: a code for machines, a message with the remedy for people."""
 
 from enum import StrEnum
 
@@ -11,12 +11,12 @@ class ErrorCode(StrEnum):
     ACCESS_DENIED = "access_denied"  # the store refused the credentials
     READ_FAILED = "read_failed"  # the store or network failed, after retries
     FILE_EMPTY = "file_empty"  # zero bytes
-    FILE_CHANGED = "file_changed"  # replaced while a run was at work on it
+    FILE_CHANGED = "file_changed"  # replaced while a run was reading it
     FILE_TRUNCATED = "file_truncated"  # the header points past the end of the file
     NOT_A_SLIDE = "not_a_slide"  # not a TIFF, whatever its name says
     HEADER_CORRUPT = "header_corrupt"  # a TIFF whose directory can't be read or contradicts itself
     SIZE_IMPLAUSIBLE = "size_implausible"  # the header claims more pixels than any scanner makes
-    UNSUPPORTED_FORMAT = "unsupported_format"  # a valid file of a kind that is not read (16 bit, CMYK, ...)
+    UNSUPPORTED_FORMAT = "unsupported_format"  # a valid file of a kind that is not supported (16 bit, CMYK, ...)
     TILE_DATA_CORRUPT = "tile_data_corrupt"  # compressed data that does not decode
     MPP_UNKNOWN = "mpp_unknown"  # tiling.mpp is set, the slide's own is in neither header nor CSV
     MPP_TOO_COARSE = "mpp_too_coarse"  # the slide was scanned coarser than tiling.mpp

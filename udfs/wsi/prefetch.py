@@ -1,55 +1,67 @@
-"""An iterator that runs in a thread, some items ahead of who takes them."""
+"""An iterator that runs in a thread, some items ahead of its consumer."""
 
-import queue
-import threading
-from collections.abc import Generator
-from contextlib import closing
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, nullcontext
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def in_background(items: Generator[Item, None, None], ahead: int) -> Generator[Item, None, None]:
-    """The items, in order; what making them raises is raised here, in its place.
-
-    The thread ends with the last item, or soon after the generator is closed.
+def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambda: None) -> Generator[Item]:
+    """Yields the items in order, while a thread makes the next ones.
 
     Args:
-        items: iterated and closed in that thread, so what it hands out must not change afterwards.
-        ahead: at most so many wait to be taken.
+        items: iterated, and closed if it is a generator, in the thread.
+        depth: number of items, 1 or more, that are made or being made before the consumer takes them. With 1, the next item
+            is made while the consumer uses the present one.
+        stop: ends whatever `items` waits for; called when the generator is closed or ends.
+
+    Raises:
+        RuntimeError: the consumer is in another process than at the first item, forked without the thread.
+        Exception: what making an item raises, in the place of the item.
     """
-    waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
-    given_up = threading.Event()
+    made: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()  # None: the end
+    free = Semaphore(depth)
+    is_over = False
+    iterator = iter(items)
 
-    def put(entry: tuple[Item | None, BaseException | None]) -> None:
-        while not given_up.is_set():
-            try:
-                waiting.put(entry, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def run() -> None:
+    def work() -> None:
+        end = None
         try:
-            with closing(items):
-                for item in items:
-                    put((item, None))
-                    if given_up.is_set():
-                        return
-            put((None, StopIteration()))
+            with closing(iterator) if isinstance(iterator, Generator) else nullcontext():
+                while free.acquire() and not is_over:
+                    made.put((next(iterator),))  # no name keeps the item: its memory is the consumer's
+        except StopIteration:
+            pass
         except BaseException as error:
-            put((None, error))
+            end = error
+        made.put(end)
 
-    thread = threading.Thread(target=run, name="slidelake-background", daemon=True)
+    thread = Thread(target=work, name="slidelake-prefetch", daemon=True)
     thread.start()
+    home = os.getpid()
     try:
-        while True:
-            item, error = waiting.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]  # an entry has one of the two
+        while isinstance(entry := _entry(made, home), tuple):
+            free.release()
+            yield entry[0]
+            del entry
+        if entry is not None:
+            raise entry
     finally:
-        given_up.set()
-        thread.join()
+        if os.getpid() == home:
+            is_over = True
+            stop()
+            free.release()
+            thread.join()
+
+
+def _entry(made: "SimpleQueue[tuple[Item] | BaseException | None]", home: int) -> tuple[Item] | BaseException | None:
+    if os.getpid() != home:
+        raise RuntimeError(
+            f"an iterator of process {home} can't go on in process {os.getpid()}, which was forked from it: begin it in the "
+            "process that uses the items"
+        )
+    return made.get()

@@ -1,8 +1,7 @@
 """From a command line to an exit status: the same arguments, messages and summary for every job."""
 
 import argparse
-import sys
-import textwrap
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,169 +13,130 @@ import yaml
 
 from jobs.runtime.cohort.locating import read_cohort, secrets_in
 from jobs.runtime.cohort.patient_csv import Image, unlabelled
-from jobs.runtime.run.run import Run, Stage, work_in_waves
-from jobs.runtime.run.summary import failed_slides, slide_warnings, summarise
-from jobs.runtime.settings.arguments import BAD_CONFIG, Parser
-from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
-from jobs.runtime.settings.sections import ONE_JOBS
+from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.summary import failed_slides, read_state, slide_warnings, summarise
+from jobs.runtime.run.waves import work_in_waves
+from jobs.runtime.settings.arguments import BAD_CONFIG, parse_arguments
+from jobs.runtime.settings.config import Config, ConfigError, load_config
 from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.spark.session import is_local, refuse_unusable_spark, start_session
 from jobs.runtime.spark.signals import Stopped, name_of, stop_signals
-from jobs.runtime.spark.streams import part_stderr_from_stdout
+from jobs.runtime.spark.streams import log_to_stderr
 from jobs.runtime.tables.stopped import why_stopped
 from jobs.runtime.tables.writable import refuse_unwritable
 from udfs.wording import printable
 from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
-
-_EXIT_STATUS = """\
-exit status:
-  0  done, every slide is accounted for and none failed
-  3  done, but slides failed: each is named on stderr and in table slides (on_failed_slides: ignore makes this 0)
-  2  bad settings, CSV or arguments: one line says what and where
-  1  anything else; of doctor: a check failed
-"""
+_log = logging.getLogger("slidelake.run")
 
 
-def run_job(
-    job: str,
-    description: str | None,
-    stages: Sequence[Stage],
-    stale: Callable[[Run, pd.DataFrame], "pd.Series[bool]"],
-    argv: Sequence[str] | None,
-    *,
-    encodes: bool = True,
-    retries: bool = False,
-) -> int:
-    """A job that brings tables up to date wave by wave; returns the exit status."""
+def run_job(job: Job, argv: Sequence[str] | None) -> int:
+    """Bring tables up to date wave by wave; returns the exit status."""
 
     def work(run: Run, arguments: argparse.Namespace) -> int:
-        survey = work_in_waves(run, stages, stale, encodes=encodes, retry_failed=retries and arguments.retry_failed)
-        return conclude(run, survey)
+        return conclude(run, work_in_waves(run, retry_failed=getattr(arguments, "retry_failed", False)))
 
-    return main(job, description, work, argv, retries=retries)
+    return main(job, work, argv)
 
 
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     """Print the summary of a run and further lines, name failed slides and those with warnings; returns the exit status."""
     run.step("summary")
-    failed = failed_slides(run, survey)
-    print("\n".join([summarise(run, survey), *lines]))
-    for line in (*slide_warnings(run, survey), *failed, *run.problems):
-        print(printable(f"slidelake: {line}"), file=sys.stderr)
-    bad = bool(failed or run.problems) and run.config.on_failed_slides == "report"
+    state = read_state(run.tables, run.job, survey)
+    run.record.counts.update(state.counts())
+    failed = failed_slides(state.slides)
+    print("\n".join([summarise(run.job, run.record, run.config, state), *lines]))
+    for line in (*slide_warnings(state.slides), *failed, *run.record.problems):
+        _log.warning(printable(f"slidelake: {line}"))
+    bad = bool(failed or run.record.problems) and run.config.on_failed_slides == "report"
     return SLIDES_FAILED if bad else DONE
 
 
 def main(
-    job: str,
-    description: str | None,
+    job: Job,
     work: Callable[[Run, argparse.Namespace], int],
     argv: Sequence[str] | None,
     *,
-    retries: bool = False,
     check: Callable[[Config], None] = lambda _: None,
-    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
 
-    `check` may refuse settings before Spark starts. `options` adds the job's own arguments.
+    `check` may refuse settings before Spark starts.
     """
-    part_stderr_from_stdout()
-    arguments = _parse(job, description, argv, retries=retries, options=options)
-    config: Config | None = None
-    images: Sequence[Image] = ()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
-            return DONE
-        refuse_unusable_spark()
-        with stop_signals():
+
+    def work_with_spark(config: Config, arguments: argparse.Namespace) -> int:
+        images: Sequence[Image] = ()
+        try:
+            refuse_unusable_spark()
             images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
-            tell_unlabelled(job, images)
+            report_unlabelled(job.name, images)
             check(config)
-            refuse_unwritable(config, job)
+            refuse_unwritable(config, job.name)
             return _run(job, config, images, work, arguments)
-    except ConfigError as error:
-        return _refuse(job, error, config, images)
-    except KeyboardInterrupt as error:  # Spark was still starting, or had ended already
-        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
-        return FAILED
+        except ConfigError as error:
+            return _refuse(job.name, error, secrets_in(config, images))
+
+    return main_alone(job.name, work_with_spark, argv)
 
 
-def main_alone(
-    job: str,
-    description: str | None,
-    work: Callable[[Config, argparse.Namespace], int],
-    argv: Sequence[str] | None,
-    options: Callable[[argparse.ArgumentParser], None],
-) -> int:
-    """As `main`, for a job that starts Spark only where it needs to, and leaves a record of its own.
-
-    Args:
-        job: its name.
-        description: for --help.
-        work: the job; returns the exit status.
-        argv: arguments.
-        options: adds the job's own.
-    """
-    part_stderr_from_stdout()
-    arguments = _parse(job, description, argv, retries=False, options=options)
-    config: Config | None = None
+def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
+    """As `main`, for a job that starts Spark only if it needs to, and leaves a record of its own."""
+    log_to_stderr()
+    arguments = parse_arguments(job, argv)
+    secrets: Sequence[str] = ()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        secrets = secrets_in(config)
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")
             return DONE
         with stop_signals():
             return work(config, arguments)
     except ConfigError as error:
-        return _refuse(job, error, config)
+        return _refuse(job, error, secrets)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt):
-            print(redact(traceback.format_exc(), secrets_in(config) if config else ()), file=sys.stderr)
-        print(f"slidelake {job}: stopped by {name_of(error)}", file=sys.stderr)
+            _log.error(redact(traceback.format_exc(), secrets))
+        _log.error("slidelake %s: stopped by %s", job, name_of(error))
         return FAILED
 
 
-def tell_unlabelled(job: str, images: Sequence[Image]) -> None:
-    """Print how many rows of the CSV have no label, and which texts were taken for that."""
+def report_unlabelled(job: str, images: Sequence[Image]) -> None:
+    """Log how many rows of the CSV have no label, and which texts were taken for that."""
     if line := unlabelled(images):
-        print(printable(f"slidelake {job}: {line}"), file=sys.stderr)
+        _log.warning(printable(f"slidelake {job}: {line}"))
 
 
-def _refuse(job: str, error: ConfigError, config: Config | None, images: Sequence[Image] = ()) -> int:
-    """Say what can't be used, without secrets; returns the exit status."""
-    secrets = secrets_in(config, images) if config else ()
-    print(printable(redact(f"slidelake {job}: {error}", secrets)), file=sys.stderr)
+def _refuse(job: str, error: ConfigError, secrets: Sequence[str]) -> int:
+    """Say what can't be used; returns the exit status."""
+    _log.error(printable(redact(f"slidelake {job}: {error}", secrets)))
     return BAD_CONFIG
 
 
 def _run(
-    job: str,
+    job: Job,
     config: Config,
     images: Sequence[Image],
     work: Callable[[Run, argparse.Namespace], int],
     arguments: argparse.Namespace,
 ) -> int:
-    run = Run(config, start_session(f"slidelake {job}"), job)
-    read: dict[str, int] = {}
+    run = Run(config, start_session(f"slidelake {job.name}"), job)
+    log_to_stderr(run.record.run_id)
+    run.images = images
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
             # The error that follows tells the same.
             warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")
-            run.spark.sparkContext.setJobGroup(run.run_id, f"slidelake {job}")
-            run.tables.check_catalog()
-            run.tables.check_layout()
-            read = run.tables.versions()
+            run.spark.sparkContext.setJobGroup(run.record.run_id, f"slidelake {job.name}")
+            run.step("tables")
+            run.tables.open(*job.tables)
             status = work(run, arguments)
             if cancelling.stopped_by:  # in a call that was not Spark's to cancel
                 raise Stopped(cancelling.stopped_by)
-            run.record("done", read)
+            run.write_record("done")
         return status
     except ConfigError:
         raise
@@ -185,53 +145,21 @@ def _run(
         is_stop = isinstance(error, KeyboardInterrupt)
         why = None if is_stop else why_stopped(error, run.tables)
         if not (is_stop or why):
-            print(redact(traceback.format_exc(), secrets_in(config, images)), file=sys.stderr)
+            _log.error(redact(traceback.format_exc(), secrets_in(config, images)))
         go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
-        print(printable(f"slidelake {job}: {why or go_on}"), file=sys.stderr)
-        _record_early_end(run, f"stopped by {name}", read)
+        _log.error(printable(f"slidelake {job.name}: {why or go_on}"))
+        _record_early_end(run, f"stopped by {name}")
         return FAILED
     finally:
         run.spark.stop()
 
 
-def _record_early_end(run: Run, status: str, read: dict[str, int]) -> None:
+def _record_early_end(run: Run, status: str) -> None:
     """Append the run to table runs, or say that this is not possible: Spark is gone, or never had an executor."""
     with suppress(Exception):
         if is_local(run.spark) or executors_of(run.spark):
             # A thread has its own connection to the JVM: an interrupted call may have left its answer on this one's.
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(run.record, status, read).result()
+                thread.submit(run.write_record, status).result()
             return
-    print(f"slidelake {run.job}: this run has no row in table runs", file=sys.stderr)
-
-
-def _parse(
-    job: str,
-    description: str | None,
-    argv: Sequence[str] | None,
-    *,
-    retries: bool,
-    options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
-) -> argparse.Namespace:
-    settings = "\n".join(
-        textwrap.fill(f"{text} [{default}]", 118, initial_indent=f"  {key:<32} ", subsequent_indent=" " * 35)
-        for key, default, text in describe_settings()
-        if ONE_JOBS.get(key.partition(".")[0], job) == job
-    )
-    parser = Parser(
-        prog=f"slidelake {job}",
-        description=description,
-        epilog=f"settings, in FILE or as key=value [default]; those of other jobs are left out:\n{settings}\n\n{_EXIT_STATUS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the settings, YAML; a path or any fsspec URI")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting, for example tiling.mpp=0.5")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved settings, secrets masked, and stop"
-    )
-    if retries:
-        parser.add_argument(
-            "--retry-failed", action="store_true", help="work on failed slides again, though nothing changed"
-        )
-    options(parser)
-    return parser.parse_intermixed_args(argv)
+    _log.error("slidelake %s: this run has no row in table runs", run.job.name)

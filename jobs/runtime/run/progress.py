@@ -1,6 +1,6 @@
 """How far a run is, on stderr: a bar on a terminal, a line every so often elsewhere; stages outside waves by name."""
 
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from jobs.runtime.spark.streams import terminal
 
+_log = logging.getLogger("slidelake.progress")
 _POLL_S = 0.5
 _LINE_EVERY_S = 30.0
 _MASK_SHARE = 0.1  # of the work on a slide, for the bar: finding tissue is quick beside encoding
@@ -87,7 +88,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
-        tqdm.write(text, file=sys.stderr)
+        _log.info(text)
 
     def _draw(self, tile_seconds: float) -> None:
         if not self._waves:

@@ -1,8 +1,6 @@
 """The settings of a run: one YAML file and dotted overrides, typed and checked before anything starts."""
 
 import difflib
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,31 +8,33 @@ from functools import reduce
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from jobs.runtime.settings.overrides import value_of
-from jobs.runtime.settings.sections import (
+from jobs.runtime.settings.job_sections import (
     ONE_JOBS,
-    Encoder,
-    Histogram,
-    Location,
-    Output,
-    Patches,
-    Predict,
-    Resources,
-    Run,
-    Section,
-    Slides,
-    Splits,
-    Stain,
-    Stainnet,
-    Tiling,
-    Training,
+    PatchesSettings,
+    PredictSettings,
+    SplitsSettings,
+    StainnetSettings,
+    TrainingSettings,
 )
+from jobs.runtime.settings.sections import (
+    EncoderSettings,
+    HistogramSettings,
+    OutputSettings,
+    ResourcesSettings,
+    RunSettings,
+    SlidesSettings,
+    StainSettings,
+    TilingSettings,
+    TissueSettings,
+)
+from jobs.runtime.settings.setting import NO_ROW, Location, Section, setting
 from jobs.runtime.settings.withheld import described, file_shown, key_shown
-from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml
+from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml, value_of
 from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.tissue.method import TissueMethod, tissue_method
 
 _SECRET = "***"
 _LONGEST_KEY = 200  # characters that are compared with those of settings
@@ -61,38 +61,44 @@ class ConfigError(Exception):
 class Config(Section):
     """All settings of slidelake."""
 
-    patients: Annotated[str, Location()] = Field(
-        description="URI of the CSV: image_id, center_id, patient_id, image_num, [label], [uri], [mpp]"
+    patients: Annotated[str, Location()] = setting(
+        ..., "URI of the CSV: image_id, center_id, patient_id, image_num, [label], [uri], [mpp]", NO_ROW
     )
-    slides: Slides = Slides()
-    output: Output
-    tiling: Tiling = Tiling()
-    stain: Stain = Stain()
-    encoder: Encoder = Encoder()
-    resources: Resources = Resources()
-    histogram: Histogram = Histogram()
-    stainnet: Stainnet = Stainnet()
-    splits: Splits = Splits()
-    training: Training = Training()
-    predict: Predict = Predict()
-    patches: Patches = Patches()
-    run: Run = Run()
-    on_failed_slides: Literal["report", "ignore"] = Field(
-        "report", description="report: exit status 3 where slides failed; ignore: 0"
+    slides: SlidesSettings = SlidesSettings()
+    output: OutputSettings
+    tissue: TissueSettings = TissueSettings()
+    tiling: TilingSettings = TilingSettings()
+    stain: StainSettings = StainSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    resources: ResourcesSettings = ResourcesSettings()
+    histogram: HistogramSettings = HistogramSettings()
+    stainnet: StainnetSettings = StainnetSettings()
+    splits: SplitsSettings = SplitsSettings()
+    training: TrainingSettings = TrainingSettings()
+    predict: PredictSettings = PredictSettings()
+    patches: PatchesSettings = PatchesSettings()
+    run: RunSettings = RunSettings()
+    on_failed_slides: Literal["report", "ignore"] = setting(
+        "report", "report: exit status 3 if slides failed; ignore: 0", NO_ROW
     )
 
     @field_validator("resources")
     @classmethod
-    def _no_idle_gpus(cls, resources: Resources, info: ValidationInfo) -> Resources:
-        encoder: Encoder | None = info.data.get("encoder")
+    def _no_idle_gpus(cls, resources: ResourcesSettings, info: ValidationInfo) -> ResourcesSettings:
+        encoder: EncoderSettings | None = info.data.get("encoder")
         if encoder and resources.gpus_per_task and (encoder.device == "cpu" or encoder.runtime == "openvino"):
             why = "encoder.device = cpu" if encoder.device == "cpu" else "encoder.runtime = openvino"
             raise ValueError(f"gpus_per_task takes GPUs that {why} leaves idle: set it to null, or change that")
         return resources
 
+    @property
+    def tissue_method(self) -> TissueMethod:
+        """The chosen tissue method with its settings."""
+        return tissue_method(self.tissue.method, dict(self.tissue))
+
     def locations(self, job: str) -> Iterator[tuple[str, str, Location]]:
         """(dotted key, path or URI, what lies there) of each setting that is set, but those of other jobs' sections."""
-        for key, info in _fields(Config, ""):
+        for key, info in settings_by_key():
             names = key.split(".")
             kinds = [kind for kind in info.metadata if isinstance(kind, Location)]
             if kinds and all(ONE_JOBS.get(section, job) == job for section in names[:-1]):
@@ -105,16 +111,16 @@ class Config(Section):
         return _masked(self.model_dump(mode="json"))
 
 
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+def settings_by_key(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """The settings of a section and of those below it, by dotted key."""
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _fields(info.annotation, f"{prefix}{name}.")
+            yield from settings_by_key(info.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{info.alias or name}", info
 
 
-_TEXTS = {key for key, info in _fields(Config, "") if info.annotation in (str, str | None)}
+_TEXTS = {key for key, info in settings_by_key() if info.annotation in (str, str | None)}
 
 
 def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True) -> Config:
@@ -146,7 +152,7 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
     options = loaded.get("slides") if isinstance(loaded.get("slides"), dict) else None
     if expand and options and "storage_options" in options:
         options["storage_options"] = _expand(options["storage_options"])
-    sections = {name.partition(".")[0] for name, _ in _fields(Config, "") if "." in name}
+    sections = {name.partition(".")[0] for name, _ in settings_by_key() if "." in name}
     loaded = {key: {} if value is None and key in sections else value for key, value in loaded.items()}
     try:
         return Config.model_validate(loaded)
@@ -158,7 +164,7 @@ def describe_settings() -> list[tuple[str, str, str]]:
     """(dotted key, default, meaning) of every setting, for --help and the documentation."""
     return [
         (key, "required" if info.is_required() else _yaml(info.default), info.description or "")
-        for key, info in _fields(Config, "")
+        for key, info in settings_by_key()
     ]
 
 
@@ -173,12 +179,6 @@ def masked_override(override: str) -> str:
     settings: dict[str, Any] = {}
     _override(settings, override)
     return override if _masked(settings) == settings else f"{override.partition('=')[0]}={_SECRET}"
-
-
-def settings_hash(*parts: Any) -> str:
-    """A short hash of plain values; the same in every process and on every machine."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _masked(settings: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _expand(value: Any) -> Any:
 
 def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
-    known = [name for name, _ in _fields(Config, "")]
+    known = [name for name, _ in settings_by_key()]
     key = ".".join(path)
     key = next(
         (name for name in known if f"{key}.".startswith(f"{name}.")), key

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import warnings
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
@@ -64,7 +63,6 @@ class Cancelling:
     def _cancel(self) -> None:
         """Cancel all jobs, over and over: the next may not have begun yet."""
         say(f"{self.stopped_by}: Spark's work is cancelled ...")
-        warnings.simplefilter("ignore")  # toPandas would warn, in some 300 lines of Java, that its job was cancelled
         main = threading.main_thread().ident
         waited_s = 0.0
         while True:

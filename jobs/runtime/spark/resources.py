@@ -1,13 +1,12 @@
 """What a task of the features stage is given on a cluster: its resource profile, checked against what executors have."""
 
+import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,9 +15,11 @@ from pyspark.resource import ExecutorResourceRequests, ResourceProfile, Resource
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.settings.sections import Resources
+from jobs.runtime.settings.sections import ResourcesSettings
+from jobs.runtime.spark.jvm import executor_summaries
 from jobs.runtime.spark.session import is_local, slots
 
+_log = logging.getLogger("slidelake.resources")
 _GPU = "spark.executor.resource.gpu"
 _PATIENCE_S = 30.0  # with a cluster that has no executor yet, before that is said
 REQUEST_REMEDY = (
@@ -70,9 +71,8 @@ class StageResources:
         return max(least, sum(executor.tasks(self.cpus, self.gpus) for executor in executors_of(self.session)))
 
 
-@lru_cache(maxsize=1)  # once an application: to Spark, each profile that is built is another
-def features_resources(session: SparkSession, settings: Resources) -> StageResources:
-    """The profile of the features stage, where the settings ask for one and the cluster can give it.
+def features_resources(session: SparkSession, settings: ResourcesSettings) -> StageResources:
+    """The profile of the features stage, if the settings ask for one and the cluster can give it.
 
     With a fixed number of executors it is about tasks alone, and they run on the executors of all stages. With dynamic
     allocation Spark starts further executors for it: with `spark.executor.resource.gpu.amount` GPUs each, as all others;
@@ -161,24 +161,18 @@ def executor_request(session: SparkSession) -> str:
 
 def executors_of(session: SparkSession) -> list[Executor]:
     """The executors that have come and not gone."""
-    return [Executor(row.totalCores(), _gpus(row.resources())) for row in _executors(session) if row.isActive()]
+    active = [row for row in executor_summaries(session) if row.isActive()]
+    return [Executor(row.totalCores(), _gpus(row.resources())) for row in active]
 
 
 def plain_executors(session: SparkSession) -> int:
     """How many run the stages that have no resources of their own; 1 where Spark runs on one machine."""
-    return sum(row.isActive() and row.resourceProfileId() == 0 for row in _executors(session)) or 1
+    return sum(row.isActive() and row.resourceProfileId() == 0 for row in executor_summaries(session)) or 1
 
 
 def executors_gone(session: SparkSession) -> set[str]:
     """The ids of executors that have come and gone: that died, or that the cluster took away."""
-    return {row.id() for row in _executors(session) if not row.isActive()}
-
-
-def _executors(session: SparkSession) -> list[Any]:
-    context: Any = session.sparkContext
-    summaries = context._jsc.sc().statusStore().executorList(False)
-    rows = (summaries.apply(i) for i in range(summaries.size()))
-    return [row for row in rows if row.id() != "driver"]
+    return {row.id() for row in executor_summaries(session) if not row.isActive()}
 
 
 def _gpus(resources: Any) -> int:
@@ -186,4 +180,4 @@ def _gpus(resources: Any) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"slidelake: resources: {text}", file=sys.stderr)
+    _log.warning("slidelake: resources: %s", text)

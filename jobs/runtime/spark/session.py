@@ -5,19 +5,20 @@ import re
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pyspark
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.spark.signals import pass_signals_on
+from jobs.runtime.spark.delta_table import DeltaTable
+from jobs.runtime.spark.jvm import call_static, jvm_of, jvm_of_spark_submit, master_of_spark_submit, pass_signals_on
 from jobs.runtime.spark.streams import is_submitted
-from jobs.runtime.tables.delta_table import DeltaTable
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
+DELTA_PACKAGE = "io.delta.package"  # Scala's package object, which has the version
 # Which Delta fits which Spark; whatever is installed, for on a platform that is the platform's.
 _DELTA = {
     (4, 0): "io.delta:delta-spark_2.13:4.0.1",
@@ -81,7 +82,7 @@ def open_session(name: str) -> SparkSession:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(master)
     if submitted:  # at once, since the start takes long
-        pass_signals_on(pyspark.SparkContext._jvm)
+        pass_signals_on(jvm_of_spark_submit())
     of_ctrl_c = signal.getsignal(signal.SIGINT)
     session: SparkSession = (
         builder.config("spark.sql.extensions", _DELTA_CLASS)
@@ -94,18 +95,15 @@ def open_session(name: str) -> SparkSession:
     )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, of_ctrl_c)  # PySpark takes it for itself
-    pass_signals_on(session._jvm)
+    pass_signals_on(jvm_of(session))
     return session
 
 
 def has_delta(session: SparkSession) -> bool:
     """Whether Delta's jar is on the driver's class path."""
-    jvm: Any = session._jvm
-    try:
-        jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(_DELTA_CLASS)
-    except Py4JJavaError:
-        return False
-    return True
+    with suppress(Py4JError):
+        return bool(call_static(session, DELTA_PACKAGE, "VERSION"))
+    return False
 
 
 def is_local(session: SparkSession) -> bool:
@@ -115,11 +113,16 @@ def is_local(session: SparkSession) -> bool:
 
 def heap_bytes(session: SparkSession) -> int:
     """The heap of a JVM that tasks run in: an executor's, or the driver's own where all runs in one process."""
-    jvm: Any = session._jvm
-    if is_local(session):
-        return int(jvm.java.lang.Runtime.getRuntime().maxMemory())
-    configured = session.conf.get("spark.executor.memory", "1g")
-    return int(jvm.org.apache.spark.network.util.JavaUtils.byteStringAsBytes(configured))
+    who = "driver" if is_local(session) else "executor"
+    return size_of(session.sparkContext.getConf().get(f"spark.{who}.memory", "1g") or "1g")
+
+
+def size_of(text: str, unit: str = "b") -> int:
+    """A size as Spark's settings have it, in bytes: ``1g`` or ``512m``; a bare number counts in `unit`."""
+    match = re.fullmatch(r"(\d+)([bkmgtp]?)b?", text.strip().lower())
+    if not match:
+        raise ConfigError(f"{text!r} is no size of memory", "write it as Spark does, for example 4g or 512m")
+    return int(match[1]) << 10 * "bkmgtp".index(match[2] or unit)
 
 
 def slots(session: SparkSession) -> int:
@@ -146,6 +149,5 @@ def _release(version: str) -> tuple[int, int]:
 
 def _master(submitted: bool) -> str:
     """Where to run: as spark-submit or the environment says, else all cores of this machine; with retries if local."""
-    if submitted:
-        pyspark.SparkContext._ensure_initialized()  # SparkConf() asks the JVM only then
-    return with_retries(pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]")
+    told = master_of_spark_submit() if submitted else ""
+    return with_retries(told or pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]")

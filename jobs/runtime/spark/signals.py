@@ -1,18 +1,15 @@
 """The signals that ask a process to end: Ctrl-C, SIGTERM (YARN, Kubernetes) and SIGHUP (a terminal that closes)."""
 
-import os
+import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
-
-from py4j.protocol import Py4JError
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 Handler = Callable[[int, FrameType | None], None]
+_log = logging.getLogger("slidelake.signals")
 
 
 class Stopped(KeyboardInterrupt):
@@ -51,30 +48,9 @@ def already_ending(number: int, frame: FrameType | None) -> None:
         say(r"still ending, which takes some seconds; Ctrl-\ ends it at once")
 
 
-def pass_signals_on(jvm: Any) -> None:
-    """Let the JVM send the signals that it gets to this process, and not end by them.
-
-    The JVM may get a signal instead of Python, as its parent under spark-submit, or as well, in the same process group. By itself
-    it would end at once, and no record of the run could be written. Java has no other interface for signals than sun.misc.Signal,
-    which its module jdk.unsupported exports for such uses. A signal that was ignored when the JVM started stays ignored. A
-    terminal sends Ctrl-C to Python, too, so it is passed on as SIGTERM and does not count as pressed twice.
-
-    Args:
-        jvm: of py4j.
-    """
-    with suppress(Py4JError):  # a platform whose JVM takes no such calls
-        interface = jvm.java.lang.Class.forName("sun.misc.SignalHandler")
-        for name, sent in (("INT", "TERM"), ("TERM", "TERM"), ("HUP", "HUP")):
-            words = jvm.java.util.ArrayList()
-            for word in ("sh", "-c", f"kill -{sent} {os.getpid()}"):
-                words.add(word)
-            send = jvm.java.beans.EventHandler.create(interface, jvm.java.lang.ProcessBuilder(words), "start")
-            jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal(name), send)
-
-
 def say(text: str) -> None:
-    """Print a line from a thread of its own: a handler may have come in the middle of another print."""
-    threading.Thread(target=print, args=(f"slidelake: {text}",), kwargs={"file": sys.stderr}).start()
+    """Log a line from a thread of its own: a handler may have come in the middle of another line."""
+    threading.Thread(target=_log.warning, args=("slidelake: %s", text)).start()
 
 
 def name_of(error: BaseException) -> str:

@@ -1,30 +1,13 @@
-"""Where what a job says goes, also under spark-submit: it runs Python with stdout and stderr in one pipe, which it copies
-to its own stdout.
-"""
+"""Where messages and bars go: stderr, also under spark-submit, which runs Python with stdout and stderr in one pipe."""
 
-import io
+import logging
 import os
 import stat
 import sys
-from pathlib import Path
-from typing import Any, TextIO
+import time
+from typing import TextIO
 
-from pyspark import SparkContext
-
-_PIPE = 2
-
-
-def terminal() -> TextIO | None:
-    """Where a bar can be drawn: stderr, or under spark-submit the terminal that is the stderr of its JVM."""
-    if sys.stderr.isatty():
-        return sys.stderr
-    if not is_submitted():
-        return None
-    try:
-        device = Path(f"/proc/{os.getppid()}/fd/2").readlink()
-        return device.open("w") if str(device).startswith(("/dev/pts/", "/dev/tty")) else None
-    except OSError:
-        return None
+from tqdm import tqdm
 
 
 def is_submitted() -> bool:
@@ -32,30 +15,53 @@ def is_submitted() -> bool:
     return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
-def part_stderr_from_stdout() -> None:
-    """Let `sys.stderr` be the stderr of spark-submit's JVM where spark-submit merged Python's own into stdout.
+def terminal() -> TextIO | None:
+    """The terminal that a bar can be drawn on, None if there is none."""
+    if sys.stderr.isatty():
+        return sys.stderr
+    try:
+        return open("/dev/tty", "w") if _is_submitted_from_a_terminal() else None
+    except OSError:
+        return None
 
-    The JVM is asked to write: another handle on its stderr would, where that is a file, write over what it writes.
-    """
+
+def log_to_stderr(run_id: str = "-") -> None:
+    """Let one handler write what `slidelake.*` logs; for entry points, as soon as they start and once they know their run."""
+    logger = logging.getLogger("slidelake")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a platform's own handlers would write every line twice
+    logger.handlers = [_Messages(run_id)]
+
+
+class _Messages(logging.Handler):
+    """Writes above the bar: on a terminal the message alone, elsewhere behind time (UTC), level and run id."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self._dated = logging.Formatter(f"%(asctime)s %(levelname)s {run_id} %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self._dated.converter = time.gmtime
+        self._submitted_from_a_terminal = _is_submitted_from_a_terminal()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        has_terminal = sys.stderr.isatty() or self._submitted_from_a_terminal
+        text = record.getMessage() if has_terminal else self._dated.format(record)
+        if is_submitted() and _is_merged():
+            from jobs.runtime.spark.jvm import StderrOfSparkSubmit  # noqa: PLC0415 - pyspark, which --help does without
+
+            tqdm.write(text, StderrOfSparkSubmit())
+        else:
+            tqdm.write(text, sys.stderr)
+
+
+def _is_submitted_from_a_terminal() -> bool:
+    if not is_submitted():
+        return False
+    from jobs.runtime.spark.jvm import spark_submit_has_a_terminal  # noqa: PLC0415 - as above
+
+    return spark_submit_has_a_terminal()
+
+
+def _is_merged() -> bool:
+    """Whether stdout and stderr are one pipe."""
     out, err = os.fstat(1), os.fstat(2)
-    merged = stat.S_ISFIFO(err.st_mode) and os.path.samestat(out, err)
-    if is_submitted() and merged:
-        sys.stderr = io.TextIOWrapper(io.BufferedWriter(_JvmStderr()), "utf-8", "backslashreplace", line_buffering=True)
-
-
-class _JvmStderr(io.RawIOBase):
-    def __init__(self) -> None:
-        SparkContext._ensure_initialized()
-        self._jvm: Any = SparkContext._jvm
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        text = bytes(data)
-        try:
-            self._jvm.java.lang.System.err.write(text, 0, len(text))
-            self._jvm.java.lang.System.err.flush()
-        except Exception:  # the JVM is gone: better in stdout than nowhere
-            os.write(_PIPE, text)
-        return len(text)
+    return stat.S_ISFIFO(err.st_mode) and os.path.samestat(out, err)

@@ -11,7 +11,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.tables.delta_table import DeltaTable
+from jobs.runtime.spark.delta_table import DeltaTable
 from udfs.wsi.store import public_uri
 
 _NOT_PLAIN = re.compile(r"[^0-9A-Za-z ,.:/_-]")
@@ -42,13 +42,16 @@ def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]
             )
 
 
-def register(session: SparkSession, schema: str, name: str, path: str, comment: str) -> None:
-    """Give the Delta table at a path its name, unless it has it; and a comment, where it is older than those."""
-    if name not in _names(session, schema):
-        table = _sql_name(schema, name)
-        session.sql(f"CREATE TABLE IF NOT EXISTS {table} USING delta LOCATION {literal(path)}")
-        if not DeltaTable.forPath(session, path).detail().select("description").collect()[0][0]:
-            session.sql(f"COMMENT ON TABLE {table} IS {literal(comment)}")
+def register(session: SparkSession, schema: str, name: str, path: str, comment: str) -> bool:
+    """Give the Delta table at a path its name, unless it has it, and a comment if it has none; returns whether it got one."""
+    if name in _names(session, schema):
+        return False
+    table = _sql_name(schema, name)
+    session.sql(f"CREATE TABLE IF NOT EXISTS {table} USING delta LOCATION {literal(path)}")
+    is_old = not DeltaTable.forPath(session, path).detail().select("description").collect()[0][0]
+    if is_old:
+        session.sql(f"COMMENT ON TABLE {table} IS {literal(comment)}")
+    return is_old
 
 
 def literal(text: str) -> str:

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, IllegalArgumentException, PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.tables.delta_table import DeltaTable
+from jobs.runtime.spark.delta_table import DeltaTable
 from udfs.wording import some
 from udfs.wsi.store import public_uri
 
@@ -36,6 +36,7 @@ _OUT_OF_REACH = re.compile(  # the file may be whole: nobody should delete anyth
 )
 _STACK = re.compile(r"^\s+at .*$", re.MULTILINE)  # names of classes in it say nothing of the fault
 _GAP = re.compile(r"Versions \(?(?:List|Vector)?\(?([\d, ]+)\)? are not contiguous")
+_GLOB = re.compile(r"[\\{}\[\]*?]")  # what Spark takes for patterns in paths
 _NOT_MADE_ANEW = {
     "splits": "its patients are dealt anew",
     "runs": "the record of earlier runs is lost",
@@ -46,24 +47,33 @@ class DamagedTableError(Exception):
     """A table whose log or files are damaged or missing: one line that names table, file and remedy."""
 
 
+@dataclass
+class Log:
+    """What the log of an existing table says."""
+
+    version: int
+    columns: list[str]
+    properties: dict[str, str]
+
+
 def refuse_unwritable_name(session: SparkSession, path: str) -> None:
     """Raise ConfigError if Java can't write the characters of a local path: its locale then makes other names of them."""
-    jvm: Any = session._jvm
-    encoding = str(jvm.java.lang.System.getProperty("sun.jnu.encoding") or "utf-8")
+    if path.isascii() or ("://" in path and not path.startswith("file://")):
+        return
+    [[encoding]] = session.sql("SELECT reflect('java.lang.System', 'getProperty', 'sun.jnu.encoding')").collect()
     try:
-        if "://" not in path or path.startswith("file://"):
-            path.encode(encoding)
+        path.encode(encoding or "utf-8")
     except UnicodeEncodeError:
         raise ConfigError(
             f"output.root: {path} has letters that Java can't write in this locale ({encoding})", "set LC_ALL=C.UTF-8"
         ) from None
 
 
-def refuse_others(session: SparkSession, name: str, path: str, schema: StructType) -> None:
-    """Look at what lies in the place of a table; nothing may lie there yet.
+def open_log(session: SparkSession, name: str, path: str, schema: StructType) -> Log | None:
+    """Return what the log of the table at a path says; None if nothing lies there.
 
     Raises:
-        ConfigError: it is no Delta table, or not this one.
+        ConfigError: what lies there is no Delta table, or not this one.
         DamagedTableError: its log can't be read.
     """
     try:
@@ -75,10 +85,13 @@ def refuse_others(session: SparkSession, name: str, path: str, schema: StructTyp
                 raise ConfigError(
                     f"output.root: {what}", f"{_REMEDY}; if its _delta_log was lost, restore that from a copy"
                 )
-            return
+            return None
         table = DeltaTable.forPath(session, path)
-        detail = table.detail().select("partitionColumns", "properties").collect()[0]
-        differ = _differences(table.toDF().schema, schema, detail["partitionColumns"], detail["properties"])
+        columns = table.toDF().schema
+        partitions, properties = table.detail().select("partitionColumns", "properties").collect()[0]
+        differ = _differences(columns, schema, partitions, properties)
+        if not differ:
+            return Log(latest_version(session, path), columns.names, properties)
     except (Py4JJavaError, PySparkException) as error:
         if damage := damage_of(str(error), name, path):
             raise DamagedTableError(damage) from None
@@ -89,8 +102,12 @@ def refuse_others(session: SparkSession, name: str, path: str, schema: StructTyp
                 _OPEN_IT if is_out_of_reach(str(error)) else _REMEDY,
             ) from None
         raise
-    if differ:
-        raise ConfigError(f"output.root: {public_uri(path)} is another table than {name}: {'; '.join(differ)}", _REMEDY)
+    raise ConfigError(f"output.root: {public_uri(path)} is another table than {name}: {'; '.join(differ)}", _REMEDY)
+
+
+def latest_version(session: SparkSession, path: str) -> int:
+    """The version of the Delta table at a path as it is now."""
+    return int(DeltaTable.forPath(session, path).history(1).select("version").collect()[0][0])
 
 
 def damage_of(text: str, name: str, path: str) -> str | None:
@@ -161,11 +178,16 @@ def _differences(there: StructType, schema: StructType, partitions: list[str], p
 
 
 def _files(session: SparkSession, path: str) -> list[str]:
-    """Names of what lies there and is no part of a table that is about to be made."""
-    context: Any = session.sparkContext
-    where = context._jvm.org.apache.hadoop.fs.Path(path)
-    store = where.getFileSystem(context._jsc.hadoopConfiguration())
-    if not store.exists(where):
+    """Names of files that lie there and are no part of a table that is about to be made."""
+    files = session.read.format("binaryFile").option("recursiveFileLookup", True)
+    try:
+        found = files.load(_GLOB.sub(r"\\\g<0>", path)).inputFiles()
+    except AnalysisException as error:
+        if error.getCondition() == "PATH_NOT_FOUND":
+            return []
+        raise
+    except (
+        IllegalArgumentException
+    ):  # Hadoop finds no name with a colon and a pattern; Delta refuses to make a table over files
         return []
-    names = [str(status.getPath().getName()) for status in store.listStatus(where)]
-    return sorted(name for name in names if not name.startswith(("_", ".")))
+    return sorted(unquote(uri.rpartition("/")[2]) for uri in found)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jobs.runtime.spark.session import is_local
 from jobs.runtime.tables.layout import DamagedTableError, damage_of, table_in
-from jobs.runtime.tables.tables import SCHEMAS, ConcurrentRunError, Tables
+from jobs.runtime.tables.tables import ConcurrentRunError, Tables
+from udfs.schemas import TABLES
 from udfs.wsi.store import absolute_uri, public_uri
 
 _OTHER_WRITER = re.compile(
@@ -28,7 +29,7 @@ def why_stopped(error: BaseException, tables: Tables) -> str | None:
     if _OTHER_WRITER.search(text):
         root = public_uri(tables.root)
         return f"another run wrote to {root} while this one did: let one end, then run the same command again to go on"
-    paths = {name: tables.path(name) for name in SCHEMAS}
+    paths = {name: tables.path(name) for name in TABLES}
     name = table_in(text, paths)
     return damage_of(text, name, paths[name]) if name else None
 

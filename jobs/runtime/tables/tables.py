@@ -1,4 +1,4 @@
-"""The Delta tables: where they lie, how they are made, and how rows get into them."""
+"""The Delta tables of one output root: how they are opened, made and read, and how rows get into them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,54 +9,16 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
+from jobs.runtime.spark.delta_table import DeltaTable
 from jobs.runtime.tables.catalog import literal, refuse_unusable, register, sql_name
-from jobs.runtime.tables.delta_table import DeltaTable
-from jobs.runtime.tables.layout import refuse_others, refuse_unwritable_name
-from udfs import schemas
+from jobs.runtime.tables.layout import Log, latest_version, open_log, refuse_unwritable_name
+from udfs.schemas import TABLES
 from udfs.wsi.store import absolute_uri, public_uri
 
-SCHEMAS = {
-    "slides": schemas.SLIDES,
-    "tiles": schemas.TILES,
-    "indexes": schemas.INDEXES,
-    "features": schemas.FEATURES,
-    "patients": schemas.PATIENTS,
-    "splits": schemas.SPLITS,
-    "predictions": schemas.PREDICTIONS,
-    "runs": schemas.RUNS,
-}
-_COMMENTS = {
-    "slides": "A row an image of the CSV: header, um/px, levels, status, error, number of tiles, tissue fraction",
-    "tiles": "A row a tile with enough tissue: its place, the level it is read from, its background fraction",
-    "indexes": "A row a slide that was read: where its compressed blocks lie, so that workers need no header",
-    "features": "A row a tile that was encoded: embeddings and colour histogram",
-    "patients": "A row a patient with tiles: bags of embeddings, mean histogram, label, split, completeness",
-    "splits": "A row a patient that was dealt: split, fold, number of images, seed",
-    "predictions": "A row a patient and a model: probability by class, attention of each tile",
-    "runs": "A row a run: settings (secrets masked), versions, Delta versions read and written, counts, seconds",
-}
 _PROPERTIES = {
     # What keeps a table readable for deltalake, polars, DuckDB and petastorm alike.
     "delta.enableDeletionVectors": "false",
     "delta.columnMapping.mode": "none",
-}
-# Training reads a row group at a time: small ones make small steps. As properties of the table these hold for whoever writes
-# it, with whatever settings of Spark.
-_ROW_GROUPS = {"parquet.block.size": str(32 << 20)}
-# Delta's smallest and largest of each column cost more than all else about writing a tile, so they are kept only where a stage
-# looks for its rows by them.
-_STATISTICS = {"delta.dataSkippingStatsColumns": "image_id,patient_id"}
-_LAYOUT = {
-    "tiles": _STATISTICS,
-    "features": _ROW_GROUPS | _STATISTICS,
-    "patients": _ROW_GROUPS
-    | {
-        # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
-        "parquet.page.size.row.check.min": "1",
-        # The smallest and largest bag of each row group would stay in memory until the file ends, and tell nobody anything.
-        "parquet.column.statistics.enabled#embeddings_avg": "false",
-        "parquet.column.statistics.enabled#embeddings_max": "false",
-    },
 }
 
 
@@ -77,83 +39,111 @@ class ConcurrentRunError(Exception):
 
 @dataclass
 class Tables:
-    """The tables of one output root, written by one run at a time: a second writer is noticed, and stops this one."""
+    """The tables of one output root, written by one run at a time: a second writer is noticed, and stops this one.
+
+    The log of a table is opened once: with `open`, or when the table is first needed. From then on this object knows the version
+    and the properties, since it alone writes them.
+    """
 
     spark: SparkSession
     root: str
-    run_id: str
-    schema: str | None = None  # of Spark's catalog, where they get their names too
-    _known: dict[str, int] = field(default_factory=dict)  # the version of each table that this run has seen or made
+    schema: str | None = None  # of Spark's catalog, where the tables get names too
+    versions_opened: dict[str, int] = field(default_factory=dict)  # of the tables that existed when they were opened
+    _logs: dict[str, Log | None] = field(default_factory=dict)  # None: the table does not exist
 
     def path(self, name: str) -> str:
         """Where the table lies."""
         return f"{absolute_uri(self.root).rstrip('/')}/{name}"  # Delta wants no relative path
 
-    def check_catalog(self) -> None:
-        """Raise ConfigError where the tables can't be in the catalog's schema."""
-        if self.schema:
-            refuse_unusable(self.spark, self.schema, {name: self.path(name) for name in SCHEMAS})
+    def open(self, *names: str) -> None:
+        """Open the logs of these tables, and alter nothing.
 
-    def check_layout(self) -> None:
-        """Raise ConfigError if anything but a table lies in its place, DamagedTableError if its log can't be read."""
+        Raises:
+            ConfigError: anything but such a table lies in its place, or it can't be in the catalog's schema.
+            DamagedTableError: its log can't be read.
+        """
         refuse_unwritable_name(self.spark, absolute_uri(self.root))
-        for name, schema in SCHEMAS.items():
-            refuse_others(self.spark, name, self.path(name), spark_schema(schema))
+        if self.schema:
+            refuse_unusable(self.spark, self.schema, {name: self.path(name) for name in names})
+        for name in names:
+            log = open_log(self.spark, name, self.path(name), spark_schema(TABLES[name].schema))
+            self._logs[name] = log
+            if log:
+                self.versions_opened[name] = log.version
+
+    def _log(self, name: str) -> Log | None:
+        if name not in self._logs:
+            self.open(name)
+        return self._logs[name]
+
+    def _existing(self, name: str) -> Log:
+        log = self._log(name)
+        if log is None:
+            raise FileNotFoundError(f"no table {public_uri(self.path(name))}")
+        return log
+
+    def exists(self, name: str) -> bool:
+        """Whether the table existed when it was opened, or was made since."""
+        return self._log(name) is not None
 
     def create(self, name: str) -> None:
-        """Make the table where it is not there yet; one of an older version gets the columns and properties that it lacks.
+        """Make the table if it does not exist; one of an older version gets the columns and properties that it lacks.
 
-        In the catalog's schema it gets its name, where it has none.
+        In the catalog's schema it gets its name, unless it has one.
         """
-        schema, path, layout = spark_schema(SCHEMAS[name]), self.path(name), _LAYOUT.get(name, {})
-        is_there = DeltaTable.isDeltaTable(self.spark, path)
-        if is_there:
-            have = set(self.read(name).columns)
-            new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in have]
+        table, path, log = TABLES[name], self.path(name), self._log(name)
+        schema = spark_schema(table.schema)
+        if log:
+            new = [f"`{column.name}` {_type(column)}" for column in schema if column.name not in log.columns]
             if new:
                 self.spark.sql(f"ALTER TABLE {sql_name('delta', path)} ADD COLUMNS ({', '.join(new)})")
-            has = self._properties(name) if layout else {}
-            for key, value in layout.items():
-                if key not in has:
+                log.columns.extend(schema.names)
+                self._refresh(name)
+            for key, value in table.layout.items():
+                if key not in log.properties:
                     self.set_property(name, key, value)
         else:
-            builder = (
-                DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema).comment(_COMMENTS[name])
-            )
-            for key, value in (_PROPERTIES | layout).items():
+            properties = _PROPERTIES | dict(table.layout)
+            builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema).comment(table.comment)
+            for key, value in properties.items():
                 builder = builder.property(key, value)
             builder.execute()
-        if self.schema:
-            register(self.spark, self.schema, name, path, _COMMENTS[name])
-        # One that was not there has its first version, or another run has made it meanwhile, which is to be noticed.
-        self._known[name] = self.version(name) if is_there or self.schema else 0
+            # Its first version, whatever is there now: if another run has made it meanwhile, that is to be noticed.
+            self._logs[name] = Log(0, schema.names, properties)
+        if self.schema and register(self.spark, self.schema, name, path, table.comment):
+            self._refresh(name)
 
     def version(self, name: str) -> int:
-        """The Delta version of a table that is there."""
-        return int(DeltaTable.forPath(self.spark, self.path(name)).history(1).collect()[0]["version"])
+        """The Delta version of an existing table, as this run opened or wrote it."""
+        return self._existing(name).version
+
+    def versions_written(self) -> dict[str, int]:
+        """The Delta version of each table that was made or changed."""
+        now = {name: log.version for name, log in self._logs.items() if log}
+        return {name: version for name, version in now.items() if self.versions_opened.get(name) != version}
 
     def property(self, name: str, key: str) -> str | None:
-        """A property of the table; None where it has none such, or is not there."""
-        there = DeltaTable.isDeltaTable(self.spark, self.path(name))
-        return self._properties(name).get(key) if there else None
-
-    def _properties(self, name: str) -> dict[str, str]:
-        found: dict[str, str] = DeltaTable.forPath(self.spark, self.path(name)).detail().collect()[0]["properties"]
-        return found
+        """A property of the table; None if it has none such, or does not exist."""
+        log = self._log(name)
+        return log.properties.get(key) if log else None
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""
         table = sql_name("delta", self.path(name))
         self.spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('{key}' = {literal(value)})")
-        self._known[name] = self.version(name)
+        self._existing(name).properties[key] = value
+        self._refresh(name)
 
     def read(self, name: str) -> DataFrame:
-        """The rows as they are now."""
-        return self.spark.read.format("delta").load(self.path(name))
-
-    def versions(self) -> dict[str, int]:
-        """The Delta version of each table that is there."""
-        return {name: self.version(name) for name in SCHEMAS if DeltaTable.isDeltaTable(self.spark, self.path(name))}
+        """The rows as they are now, none if the table does not exist; columns that an older version lacks are null."""
+        log, schema = self._log(name), spark_schema(TABLES[name].schema)
+        if log is None:
+            return self.spark.createDataFrame([], schema)
+        lacking = {
+            column.name: F.lit(None).cast(column.dataType) for column in schema if column.name not in log.columns
+        }
+        rows = self.spark.read.format("delta").load(self.path(name))
+        return rows.withColumns(lacking) if lacking else rows
 
     def put(
         self,
@@ -181,10 +171,15 @@ class Tables:
         where = f"{key} IN ({', '.join(literal(value) for value in keys)})"
         if among:
             where += f" AND {among[0]} = {literal(among[1])}"
+        self._check_alone(name)
         self._write(name, rows, where if gone else None)
 
-    def append(self, name: str, rows: DataFrame) -> None:
-        """Add rows in one commit."""
+    def append(self, name: str, rows: DataFrame, *, shared: bool = False) -> None:
+        """Add rows in one commit; to a `shared` table other runs may append, too."""
+        if shared:
+            self._refresh(name)
+        else:
+            self._check_alone(name)
         self._write(name, rows, None)
 
     def upsert(self, name: str, rows: DataFrame, key: str, columns: Iterable[str]) -> None:
@@ -194,13 +189,13 @@ class Tables:
         table = DeltaTable.forPath(self.spark, self.path(name)).alias("old")
         # Few and narrow beside the table's: sent to all, so that no row of the table, bags and all, is shuffled.
         table.merge(F.broadcast(rows).alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
-        self._known[name] = self.version(name)
+        self._refresh(name)
 
     def compact(self, name: str) -> None:
-        """Join small files to larger ones, in one commit that changes no row; none where there is nothing to join."""
+        """Join small files to larger ones, in one commit that changes no row; none if there is nothing to join."""
         self._check_alone(name)
         DeltaTable.forPath(self.spark, self.path(name)).optimize().executeCompaction()
-        self._known[name] = self.version(name)
+        self._refresh(name)
 
     def size(self, name: str) -> tuple[int, int]:
         """Files of the table as it is now, and their bytes."""
@@ -208,25 +203,28 @@ class Tables:
         return int(detail["numFiles"]), int(detail["sizeInBytes"])
 
     def _write(self, name: str, rows: DataFrame, where: str | None) -> None:
-        known = self._check_alone(name)
-        writer = rows.select(SCHEMAS[name].names).write.format("delta").mode("overwrite" if where else "append")
+        log = self._existing(name)
+        writer = rows.select(TABLES[name].schema.names).write.format("delta").mode("overwrite" if where else "append")
         # One transaction id for all runs, numbered by the table's version: of two commits upon the same version, tried
         # again or by two runs at once, Delta lets one through.
-        writer = writer.option("txnAppId", "slidelake").option("txnVersion", known + 1)
+        writer = writer.option("txnAppId", "slidelake").option("txnVersion", log.version + 1)
         if where:
             writer = writer.option("replaceWhere", where)
         writer.save(self.path(name))
-        self._known[name] = known + 1
+        log.version += 1
 
-    def _check_alone(self, name: str) -> int:
-        """The table's version, which must be the one that this run knows."""
-        now = self.version(name)
-        if self._known.setdefault(name, now) != now:
+    def _refresh(self, name: str) -> None:
+        """Take the version of an existing table as it is now for the one that this run knows."""
+        self._existing(name).version = latest_version(self.spark, self.path(name))
+
+    def _check_alone(self, name: str) -> None:
+        """Raise ConcurrentRunError unless the version of an existing table is the one that this run knows."""
+        log, now = self._existing(name), latest_version(self.spark, self.path(name))
+        if log.version != now:
             raise ConcurrentRunError(
-                f"table {name} went from version {self._known[name]} to {now} while this run was at work: another run "
+                f"table {name} went from version {log.version} to {now} while this run was at work: another run "
                 f"writes to {public_uri(self.root)}; let one end, then run again"
             )
-        return now
 
 
 def _type(column: StructField) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from jobs.runtime.settings.config import Config, ConfigError
-from jobs.runtime.tables.tables import SCHEMAS
+from udfs.schemas import TABLES
 from udfs.wording import named
 from udfs.wsi.store import absolute_uri
 
@@ -33,7 +33,7 @@ def refuse_unwritable(config: Config, job: str) -> None:
             continue
         folders = [path] if location.written == "folder" else [path.parent]
         if key == "output.root":
-            folders += [path / name for name in SCHEMAS if os.path.lexists(path / name)]
+            folders += [path / name for name in TABLES if os.path.lexists(path / name)]
         for folder in folders:
             if reason := why_unwritable(folder):
                 raise ConfigError(

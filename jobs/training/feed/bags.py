@@ -1,11 +1,24 @@
-"""Bags of patients as tensors: one patient's, as it is decoded from a row of table patients, and a batch of them."""
+"""Bags of patients as tensors: one patient's, decoded from its row of table patients, and a batch of them."""
 
+import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from jobs.training.feed.epochs import FedPatient
+from jobs.training.refusals import FeedError
+
+HISTOGRAM, TILE_INDEX = "color_histogram", "tile_index"
+EMBEDDINGS = ("embeddings_avg", "embeddings_max")
+COLUMNS = (*EMBEDDINGS, HISTOGRAM, TILE_INDEX)
+# torch warns of read-only memory. The memory viewed here belongs to nobody else.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning, __name__)
+_TILE = np.dtype([("image_id", object), ("x_px", np.int32), ("y_px", np.int32)])
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,7 @@ class Bag:
 
     @property
     def n_bytes(self) -> int:
-        """Of the embeddings."""
+        """Size of the embeddings."""
         return self.embeddings.numel() * self.embeddings.element_size()
 
 
@@ -26,28 +39,26 @@ class Bag:
 class Bags:
     """A batch of b patients, packed: their tiles one after another.
 
-    With a fixed number k of tiles a patient, ``bags.embeddings.view(b, k, -1)`` is a tensor of three axes.
+    With a fixed number k of tiles per patient, ``bags.embeddings.view(b, k, -1)`` is a tensor of three axes.
     """
 
     patient_id: list[str]
-    center_id: list[str]  # "" where the table has none
-    label: torch.Tensor  # int64 [b], index into Feed.classes; -1 where the table has none
+    center_id: list[str]  # "" if the table has none
+    label: torch.Tensor  # int64 [b], index into Feed.classes; -1 if the table has none
     offsets: torch.Tensor  # int64 [b + 1]; patient i has rows offsets[i]:offsets[i + 1]
-    embeddings: (
-        torch.Tensor
-    )  # float32 or float16 [offsets[-1], Feed.dim]; columns asked for, side by side (avg, then max)
+    embeddings: torch.Tensor  # float32 or float16 [offsets[-1], Feed.dim]; requested columns side by side (avg, max)
     color_histogram: torch.Tensor | None  # float32 [b, 4096]
     tile_index: (
         list[NDArray[Any]] | None
-    )  # where asked for: structured (image_id, x_px, y_px) a patient, rows as in the bag
+    )  # if requested: structured (image_id, x_px, y_px) per patient, rows as in the bag
     repeated: torch.Tensor  # bool [b]; true for patients that only fill a step of this shard: weigh them 0
 
     def __len__(self) -> int:
-        """Patients."""
+        """Returns the number of patients."""
         return len(self.patient_id)
 
     def split(self) -> list[torch.Tensor]:
-        """A tensor [n, dim] a patient; views, nothing is copied."""
+        """Returns one tensor [n, dim] per patient; views, nothing is copied."""
         return list(torch.split(self.embeddings, self.offsets.diff().tolist()))
 
 
@@ -58,10 +69,9 @@ def pack(
     label: Sequence[int],
     repeated: Sequence[bool],
 ) -> Bags:
-    """The batch of some patients. A batch of one shares its patient's memory."""
+    """Returns the batch of some patients. A batch of one shares its patient's memory."""
     sizes = torch.tensor([0, *(len(bag.embeddings) for bag in bags)], dtype=torch.int64)
     histograms = [bag.color_histogram for bag in bags if bag.color_histogram is not None]
-    indexes = [bag.tile_index for bag in bags if bag.tile_index is not None]
     return Bags(
         patient_id=list(patient_id),
         center_id=list(center_id),
@@ -69,6 +79,90 @@ def pack(
         offsets=sizes.cumsum(0),
         embeddings=bags[0].embeddings if len(bags) == 1 else torch.cat([bag.embeddings for bag in bags]),
         color_histogram=torch.stack(histograms) if histograms else None,
-        tile_index=indexes or None,
+        tile_index=[bag.tile_index for bag in bags if bag.tile_index is not None] or None,
         repeated=torch.tensor(repeated, dtype=torch.bool),
     )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How rows become bags in one epoch."""
+
+    columns: tuple[str, ...]  # of `COLUMNS`, in their order
+    dtype: str  # of what is fed, float32 or float16
+    bag_size: int | None  # tiles sampled of each patient; None: all as they are
+    seed: int
+    epoch: int
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """The columns that are bags, in their order."""
+        return tuple(name for name in self.columns if name in EMBEDDINGS)
+
+    def bag(self, patient: FedPatient, found_id: str | None, row: dict[str, Any], *, view: bool) -> Bag:
+        """Returns a patient's bag.
+
+        Args:
+            patient: planned for this row.
+            found_id: the patient_id in the row.
+            row: bytes of embeddings, floats of color_histogram, (image_id, x_px, y_px) of tile_index.
+            view: whether the bag may share the memory of `row`, if the bag is fed as it is stored.
+
+        Raises:
+            FeedError: it is another patient's row, or its bytes do not fit its numbers.
+        """
+        if found_id != patient.patient_id:
+            raise FeedError(
+                f"patient {patient.patient_id}: the file has {found_id} in this row: it was replaced under the feed"
+            )
+        rows = self._sample(patient)
+        matrices = [_matrix(patient, name, row[name]) for name in self.embeddings]
+        bag = matrices[0]
+        is_fed_as_stored = rows is None and len(matrices) == 1 and bag.dtype == self.dtype and bag.flags.aligned
+        if not (view and is_fed_as_stored):
+            bag = np.empty((patient.n_tiles if rows is None else len(rows), patient.dim * len(matrices)), self.dtype)
+            for i, matrix in enumerate(matrices):
+                bag[:, i * patient.dim : (i + 1) * patient.dim] = matrix if rows is None else matrix[rows]
+        histogram = index = None
+        if HISTOGRAM in self.columns:
+            histogram = torch.from_numpy(np.array(row[HISTOGRAM], np.float32))
+        if TILE_INDEX in self.columns:
+            index = row[TILE_INDEX] if rows is None else row[TILE_INDEX][rows]
+        return Bag(torch.from_numpy(bag), histogram, index)
+
+    def _sample(self, patient: FedPatient) -> NDArray[np.int64] | None:
+        """Returns the rows of the bag that are fed, ascending: a function of seed, epoch and patient_id alone."""
+        if self.bag_size is None:
+            return None
+        digest = hashlib.sha256(f"{self.seed} {self.epoch} {patient.patient_id}".encode()).digest()
+        random = np.random.RandomState(np.frombuffer(digest, np.uint32))
+        n_tiles, size = patient.n_tiles, self.bag_size
+        if n_tiles >= size:
+            rows = random.permutation(n_tiles)[:size]
+        else:  # each at least once
+            rows = np.concatenate([np.arange(n_tiles), random.randint(0, n_tiles, size - n_tiles)])
+        return np.sort(rows).astype(np.int64)
+
+
+def _matrix(patient: FedPatient, name: str, data: Any) -> NDArray[Any]:
+    """Returns the bag of a column as it is stored, [n_tiles, dim]; shares memory."""
+    if data is None:
+        raise FeedError(
+            f"patient {patient.patient_id}: {name} is null, since the encoder gives one vector per tile: ask for "
+            "embeddings_avg alone (job train: training.columns=avg)"
+        )
+    stored = np.dtype(patient.dtype).newbyteorder("<")
+    size, expected = memoryview(data).nbytes, patient.n_tiles * patient.dim * stored.itemsize
+    if size != expected:
+        raise FeedError(
+            f"patient {patient.patient_id}: {name} has {size:,} bytes, {patient.n_tiles:,} tiles of {patient.dim} "
+            f"{patient.dtype} are {expected:,}: run the patients job again"
+        )
+    return np.frombuffer(data, stored).reshape(patient.n_tiles, patient.dim)
+
+
+def tile_index(image_id: Sequence[str], x_px: NDArray[np.int32], y_px: NDArray[np.int32]) -> NDArray[Any]:
+    """Returns structured (image_id, x_px, y_px) [n]."""
+    index = np.empty(len(x_px), _TILE)
+    index["image_id"], index["x_px"], index["y_px"] = image_id, x_px, y_px
+    return index

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.training.feed.decoding import EMBEDDINGS
-from jobs.training.feed.epochs import Patient
-from jobs.training.tables.pinned import PinnedTable
-from jobs.training.training_errors import FeedError
+from jobs.training.feed.bags import EMBEDDINGS
+from jobs.training.feed.epochs import FedPatient
+from jobs.training.refusals import FeedError
+from jobs.training.table_versions import PinnedTable
 from udfs.wording import named, some
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Patients as they are fed."""
+    """The patients of a feed."""
 
-    patients: list[Patient]  # in the order of the table
+    patients: list[FedPatient]  # in the order of the table
     classes: tuple[str, ...]
-    dtype: str  # float16 where all patients' bags are, else float32
-    dim: int  # columns of what is fed
+    dtype: str  # float16 if all patients' bags are, else float32
+    dim: int  # columns of a fed bag
 
 
 def choose(
@@ -31,11 +31,11 @@ def choose(
     classes: Sequence[str] | None,
     bag_size: int | None,
 ) -> Choice:
-    """The patients of some splits, or some by name, or all. With `classes` empty nobody's label is looked at.
+    """Returns the patients of some splits, or some by name, or all. With `classes` empty, labels are ignored.
 
     Raises:
-        FeedError: there are none, one that is asked for is not there or is there twice, its label is no class, or bags
-            differ in width.
+        FeedError: no patient, a requested patient is missing or has two rows, its label is no class, or bags differ in
+            width.
     """
     missing = [name for name in columns if name not in table.columns]
     if missing and table.columns:
@@ -65,7 +65,7 @@ def choose(
         group = int(np.searchsorted(ends, row, side="right"))
         n_tiles = chosen["n_tiles"][i]
         listed.append(
-            Patient(
+            FedPatient(
                 patient_id=chosen["patient_id"][i],
                 center_id=chosen["center_id"][i] or "",
                 label=number.get(chosen["label"][i], -1),
@@ -83,7 +83,7 @@ def choose(
 
 
 def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collection[str] | None) -> list[int]:
-    """Numbers of the rows that are chosen, ascending."""
+    """Returns the numbers of the chosen rows, ascending."""
     ids = table.rows["patient_id"].to_pylist()
     twice = sorted(patient for patient, count in Counter(ids).items() if count > 1)
     if twice:
@@ -99,9 +99,9 @@ def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collectio
         splits = table.rows["split"].to_pylist()
         rows = [i for i in rows if splits[i] in split]
         if not rows:
-            there = ", ".join(sorted({name for name in splits if name})) or "none"
+            existing = ", ".join(sorted({name for name in splits if name})) or "none"
             raise FeedError(
-                f"{table.name} has no patient of split {', '.join(split)}, its splits are {there}: run the splits job"
+                f"{table.name} has no patient of split {', '.join(split)}, its splits are {existing}: run the splits job"
             )
     if not rows:
         raise FeedError(f"{table.name} has no patients to feed")

@@ -1,27 +1,29 @@
-"""The row groups of an epoch, read from where they lie: at once from a local disk, else file after file as copies come."""
+"""The row groups of an epoch, wherever they lie: which reader reads them, and of remote files, file after file as copies come."""
 
-import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
-from queue import SimpleQueue
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from importlib.util import find_spec
 
-from jobs.training.feed.decoding import Decoder
-from jobs.training.feed.epochs import Patient, Turn
-from jobs.training.feed.row_groups import Gate, Part, Reader, Wanted, received
-from jobs.training.tables.pinned import PinnedTable
+import pyarrow as pa
 
-# Of remote files that are read together; as many come meanwhile.
+from jobs.training.feed.bags import Decoder
+from jobs.training.feed.epochs import FedPatient, Turn
+from jobs.training.feed.row_groups import Gate, Part, RowGroupReader, Wanted, read_by_pyarrow
+from jobs.training.refusals import FeedError
+from jobs.training.table_versions import PinnedTable
+from udfs.wsi.prefetch import prefetch
+
+# Remote files that are read together; the next ones are copied meanwhile.
 _TOGETHER_BYTES = 2**30
+_PETASTORM_FAILS_AT = 15  # pyarrow's major version
 
-Groups = Mapping[int, Sequence[Patient]]
-"""Those wanted of each row group, by its number among the table's, in the order of reading."""
+Groups = Mapping[int, Sequence[FedPatient]]
+"""The fed patients of each row group, by its number in the table, in the order of reading."""
 
 
-def groups_of(steps: Sequence[Sequence[Turn]]) -> dict[int, list[Patient]]:
-    """What some steps want, in the order that they need it."""
-    groups: dict[int, dict[str, Patient]] = {}
+def groups_of(steps: Sequence[Sequence[Turn]]) -> dict[int, list[FedPatient]]:
+    """Returns the row groups of some steps, in the order in which the steps need them."""
+    groups: dict[int, dict[str, FedPatient]] = {}
     for step in steps:
         for turn in step:
             groups.setdefault(turn.patient.group, {})[turn.patient.patient_id] = turn.patient
@@ -29,41 +31,45 @@ def groups_of(steps: Sequence[Sequence[Turn]]) -> dict[int, list[Patient]]:
 
 
 def delivered(
-    table: PinnedTable, groups: Groups, decoder: Decoder, gate: Gate, reader: Reader, threads: int
+    table: PinnedTable, groups: Groups, decoder: Decoder, gate: Gate, reader: RowGroupReader, threads: int
 ) -> Generator[Part]:
-    """A part for each row group, in any order. Closing it ends all that it began.
+    """Yields one part per row group, in any order. Closing it ends everything that it began.
 
     Raises:
         FileNotFoundError: a file is gone.
         FeedError: as `TableStore.local` and `Decoder.bag`.
     """
-    if table.store.is_local:
-        [(wanted, stack)] = _segments(table, [list(groups)], groups)
-        with stack:
-            yield from reader(wanted, decoder, gate, threads)
-        return
-    done: SimpleQueue[Part | BaseException] = SimpleQueue()
 
-    def work() -> None:
-        try:
-            for wanted, stack in _segments(table, _cut(table, list(groups)), groups):
-                with stack:
-                    for part in reader(wanted, decoder, gate, threads):
-                        done.put(part)
-        except BaseException as error:
-            done.put(error)
+    def parts() -> Generator[Part]:
+        with closing(prefetch(_segments(table, groups), 1)) as segments:
+            for wanted in segments:
+                yield from reader(wanted, decoder, gate, threads)
 
-    worker = threading.Thread(target=work, name="feed", daemon=True)
-    worker.start()
+    yield from prefetch(parts(), len(groups) + 1, gate.close)  # the gate says how far ahead
+
+
+def _segments(table: PinnedTable, groups: Groups) -> Generator[list[Wanted]]:
+    """Yields what to read together. The files of a segment stay until the next but one is requested."""
+    place = {number: i for i, number in enumerate(groups)}
+    before = now = ExitStack()
     try:
-        yield from received(done, len(groups))
+        for numbers in [list(groups)] if table.store.is_local else _cut(table, list(groups)):
+            before.close()
+            before, now = now, ExitStack()
+            files = list(dict.fromkeys(table.groups[number].file for number in numbers))
+            paths = now.enter_context(table.store.local([table.files[file] for file in files]))
+            path_of = dict(zip(files, paths, strict=True))
+            yield [
+                Wanted(place[number], path_of[group.file], group.index, list(groups[number]))
+                for number, group in ((number, table.groups[number]) for number in numbers)
+            ]
     finally:
-        gate.close()
-        worker.join()
+        before.close()
+        now.close()
 
 
 def _cut(table: PinnedTable, numbers: Sequence[int]) -> list[list[int]]:
-    """Runs of row groups whose files have `_TOGETHER_BYTES`, or one file if that has more."""
+    """Returns runs of row groups whose files have `_TOGETHER_BYTES`, or a single larger file."""
     cut: list[list[int]] = []
     files: set[int] = set()
     for number in numbers:
@@ -77,36 +83,31 @@ def _cut(table: PinnedTable, numbers: Sequence[int]) -> list[list[int]]:
     return cut
 
 
-def _segments(
-    table: PinnedTable, cut: Sequence[Sequence[int]], groups: Groups
-) -> Iterator[tuple[list[Wanted], ExitStack]]:
-    """What to read of each run, and what keeps its files there; those of the next come meanwhile."""
-    place = {number: i for i, number in enumerate(groups)}
+def reader_of(backend: str, large: bool) -> tuple[str, RowGroupReader]:
+    """Returns the name of the reader, and the reader: petastorm, pyarrow, or for auto petastorm if it works here, else pyarrow.
 
-    def hold(numbers: Sequence[int]) -> tuple[list[Wanted], ExitStack]:
-        files = list(dict.fromkeys(table.groups[number].file for number in numbers))
-        with ExitStack() as stack:
-            paths = stack.enter_context(table.store.local([table.files[file] for file in files]))
-            path_of = dict(zip(files, paths, strict=True))
-            return [
-                _wanted(table, number, place[number], path_of, groups[number]) for number in numbers
-            ], stack.pop_all()
-        raise AssertionError
+    Args:
+        backend: which is requested.
+        large: whether files have columns of Arrow's large types.
 
-    with ThreadPoolExecutor(1) as pool:
-        ahead: Future[tuple[list[Wanted], ExitStack]] | None = None
-        try:
-            for i in range(len(cut)):
-                held = (ahead or pool.submit(hold, cut[i])).result()
-                ahead = pool.submit(hold, cut[i + 1]) if i + 1 < len(cut) else None
-                yield held
-        finally:
-            if ahead and not ahead.cancel() and not ahead.exception():
-                ahead.result()[1].close()
+    Raises:
+        FeedError: petastorm is requested, and is not installed or can't read these files.
+    """
+    if backend == "pyarrow":
+        return backend, read_by_pyarrow
+    missing = None
+    if find_spec("petastorm") is None:
+        missing = "petastorm is not installed: install the extra train"
+    elif int(pa.__version__.partition(".")[0]) >= _PETASTORM_FAILS_AT:
+        missing = f"petastorm needs pyarrow < {_PETASTORM_FAILS_AT}, this is {pa.__version__}: install an older one"
+    elif large:
+        missing = (
+            "petastorm knows no large strings, bytes or lists, which files of this table have: let Spark write it anew"
+        )
+    if missing and backend == "petastorm":
+        raise FeedError(f"{missing}, or take backend pyarrow")
+    if missing:
+        return "pyarrow", read_by_pyarrow
+    from jobs.training.feed.petastorm_rows import read_by_petastorm  # noqa: PLC0415 - fails with a newer pyarrow
 
-
-def _wanted(
-    table: PinnedTable, number: int, place: int, path_of: Mapping[int, Path], patients: Sequence[Patient]
-) -> Wanted:
-    group = table.groups[number]
-    return Wanted(place, path_of[group.file], group.index, list(patients))
+    return "petastorm", read_by_petastorm

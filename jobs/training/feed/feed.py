@@ -1,23 +1,25 @@
-"""The feed: bags of the patients of one version of a table, every patient exactly once an epoch."""
+"""The feed: bags of the patients of one version of a table, every patient exactly once an epoch; and the feed as a Dataset."""
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from jobs.training.feed.bags import Bag, Bags, pack
-from jobs.training.feed.choosing import Choice, choose
-from jobs.training.feed.decoding import COLUMNS, EMBEDDINGS, Decoder
-from jobs.training.feed.delivery import delivered, groups_of
-from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
-from jobs.training.feed.feed_ahead import one_ahead
-from jobs.training.feed.row_groups import Gate, Part, Reader, reader_of
-from jobs.training.tables.pinned import PinnedTable, gone, pin_table
-from jobs.training.training_errors import FeedError
-from jobs.training.workers import refuse_workers, worker_share
+import torch
+from torch.utils.data import IterableDataset
 
-_log = logging.getLogger(__name__)
+from jobs.training.feed.bags import COLUMNS, EMBEDDINGS, Bag, Bags, Decoder, pack
+from jobs.training.feed.choosing import Choice, choose
+from jobs.training.feed.delivery import delivered, groups_of, reader_of
+from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
+from jobs.training.feed.row_groups import Gate, Part, RowGroupReader
+from jobs.training.refusals import FeedError, refuse_workers, worker_share
+from jobs.training.table_versions import PinnedTable, gone, pin_table
+from udfs.wsi.prefetch import prefetch
+
+_log = logging.getLogger("slidelake.training")
 _FAULT = "this is a fault of the feed, please report it"
 
 Backend = Literal["auto", "petastorm", "pyarrow"]
@@ -40,24 +42,24 @@ def make_feed(
     threads: int = 2,
     shuffle: bool = True,
 ) -> "Feed":
-    """Open one version of a table patients to train on.
+    """Opens one version of a table patients to train on.
 
     Args:
-        table_uri: of the Delta table: a path or an fsspec URI.
-        version: of the table; None: the newest, which `Feed.version` then tells.
+        table_uri: path or fsspec URI of the Delta table.
+        version: of the table; None: the newest, see `Feed.version`.
         split: only patients whose column `split` is this, or one of these.
         patients: only these patient_ids; not together with `split`.
         shard: (rank, number of shards). Each patient is fed by one shard. All shards have equally many steps; one that runs
             out of patients gets a step with a patient that it had, marked in `Bags.repeated`. Workers of a DataLoader are no
             shards: `FeedDataset` shares the steps of a shard among them.
-        batch_size: patients a step.
-        bag_size: tiles sampled of each patient, anew each epoch: without replacement; where a patient has fewer, all of
-            them and random ones again. None: all tiles as they are.
+        batch_size: patients per step.
+        bag_size: tiles sampled of each patient, anew each epoch, without replacement. A patient with fewer gives all of them
+            and random ones again. None: all tiles.
         seed: of the order and of the samples.
         columns: of embeddings_avg, embeddings_max (at least one of the two), color_histogram, tile_index.
-        classes: labels in the order of their numbers; None: all labels of this version, sorted; empty: no label is looked
-            at, and all are -1.
-        backend: what reads the rows. auto: petastorm where it is installed, pyarrow is old enough for it and it knows the types
+        classes: labels in the order of their numbers; None: all labels of this version, sorted; empty: labels are ignored,
+            and all are -1.
+        backend: reader of the rows. auto: petastorm if it is installed, pyarrow is old enough for it and it knows the types
             of the files, else pyarrow alone; both feed the same.
         storage_options: for fsspec.
         threads: that read and decode. The order does not depend on them.
@@ -65,160 +67,10 @@ def make_feed(
 
     Raises:
         FeedError: the table, the version or the patients can't be fed; says why and the remedy.
-        ValueError: an argument that can't be.
+        ValueError: an argument is wrong.
     """
-    _check(split, patients, shard, batch_size, bag_size, columns, threads, seed)
-    ordered = tuple(name for name in COLUMNS if name in columns)
-    table = pin_table(table_uri, version, storage_options)
-    name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
-    choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
-    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, name)
-    return Feed(
-        table, choice, ordered, name, reader, shard, batch_size, bag_size, seed, threads=threads, shuffle=shuffle
-    )
-
-
-class Feed:
-    """One version of a table, some of its patients, one shard of them. Made by `make_feed`."""
-
-    def __init__(
-        self,
-        table: PinnedTable,
-        choice: Choice,
-        columns: tuple[str, ...],
-        backend: str,
-        reader: Reader,
-        shard: tuple[int, int],
-        batch_size: int,
-        bag_size: int | None,
-        seed: int,
-        *,
-        threads: int,
-        shuffle: bool,
-    ) -> None:
-        self._table, self._reader, self._bag_size = table, reader, bag_size
-        self._shard, self._batch_size, self._seed = shard, batch_size, seed
-        self._threads, self._shuffle = threads, shuffle
-        self.version = table.version
-        """The Delta version that is fed, whatever is written meanwhile."""
-        self.backend = backend
-        """What reads the rows: petastorm or pyarrow."""
-        self.columns = columns
-        """Those asked for, in the order that they stand in side by side."""
-        self.classes = choice.classes
-        """Labels; the index is what `Bags.label` holds."""
-        self.patients = choice.patients
-        """Of all shards, in the order of the table."""
-        self.dtype, self.dim = choice.dtype, choice.dim
-        """Of `Bags.embeddings`: float16 where the bags of all patients are, else float32; columns."""
-        self.n_steps = n_steps(len(choice.patients), shard[1], batch_size)
-        """Steps an epoch, equal on all shards."""
-        self.n_patients = len(part_of(choice.patients, shard))
-        """Of this shard."""
-
-    def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
-        """The steps of an epoch, from `first_step` on: the same patients, tiles and order each time it is asked for.
-
-        Bags wait in memory for their turn: at most 512 MiB (`reading.AHEAD_BYTES`) or one row group if that has more,
-        beside the row group that each thread is at, and the step after the one that is in use.
-
-        Raises:
-            FeedError: a patient came not at all or twice, a row is not the one that was planned, a file is gone; or this is
-                one of several workers of a DataLoader, which `FeedDataset` is for.
-        """
-        refuse_workers("Feed.epoch", "use FeedDataset, whose workers share the steps, or num_workers=0")
-        yield from self.epoch_share(number, first_step, 0, 1)
-
-    def epoch_share(self, number: int, first_step: int, worker: int, n_workers: int) -> Generator[Bags]:
-        """Yield every n-th step of `epoch` from the w-th on, for worker w of n: a DataLoader takes turns with its workers."""
-        plan = plan_epoch(self.patients, self._shard, self._batch_size, self._seed, number, self._shuffle)
-        if not 0 <= first_step <= len(plan):
-            raise ValueError(f"first_step is {first_step}: an epoch has {len(plan)} steps")
-        steps = plan[first_step:][worker::n_workers]
-        groups = groups_of(steps)
-        gate = Gate([sum(patient.n_bytes for patient in patients) for patients in groups.values()])
-        decoder = Decoder(self.columns, self.dtype, self._bag_size, self._seed, number)
-        parts = delivered(self._table, groups, decoder, gate, self._reader, self._threads)
-        place = {group: i for i, group in enumerate(groups)}
-        try:
-            yield from one_ahead(_batches(steps, parts, gate, place), gate.close)
-        except FileNotFoundError as error:
-            raise gone(self._table.version, self._table.uri, error) from None
-
-
-def _batches(
-    steps: Sequence[Sequence[Turn]], parts: Generator[Part], gate: Gate, place: Mapping[int, int]
-) -> Generator[Bags]:
-    """The steps, as their patients come. `place`: of row groups, in the order that they are read in."""
-    due = Counter(turn.patient.patient_id for step in steps for turn in step)
-    here: dict[str, Bag] = {}
-    came: set[str] = set()
-    with closing(parts):
-        for step in steps:
-            bags = []
-            for turn in step:
-                patient = turn.patient.patient_id
-                while patient not in here:
-                    gate.need(place[turn.patient.group])
-                    _add(next(parts, {}), here, came, due)
-                bags.append(here[patient])
-                due[patient] -= 1
-                if not due[patient]:
-                    gate.use(here.pop(patient).n_bytes)
-            batch = _packed(bags, step)
-            del bags
-            yield batch
-            del batch
-        _check_whole([turn for step in steps for turn in step], came, due, next(parts, None) is None)
-
-
-def _add(part: Part, here: dict[str, Bag], came: set[str], due: Mapping[str, int]) -> None:
-    """Take what came, which must be somebody, and nobody who was here."""
-    twice = sorted(came & part.keys())
-    if twice:
-        raise FeedError(f"patients {', '.join(twice[:5])} came twice: {_FAULT}")
-    if not part:
-        short = sorted(due.keys() - came)
-        raise FeedError(
-            f"{len(short)} of {len(due)} patients did not come, {', '.join(short[:5])} among them: {_FAULT}"
-        )
-    came.update(part)
-    here.update(part)
-
-
-def _check_whole(turns: Sequence[Turn], came: set[str], due: Counter[str], is_end: bool) -> None:
-    """Every patient that was planned was fed once, by count and by name, and nobody else came."""
-    planned = Counter(turn.patient.patient_id for turn in turns if not turn.repeated)
-    wrong = sorted((came ^ due.keys()) | {patient for patient, count in (planned + due).items() if count > 1})
-    if wrong or due.total() or not is_end:
-        raise FeedError(
-            f"{planned.total()} patients planned, {len(came)} came, {', '.join(wrong[:5])} not once: {_FAULT}"
-        )
-
-
-def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
-    patients = [turn.patient for turn in step]
-    return pack(
-        bags,
-        [patient.patient_id for patient in patients],
-        [patient.center_id for patient in patients],
-        [patient.label for patient in patients],
-        [turn.repeated for turn in step],
-    )
-
-
-def _check(
-    split: str | Sequence[str] | None,
-    patients: Collection[str] | None,
-    shard: tuple[int, int],
-    batch_size: int,
-    bag_size: int | None,
-    columns: Sequence[str],
-    threads: int,
-    seed: int,
-) -> None:
     if split is not None and patients is not None:
-        raise ValueError("both split and patients say who is fed: give one")
+        raise ValueError("split and patients are both given: give one")
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard {shard}: the rank must be from 0 to {shard[1] - 1}")
     if shard[1] > 1 and worker_share()[1] > 1:
@@ -231,6 +83,164 @@ def _check(
             raise ValueError(f"{name} is {value}: it must be 1 or more")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: it must be from 0 to {2**32 - 1}")
-    unknown = [name for name in columns if name not in COLUMNS]
-    if unknown or not set(columns) & set(EMBEDDINGS):
+    if not set(columns) <= set(COLUMNS) or not set(columns) & set(EMBEDDINGS):
         raise ValueError(f"columns {', '.join(columns)}: choose of {', '.join(COLUMNS)}, at least one of the first two")
+    ordered = tuple(name for name in COLUMNS if name in columns)
+    table = pin_table(table_uri, version, storage_options)
+    reader_name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
+    choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
+    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, reader_name)
+    return Feed(table, choice, ordered, reader_name, reader, shard, batch_size, bag_size, seed, threads, shuffle)
+
+
+@dataclass
+class Feed:
+    """One version of a table, some of its patients, one shard of them. Made by `make_feed`."""
+
+    table: PinnedTable
+    choice: Choice
+    columns: tuple[str, ...]
+    """Requested columns, in the order in which they stand side by side."""
+    backend: str
+    """The reader of the rows: petastorm or pyarrow."""
+    reader: RowGroupReader
+    shard: tuple[int, int]
+    batch_size: int
+    bag_size: int | None
+    seed: int
+    threads: int
+    shuffle: bool
+
+    def __post_init__(self) -> None:
+        """Names what a trainer asks for."""
+        self.version = self.table.version
+        """The Delta version that is fed, whatever is written later."""
+        self.classes = self.choice.classes
+        """Labels; `Bags.label` holds indices into them."""
+        self.patients = self.choice.patients
+        """Patients of all shards, in the order of the table."""
+        self.dtype, self.dim = self.choice.dtype, self.choice.dim
+        """Type and columns of `Bags.embeddings`: float16 if the bags of all patients are, else float32."""
+        self.n_steps = n_steps(len(self.patients), self.shard[1], self.batch_size)
+        """Steps per epoch, equal on all shards."""
+        self.n_patients = len(part_of(self.patients, self.shard))
+        """Patients of this shard."""
+
+    def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
+        """Yields the steps of an epoch, from `first_step` on: the same patients, tiles and order each time.
+
+        Bags wait in memory for their turn: at most 512 MiB (`row_groups.AHEAD_BYTES`), or one row group if it has more,
+        beside the row group that each thread is at, and the step after the one that is in use.
+
+        Raises:
+            FeedError: a patient did not come or came twice, a row is not the planned one, a file is gone; or this is one of
+                several workers of a DataLoader, which `FeedDataset` is for.
+            RuntimeError: the process was forked since the epoch began.
+        """
+        refuse_workers("Feed.epoch", "use FeedDataset, whose workers share the steps, or num_workers=0")
+        yield from self.epoch_share(number, first_step, 0, 1)
+
+    def epoch_share(self, number: int, first_step: int, worker: int, n_workers: int) -> Generator[Bags]:
+        """Yields every n-th step of `epoch` from the w-th on, for worker w of n: a DataLoader takes turns with its workers."""
+        plan = plan_epoch(self.patients, self.shard, self.batch_size, self.seed, number, self.shuffle)
+        if not 0 <= first_step <= len(plan):
+            raise ValueError(f"first_step is {first_step}: an epoch has {len(plan)} steps")
+        steps = plan[first_step:][worker::n_workers]
+        groups = groups_of(steps)
+        gate = Gate([sum(patient.n_bytes for patient in patients) for patients in groups.values()])
+        decoder = Decoder(self.columns, self.dtype, self.bag_size, self.seed, number)
+        parts = delivered(self.table, groups, decoder, gate, self.reader, self.threads)
+        place = {group: i for i, group in enumerate(groups)}
+        try:
+            yield from prefetch(_batches(steps, parts, gate, place), 1, gate.close)
+        except FileNotFoundError as error:
+            raise gone(self.version, self.table.uri, error) from None
+
+
+class FeedDataset(IterableDataset[Bags]):
+    """The steps of a feed's epochs: `DataLoader(FeedDataset(feed), batch_size=None, num_workers=2)`.
+
+    Batches and their order are the feed's own, whatever the number of workers and however these are started.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        """Begins with epoch 0. `feed`: made in the trainer's process, so that all workers read one version of the table."""
+        super().__init__()
+        self._feed = feed
+        self._begin = torch.zeros(2, dtype=torch.int64)  # epoch, first step
+        self._share_memory()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy, whose memory is not shared yet unless the copy is a DataLoader's own for a worker."""
+        self.__dict__.update(state)
+        self._share_memory()
+
+    def _share_memory(self) -> None:
+        """Lets persistent workers see what `set_epoch` writes. Does nothing if the memory is shared."""
+        self._begin.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, number: int, first_step: int = 0) -> None:
+        """Chooses the epoch, and its first step, that the next loop over the DataLoader yields."""
+        self._begin.copy_(torch.tensor([number, first_step]))
+
+    def __len__(self) -> int:
+        """Returns the number of steps of an epoch."""
+        return self._feed.n_steps
+
+    def __iter__(self) -> Iterator[Bags]:
+        """Yields the steps of the epoch; in a worker of a DataLoader, this worker's share of them."""
+        number, first_step = self._begin.tolist()
+        return self._feed.epoch_share(number, first_step, *worker_share())
+
+
+def _batches(
+    steps: Sequence[Sequence[Turn]], parts: Generator[Part], gate: Gate, place: Mapping[int, int]
+) -> Generator[Bags]:
+    """Yields the steps, as their patients come. `place`: of each row group in the order of reading.
+
+    Raises:
+        FeedError: a patient did not come, came twice, or was not planned.
+    """
+    due = Counter(turn.patient.patient_id for step in steps for turn in step)
+    missing = set(due)
+    waiting: dict[str, Bag] = {}
+    with closing(parts):
+        for step in steps:
+            bags = []
+            for turn in step:
+                patient = turn.patient.patient_id
+                while patient not in waiting:
+                    gate.need(place[turn.patient.group])
+                    waiting |= _expected(next(parts, {}), missing)
+                bags.append(waiting[patient])
+                due[patient] -= 1
+                if not due[patient]:
+                    gate.use(waiting.pop(patient).n_bytes)
+            batch = _packed(bags, step)
+            del bags
+            yield batch
+            del batch
+        for part in parts:
+            _expected(part, missing)
+
+
+def _expected(part: Part, missing: set[str]) -> Part:
+    """Returns a part, and takes its patients out of those that are missing."""
+    if not part:
+        some_of = ", ".join(sorted(missing)[:5])
+        raise FeedError(f"{len(missing)} patients did not come, {some_of} among them: {_FAULT}")
+    if twice := sorted(part.keys() - missing):
+        raise FeedError(f"patients {', '.join(twice[:5])} came twice: {_FAULT}")
+    missing.difference_update(part)
+    return part
+
+
+def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
+    patients = [turn.patient for turn in step]
+    return pack(
+        bags,
+        [patient.patient_id for patient in patients],
+        [patient.center_id for patient in patients],
+        [patient.label for patient in patients],
+        [turn.repeated for turn in step],
+    )

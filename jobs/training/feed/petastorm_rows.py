@@ -1,148 +1,108 @@
-"""Row groups read and decoded by petastorm's worker threads, in the order of the plan.
+"""Row groups read by petastorm's worker threads, in the order of the plan.
 
-Made of petastorm's own reader, pool and worker, each with what it can't do by itself: read chosen row groups in a chosen
-order, end when it is told to, and hand on a bag without copying it into pandas, back to Arrow, and out again.
+Made of petastorm's own pool, ventilator and worker. Its Reader would choose the order of the row groups itself, and copy each
+bag into pandas, back to Arrow, and out again.
 """
 
-import threading
 import warnings
-from collections.abc import Generator, Sequence
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from petastorm.arrow_reader_worker import ArrowReaderWorker
-from petastorm.reader import Reader as PetastormReader
-from petastorm.workers_pool import EmptyResultError, VentilatedItemProcessedMessage
-from petastorm.workers_pool.thread_pool import ThreadPool, WorkerTerminationRequested
+from petastorm.cache import CacheBase
+from petastorm.etl.dataset_metadata import infer_or_load_unischema, load_row_groups
+from petastorm.workers_pool import EmptyResultError
+from petastorm.workers_pool.thread_pool import ThreadPool
+from petastorm.workers_pool.ventilator import ConcurrentVentilator
 from pyarrow.filesystem import LocalFileSystem
 
-from jobs.training.feed.decoding import TILE_INDEX, Decoder
-from jobs.training.feed.row_groups import Closed, Gate, Part, Wanted, decoded, received
-from jobs.training.training_errors import FeedError
+from jobs.training.feed.bags import TILE_INDEX, Decoder
+from jobs.training.feed.row_groups import Gate, Part, Wanted, decoded
+from jobs.training.refusals import FeedError
 
-_POLL_S = 0.05
-# petastorm 0.12 reads by what pyarrow 14 calls deprecated, and says of tile_index that it leaves it out
+_BEGUN = 2  # row groups that are handed to threads before one is free
+# petastorm 0.12 uses what pyarrow 14 calls deprecated, and warns that it leaves out tile_index
 warnings.filterwarnings("ignore", category=FutureWarning, module=rf"petastorm\.|{__name__}$")
 warnings.filterwarnings("ignore", r"\[ARROW-1644\]", UserWarning, r"petastorm\.")
 
 
 def read_by_petastorm(wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, threads: int) -> Generator[Part]:
-    """Row groups by petastorm: a new reader each time, of one epoch."""
+    """Reads row groups by petastorm."""
     if not wanted:
         return
-    done: SimpleQueue[Part | BaseException] = SimpleQueue()
-    reader = _PlannedReader(wanted, decoder, gate, done, threads)
-
-    def drain() -> None:
-        """Take what workers say to petastorm, so that they go on; all parts came before it has no more to say."""
-        try:
-            for _ in reader:
-                pass
-            done.put(
-                FeedError("petastorm ended before its last row group: this is a fault of the feed, please report it")
-            )
-        except BaseException as error:
-            done.put(error)
-
-    drainer = threading.Thread(target=drain, name="feed", daemon=True)
-    drainer.start()
+    files = _MappedFiles(gate)
+    paths = [str(path) for path in dict.fromkeys(group.path for group in wanted)]
+    dataset = pq.ParquetDataset(paths, filesystem=files, validate_schema=False, metadata_nthreads=10)
+    columns = ["patient_id", *(name for name in decoder.columns if name != TILE_INDEX)]
+    schema = infer_or_load_unischema(dataset).create_schema_view([f"^{name}$" for name in columns])
+    piece_of = {(piece.path, piece.row_group): piece for piece in load_row_groups(dataset)}
+    pieces = [piece_of[str(group.path), group.index] for group in wanted]
+    bags = _BagsOfRowGroups(wanted, decoder, gate)
+    pool = ThreadPool(threads)
+    turns = [
+        {"piece_index": i, "worker_predicate": None, "shuffle_row_drop_partition": (0, 1)} for i in range(len(wanted))
+    ]
+    ventilator = ConcurrentVentilator(pool.ventilate, turns, max_ventilation_queue_size=threads + _BEGUN)
+    # filesystem, paths, fields, n-gram, pieces, cache, transformation, its fields, filters, whether to shuffle rows, seed
+    arguments = (files, paths, schema, None, pieces, bags, None, schema, None, False, None)
+    pool.start(ArrowReaderWorker, arguments, ventilator=ventilator)
     try:
-        yield from received(done, len(wanted))
-    except BaseException:
-        gate.close()
+        for _ in wanted:
+            yield _next_part(pool)
+    except EmptyResultError:
+        raise FeedError(
+            "petastorm ended before its last row group: this is a fault of the feed, please report it"
+        ) from None
+    except BaseException as error:
+        gate.close(error)
         raise
     finally:
-        reader.stop()
-        drainer.join()
-        reader.join()
+        pool.stop()
+        pool.join()
 
 
-class _PlannedReader(PetastormReader):  # type: ignore[misc]
-    def __init__(
-        self,
-        wanted: Sequence[Wanted],
-        decoder: Decoder,
-        gate: Gate,
-        done: "SimpleQueue[Part | BaseException]",
-        threads: int,
-    ) -> None:
-        self._wanted = {(str(group.path), group.index): group for group in wanted}
-        columns = ["patient_id", *(name for name in decoder.columns if name != TILE_INDEX)]
-
-        class Worker(_Worker):
-            """Knows what this epoch is about."""
-
-            epoch = (self._wanted, decoder, gate, done)
-
-        super().__init__(
-            _Files(),
-            [str(path) for path in dict.fromkeys(group.path for group in wanted)],
-            schema_fields=[f"^{name}$" for name in columns],
-            shuffle_row_groups=False,
-            reader_pool=_Pool(threads),
-            num_epochs=1,
-            worker_class=Worker,
-            is_batched_reader=True,
-        )
-
-    def _filter_row_groups(self, dataset: Any, row_groups: Sequence[Any], *rest: Any) -> tuple[list[int], None]:
-        """Which row groups are read, in which order."""
-        number = {(piece.path, piece.row_group): i for i, piece in enumerate(row_groups)}
-        return [number[group] for group in self._wanted], None
+def _next_part(pool: ThreadPool) -> Any:
+    try:
+        return pool.get_results()
+    except EmptyResultError:  # petastorm may look between the last row group but one's end and the last one's begin
+        return pool.get_results()
 
 
-class _Worker(ArrowReaderWorker):  # type: ignore[misc]
-    """Decodes the rows that it read as they are in Arrow."""
+class _BagsOfRowGroups(CacheBase):  # type: ignore[misc]
+    """What petastorm asks for a row group; in place of a cache's entry it gets the bags of what was read."""
 
-    epoch: tuple[dict[tuple[str, int], Wanted], Decoder, Gate, "SimpleQueue[Part | BaseException]"]
+    def __init__(self, wanted: Sequence[Wanted], decoder: Decoder, gate: Gate) -> None:
+        self._wanted, self._decoder, self._gate = wanted, decoder, gate
 
-    def _load_rows(self, pq_file: Any, piece: Any, shuffle_row_drop_range: Any) -> list[Any]:
-        wanted, decoder, gate, done = self.epoch
-        table = super()._load_rows(pq_file, piece, shuffle_row_drop_range)
-        group = wanted[piece.path, piece.row_group]
-        if TILE_INDEX in decoder.columns:  # a list of structs: petastorm has no type for it
-            index = pq_file.read_row_group(piece.row_group, columns=[TILE_INDEX], use_threads=False)
-            table = table.append_column(TILE_INDEX, index[TILE_INDEX])
+    def get(self, key: str, fill_cache_func: Callable[[], pa.Table]) -> Part | Exception:
+        """Returns the bags of a row group, or the error: petastorm would print one that is raised."""
+        group = self._wanted[int(key.rpartition(":")[2])]
         try:
-            part = decoded(table, group, decoder)
-        except Exception as error:  # by our queue: petastorm would print it before it is raised
-            done.put(error)
-            return []
-        if not gate.wait(group.position):
-            done.put(Closed())
-            raise WorkerTerminationRequested
-        done.put(part)
-        return []  # to petastorm, a row group without a row
+            self._gate.wait(group.position)
+            table = fill_cache_func()
+            if TILE_INDEX in self._decoder.columns:  # a list of structs: petastorm has no type for it
+                with pq.ParquetFile(group.path, memory_map=True) as parquet:
+                    index = parquet.read_row_group(group.index, columns=[TILE_INDEX], use_threads=False)
+                table = table.append_column(TILE_INDEX, index[TILE_INDEX])
+            return decoded(table, group, self._decoder)
+        except Exception as error:
+            self._gate.close(error)
+            return error
 
 
-class _Files(LocalFileSystem):  # type: ignore[misc]
-    """Maps files into memory: by Python's files each byte would be copied twice, with the interpreter held."""
+class _MappedFiles(LocalFileSystem):  # type: ignore[misc]
+    """Maps files into memory: through Python's files, each byte would be copied twice, with the interpreter held."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self._gate = gate
 
     def open(self, path: str, mode: str = "rb") -> Any:
-        """For reading."""
-        return pa.memory_map(path, "r")
-
-
-class _Pool(ThreadPool):  # type: ignore[misc]
-    """Ends when it is stopped, and not before its last row group: petastorm's own asks whether all that was begun is done
-    before it asks whether all was begun, and between the two the last may be.
-    """
-
-    def get_results(self) -> Any:
-        while not self._stop_event.is_set():
-            all_begun = self._ventilator.completed()
-            if all_begun and self._results_queue.empty() and self._ventilated_items == self._ventilated_items_processed:
-                break
-            try:
-                result = self._results_queue.get(timeout=_POLL_S)
-            except Empty:
-                continue
-            if isinstance(result, Exception):
-                raise result
-            if isinstance(result, VentilatedItemProcessedMessage):
-                self._ventilated_items_processed += 1
-                self._ventilator.processed_item()
-            else:
-                return result
-        raise EmptyResultError
+        """Opens a file to read."""
+        try:
+            return pa.memory_map(path, "r")
+        except OSError as error:  # ends the threads that wait, since petastorm joins them before it raises the error
+            self._gate.close(error)
+            raise

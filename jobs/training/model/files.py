@@ -1,20 +1,33 @@
-"""A trained model as a folder: model.safetensors (weights) and model.json (all that tells what it is and came from)."""
+"""The folder of a training run: model.safetensors and model.json of a trained model; checkpoint.pt while it trains.
 
+A checkpoint has no state of a random number generator: everything random is a function of seed, epoch and rank (see
+`jobs.training.model.fit`), so a run goes on from it as if it had not been stopped.
+"""
+
+import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from jobs.training.model.mil import BagModel, ModelSpec, build_model
 from udfs.wording import package_versions
-from udfs.wsi.store import StorageOptions, public_uri, read_bytes, redact, secrets_of, write_bytes
-from udfs.wsi.weights.checkpoint import CheckpointError, fingerprint, load_state_dict
+from udfs.wsi.store import StorageOptions, filesystem, public_uri, read_bytes, redact, secrets_of, write_bytes
+from udfs.wsi.weights.checkpoint import (
+    CheckpointError,
+    StateDict,
+    fingerprint,
+    first_sentence,
+    load_state_dict,
+    refuse_not_finite,
+)
 from udfs.wsi.weights.not_weights import reason_of
 
-WEIGHTS, CARD = "model.safetensors", "model.json"
+WEIGHTS, CARD, CHECKPOINT = "model.safetensors", "model.json", "checkpoint.pt"
 _FORMAT = 1  # of model.json; raise it when a reader of the old one would misread the new
 _PACKAGES = ("slidelake", "torch", "scikit-learn", "numpy", "pyarrow", "petastorm", "deltalake")
 
@@ -25,7 +38,7 @@ class ModelError(Exception):
 
 @dataclass(frozen=True)
 class SplitCard:
-    """Who was in a split: enough to tell whether a table still gives the same patients."""
+    """Who was in a split: enough to tell whether a table still has the same patients."""
 
     n: int
     n_by_class: dict[str, int]
@@ -34,63 +47,44 @@ class SplitCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What model.json holds.
+    """The content of model.json."""
 
-    Attributes:
-        model_id: the run that trained it (run_id).
-        spec: kind and sizes; ``spec.classes`` is the label mapping: class k is ``classes[k]``.
-        columns: of table patients that make up a row of a bag, side by side.
-        prior: share of each class among the patients trained on, in the order of the classes.
-        table_uri: of table patients, without secrets.
-        table_version: the Delta version trained on.
-        feature_settings: what the features of those patients were made with (settings, hashes of weights, code versions),
-            from table runs: one, unless runs with different settings made them; none where table runs tells nothing.
-        splits_version: of table splits, where a fold is validated on; else None.
-        splits: train, validation and test.
-        seed: of everything random.
-        training: the settings of the section training.
-        device: cpu; or cuda and, once trained, the kind of GPU that the first process had.
-        processes: that trained it together.
-        threads: of torch on the CPU, in each; another number adds up floats in another order.
-        versions: of packages.
-        history: a mapping an epoch: epoch, train_loss, and what was measured on validation.
-        best_epoch: whose weights these are.
-    """
-
-    model_id: str
-    spec: ModelSpec
-    columns: tuple[str, ...]
-    prior: tuple[float, ...]
-    table_uri: str
-    table_version: int
+    model_id: str  # the run that trained it (run_id)
+    spec: ModelSpec  # kind and sizes; class k is ``spec.classes[k]``
+    columns: tuple[str, ...]  # of table patients that make up a row of a bag, side by side
+    prior: tuple[float, ...]  # share of each class among the patients trained on, in the order of the classes
+    table_uri: str  # of table patients, without secrets
+    table_version: int  # the Delta version trained on
+    # Settings, hashes of weights and code versions of the patients' features, from table runs: one, unless runs with different
+    # settings made them; none if table runs has none.
     feature_settings: tuple[dict[str, Any], ...]
-    splits: dict[str, SplitCard]
-    seed: int
-    training: dict[str, Any]
-    device: str = "cpu"
-    processes: int = 1
-    threads: int = 1
-    splits_version: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    history: tuple[dict[str, float], ...] = ()
-    best_epoch: int | None = None
-    weights_hash: str = ""  # of the weights beside it, filled in by `save_model`
+    splits: dict[str, SplitCard]  # train, validation and test
+    seed: int  # of everything random
+    training: dict[str, Any]  # settings of section training
+    device: str = "cpu"  # or cuda and, once trained, the kind of GPU of the first process
+    processes: int = 1  # that trained together
+    threads: int = 1  # of torch on the CPU, per process; another number adds up floats in another order
+    splits_version: int | None = None  # of table splits, if a fold is validated on
+    versions: dict[str, str] = field(default_factory=dict)  # of packages
+    history: tuple[dict[str, float], ...] = ()  # per epoch: epoch, train_loss, and the figures on validation
+    best_epoch: int | None = None  # whose weights these are
+    weights_hash: str = ""  # of the weights beside the card, filled in by `save_model`
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The label mapping: class k is ``classes[k]``."""
+        """The labels: class k is ``classes[k]``."""
         return self.spec.classes
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        history = [  # JSON has no NaN, which a figure is where a class is missing
+        """Returns plain values."""
+        history = [  # JSON has no NaN, the figure of a missing class
             {name: value if math.isfinite(value) else None for name, value in epoch.items()} for epoch in self.history
         ]
         return asdict(self) | {"format": _FORMAT, "classes": list(self.classes), "history": history}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelCard":
-        """From what `to_json` gave.
+        """Returns the card of `to_json`.
 
         Raises:
             ValueError: a later version of slidelake wrote it.
@@ -98,7 +92,8 @@ class ModelCard:
         if values.get("format") != _FORMAT:
             raise ValueError(f"format {values.get('format')!r}, this version of slidelake reads {_FORMAT}")
         plain = {key: value for key, value in values.items() if key not in ("format", "classes")}
-        plain["spec"] = ModelSpec.from_json(plain["spec"])
+        tuples = {name: tuple(plain["spec"][name]) for name in ("classes", "centers")}
+        plain["spec"] = ModelSpec(**plain["spec"] | tuples)
         plain["splits"] = {name: SplitCard(**split) for name, split in plain["splits"].items()}
         for name in ("columns", "prior", "feature_settings"):
             plain[name] = tuple(plain[name])
@@ -109,39 +104,37 @@ class ModelCard:
 
 
 def model_versions() -> dict[str, str]:
-    """Of Python and of what shapes a model."""
+    """Returns the versions of Python and of the packages that shape a model."""
     return package_versions(_PACKAGES)
 
 
 def save_model(
     folder: str, model: BagModel, card: ModelCard, storage_options: StorageOptions | None = None
 ) -> ModelCard:
-    """Write a model to a folder, any fsspec URI. model.json comes last: a folder that has one is whole.
+    """Writes a model to a folder, any fsspec URI. model.json comes last: a folder that has one is whole.
 
     Returns:
         The card as written, with the hash of the weights.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    card = ModelCard(**(vars(card) | {"weights_hash": fingerprint(state), "spec": model.spec}))
-    write_bytes(f"{folder.rstrip('/')}/{WEIGHTS}", safetensors.torch.save(state), storage_options)
-    text = json.dumps(card.to_json(), indent=2)
-    write_bytes(f"{folder.rstrip('/')}/{CARD}", text.encode(), storage_options)
+    card = replace(card, weights_hash=fingerprint(state), spec=model.spec)
+    write_bytes(_file(folder, WEIGHTS), safetensors.torch.save(state), storage_options)
+    write_bytes(_file(folder, CARD), json.dumps(card.to_json(), indent=2).encode(), storage_options)
     return card
 
 
 def load_card(folder: str, storage_options: StorageOptions | None = None) -> ModelCard:
-    """model.json of a folder.
+    """Returns model.json of a folder.
 
     Raises:
-        ModelError: there is none, or it can't be read.
+        ModelError: the file is missing, or can't be read.
     """
-    uri = f"{folder.rstrip('/')}/{CARD}"
+    uri = _file(folder, CARD)
     try:
         data = read_bytes(uri, storage_options)
         if not data.lstrip().startswith(b"{") and (reason := reason_of(data)):
             raise ModelError(f"{public_uri(uri)} {reason}")
-        values = json.loads(data)
-        return ModelCard.from_json(values)
+        return ModelCard.from_json(json.loads(data))
     except FileNotFoundError:
         raise ModelError(
             f"no {CARD} in {public_uri(folder)}: give the folder of a finished training run, MODELS/RUN_ID"
@@ -158,14 +151,14 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
 def load_model(
     folder: str, storage_options: StorageOptions | None = None, device: str = "cpu"
 ) -> tuple[BagModel, ModelCard]:
-    """A model as `save_model` wrote it, in evaluation mode, and its card.
+    """Returns a model as `save_model` wrote it, in evaluation mode, and its card.
 
     Raises:
         ModelError: a file is missing or damaged, or weights and card are not of one model.
     """
     card = load_card(folder, storage_options)
     try:
-        state = load_state_dict(f"{folder.rstrip('/')}/{WEIGHTS}", storage_options)
+        state = load_state_dict(_file(folder, WEIGHTS), storage_options)
     except CheckpointError as error:
         raise ModelError(str(error)) from None
     if fingerprint(state) != card.weights_hash:
@@ -173,3 +166,75 @@ def load_model(
     model = build_model(card.spec)
     model.load_state_dict(state)
     return model.eval().to(device), card
+
+
+@dataclass
+class TrainingState:
+    """The state of a run between two epochs."""
+
+    card: dict[str, Any]  # the model card as plain values, without results
+    model: StateDict  # weights now
+    optimizer: dict[str, Any] = field(default_factory=dict)  # {} before the first epoch
+    epoch: int = 0  # the next one
+    best_epoch: int | None = None  # with the lowest loss on validation so far, None before the first
+    best_loss: float = float("inf")  # on validation, of that epoch
+    best_model: StateDict = field(default_factory=dict)  # weights of that epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # figures of the finished epochs
+
+
+def save_checkpoint(folder: str, state: TrainingState, storage_options: StorageOptions | None = None) -> None:
+    """Writes the state in place of the one before."""
+    buffer = io.BytesIO()
+    torch.save(vars(state), buffer)
+    write_bytes(_file(folder, CHECKPOINT), buffer.getvalue(), storage_options)
+
+
+def has_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> bool:
+    """Returns whether the folder has a checkpoint."""
+    fs, path = filesystem(_file(folder, CHECKPOINT), storage_options)
+    return bool(fs.exists(path))
+
+
+def remove_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> None:
+    """Removes the checkpoint, if there is one."""
+    fs, path = filesystem(_file(folder, CHECKPOINT), storage_options)
+    if fs.exists(path):
+        fs.rm(path)
+
+
+def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> TrainingState:
+    """Returns the state that was written last, on the CPU.
+
+    Raises:
+        ModelError: the file is missing, can't be read, or has weights that are not finite.
+    """
+    uri = _file(folder, CHECKPOINT)
+    name = public_uri(uri)
+    try:
+        data = read_bytes(uri, storage_options)
+    except FileNotFoundError:
+        raise ModelError(
+            f"no {CHECKPOINT} in {public_uri(folder)}: a run that is finished has none, nor has one that ended before its first "
+            "epoch did"
+        ) from None
+    if reason := reason_of(data):
+        raise ModelError(f"{name} {reason}")
+    try:
+        state = TrainingState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise ModelError(f"{name} is no checkpoint of this version of slidelake ({first_sentence(error)})") from None
+    moments = {
+        f"optimizer.{number}.{key}": value
+        for number, values in state.optimizer.get("state", {}).items()
+        for key, value in values.items()
+    }
+    try:
+        for tensors in (state.model, state.best_model, moments):
+            refuse_not_finite(tensors, name)
+    except CheckpointError as error:
+        raise ModelError(str(error)) from None
+    return state
+
+
+def _file(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"

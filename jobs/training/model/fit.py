@@ -1,8 +1,8 @@
-"""Fitting a bag model by gradient descent, one process or several, the same to the last bit each time under a seed.
+"""Fitting a bag model by gradient descent, in one process or several; a seed gives the same weights to the last bit.
 
-Everything random is drawn anew each epoch from seed, epoch and rank: the order of patients and the tiles sampled (by the
-feed), dropout (here). So an epoch depends on the weights before it and on nothing else, and a run that was killed goes on
-from its last checkpoint as if nothing had been.
+Everything random is drawn anew each epoch from seed, epoch and rank: the order of patients and the sampled tiles (by the
+feed), dropout (here). So an epoch depends only on the weights before it, and a killed run goes on from its last checkpoint as
+if it had not been killed.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.training.model.checkpoints import TrainingState
-from jobs.training.model.metrics import measure
+from jobs.training.model.files import TrainingState
+from jobs.training.model.metrics import metric_values
 from jobs.training.model.mil import BagModel
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """What is needed of `jobs.training.feed.feed.Feed`."""
 
     def epoch(self, number: int, first_step: int = 0) -> Any:
@@ -50,24 +50,29 @@ class Predictions:
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]  # [n, c]
 
+    def figures(self, split: str) -> dict[str, float]:
+        """Returns every metric, named SPLIT_METRIC."""
+        values = metric_values(self.labels, self.probabilities)
+        return {f"{split}_{name}": value for name, value in values.items()}
+
 
 class CountError(Exception):
     """An epoch did not hold every patient exactly once."""
 
 
 def class_weights(counts: Sequence[int], how: Literal["balanced", "none"]) -> torch.Tensor:
-    """float32 [c]: balanced gives every class the same say, n / (c * n_k); a class without patients counts for nothing."""
+    """Returns float32 [c]: balanced weighs all classes the same, n / (c * n_k), and a class without patients 0."""
     if how == "none":
         return torch.ones(len(counts))
     sizes = torch.tensor(counts, dtype=torch.float32)
     return torch.where(sizes > 0, sizes.sum() / (len(counts) * sizes.clamp(min=1)), torch.zeros(()))
 
 
-def fit(
+def fit_model(
     model: BagModel,
     state: TrainingState,
-    train: Feed,
-    validation: Feed | None,
+    train: BatchSource,
+    validation: BatchSource | None,
     patients: Sequence[str],
     weights: torch.Tensor,
     settings: FitSettings,
@@ -75,25 +80,25 @@ def fit(
     after_epoch: Callable[[TrainingState], None],
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train until the loss on validation has not gone down for `patience` epochs, or for all of them.
+    """Trains until the loss on validation has not gone down for `patience` epochs, or for all epochs.
 
-    The loss watched is the log loss, or where classes are weighted the one that weighs them the same. With several
-    processes each calls this with its own shard of the feeds.
+    The watched loss is the log loss; with balanced classes, the log loss that weighs all classes the same. With several
+    processes, each calls this with its own shard of the feeds.
 
     Args:
-        model: with the weights of `state`; ends with those of the best epoch.
-        state: where to begin; ends as where training stopped.
+        model: gets the weights of `state`, and last those of the best epoch.
+        state: the first state; updated in place.
         train: feed of this process.
-        validation: likewise; None trains all epochs and takes the last.
-        patients: all that an epoch must hold, over all processes.
+        validation: feed of this process; None trains all epochs and takes the last.
+        patients: that every epoch must have, over all processes.
         weights: of classes, see `class_weights`.
-        settings: how.
+        settings: how to fit.
         after_epoch: called after each epoch with the state, to write it down.
         after_step: called after each step, to show progress.
 
     Raises:
-        CountError: an epoch lacked a patient or held one twice.
-        FloatingPointError: the loss is no number any more.
+        CountError: an epoch lacked a patient or had one twice.
+        FloatingPointError: the loss is NaN or infinite.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     model.load_state_dict(state.model)
@@ -108,10 +113,8 @@ def fit(
         figures = {"epoch": float(epoch), "train_loss": loss, "train_patients": float(len(patients))}
         watched = loss
         if validation is not None:
-            found = predict(model, validation)
-            measured = measure(found.labels, found.probabilities)
-            figures |= {f"validation_{name}": value for name, value in measured.items()}
-            watched = measured["log_loss" if settings.class_weights == "none" else "weighted_log_loss"]
+            figures |= predict_feed(model, validation).figures("validation")
+            watched = figures[f"validation_{'' if settings.class_weights == 'none' else 'weighted_'}log_loss"]
             _refuse_no_number(watched, "the loss on validation", epoch)
         state.model = _copied(model.state_dict())
         state.optimizer = optimizer.state_dict()
@@ -130,13 +133,13 @@ def _is_enough(state: TrainingState, settings: FitSettings, watched: bool) -> bo
 def _train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    feed: Feed,
+    feed: BatchSource,
     epoch: int,
     patients: Sequence[str],
     weights: torch.Tensor,
     after_step: Callable[[], None],
 ) -> float:
-    """One pass; returns the mean loss of a patient."""
+    """Trains for one epoch; returns the mean loss per patient."""
     network.train()
     total = torch.zeros(2, dtype=torch.float64, device=weights.device)  # loss, patients
     seen: list[str] = []
@@ -145,8 +148,8 @@ def _train_epoch(
             logits, _ = network(bags)
         label = bags.label.to(weights.device)
         losses = cross_entropy(logits.float(), label, reduction="none")
-        # Divided by the number of patients, not by the sum of their weights, which would take the weight out again of a
-        # batch of one, and most of it of a small one.
+        # Divided by the number of patients, not by the sum of their weights, which would cancel the weight in a batch of one,
+        # and most of it in a small one.
         counted = ~bags.repeated.to(weights.device)
         loss = (losses * weights[label] * counted).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -164,7 +167,7 @@ def _train_epoch(
 
 
 def _refuse_no_number(value: float, what: str, epoch: int) -> None:
-    """Raise FloatingPointError for NaN and infinity: no epoch is the best by such a loss."""
+    """Raises FloatingPointError for NaN and infinity: no epoch is the best by such a loss."""
     if not np.isfinite(value):
         raise FloatingPointError(
             f"{what} is {value} in epoch {epoch}: lower training.learning_rate, or look for numbers in the bags that are "
@@ -181,8 +184,8 @@ def _check_count(seen: Sequence[str], patients: Sequence[str], epoch: int) -> No
         )
 
 
-def predict(model: BagModel, feed: Feed) -> Predictions:
-    """Probabilities of every patient of a feed; with several processes, of all their shards, in each of them."""
+def predict_feed(model: BagModel, feed: BatchSource) -> Predictions:
+    """Returns the probabilities of every patient of a feed; with several processes, of all their shards, in each of them."""
     found: dict[str, tuple[str, int, list[float]]] = {}
     for bags in feed.epoch(0):
         probabilities, _ = model.predict(bags)
@@ -200,7 +203,7 @@ def predict(model: BagModel, feed: Feed) -> Predictions:
 
 
 def _gathered(value: Any) -> list[Any]:
-    """What every process holds, in all of them."""
+    """Returns the values of all processes, in each of them."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()

@@ -13,19 +13,13 @@ from jobs.training.feed.bags import Bags
 from jobs.training.model.metrics import log_loss, weighted_log_loss
 from jobs.training.model.mil import LogisticModel
 
-STRENGTHS = (
-    1e-4,
-    1e-3,
-    1e-2,
-    1e-1,
-    1.0,
-)  # scikit-learn's C, inverse of the penalty; more columns than patients want little
+STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # scikit-learn's C, inverse of the penalty: low for more columns than patients
 
 Vectors = tuple[NDArray[np.float64], NDArray[np.int64]]  # [n, width], labels [n]
 
 
 def collect(model: LogisticModel, batches: Iterable[Bags]) -> Vectors:
-    """Patient vectors and labels, ordered by patient_id, so that the order of the batches has no say."""
+    """Returns patient vectors and labels, ordered by patient_id, whatever the order of the batches."""
     rows = {}
     for bags in batches:
         for patient, label, vector in zip(bags.patient_id, bags.label.tolist(), model.vectors(bags).cpu(), strict=True):
@@ -37,10 +31,10 @@ def collect(model: LogisticModel, batches: Iterable[Bags]) -> Vectors:
 def fit_logistic(
     model: LogisticModel, train: Vectors, validation: Vectors | None, class_weights: Literal["balanced", "none"]
 ) -> tuple[float, float]:
-    """Fit the model in place, the strength of its penalty chosen by the loss on validation.
+    """Fits the model in place, the strength of its penalty chosen by the loss on validation.
 
     Returns:
-        That strength (scikit-learn's C), and the mean loss of a patient of train.
+        The strength (scikit-learn's C), and the mean loss of a patient of train.
     """
     scaler = StandardScaler().fit(train[0])
     watched = log_loss if class_weights == "none" else weighted_log_loss
@@ -65,14 +59,14 @@ def fit_logistic(
 
 
 def _all_classes(fitted: LogisticRegression, x: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
-    """Probabilities with a column for classes that train had no patient of, too."""
+    """Returns probabilities with a column for all classes, also for those without a patient in train."""
     probabilities = np.zeros((len(x), classes))
     probabilities[:, fitted.classes_] = fitted.predict_proba(x)
     return probabilities
 
 
 def _take(model: LogisticModel, scaler: StandardScaler, fitted: LogisticRegression) -> None:
-    """Copy the numbers. Two classes have one row of coefficients, the logit of the second; the first has logit 0."""
+    """Copies the numbers. Two classes have one row of coefficients, the logit of the second; the first has logit 0."""
     weight = torch.zeros_like(model.weight)
     bias = torch.full_like(model.bias, -1e9)  # a class never seen has no chance
     rows, offsets = fitted.coef_, fitted.intercept_
@@ -80,11 +74,5 @@ def _take(model: LogisticModel, scaler: StandardScaler, fitted: LogisticRegressi
         rows, offsets = np.concatenate([0 * rows, rows]), np.concatenate([0 * offsets, offsets])
     for k, row, offset in zip(fitted.classes_, rows, offsets, strict=True):
         weight[k], bias[k] = torch.from_numpy(row), float(offset)
-    model.load_state_dict(
-        {
-            "mean": torch.from_numpy(scaler.mean_),
-            "scale": torch.from_numpy(scaler.scale_),
-            "weight": weight,
-            "bias": bias,
-        }
-    )
+    mean, scale = torch.from_numpy(scaler.mean_), torch.from_numpy(scaler.scale_)
+    model.load_state_dict({"mean": mean, "scale": scale, "weight": weight, "bias": bias})

@@ -1,11 +1,11 @@
-"""Models that turn a bag of tiles into a probability a class: gated attention, and two floors to hold it against.
+"""Models that turn a bag of tiles into one probability per class: gated attention, and two simpler ones to compare it with.
 
 Axes: b patients, n tiles of all of them one after the other, d columns of an embedding, h hidden, c classes.
 """
 
 import itertools
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -18,50 +18,32 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model is made of; with its weights, all that is needed to make it again.
+    """Kind and sizes of a model; with its weights, all that is needed to build it again.
 
-    Attributes:
-        kind: attention: Ilse et al. 2018, equation 9; mean: the same network, but every tile counts the same; logistic:
-            logistic regression on the mean tile.
-        dim: columns of the bags.
-        classes: of the labels, in the order of the logits.
-        hidden: width of a tile after the first layer (attention, mean).
-        attention: width of the attention network (attention).
-        dropout: share of hidden values and of patient-level inputs left out while training (attention, mean).
-        histogram_bins: of the colour histogram where the model takes it, else 0.
-        centers: that the model knows where it takes the centre, else empty. Another centre is none of them: all zeros.
+    Kinds: attention is Ilse et al. 2018, equation 9; mean the same network with equal weights for all tiles; logistic is
+    logistic regression on the mean tile.
     """
 
     kind: Kind
-    dim: int
-    classes: tuple[str, ...]
-    hidden: int = 256
-    attention: int = 128
-    dropout: float = 0.25
-    histogram_bins: int = 0
-    centers: tuple[str, ...] = ()
+    dim: int  # columns of the bags
+    classes: tuple[str, ...]  # labels, in the order of the logits
+    hidden: int = 256  # width of a tile after the first layer (attention, mean)
+    attention: int = 128  # width of the attention network (attention)
+    dropout: float = 0.25  # share of hidden values and patient-level inputs left out in training (attention, mean)
+    histogram_bins: int = 0  # of the colour histogram, if the model takes it
+    centers: tuple[str, ...] = ()  # known centres, if the model takes the centre; another centre is all zeros
 
     @property
     def extra(self) -> int:
         """Patient-level inputs beside the bag."""
         return self.histogram_bins + len(self.centers)
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ModelSpec":
-        """From what `to_json` gave."""
-        tuples = {name: tuple(values[name]) for name in ("classes", "centers")}
-        return cls(**(values | tuples))
-
 
 class BagModel(nn.Module):
-    """What all kinds share: `forward` on packed bags, and probabilities.
+    """The base of all kinds: `forward` on packed bags, and probabilities.
 
-    `forward` takes `Bags` as they come from the feed, on whatever device, and gives (logits [b, c], attention [n]): the
-    weights with which tiles went into their patient's vector. Those of a patient sum to 1.
+    `forward` takes `Bags` of the feed, on any device, and returns (logits [b, c], attention [n]). Attention is the weight of
+    each tile in its patient's vector; the weights of a patient sum to 1.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -71,13 +53,13 @@ class BagModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = next(iter(self.state_dict().values())).device
         return device
 
     @torch.inference_mode()
     def predict(self, bags: Bags) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities float32 [b, c] and attention float32 [n], on the CPU; no dropout."""
+        """Returns probabilities float32 [b, c] and attention float32 [n], on the CPU; no dropout."""
         training = self.training
         self.eval()
         try:
@@ -87,10 +69,10 @@ class BagModel(nn.Module):
         return torch.softmax(logits.float(), 1).cpu(), attention.float().cpu()
 
     def _extra(self, bags: Bags) -> torch.Tensor:
-        """Patient-level inputs, float32 [b, extra]: the histogram's square roots, then one-hot centre.
+        """Returns patient-level inputs, float32 [b, extra]: the histogram's square roots, then one-hot centre.
 
-        Most of the 4096 colours of a slide are rare: of a share's square root (Hellinger's transform) they are not all zero
-        beside the few that are common.
+        Most of the 4096 colours of a slide are rare. By the square root of their shares (Hellinger's transform) they are not
+        all zero beside the few common ones.
         """
         parts = []
         if self.spec.histogram_bins:
@@ -129,7 +111,7 @@ class AttentionMIL(BagModel):
             scores = self.score(torch.tanh(self.value(hidden)) * torch.sigmoid(self.gate(hidden)))[:, 0].float()
         else:
             scores = torch.zeros(len(hidden), device=self.device)
-        # A bag at a time: no padding, no scatter, whose sums of floats differ from run to run on a GPU.
+        # One bag at a time: no padding, and no scatter, whose sums of floats differ from run to run on a GPU.
         spans = list(itertools.pairwise(bounds))
         attention = torch.cat([torch.softmax(scores[start:end], 0) for start, end in spans])
         pooled = torch.stack([attention[start:end].to(hidden.dtype) @ hidden[start:end] for start, end in spans])
@@ -141,7 +123,7 @@ class AttentionMIL(BagModel):
 class LogisticModel(BagModel):
     """Logistic regression on patient vectors: the mean tile, the histogram, the centre, each column standardised.
 
-    Its numbers come from scikit-learn (`jobs.training.model.logistic`); here they only predict, as any other model does.
+    scikit-learn fits its numbers (`jobs.training.model.logistic`); here they only predict.
     """
 
     mean: torch.Tensor
@@ -158,7 +140,7 @@ class LogisticModel(BagModel):
         self.register_buffer("bias", torch.zeros(classes, dtype=torch.float64))
 
     def vectors(self, bags: Bags) -> torch.Tensor:
-        """Patient vectors as scikit-learn gets them, float64 [b, dim + extra]."""
+        """Returns the patient vectors for scikit-learn, float64 [b, dim + extra]."""
         means = torch.stack([bag.to(self.device, torch.float64).mean(0) for bag in bags.split()])
         return torch.cat([means, self._extra(bags).double()], 1)
 
@@ -170,5 +152,5 @@ class LogisticModel(BagModel):
 
 
 def build_model(spec: ModelSpec) -> BagModel:
-    """A model of that kind with fresh weights, from torch's random numbers."""
+    """Returns a model with fresh weights, from torch's random numbers."""
     return LogisticModel(spec) if spec.kind == "logistic" else AttentionMIL(spec)

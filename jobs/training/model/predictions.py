@@ -1,4 +1,4 @@
-"""Probabilities of patients who have no label yet, a bag at a time; and the CSV that tells them."""
+"""Probabilities of new patients, one bag at a time; their rows of table predictions and their CSV."""
 
 import csv
 import io
@@ -11,50 +11,50 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.training.feed import Feed
-from jobs.training.feed.decoding import tile_index
+from jobs.training.feed.bags import tile_index
 from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 
 _NO_CORNERS = np.zeros(0, np.int32), np.zeros(0, np.int32)
-# Columns of CSVs that have one column per class too: of the job predict, and of train for validation and test.
+# Columns of CSVs that also have one column per class: of job predict, and of train for validation and test.
 SUBMISSION_COLUMNS = ("patient_id", "from_prior")
 HELD_OUT_COLUMNS = ("patient_id", "split", "center_id", "label")
-VERSION = 2  # raise it when the same model and bag begin to give other rows
+VERSION = 2  # raise it when the same model and bag give other rows
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A patient; n tiles, c classes."""
+    """The prediction of a patient; n tiles, c classes."""
 
     patient_id: str
     probabilities: NDArray[np.float64]  # [c], in the order of the model's classes; they sum to 1
     attention: NDArray[np.float32]  # [n], sums to 1
-    tiles: NDArray[Any]  # structured (image_id, x_px, y_px) [n]: whose attention that is; level-0 pixels
+    tiles: NDArray[Any]  # structured (image_id, x_px, y_px) [n]: places of the attention, level-0 pixels
 
 
 def predict_each(model: BagModel, feed: Feed) -> Iterator[Prediction]:
-    """The patients of a feed of batches of 1 with column tile_index; one bag is in memory beside those that the feed holds."""
+    """Yields the patients of a feed of batches of 1 with column tile_index; one bag is in memory beside the feed's own."""
     for bags in feed.epoch(0):
         probabilities, attention = model.predict(bags)
         [patient_id], tiles = bags.patient_id, bags.tile_index
         if tiles is None:
             raise ValueError("attention belongs to tiles: ask the feed for column tile_index")
-        exact = probabilities[0].double().numpy()  # of float32, which sum to 1 but for the 7th digit
+        exact = probabilities[0].double().numpy()  # the sum of float32 is 1 to 7 digits
         yield Prediction(patient_id, exact / exact.sum(), attention.numpy(), tiles[0])
 
 
 def prior_prediction(patient_id: str, prior: Sequence[float]) -> Prediction:
-    """Of a patient without a bag: the classes' shares among the patients trained on."""
+    """Returns the prediction of a patient without a bag: the classes' shares among the patients trained on."""
     shares = np.array(prior, np.float64)
     return Prediction(patient_id, shares / shares.sum(), np.zeros(0, np.float32), tile_index([], *_NO_CORNERS))
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What a prediction rests on."""
+    """The input of a prediction."""
 
     params_hash: str  # of all of it
-    n_tiles: int  # of the patient's bag; 0: there is none
+    n_tiles: int  # of the patient's bag; 0: no bag
     n_images_failed: int  # slides of the patient that the bag lacks because they failed
     n_images_without_tiles: int  # slides of the patient that were read and have no tile
 
@@ -62,39 +62,39 @@ class Basis:
 def as_table(
     predictions: Sequence[Prediction], bases: Mapping[str, Basis], classes: Sequence[str], model_id: str, run_id: str
 ) -> pa.Table:
-    """Rows of table predictions; a patient without tiles has the prior and no predicted class. `bases`: by patient_id."""
-    sizes = [len(prediction.attention) for prediction in predictions]
-    tiles = np.concatenate([prediction.tiles for prediction in predictions])
-    weights = np.concatenate([prediction.attention for prediction in predictions])
+    """Returns rows of table predictions; a patient without tiles has the prior and no predicted class. `bases`: by patient_id."""
+    sizes = [len(each.attention) for each in predictions]
+    tiles = np.concatenate([each.tiles for each in predictions])
+    weights = np.concatenate([each.attention for each in predictions])
     kind = PREDICTIONS.field("attention").type
-    columns = [tiles["image_id"], tiles["x_px"], tiles["y_px"], weights]
     fields = list(kind.value_type)
+    columns = [tiles["image_id"], tiles["x_px"], tiles["y_px"], weights]
     cells = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
     offsets = pa.array(np.cumsum([0, *sizes]), pa.int32())
+    rows = [
+        {
+            "patient_id": each.patient_id,
+            "model_id": model_id,
+            "probabilities": list(zip(classes, each.probabilities.tolist(), strict=True)),
+            "predicted_class": classes[int(each.probabilities.argmax())] if size else None,
+            "from_prior": size == 0,
+            "n_tiles": size,
+            "n_images_failed": bases[each.patient_id].n_images_failed,
+            "n_images_without_tiles": bases[each.patient_id].n_images_without_tiles,
+            "params_hash": bases[each.patient_id].params_hash,
+            "run_id": run_id,
+        }
+        for each, size in zip(predictions, sizes, strict=True)
+    ]
+    table = pa.Table.from_pylist(rows, PREDICTIONS)
     attention = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(cells, fields=fields)).cast(kind)
-    rows: dict[str, Any] = {
-        "patient_id": [prediction.patient_id for prediction in predictions],
-        "model_id": [model_id] * len(predictions),
-        "probabilities": [list(zip(classes, each.probabilities.tolist(), strict=True)) for each in predictions],
-        "predicted_class": [
-            classes[int(each.probabilities.argmax())] if size else None
-            for each, size in zip(predictions, sizes, strict=True)
-        ],
-        "from_prior": [size == 0 for size in sizes],
-        "n_tiles": sizes,
-        "n_images_failed": [bases[prediction.patient_id].n_images_failed for prediction in predictions],
-        "n_images_without_tiles": [bases[prediction.patient_id].n_images_without_tiles for prediction in predictions],
-        "params_hash": [bases[prediction.patient_id].params_hash for prediction in predictions],
-        "run_id": [run_id] * len(predictions),
-    }
-    arrays = [attention if f.name == "attention" else pa.array(rows[f.name], f.type) for f in PREDICTIONS]
-    return pa.Table.from_arrays(arrays, schema=PREDICTIONS)
+    return table.set_column(PREDICTIONS.get_field_index("attention"), PREDICTIONS.field("attention"), attention)
 
 
 def submission_csv(
     probabilities: Mapping[str, Mapping[str, float]], classes: Sequence[str], from_prior: Collection[str]
 ) -> bytes:
-    """``patient_id,CE,LAA,from_prior``: one row per patient, sorted; each row's numbers sum to 1 within 1e-12.
+    """Returns ``patient_id,CE,LAA,from_prior``: one row per patient, sorted; each row's numbers sum to 1 within 1e-12.
 
     `from_prior`: the patients without a bag. The model did not see them; they have true in that column, others false.
     """

@@ -1,8 +1,8 @@
-"""Patches of pixels on the fly, for people who train on pixels: read where the slides are, never stored on the way.
+"""Patches of pixels for people who train on pixels: read from the slides during training, never stored for long.
 
-Words: a *patch* is a square that the trainer sees, `patch_px` a side; a *unit* is some neighbouring patches of one slide that
-are read together, so that a block of the file is decoded once for all of them; a *window* is a file of patches that Spark's
-executors read ahead of the trainer.
+A *patch* is a square of `patch_px` x `patch_px` pixels that the trainer sees. A *unit* is a group of neighbouring patches of
+one slide that are read together, so that a block of the file is decoded once for all of them. A *window* is a file of
+patches that Spark's executors read ahead of the trainer.
 
     from jobs.training.patches.loader import PatchLoader
     from jobs.training.patches.from_tables import patches_of_tables
@@ -13,6 +13,5 @@ executors read ahead of the trainer.
         for batch in loader.epoch(epoch):
             step(batch.pixels, batch.label)  # uint8 [b, 256, 256, 3], int64 [b]
 
-No table is made again for another `patch_px` or `mpp`: both are settings of the trainer. Nothing is imported here, for executors
-read windows without petastorm, deltalake and torch.
+Nothing is imported here, because executors read windows without petastorm, deltalake and torch.
 """

@@ -1,12 +1,17 @@
-"""What the trainer gets: pixels with the keys of their patches."""
+"""Batches: pixels with the keys of their patches; and what all feeds of such batches share."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jobs.training.patches.meter import Meter, MeterReading
+from jobs.training.patches.order import Numbers, mixing
+from jobs.training.patches.patch_units import Skipped
 from jobs.training.patches.selection import PatchSpec
 from udfs.wording import named
 
@@ -19,43 +24,81 @@ class PatchBatch:
     image_id: list[str]
     x_px: torch.Tensor  # int64 [b], left edge, level-0 pixels
     y_px: torch.Tensor  # int64 [b], top edge
-    label: torch.Tensor  # int64 [b], index into the loader's classes; -1 where the slide has none
+    label: torch.Tensor  # int64 [b], index into the classes of the loader; -1 if the slide has no label
     patch: torch.Tensor  # int64 [b], number of the patch in the spec
 
     def __len__(self) -> int:
         return len(self.image_id)
 
 
-class Batcher:
-    """Makes batches of one spec's patches."""
+class PatchFeed:
+    """Batches of the patches of one spec, each patch once per epoch, with a meter reading per epoch."""
 
-    def __init__(self, spec: PatchSpec, classes: Sequence[str]) -> None:
-        """`classes`: the labels in the order of the model's outputs.
+    def __init__(
+        self,
+        spec: PatchSpec,
+        batch_size: int,
+        n_parallel: int,
+        classes: Sequence[str] | None,
+        meter_file: Path | None,
+        say: Callable[[str], None] | None,
+    ) -> None:
+        """Check the labels; see `PatchLoader` for the arguments.
 
         Raises:
-            ValueError: a slide has another label.
+            ValueError: a slide has a label that is none of `classes`.
         """
-        codes = {label: code for code, label in enumerate(classes)}
-        unknown = sorted({slide.label for slide in spec.slides if slide.label is not None} - codes.keys())
-        if unknown:
-            raise ValueError(
-                f"label {named(unknown[0])} is none of the classes {', '.join(map(named, classes))}: add it, or leave its "
-                "slides out"
-            )
-        self._spec = spec
-        self._codes = np.array(
-            [codes[slide.label] if slide.label is not None else -1 for slide in spec.slides], np.int64
-        )
+        self.spec, self.batch_size, self.n_parallel = spec, batch_size, n_parallel
+        self.classes = tuple(spec.classes if classes is None else classes)
+        self.readings: list[MeterReading] = []
+        self.skipped = Skipped()  # patches of the last epoch
+        self._unit_of: Numbers | None = None  # int64 [n], the unit of each patch, if it is known
+        self._meter_file, self._say = meter_file, say or (lambda text: print(f"slidelake: {text}", file=sys.stderr))
+        codes: dict[str | None, int] = {label: code for code, label in enumerate(self.classes)}
+        for slide in spec.slides:
+            if slide.label is not None and slide.label not in codes:
+                raise ValueError(
+                    f"label {named(slide.label)} is none of the classes {', '.join(map(named, self.classes))}: add it, or "
+                    "leave its slides out"
+                )
+        self._codes = np.array([codes.get(slide.label, -1) for slide in spec.slides], np.int64)
 
-    def __call__(self, patches: NDArray[np.int64], pixels: NDArray[np.uint8]) -> PatchBatch:
+    def _batch(self, patches: Numbers, pixels: NDArray[np.uint8]) -> PatchBatch:
         """`patches`: int64 [b], their numbers; `pixels`: uint8 [b, patch_px, patch_px, 3]."""
-        spec = self._spec
-        slides = spec.slide[patches]
+        slides = self.spec.slide[patches]
         return PatchBatch(
             torch.from_numpy(pixels),
-            [spec.slides[number].image_id for number in slides],
-            torch.from_numpy(spec.x_px[patches].astype(np.int64)),
-            torch.from_numpy(spec.y_px[patches].astype(np.int64)),
+            [self.spec.slides[number].image_id for number in slides],
+            torch.from_numpy(self.spec.x_px[patches].astype(np.int64)),
+            torch.from_numpy(self.spec.y_px[patches].astype(np.int64)),
             torch.from_numpy(self._codes[slides]),
             torch.from_numpy(patches),
         )
+
+    def _mixing(self, patches: Numbers) -> tuple[float, float | None]:
+        by_slide = mixing(self.spec.slide[patches].astype(np.int64), self.batch_size)
+        return by_slide, None if self._unit_of is None else mixing(self._unit_of[patches], self.batch_size)
+
+    def _deliver(
+        self, batches: Iterable[PatchBatch], n_due: int, meter: Meter, skipped: Skipped
+    ) -> Iterator[PatchBatch]:
+        """Hand out the batches of an epoch; check that `n_due` patches came once or were skipped; keep the reading."""
+        patches = [np.zeros(0, np.int64)]
+        for batch in batches:
+            patches.append(batch.patch.numpy())
+            meter.begin_step(len(batch))
+            yield batch
+            meter.end_step()
+        order = np.concatenate(patches)
+        n_distinct = len(np.unique(order))
+        if n_distinct != len(order) or len(order) + skipped.n_patches != n_due:
+            raise RuntimeError(
+                f"epoch {meter.reading.epoch}: {len(order):,} patches came, {n_distinct:,} of them once, and "
+                f"{skipped.n_patches:,} were skipped, of {n_due:,}: report it"
+            )
+        reading = meter.end(skipped.n_patches, self._mixing(order))
+        self.readings.append(reading)
+        if self._meter_file:
+            with self._meter_file.open("a") as file:
+                file.write(reading.to_json() + "\n")
+        self._say(str(reading))

@@ -2,25 +2,25 @@
 
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.training.patches.patch_units import OnBadSlide
-from jobs.training.patches.selection import PatchSpec, SlideSource
-from jobs.training.tables.table_columns import read_columns
-from jobs.training.training_errors import NoTableError
+from jobs.training.patches.patch_units import OnBadSlide, reading_of
+from jobs.training.patches.selection import PatchSpec, SlideSource, members
+from jobs.training.refusals import NoTableError
+from jobs.training.table_versions import read_columns
 from udfs.wording import some
 from udfs.wsi import SlideError
-from udfs.wsi.reading.spacing import mean_mpp, plan_reading
+from udfs.wsi.reading.spacing import mean_mpp
 from udfs.wsi.store import StorageOptions, public_uri
 
 _SLIDES = (
     *("image_id", "patient_id", "label", "uri", "width_px", "height_px", "mpp_x", "mpp_y"),
     *("level_downsamples", "file_version"),
 )
+_TILES = ("image_id", "x_px", "y_px", "tile_px", "downsample")
 
 
 def patches_of_tables(
@@ -38,86 +38,73 @@ def patches_of_tables(
 ) -> PatchSpec:
     """A grid of patches over the tissue of every good slide.
 
-    Patches lie side by side from the slide's top-left corner, whatever the size of the tiles; a patch is kept where its
-    centre lies in a row of `tiles` and it fits on the slide whole. So patches of the tiles' own size and spacing are the
-    tiles; of half their edge, the four quarters of each; and larger ones are those that are centred on tissue. Another
-    patch_px or mpp asks for no table to be made again.
+    Patches lie side by side from the slide's top-left corner, independent of the tiles. A patch is kept if its centre is in
+    a row of `tiles` and it fits on the slide. Patches of the size and spacing of the tiles are the tiles; patches of half
+    their edge are the four quarters of each tile. No table must be made again for another `patch_px` or `mpp`.
 
     Args:
         root: of the tables, as `output.root`.
         patch_px: edge of a finished patch, pixels.
-        mpp: um a pixel of a finished patch; None reads `level` as it is.
-        level: that is read where `mpp` is None.
-        patients: only theirs; None takes all.
-        split: only patients of this value (or one of these) of column `split` of table patients; None takes all.
-        versions: Delta version of each table, by its name; the newest of those that are not named.
-        uris: where a slide is now, by image_id, where the table's URI does not serve (it is without secrets).
-        on_bad_slide: "raise" ends it at a slide that can't be read at `mpp` or `level`; "skip" leaves such slides out, names
-            them on stderr, and keeps them in `PatchSpec.left_out`, so that `PatchLoader.skipped` counts them.
+        mpp: um per pixel of a finished patch; None reads `level` as it is.
+        level: that is read if `mpp` is None.
+        patients: only their slides; None takes all.
+        split: only patients with this value (or one of these) in column `split` of table patients; None takes all.
+        versions: Delta version of each table, by its name; of other tables the newest is read.
+        uris: present URI of a slide, by image_id, if the URI in the table, which is without secrets, can't be read.
+        on_bad_slide: what happens at a slide that can't be read at `mpp` or `level`. "raise" raises ValueError; "skip" leaves
+            the slide out, names it on stderr, and keeps it in `PatchSpec.left_out` and `PatchLoader.skipped`.
         storage_options: of the tables, for fsspec.
 
     Raises:
-        FeedError: a table or version that can't be read.
-        ValueError: no such table, no patch, or with on_bad_slide="raise" a slide that can't be read at `mpp` or `level`: named,
-            with the remedy.
+        FeedError: a table or version can't be read.
+        ValueError: no such table, no patch, or a slide that can't be read at `mpp` or `level`.
     """
-    slides = _read(root, "slides", _SLIDES, versions, storage_options, ("status", ["ok"]))
+
+    def read(name: str, columns: tuple[str, ...], column: str, values: Collection[str]) -> pa.Table:
+        version, where = (versions or {}).get(name), public_uri(root)
+        try:
+            return read_columns(f"{root.rstrip('/')}/{name}", columns, version, storage_options, (column, values))[1]
+        except NoTableError:
+            raise ValueError(f"no table {name} in {where}: run the slides job, or correct the folder") from None
+        except KeyError:
+            raise ValueError(f"table {name} in {where} has no column {column}: run the splits job first") from None
+
     wanted = None if patients is None else set(patients)
     if split is not None:
         names = [split] if isinstance(split, str) else sorted(split)
-        rows = _read(root, "patients", ("patient_id",), versions, storage_options, ("split", names))
-        of_split = set(rows["patient_id"].to_pylist())
+        of_split = set(read("patients", ("patient_id",), "split", names)["patient_id"].to_pylist())
         if not of_split:
             raise ValueError(
-                f"no patient of split {' or '.join(names)} in {public_uri(root)}: correct the name, or run the splits job where "
+                f"no patient of split {' or '.join(names)} in {public_uri(root)}: correct the name, or run the splits job if "
                 "no patient has a split yet"
             )
         wanted = of_split if wanted is None else wanted & of_split
-    good = [row for row in slides.to_pylist() if wanted is None or row["patient_id"] in wanted]
-    good.sort(key=lambda row: str(row["image_id"]))
-    ids = [row["image_id"] for row in good]
-    tiles = _read(
-        root,
-        "tiles",
-        ("image_id", "x_px", "y_px", "tile_px", "downsample"),
-        versions,
-        storage_options,
-        ("image_id", ids),
-    )
+    rows = read("slides", _SLIDES, "status", ["ok"]).to_pylist()
+    good = {row["image_id"]: row for row in rows if wanted is None or row["patient_id"] in wanted}
+    tiles = _tiles_by_image(read("tiles", _TILES, "image_id", list(good)))
     indexes = {
         (row["image_id"], row["file_version"]): row["index"]
-        for row in _read(
-            root, "indexes", ("image_id", "file_version", "index"), versions, storage_options, ("image_id", ids)
-        ).to_pylist()
+        for row in read("indexes", ("image_id", "file_version", "index"), "image_id", list(good)).to_pylist()
     }
-    of_image = _by_image(tiles)
     sources: list[SlideSource] = []
     numbers, corners = [], []
     left_out: dict[str, str] = {}
-    for row in good:
-        if row["image_id"] not in of_image:
-            continue
+    for image_id in sorted(good.keys() & tiles.keys()):
+        row = good[image_id]
+        slide_mpp, downsamples = mean_mpp(row["mpp_x"], row["mpp_y"]), tuple(row["level_downsamples"])
         try:
-            span = _span(row, patch_px, mpp, level)
-        except ValueError as error:
+            span_px = reading_of(patch_px, mpp, level, downsamples, slide_mpp).span_px
+        except SlideError as error:
             if on_bad_slide == "raise":
-                raise
-            left_out[row["image_id"]] = str(error)
+                raise ValueError(f"{image_id}: {error}") from None
+            left_out[image_id] = f"{image_id}: {error}"
             continue
-        grid = grid_on_tissue(*of_image[row["image_id"]], row["width_px"], row["height_px"], span)
+        grid = grid_on_tissue(*tiles[image_id], row["width_px"], row["height_px"], span_px)
         if len(grid):
             numbers.append(np.full(len(grid), len(sources), np.int32))
             corners.append(grid)
-            sources.append(
-                SlideSource(
-                    row["image_id"],
-                    (uris or {}).get(row["image_id"], row["uri"]),
-                    row["label"],
-                    mean_mpp(row["mpp_x"], row["mpp_y"]),
-                    tuple(row["level_downsamples"]),
-                    indexes.get((row["image_id"], row["file_version"])),
-                )
-            )
+            uri, index = (uris or {}).get(image_id, row["uri"]), indexes.get((image_id, row["file_version"]))
+            sources.append(SlideSource(image_id, uri, row["label"], slide_mpp, downsamples, index))
     if left_out:
         print(f"slidelake: {len(left_out)} slides left out: {some(list(left_out.values()), 3, '; ')}", file=sys.stderr)
     if not sources:
@@ -133,24 +120,23 @@ def patches_of_tables(
 def grid_on_tissue(
     tiles: NDArray[np.int64], tile_span_px: float, width_px: int, height_px: int, span_px: float
 ) -> NDArray[np.int32]:
-    """The corners of patches that lie side by side and have their centres in a tile.
+    """The corners of patches that lie side by side and have their centres in a tile. All lengths are level-0 pixels.
 
     Args:
-        tiles: int64 [n, 2] of (x, y), corners of the tiles, level-0 pixels; tiles lie side by side from (0, 0), as job slides
-            lays them.
-        tile_span_px: edge of a tile, level-0 pixels.
+        tiles: int64 [n, 2] of (x, y), corners of the tiles, which lie side by side from (0, 0), as job slides places them.
+        tile_span_px: edge of a tile.
         width_px: of the slide.
         height_px: of the slide.
-        span_px: edge of a patch, level-0 pixels.
+        span_px: edge of a patch.
 
     Returns:
-        int32 [m, 2] of (x, y), level-0 pixels, row by row.
+        int32 [m, 2] of (x, y), row by row.
     """
-    columns, rows = int(width_px / span_px), int(height_px / span_px)  # those that fit whole
+    columns, rows = int(width_px / span_px), int(height_px / span_px)  # patches that fit
     kept = np.rint(tiles / tile_span_px).astype(np.int64)
     if not columns or not rows or not len(kept):
         return np.zeros((0, 2), np.int32)
-    # a mask of the tiles, looked up at the patches' centres
+    # a mask of the tiles, looked up at the centres of the patches
     at_x = ((np.arange(columns) + 0.5) * span_px / tile_span_px).astype(np.int64)
     at_y = ((np.arange(rows) + 0.5) * span_px / tile_span_px).astype(np.int64)
     mask = np.zeros((max(at_y[-1], kept[:, 1].max()) + 1, max(at_x[-1], kept[:, 0].max()) + 1), bool)
@@ -160,56 +146,13 @@ def grid_on_tissue(
     return corners
 
 
-def _span(row: Mapping[str, Any], patch_px: int, mpp: float | None, level: int) -> float:
-    """Edge of a patch, level-0 pixels."""
-    downsamples = row["level_downsamples"]
-    if mpp is None:
-        if level >= len(downsamples):
-            raise ValueError(
-                f"{row['image_id']} has no level {level}, its last is {len(downsamples) - 1}: take mpp instead, which reads the "
-                "nearest finer level and resamples"
-            )
-        return patch_px * float(downsamples[level])
-    try:
-        return plan_reading(downsamples, patch_px, mean_mpp(row["mpp_x"], row["mpp_y"]), mpp, "mpp").span_px
-    except SlideError as error:
-        raise ValueError(f"{row['image_id']}: {error}") from None
-
-
-def _by_image(tiles: pa.Table) -> dict[str, tuple[NDArray[np.int64], float]]:
-    """By image_id: corners of the tiles, int64 [n, 2], and the edge of one in level-0 pixels."""
-    if not len(tiles):
-        return {}
+def _tiles_by_image(tiles: pa.Table) -> dict[str, tuple[NDArray[np.int64], float]]:
+    """By image_id: corners of the tiles, int64 [n, 2], and the edge of a tile in level-0 pixels."""
     ids = tiles["image_id"].combine_chunks().dictionary_encode()
-    codes = ids.indices.to_numpy()
     xy_px = np.stack([tiles["x_px"].to_numpy(), tiles["y_px"].to_numpy()], axis=1).astype(np.int64)
     spans = tiles["tile_px"].to_numpy() * tiles["downsample"].to_numpy()
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(ids.dictionary)))
-    members = np.split(order, ends[:-1])
+    rows = members(ids.indices.to_numpy(), len(ids.dictionary))
     return {
-        image_id: (xy_px[rows], float(spans[rows[0]]))
-        for image_id, rows in zip(ids.dictionary.to_pylist(), members, strict=True)
+        image_id: (xy_px[of_image], float(spans[of_image[0]]))
+        for image_id, of_image in zip(ids.dictionary.to_pylist(), rows, strict=True)
     }
-
-
-def _read(
-    root: str,
-    name: str,
-    columns: tuple[str, ...],
-    versions: Mapping[str, int] | None,
-    storage_options: StorageOptions | None,
-    only: tuple[str, list[str]],
-) -> pa.Table:
-    """Columns of the rows of one version of a table that have one of some values in a column."""
-    try:
-        _, rows = read_columns(f"{root.rstrip('/')}/{name}", columns, (versions or {}).get(name), storage_options, only)
-    except NoTableError:
-        raise ValueError(
-            f"no table {name} in {public_uri(root)}: run the slides job, or give the folder of its tables"
-        ) from None
-    except KeyError:
-        raise ValueError(
-            f"table {name} in {public_uri(root)} has no column {only[0]}: run the splits job first"
-        ) from None
-    return rows

@@ -1,32 +1,31 @@
-"""Whether loading keeps up with the trainer: t_step > n_batch * t_load / n_parallel, measured each epoch. No clock but this."""
+"""The meter: whether loading keeps up with the trainer, t_step > n_batch * t_load / n_parallel, measured per epoch."""
 
 import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 
-_MOST_PARALLEL = 256  # processes: more is no advice
-_HARDLY = 0.1  # of an epoch: a trainer that waits less needs no more processes
+_MOST_PARALLEL = 256  # workers: more is no useful advice
+_HARDLY = 0.1  # of an epoch: a trainer that waits less needs no more workers
 
 
-@dataclass(frozen=True)
+@dataclass
 class MeterReading:
     """What an epoch took. Seconds are wall-clock."""
 
     epoch: int
-    n_batch: int  # patches a batch
+    n_batch: int  # patches per batch
     n_parallel: int  # workers that load at once
-    n_steps: int
-    n_patches: int  # that came
-    n_skipped: int  # of bad slides, where these are skipped
-    t_step: float  # mean seconds that the trainer keeps a batch
-    t_load: float  # mean seconds in which one worker loads one patch
-    waited_s: float  # that the trainer waited for batches, the first of the epoch left out
-    first_batch_s: float  # until the first batch was there: the shuffle buffer fills
-    seconds: float  # of the epoch
-    mixing_slides: float  # distinct slides in a batch, of those in a perfect shuffle's
-    mixing_units: float | None  # the same for units of neighbouring patches; None where they are not known
+    n_steps: int = 0
+    n_patches: int = 0  # that came
+    n_skipped: int = 0  # of bad slides, if these are skipped
+    t_step: float = 0.0  # mean seconds for which the trainer keeps a batch
+    t_load: float = 0.0  # mean seconds in which one worker loads one patch
+    waited_s: float = 0.0  # that the trainer waited for batches, the first one excluded
+    first_batch_s: float = 0.0  # until the first batch was ready: the shuffle buffer fills
+    seconds: float = 0.0  # of the epoch
+    mixing_slides: float = 1.0  # distinct slides per batch, divided by those of a perfect shuffle
+    mixing_units: float | None = None  # the same for units of neighbouring patches; None if they are not known
 
     @property
     def t_batch(self) -> float:
@@ -40,14 +39,14 @@ class MeterReading:
 
     @property
     def share_waited(self) -> float:
-        """Share of the epoch that the trainer waited, the first batch left out."""
+        """Share of the epoch that the trainer waited, the first batch excluded."""
         return self.waited_s / self.seconds if self.seconds else 0.0
 
     @property
     def enough_parallel(self) -> int | None:
-        """The least n_parallel for which it would hold, if a worker more takes nothing from the others; None: no step.
+        """The least n_parallel for which it would hold, if workers do not slow each other down; None without a step.
 
-        No more than there are if the trainer hardly waited: then the buffer was filled in time, whatever the means say.
+        A trainer that hardly waited needs no more workers than it has, whatever the means are: the buffer was filled in time.
         """
         if self.t_step <= 0:
             return None
@@ -79,65 +78,44 @@ class MeterReading:
 
 
 class Meter:
-    """The clock of one epoch."""
+    """The clock of one epoch, and its reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int, n_batch: int, n_parallel: int) -> None:
         """Begin the epoch."""
+        self.reading = MeterReading(epoch, n_batch, n_parallel)
         self._begun = self._since = perf_counter()
-        self._steps = self._patches = self._loaded = self._skipped = 0
-        self._step_s = self._load_s = self._waited_s = self._first_s = 0.0
+        self._loaded, self._load_s, self._step_s = 0, 0.0, 0.0
 
     def loaded(self, patches: int, seconds: float) -> None:
-        """One worker took so long for so many patches."""
+        """Count what one worker loaded, and in which time."""
         self._loaded += patches
         self._load_s += seconds
 
-    def skipped(self, patches: int) -> None:
-        """So many could not be read, and the trainer goes on without them."""
-        self._skipped += patches
-
-    def batch_is_there(self, patches: int) -> None:
-        """The trainer gets it now."""
-        now = perf_counter()
-        if self._steps:
-            self._waited_s += now - self._since
+    def begin_step(self, patches: int) -> None:
+        """The trainer gets a batch."""
+        if self.reading.n_steps:
+            self.reading.waited_s += self._lap()
         else:
-            self._first_s = now - self._since
-        self._steps += 1
-        self._patches += patches
-        self._since = now
+            self.reading.first_batch_s = self._lap()
+        self.reading.n_steps += 1
+        self.reading.n_patches += patches
 
-    def next_is_wanted(self) -> None:
-        """The trainer is done with a batch."""
-        now = perf_counter()
-        self._step_s += now - self._since
-        self._since = now
+    def end_step(self) -> None:
+        """The trainer asks for the next batch."""
+        self._step_s += self._lap()
 
-    def read(
-        self, epoch: int, n_batch: int, n_parallel: int, mixing_slides: float, mixing_units: float | None
-    ) -> MeterReading:
-        """The epoch is over."""
-        return MeterReading(
-            epoch=epoch,
-            n_batch=n_batch,
-            n_parallel=n_parallel,
-            n_steps=self._steps,
-            n_patches=self._patches,
-            n_skipped=self._skipped,
-            t_step=self._step_s / self._steps if self._steps else 0.0,
-            t_load=self._load_s / self._loaded if self._loaded else 0.0,
-            waited_s=self._waited_s,
-            first_batch_s=self._first_s,
-            seconds=perf_counter() - self._begun,
-            mixing_slides=mixing_slides,
-            mixing_units=mixing_units,
-        )
+    def end(self, n_skipped: int, mixing: tuple[float, float | None]) -> MeterReading:
+        """The reading of the whole epoch; `mixing` by slide and by unit."""
+        reading = self.reading
+        reading.n_skipped, (reading.mixing_slides, reading.mixing_units) = n_skipped, mixing
+        reading.t_step = self._step_s / max(reading.n_steps, 1)
+        reading.t_load = self._load_s / max(self._loaded, 1)
+        reading.seconds = perf_counter() - self._begun
+        return reading
 
-
-def store_reading(path: Path, reading: MeterReading) -> None:
-    """Append an epoch to a file of JSON lines."""
-    with path.open("a") as file:
-        file.write(reading.to_json() + "\n")
+    def _lap(self) -> float:
+        since, self._since = self._since, perf_counter()
+        return self._since - since
 
 
 def _ms(seconds: float) -> str:

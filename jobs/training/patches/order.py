@@ -1,12 +1,11 @@
-"""In which order patches come: units in random order through a shuffle buffer. Numbers only, so it is known beforehand.
+"""The order of patches: units in random order through a shuffle buffer. Numbers only, so the order is known beforehand.
 
-The order follows from the units, the buffer, the seed and the epoch alone: whatever the number of workers and whichever of
-them is the faster, the same patches make the same batches.
+The order follows from the units, the size of the buffer, the seed and the epoch. It does not depend on the workers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lgamma
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class EpochOrder:
-    """One epoch."""
+    """The order of one epoch."""
 
     units: Numbers  # int64 [units], in the order in which they are read
     patches: Numbers  # int64 [n], in the order in which they come
@@ -27,10 +26,10 @@ def epoch_order(units: Sequence[Numbers], buffer_patches: int, seed: int, epoch:
 
     Args:
         units: the patches of each unit, int64 [m].
-        buffer_patches: so many patches are held at most, one of which is drawn at random whenever room is wanted; a
-            unit that is larger is held all the same.
+        buffer_patches: patches that are held at most. A patch is drawn at random whenever the next unit needs room. A unit
+            that is larger than the buffer is held alone.
         seed: of all epochs.
-        epoch: number of the epoch; each has an order of its own.
+        epoch: number of the epoch; each epoch has an order of its own.
     """
     random = np.random.default_rng([seed, epoch])
     sequence = random.permutation(len(units)).astype(np.int64)
@@ -53,33 +52,24 @@ def epoch_order(units: Sequence[Numbers], buffer_patches: int, seed: int, epoch:
 
 
 def mixing(groups: Numbers, batch_size: int) -> float:
-    """How well an order mixes: mean number of distinct groups in a batch, of that of a perfect shuffle.
+    """How well an order mixes: the mean number of distinct groups per batch, divided by that of a perfect shuffle.
 
     Args:
-        groups: int64 [n], for each patch in the order in which they come the slide (or unit) that it is of.
-        batch_size: patches a batch; the rest that fills no batch is left out.
+        groups: int64 [n], the slide or unit of each patch, in the order in which the patches come.
+        batch_size: patches per batch. The last batch is left out if it is smaller.
 
     Returns:
-        1 for as good as a perfect shuffle of all n; 0 to 1, a little above by chance; 1 where there is no full batch.
+        0 to 1, where 1 is as good as a perfect shuffle of all n, and chance may give a little more; 1 if no batch is full.
     """
-    full = len(groups) // batch_size
+    n, full = len(groups), len(groups) // batch_size
     if not full:
         return 1.0
     batches = np.sort(groups[: full * batch_size].reshape(full, batch_size), axis=1)
     distinct = 1 + (np.diff(batches, axis=1) > 0).sum(axis=1)
-    return float(distinct.mean()) / _of_a_perfect_shuffle(np.unique(groups, return_counts=True)[1], batch_size)
-
-
-def _of_a_perfect_shuffle(sizes: Numbers, batch_size: int) -> float:
-    """Distinct groups that are expected among `batch_size` of all patches drawn without replacement."""
-    n = int(sizes.sum())
-
-    def log_choose(of: int) -> float:
-        return lgamma(of + 1) - lgamma(batch_size + 1) - lgamma(of - batch_size + 1)
-
-    expected = 0.0
-    for size, groups in zip(*np.unique(sizes, return_counts=True), strict=True):
-        others = n - int(size)
-        missed = np.exp(log_choose(others) - log_choose(n)) if others >= batch_size else 0.0
-        expected += int(groups) * (1.0 - float(missed))
-    return expected
+    # in a perfect shuffle, a group of `size` patches misses a batch if all of the batch is drawn from the n - size others
+    sizes = np.unique(np.unique(groups, return_counts=True)[1], return_counts=True)
+    all_batches = comb(n, batch_size)
+    perfect = sum(
+        count * (1 - comb(n - size, batch_size) / all_batches) for size, count in np.transpose(sizes).tolist()
+    )
+    return float(distinct.mean() / perfect)

@@ -1,30 +1,31 @@
-"""Units of neighbouring patches, planned from coordinates and indexes. A slide is opened only for what the spec leaves out."""
+"""Units of neighbouring patches: how a spec is cut into them, and how one is read."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.training.patches.selection import PatchSpec, SlideSource
+from jobs.training.patches.selection import PatchSpec, SlideSource, members
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.reading.blocks_of_tiles import needed_blocks, work_units
-from udfs.wsi.reading.spacing import mean_mpp, plan_reading
+from udfs.wsi.reading.spacing import Reading, mean_mpp, plan_reading, resample
 from udfs.wsi.store import StorageOptions, public_uri, secrets_of
-from udfs.wsi.store.faults import as_slide_error
+from udfs.wsi.store.faults import slide_error_of
 from udfs.wsi.tiff.index import SlideIndex
 
-_OPENERS = 16  # slides whose headers are read at once: they wait for the network
+_OPENERS = 16  # slides whose headers are read at once: opening a slide waits for the network
 
 OnBadSlide = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Patches that are read together: all that a worker needs of a spec, so that it can travel alone."""
+    """Patches that are read together. A unit holds all that a worker needs, so it travels without the spec."""
 
     image_id: str
     uri: str = field(repr=False)
@@ -32,15 +33,37 @@ class Unit:
     xy_px: NDArray[np.int64] = field(repr=False)  # int64 [m, 2], corners, level-0 pixels
     patch_px: int
     level: int
-    region_px: int  # edge of what is read, pixels of the level; resampled to patch_px where they differ
-    index: bytes | None = field(repr=False)  # of just the blocks under these patches; None: the header is read
+    region_px: int  # edge of the square that is read, pixels of the level; resampled to patch_px if they differ
+    index: bytes | None = field(repr=False)  # index of the blocks under these patches; None: the header is read
 
     def only(self, wanted: NDArray[np.bool_]) -> "Unit":
-        """The unit with some of its patches: bool [m]."""
-        if wanted.all():
-            return self
-        left = self.patches[wanted], self.xy_px[wanted]
-        return Unit(self.image_id, self.uri, *left, self.patch_px, self.level, self.region_px, self.index)
+        """The unit with the patches that `wanted`, bool [m], selects."""
+        return replace(self, patches=self.patches[wanted], xy_px=self.xy_px[wanted])
+
+
+@dataclass(frozen=True)
+class UnitRead:
+    """The result of reading a unit."""
+
+    n_patches: int  # all of the unit, or 0
+    seconds: float  # that the worker took
+    error: SlideError | None = None
+
+
+class Skipped(dict[str, tuple[int, str]]):
+    """Number of patches that were left out and the reason, by image_id."""
+
+    def add(self, image_id: str, n_patches: int, reason: str, *, announce: bool = False) -> None:
+        """Count patches of a slide; `announce` prints one line on stderr for the first ones."""
+        before = self.get(image_id, (0, ""))[0]
+        self[image_id] = before + n_patches, reason
+        if announce and not before:
+            print(f"slidelake: {image_id}: {n_patches:,} patches skipped: {reason}", file=sys.stderr)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of all slides."""
+        return sum(patches for patches, _ in self.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,68 +71,106 @@ class UnitPlan:
     """All units of a spec."""
 
     units: tuple[Unit, ...]
-    skipped: Mapping[str, tuple[int, str]]  # by image_id of slides left out: patches, 0 if not known, and why
+    skipped: Skipped  # slides without units; 0 patches if their number is unknown
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of all units."""
+        return sum(len(unit.patches) for unit in self.units)
 
 
-def plan_units(
+def cut_units(
     spec: PatchSpec, unit_patches: int, storage_options: StorageOptions | None, on_bad_slide: OnBadSlide
 ) -> UnitPlan:
-    """Cut the patches of each slide into units that share as few blocks as can be.
+    """Cut the patches of each slide into units that share as few blocks as possible.
 
     Args:
-        spec: the patches.
-        unit_patches: at most so many a unit.
+        spec: the patches. Only slides whose levels or index the spec does not hold are opened.
+        unit_patches: most patches per unit.
         storage_options: of the slides, for fsspec.
-        on_bad_slide: "raise" ends it at a slide that can't be opened or read at the spec's spacing, "skip" leaves its patches
-            out and says so on stderr. Slides whose levels and index the spec has are not opened.
+        on_bad_slide: what happens at a slide that can't be opened or read at the spacing of the spec. "raise" raises its
+            error; "skip" leaves its patches out and says so on stderr.
 
     Raises:
-        SlideError: that names the slide.
+        SlideError: names the slide.
     """
-    order = np.argsort(spec.slide, kind="stable")
-    ends = np.cumsum(np.bincount(spec.slide, minlength=len(spec.slides)))
-    members = [rows.astype(np.int64) for rows in np.split(order, ends[:-1])] if len(spec.slides) else []
-    xy_px = np.stack([spec.x_px, spec.y_px], axis=1).astype(np.int64)
+    rows = members(spec.slide, len(spec.slides))
+    busy = [number for number in range(len(spec.slides)) if len(rows[number])]
     units: list[Unit] = []
-    skipped: dict[str, tuple[int, str]] = {image_id: (0, why) for image_id, why in spec.left_out.items()}
+    skipped = Skipped({image_id: (0, reason) for image_id, reason in spec.left_out.items()})
 
-    def work(number: int) -> "list[Unit] | SlideError":
+    def cut(number: int) -> list[Unit] | SlideError:
+        source = spec.slides[number]
         try:
-            return _units_of(spec, spec.slides[number], members[number], xy_px, unit_patches, storage_options)
+            return _units_of_slide(spec, source, rows[number], unit_patches, storage_options)
         except Exception as error:
-            return named(error, spec.slides[number].image_id, spec.slides[number].uri, storage_options)
+            return _naming_slide(error, source.image_id, source.uri, storage_options)
 
-    with ThreadPoolExecutor(_OPENERS, "slidelake-plan") as pool:
-        busy = [number for number in range(len(spec.slides)) if len(members[number])]
-        for number, found in zip(busy, pool.map(work, busy), strict=True):
+    with ThreadPoolExecutor(_OPENERS, "slidelake-units") as pool:
+        for number, found in zip(busy, pool.map(cut, busy), strict=True):
             if not isinstance(found, SlideError):
                 units += found
             elif on_bad_slide == "raise":
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise found
             else:
-                skipped[spec.slides[number].image_id] = len(members[number]), str(found)
-                tell_skipped(spec.slides[number].image_id, len(members[number]), str(found))
+                skipped.add(spec.slides[number].image_id, len(rows[number]), str(found), announce=True)
     return UnitPlan(tuple(units), skipped)
 
 
-def named(error: Exception, image_id: str, uri: str, storage_options: StorageOptions | None) -> SlideError:
-    """Any error of reading a slide, with its image_id and without a secret."""
+def reading_of(
+    patch_px: int, mpp: float | None, level: int, downsamples: Sequence[float], slide_mpp: float | None
+) -> Reading:
+    """How patches of this size at `mpp`, or of `level` if `mpp` is None, are read from a slide.
+
+    Raises:
+        SlideError: the slide has no such level, or can't be read at `mpp`.
+    """
+    if mpp is not None:
+        return plan_reading(downsamples, patch_px, slide_mpp, mpp, "mpp")
+    if level >= len(downsamples):
+        raise SlideError(
+            ErrorCode.UNSUPPORTED_FORMAT,
+            f"no level {level}, the last one is {len(downsamples) - 1}: set mpp, which reads the nearest finer level",
+        )
+    return Reading(level, float(downsamples[level]), patch_px, patch_px * float(downsamples[level]))
+
+
+def read_unit(
+    unit: Unit, storage_options: StorageOptions | None, out: NDArray[np.uint8], slots: NDArray[np.int64]
+) -> UnitRead:
+    """Read a unit. Never raises: the error of a slide that can't be read is in the result and names the slide.
+
+    Args:
+        unit: the patches.
+        storage_options: of the slides, for fsspec.
+        out: uint8 [k, patch_px, patch_px, 3], where the pixels go. New memory per unit would cost more than reading it.
+        slots: int64 [m], the place in `out` of each patch of the unit.
+    """
+    begun = perf_counter()
+    try:
+        index = SlideIndex.from_bytes(unit.index) if unit.index else None
+        n_patches = 0
+        with open_slide(unit.uri, storage_options, index=index) as slide:
+            for i, region in slide.read_tiles(unit.xy_px, unit.region_px, unit.level):
+                out[slots[i]] = resample(region, unit.patch_px)
+                n_patches += 1
+    except Exception as error:
+        return UnitRead(0, perf_counter() - begun, _naming_slide(error, unit.image_id, unit.uri, storage_options))
+    return UnitRead(n_patches, perf_counter() - begun)
+
+
+def _naming_slide(error: Exception, image_id: str, uri: str, storage_options: StorageOptions | None) -> SlideError:
+    """Any error of reading a slide, with its image_id and without secrets."""
     if not isinstance(error, SlideError):
-        error = as_slide_error(error, public_uri(uri), secrets_of(uri, storage_options))
+        error = slide_error_of(error, public_uri(uri), secrets_of(uri, storage_options))
     return SlideError(error.code, f"{image_id}: {error.message}")
 
 
-def tell_skipped(image_id: str, patches: int, why: str) -> None:
-    """One line for people on patches that are left out."""
-    print(f"slidelake: {image_id}: {patches:,} patches skipped: {why}", file=sys.stderr)
-
-
-def _units_of(
+def _units_of_slide(
     spec: PatchSpec,
     source: SlideSource,
-    members: NDArray[np.int64],
-    xy_px: NDArray[np.int64],
+    rows: NDArray[np.int64],
     unit_patches: int,
     storage_options: StorageOptions | None,
 ) -> list[Unit]:
@@ -117,32 +178,16 @@ def _units_of(
     downsamples, mpp = source.level_downsamples, source.mpp
     if index is None or downsamples is None or (spec.mpp is not None and mpp is None):
         with open_slide(source.uri, storage_options) as slide:
-            index = slide.index
-            downsamples = tuple(level.downsample for level in slide.levels)
-            if mpp is None:
-                mpp = mean_mpp(slide.mpp_x, slide.mpp_y)
-    if downsamples is None:
-        assert index
-        downsamples = tuple(level.downsample for level in index.levels)
-    if spec.mpp is None:
-        if spec.level >= len(downsamples):
-            raise SlideError(
-                ErrorCode.UNSUPPORTED_FORMAT,
-                f"level {spec.level} is asked for and its last is {len(downsamples) - 1}: take mpp, which reads the nearest "
-                "finer level",
-            )
-        level, region_px = spec.level, spec.patch_px
-    else:
-        reading = plan_reading(downsamples, spec.patch_px, mpp, spec.mpp, "mpp")
-        level, region_px = reading.level, reading.region_px
+            index, downsamples = slide.index, tuple(level.downsample for level in slide.levels)
+            mpp = mean_mpp(slide.mpp_x, slide.mpp_y) if mpp is None else mpp
+    reading = reading_of(spec.patch_px, spec.mpp, spec.level, downsamples, mpp)
+    level, region_px = reading.level, reading.region_px
     blocks = index.levels[level] if index else None
-    corners = xy_px[members]
-
-    def cut() -> Iterator[Unit]:
-        for rows in work_units(blocks, downsamples[level], corners, region_px, unit_patches):
-            part = None
-            if index and blocks:
-                part = index.only(level, needed_blocks(blocks, corners[rows], region_px)).to_bytes()
-            yield Unit(source.image_id, source.uri, members[rows], corners[rows], spec.patch_px, level, region_px, part)
-
-    return list(cut())
+    corners = np.stack([spec.x_px[rows], spec.y_px[rows]], axis=1).astype(np.int64)
+    units = []
+    for of_unit in work_units(blocks, downsamples[level], corners, region_px, unit_patches):
+        xy_px, part = corners[of_unit], None
+        if index and blocks:
+            part = index.only(level, needed_blocks(blocks, xy_px, region_px)).to_bytes()
+        units.append(Unit(source.image_id, source.uri, rows[of_unit], xy_px, spec.patch_px, level, region_px, part))
+    return units

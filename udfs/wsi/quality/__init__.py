@@ -1,1 +1,1 @@
-"""What is measured on tiles."""
+"""What is measured on tiles: their colours, and metrics of their quality."""

@@ -1,1 +1,1 @@
-"""Slides read: which blocks hold the tiles asked for, and their pixels."""
+"""Reading slides: which blocks hold the requested tiles, and their pixels."""

@@ -1,4 +1,4 @@
-"""The area average of an image that arrives block by block, a row of blocks at a time."""
+"""The area average of an image that is decoded block by block, one row of blocks after the other."""
 
 from functools import cache
 from typing import Any
@@ -15,8 +15,8 @@ MOST_EDGE_OF_MEANS = 64
 class AreaAverage:
     """Running sums of result rows, so that only the rows under the current row of blocks are in memory.
 
-    Pixels that are never added count as white, so that blocks that are left out cost nothing. Sums therefore begin at those
-    of white pixels, and `add` adds differences from white. The numbers are unsigned and may wrap in between.
+    Pixels that are never added count as white, so that missing blocks cost nothing: sums begin at those of white pixels,
+    and `add` adds differences from white. The numbers are unsigned and may wrap in between.
     """
 
     def __init__(self, result: Pixels, edge: int) -> None:
@@ -60,13 +60,13 @@ class AreaAverage:
         done = min(bottom // self._edge, self._result.shape[0]) - self._first
         if done > 0:
             area = self._edge * self._edge
-            sums = self._sums[:done]  # fewer where nothing was added to the last rows
+            sums = self._sums[:done]  # fewer if nothing was added to the last rows
             self._result[self._first : self._first + len(sums)] = (sums + area // 2) // area
             self._sums, self._first = self._sums[done:], self._first + done
 
 
 def means_of_squares(pixels: Pixels, edge: int) -> Pixels:
-    """Averages squares: uint8 [h * edge + some, w * edge + some, 3] to uint8 [h, w, 3], halves rounded up; edge up to 64."""
+    """Returns the means of squares: uint8 [>= h * edge, >= w * edge, 3] to uint8 [h, w, 3], halves rounded up; edge up to 64."""
     area = edge * edge
     means = sums_of_squares(pixels, edge)
     means += area // 2
@@ -75,7 +75,7 @@ def means_of_squares(pixels: Pixels, edge: int) -> Pixels:
 
 
 def sums_of_squares(pixels: Pixels, edge: int) -> NDArray[np.float32]:
-    """Sums squares: uint8 [h * edge + some, w * edge + some, 3] to float32 [h, w, 3], whole numbers; edge up to 256.
+    """Returns the sums of squares: uint8 [>= h * edge, >= w * edge, 3] to float32 [h, w, 3]; edge up to 256.
 
     A matrix product along the rows takes a thirtieth of the time of `reduceat`.
     """
@@ -94,6 +94,6 @@ def _ones(edge: int) -> NDArray[np.float32]:
 
 
 def _cells(start: int, length: int, edge: int, limit: int) -> tuple[range, NDArray[np.intp]]:
-    """The result cells that [start, start + length) touches, and where each begins, counted from `start`."""
+    """Returns the result cells that [start, start + length) touches, and their beginnings, counted from `start`."""
     cells = range(min(start // edge, limit), min(-(-(start + length) // edge), limit))
     return cells, np.maximum(np.asarray(cells, np.intp) * edge - start, 0)

@@ -1,4 +1,4 @@
-"""Blocks of a level, fetched ahead and each decoded once, in the order asked for; of a finer level where one is no good."""
+"""Blocks of a level, fetched ahead and decoded once each; a missing or damaged block is made from a finer level."""
 
 import math
 from collections import deque
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from udfs.wsi.errors import SlideError
 from udfs.wsi.reading.averaging import AreaAverage
-from udfs.wsi.reading.fetching import ReadAhead
+from udfs.wsi.reading.fetching import Fetcher
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, decode_block, new_buffer, scale_for
 from udfs.wsi.tiff.index import Level, Numbers, lost_blocks
@@ -36,22 +36,20 @@ class BlockReader:
     ) -> None:
         """Begin to fetch the blocks. `scale` is that of `decode_block`; `threads` is the number of threads that decode.
 
-        `finer` gives the finer levels with all their blocks, level 0 first. It is called if a block is left out or does not
+        `finer` returns the finer levels with all their blocks, level 0 first. It is called if a block is missing or does not
         decode: scanners lose blocks of coarse levels whose pixels level 0 has.
         """
         self._file, self._level, self._blocks = file, level, blocks
         self._finer, self._scale, self._threads = finer, scale, threads
         starts, counts = level.byte_ranges(blocks)
         self._is_repeated = _repeated(level, blocks, starts, counts)
-        self._ahead = ReadAhead(file, starts.reshape(-1), counts.reshape(-1))
+        self._ahead = Fetcher(file, starts.reshape(-1), counts.reshape(-1))
 
     def __iter__(self) -> Iterator[tuple[int, Pixels | None]]:
-        """(block, pixels) in the order of `blocks`; None for background.
+        """Yields (block, pixels) in the order of `blocks`; None for background.
 
-        The pixels are good until the next block is asked for: their memory is used again.
-
-        Raises:
-            SlideError: `tile_data_corrupt` and what reading raises.
+        The pixels are valid until the next block: their memory is reused. Raises SlideError `tile_data_corrupt` and what
+        reading raises.
         """
         with closing(self._ahead):
             for block, decoded in self._decode_here() if self._threads == 1 else self._decode_in_threads():
@@ -71,7 +69,7 @@ class BlockReader:
             yield block, decoded
 
     def _decode_in_threads(self) -> Iterator[tuple[int, _Decoded]]:
-        # One buffer more than blocks under way: the one whose pixels the caller looks at.
+        # One buffer more than blocks under way: the caller uses its pixels.
         buffers = deque(new_buffer(self._level) for _ in range(2 * self._threads + 1))
         under_way: deque[tuple[int, Future[_Decoded]]] = deque()
         with ThreadPoolExecutor(self._threads, "slidelake-decode") as pool:
@@ -99,7 +97,7 @@ class BlockReader:
             return SlideError(error.code, f"{self._file.uri}: {error.message}")
 
     def _replaced(self, block: int, error: SlideError | None) -> Pixels | None:
-        """The pixels of a block that is left out or does not decode, as finer levels have them."""
+        """The pixels of a block that is missing or does not decode, made from a finer level."""
         if (error or block in self._lost) and self._source:
             source, finer = self._source
             is_whole = self._level.downsample % source.downsample == 0
@@ -110,7 +108,7 @@ class BlockReader:
 
     @cached_property
     def _source(self) -> tuple[Level, Sequence[Level]] | None:
-        """The nearest finer level and those that are finer still; if possible one whose pixels fill a pixel here exactly."""
+        """The nearest finer level, if possible one whose pixels fill a pixel here exactly, and the levels finer than that."""
         levels = self._finer()
         whole = [i for i, finer in enumerate(levels) if self._level.downsample % finer.downsample == 0]
         nearest = whole[-1] if whole else len(levels) - 1
@@ -118,11 +116,11 @@ class BlockReader:
 
     @cached_property
     def _lost(self) -> frozenset[int]:
-        """The blocks that this level leaves out and a finer level has. What all levels leave out is glass."""
+        """The blocks that are missing here and that a finer level has. Blocks that all levels lack are glass."""
         return lost_blocks(self._finer(), self._level) if self._level.lost is None else self._level.lost
 
     def _averaged(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
-        """A block as the area average of `source`, of which just the region of the block is read."""
+        """A block as the area average of its region in `source`."""
         level, scale = self._level, self._scale
         edge = round(level.downsample / source.downsample) * scale
         shrunk = scale_for(source, edge)
@@ -144,7 +142,7 @@ class BlockReader:
             stored = np.full((block_height, block_width, 3), WHITE, np.uint8) if pixels is None else pixels
             inside = stored[max(y - top, 0) : bottom - top, max(x - left, 0) : right - left]
             top, left = max(top, y), max(left, x)
-            # A level that writers rounded up ends behind the source, whose last pixels then stand for the rest.
+            # A level whose size was rounded up ends behind the source, whose last pixels then stand for the rest.
             below = bottom - top - inside.shape[0] if r == rows[-1] else 0
             beside = right - left - inside.shape[1] if c == columns[-1] else 0
             average.add(np.pad(inside, ((0, below), (0, beside), (0, 0)), "edge"), top - y, left - x)
@@ -153,9 +151,9 @@ class BlockReader:
         return result
 
     def _resampled(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
-        """A block as the area average of `source`, whose pixels count by the share of them that a pixel here covers.
+        """A block as the area average of `source`, whose pixels count by the share that a pixel here covers.
 
-        Only levels whose downsample is no whole number come here, which no mask is made of: they are never shrunk.
+        For levels whose downsample is a fraction. No mask is made of them, so they are never shrunk.
         """
         level, ratio = self._level, self._level.downsample / source.downsample
         row, column = divmod(block, level.columns)
@@ -176,11 +174,10 @@ class BlockReader:
 
 
 def _shares(start: int, stop: int, ratio: float, block_px: int, length_px: int) -> tuple[range, NDArray[np.float64]]:
-    """How much each source pixel counts in pixels [start, stop) of a coarser level, along one axis.
+    """Returns the weights of source pixels in pixels [start, stop) of a coarser level, along one axis.
 
-    Returns:
-        The source's blocks along the axis, and float64 [stop - start, pixels of these blocks], each row with the sum 1. The
-        last pixel of the source stands for what ends behind it.
+    The weights, float64 [stop - start, pixels of the blocks], add up to 1 per row; the blocks are those of the source along
+    the axis. The last pixel of the source stands for whatever ends behind it.
     """
     edges = np.arange(start, stop + 1) * ratio
     last = (length_px - 1) // block_px
@@ -193,7 +190,7 @@ def _shares(start: int, stop: int, ratio: float, block_px: int, length_px: int) 
 
 
 def _repeated(level: Level, blocks: Sequence[int], starts: Numbers, counts: Numbers) -> list[bool]:
-    """Which blocks have the bytes and the size of the block before them: some writers store one white block for many."""
+    """Returns which blocks equal the block before them in bytes and size: some writers store one white block for many."""
     rows, columns = np.divmod(np.asarray(blocks, np.int64), level.columns)
     heights = np.minimum(level.block_height, level.height_px - rows * level.block_height)
     widths = np.minimum(level.block_width, level.width_px - columns * level.block_width)

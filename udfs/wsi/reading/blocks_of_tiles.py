@@ -1,4 +1,4 @@
-"""From tile coordinates to blocks to byte ranges, and to work units. Pure functions of numbers; nothing is read here."""
+"""Which blocks, byte ranges and work units tiles need. Pure functions of numbers: nothing is read here."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from udfs.wsi.tiff.index import Level
 
 Numbers = NDArray[np.int64]
 
-_MOST_TILES_A_CELL = 16  # along an edge; a larger common multiple of tile and block is no help
-_CELL_TILES = 4  # along an edge, where tiles and blocks have no useful common multiple
-_MOST_WASTE = 0.1  # of the bytes wanted, brought for nothing: networks and bills are shared
+_MOST_TILES_A_CELL = 16  # along an edge; a larger common multiple of tile and block does not help
+_CELL_TILES = 4  # along an edge, if tiles and blocks have no useful common multiple
+_MOST_WASTE = 0.1  # of the wanted bytes, read for nothing: networks and bills are shared
 
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
-    """Which tile needs which block: one entry a pair, in the order in which blocks are best read.
+    """Which tile needs which block: one entry per pair, in the order of reading.
 
-    Tiles are taken patch by patch of the level, so that few of them are incomplete at a time.
+    Tiles are read patch by patch of the level, so that few of them are incomplete at a time.
     """
 
     tiles: Numbers  # int64 [pairs], index of the tile
@@ -30,7 +30,7 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of the file that one request brings."""
+    """A stretch of the file that one request reads."""
 
     start: int  # bytes
     stop: int
@@ -38,18 +38,18 @@ class Span:
 
 
 def corners_at(level_downsample: float, xy_px: ArrayLike) -> Numbers:
-    """Level-0 corners int [n, 2] in pixels of a level: int64 [n, 2]."""
+    """Converts level-0 corners, int [n, 2], to pixels of a level, int64 [n, 2]."""
     corners: Numbers = np.rint(np.asarray(xy_px, np.float64).reshape(-1, 2) / level_downsample).astype(np.int64)
     return corners
 
 
 def overlaps(level: Level, corners: Numbers, edge: int) -> Overlaps:
-    """The blocks under square tiles.
+    """Returns the blocks under square tiles.
 
     Args:
-        level: whose blocks.
-        corners: int64 [n, 2] of (x, y), pixels of the level, any place.
-        edge: of a tile, pixels of the level.
+        level: the level of the blocks.
+        corners: int64 [n, 2] of (x, y), pixels of the level, inside or outside of it.
+        edge: edge of a tile, pixels of the level.
     """
     left, right = _touched(corners[:, 0], edge, level.block_width, level.width_px)
     top, bottom = _touched(corners[:, 1], edge, level.block_height, level.height_px)
@@ -69,22 +69,22 @@ def overlaps(level: Level, corners: Numbers, edge: int) -> Overlaps:
 
 
 def needed_blocks(level: Level, xy_px: ArrayLike, edge: int) -> Numbers:
-    """Numbers of the blocks under tiles at level-0 corners `xy_px`: int64 [m], ascending."""
+    """Returns the numbers of the blocks under tiles at level-0 corners `xy_px`: int64 [m], ascending."""
     return np.unique(overlaps(level, corners_at(level.downsample, xy_px), edge).blocks)
 
 
 def merge_ranges(starts: Numbers, counts: Numbers, gap_bytes: int, most_bytes: int) -> list[Span]:
-    """One request for ranges that lie close together.
+    """Merges ranges that lie close together into spans, one request each.
 
     Args:
         starts: int64 [n], bytes, any order; ranges may overlap.
         counts: int64 [n], bytes, none 0.
-        gap_bytes: the largest gap that is cheaper to bring than a second request.
-        most_bytes: of a span, unless overlapping ranges make it longer or one range is.
+        gap_bytes: the largest gap that is cheaper to read than a second request.
+        most_bytes: size of a span, unless overlapping ranges or a single range are larger.
 
     Returns:
-        Spans without a common byte, each byte of each range in one of them, in the order of the file. Of the bytes
-        brought for nothing there are never more than a tenth of those wanted; the smallest gaps come first.
+        Disjoint spans in the order of the file that hold every byte of every range. The bytes of gaps are at most a tenth
+        of the wanted bytes; the smallest gaps are filled first.
     """
     order = np.argsort(starts, kind="stable")
     begins, ends = starts[order], np.maximum.accumulate((starts + counts)[order]) if len(order) else starts
@@ -111,18 +111,17 @@ def merge_ranges(starts: Numbers, counts: Numbers, gap_bytes: int, most_bytes: i
 def work_units(
     level: Level | None, downsample: float, xy_px: ArrayLike, region_px: int, most_tiles: int
 ) -> list[Numbers]:
-    """Cut a slide's tiles into units of work that share as few blocks as can be, none where tiles and blocks allow it.
+    """Cuts a slide's tiles into work units that share as few blocks as possible.
 
     Args:
-        level: that tiles are read from; None where its blocks are not known.
+        level: the level that tiles are read from; None if its blocks are not known.
         downsample: of that level.
-        xy_px: int [n, 2] corners of the tiles, level-0 pixels, any order.
+        xy_px: int [n, 2], corners of the tiles, level-0 pixels, any order.
         region_px: edge of a tile, pixels of the level.
-        most_tiles: of a unit.
+        most_tiles: the largest number of tiles per unit.
 
     Returns:
-        For each unit, the indices of its tiles, int64 [m], in the order of reading: patches of the slide from left to
-        right, then down.
+        The indices of each unit's tiles, int64 [m], in the order of reading: patches from left to right, then down.
     """
     corners = corners_at(downsample, xy_px)
     block_width, block_height = (level.block_width, level.block_height) if level else (region_px, region_px)
@@ -142,14 +141,14 @@ def work_units(
 
 
 def _touched(at: Numbers, edge: int, block: int, length: int) -> tuple[Numbers, Numbers]:
-    """First block and the one after the last that [at, at + edge) touches along an axis of `length` pixels."""
+    """Returns the first block that [at, at + edge) touches along an axis of `length` pixels, and the one after the last."""
     first = np.clip(at, 0, length) // block
     last = -(-np.clip(at + edge, 0, length) // block)
     return first, np.where(np.clip(at, 0, length) < np.clip(at + edge, 0, length), last, first)
 
 
 def _patches(corners: Numbers, edge: int, block_width: int, block_height: int) -> Numbers:
-    """A number for each tile that grows patch by patch, from left to right, then down: int64 [n]."""
+    """Returns the number of each tile's patch, counted from left to right, then down: int64 [n]."""
     width, height = patch_edge(edge, block_width), patch_edge(edge, block_height)
     columns, rows = corners[:, 0] // width, corners[:, 1] // height
     if not len(corners):
@@ -160,11 +159,11 @@ def _patches(corners: Numbers, edge: int, block_width: int, block_height: int) -
 
 
 def patch_edge(tile_px: int, block_px: int) -> int:
-    """Edge of a patch whose border is one of tiles and of blocks at once, else of some tiles; pixels of the level."""
+    """Returns the edge of a patch, pixels of the level: whole tiles and whole blocks if they fit, else some tiles."""
     common = math.lcm(tile_px, block_px)
     return common if common <= _MOST_TILES_A_CELL * tile_px else _CELL_TILES * tile_px
 
 
 def in_order_of_use(spans: Sequence[Span], uses: Sequence[int]) -> list[Span]:
-    """Spans by the moment at which their first range is used; `uses` says when each range is."""
+    """Sorts spans by the first use of their ranges; `uses` holds the moment of each range's use."""
     return sorted(spans, key=lambda span: min(uses[member] for member in span.members))

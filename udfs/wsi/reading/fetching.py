@@ -1,4 +1,4 @@
-"""Bytes of blocks in the order of their use, fetched ahead of it in few requests, a bounded number of bytes at a time."""
+"""Bytes of blocks in the order of their use, fetched ahead in few requests, with a bound on the bytes in memory."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,11 +6,11 @@ from numpy.typing import NDArray
 from udfs.wsi.reading.blocks_of_tiles import Span, in_order_of_use, merge_ranges
 from udfs.wsi.store import File, Pending
 
-_MOST_AHEAD_BYTES = 32 * 1024 * 1024  # requested and not used yet, beside what is just needed
+_MOST_AHEAD_BYTES = 32 * 1024 * 1024  # requested and not used yet, beside what is needed now
 _MOST_REQUEST_BYTES = 2 * 1024 * 1024
 
 
-class ReadAhead:
+class Fetcher:
     """Fetches ranges of a file; each is taken once, in the order given."""
 
     def __init__(self, file: File, starts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
@@ -30,7 +30,7 @@ class ReadAhead:
         self._request_ahead()
 
     def take(self, i: int) -> memoryview:
-        """The bytes of range `i`, empty where its count is 0; waits for them. Raises what `File.request` raises."""
+        """Waits for the bytes of range `i`, empty if its count is 0. Raises what `File.request` raises."""
         if not self._counts[i]:
             return memoryview(b"")
         number = self._span_of[i]

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -17,35 +16,26 @@ from numpy.typing import ArrayLike
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.reading.averaging import AreaAverage
 from udfs.wsi.reading.blocks_of_tiles import corners_at
+from udfs.wsi.reading.overview import nearest_finer
 from udfs.wsi.reading.plausible import check_size, plausible_spacing
 from udfs.wsi.reading.refused import unread_property
-from udfs.wsi.reading.staging import Companions, beside, path_in, staged
+from udfs.wsi.reading.staging import beside, path_in, staged
 from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic, public_uri
 from udfs.wsi.tiff.decode import WHITE, Pixels, on_white
+from udfs.wsi.tiff.index import PyramidLevel
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HAMAMATSU = re.compile(rb"^\s*\[(Uncompressed )?Virtual Microscope Specimen\]", re.MULTILINE)
-_COMPANIONS = {
-    "MIRAX": Companions.MIRAX,
-    "Hamamatsu VMS": Companions.HAMAMATSU,
-    "Hamamatsu VMU": Companions.HAMAMATSU,
-    "DICOM": Companions.DICOM,
-}
-
 _CONVERT = "convert it to TIFF, for example with QuPath or Bio-Formats"
 _REGION_PX = 1024  # edge of what is read at once: tiles of all the formats are smaller
 
 
 def sniff(head: bytes) -> str | None:
-    """Which of these formats a file shows by its first bytes, whatever its name; None for a TIFF and all else.
+    """Returns the format that the first 512 bytes of a file show, for `ForeignSlide`. None for a TIFF and everything else.
 
-    Args:
-        head: the first 512 bytes; all bytes of a shorter file.
-
-    Returns:
-        The format's name, for `ForeignSlide`. A JPEG may be "MIRAX": whether it is, only the files beside it tell.
+    A JPEG may be "MIRAX": only the files beside it show whether it is.
     """
-    if head.startswith(_TIFF):  # a file may be DICOM as well, which then is the longer way to the same pixels
+    if head.startswith(_TIFF):  # the file may be DICOM too, which then is the longer way to the same pixels
         return None
     starts = {
         b"ZISRAWFILE": "Zeiss CZI",
@@ -64,13 +54,10 @@ def sniff(head: bytes) -> str | None:
 
 
 @dataclass(frozen=True)
-class ForeignLevel:
-    """A level of the pyramid."""
+class ForeignLevel(PyramidLevel):
+    """A level that OpenSlide reads."""
 
-    width_px: int
-    height_px: int
-    downsample: float  # level-0 pixels a pixel, along an edge
-    scale: float  # the same as OpenSlide takes it, which is no whole number where writers round sizes
+    scale: float  # its downsample as OpenSlide has it: a fraction if the writer rounded sizes
 
 
 class ForeignSlide:
@@ -86,9 +73,9 @@ class ForeignSlide:
     mpp_y: float | None
     vendor: str
     levels: tuple[ForeignLevel, ...]  # level 0 first
-    warnings: tuple[str, ...] = ()  # what to know about the slide, a sentence each
+    warnings: tuple[str, ...] = ()
     index: None = None  # of TIFFs only: OpenSlide reads its own
-    traffic: Traffic  # what reading its head and staging it has cost, if it is remote
+    traffic: Traffic  # cost of reading its head and staging it, if it is remote
 
     def __init__(
         self,
@@ -105,10 +92,10 @@ class ForeignSlide:
             storage_options: for fsspec.
             file: size and version of the file at the URI.
             kind: from `sniff`.
-            traffic: what finding that out has cost; what staging costs is added to it.
+            traffic: the cost of staging is added to it.
 
         Raises:
-            SlideError: `not_a_slide`, `unsupported_format` (also where OpenSlide is not installed), `header_corrupt`,
+            SlideError: `not_a_slide`, `unsupported_format` (also if OpenSlide is not installed), `header_corrupt`,
                 `size_implausible`, and what staging raises.
         """
         self.file, self.traffic = file, traffic or Traffic()
@@ -116,9 +103,7 @@ class ForeignSlide:
         self._check_kind(uri, storage_options)
         self._library = self._import()
         with ExitStack() as opened:
-            self._path: Path = opened.enter_context(
-                staged(uri, storage_options, _COMPANIONS.get(kind, Companions.NONE), self.traffic)
-            )
+            self._path: Path = opened.enter_context(staged(uri, storage_options, kind, self.traffic))
             self._handle: Any = None
             opened.callback(self._release)
             self._read_header()
@@ -127,9 +112,7 @@ class ForeignSlide:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -137,27 +120,13 @@ class ForeignSlide:
         self._opened.close()
 
     def downsampled(self, factor: int = 16) -> Pixels:
-        """The slide at 1/factor: each pixel the mean over factor x factor level-0 pixels, rounded half up.
-
-        Averaged from the nearest finer level whose downsample divides `factor`. Streams, so memory does not grow with
-        the slide but for the result.
-
-        Args:
-            factor: a positive integer.
-
-        Returns:
-            uint8 [height_px // factor, width_px // factor, 3]; the rest of an edge that fills no whole pixel is dropped.
-
-        Raises:
-            SlideError: `tile_data_corrupt`.
-        """
+        """See `Slide.downsampled`. Raises SlideError `tile_data_corrupt`."""
         result = np.full((self.height_px // factor, self.width_px // factor, 3), WHITE, np.uint8)
         if not result.size:  # a slide smaller than one pixel of the result
             return result
-        index = max((i for i in range(len(self.levels)) if self._serves(i, factor)), default=0)
+        index = nearest_finer(self.levels, factor)
         level = self.levels[index]
-        edge = factor // int(level.downsample)  # level pixels a result pixel
-        bands = AreaAverage(result, edge)
+        bands = AreaAverage(result, factor // int(level.downsample))
         for top in range(0, level.height_px, _REGION_PX):
             height = min(_REGION_PX, level.height_px - top)
             for left in range(0, level.width_px, _REGION_PX):
@@ -167,19 +136,9 @@ class ForeignSlide:
         return result
 
     def read_tiles(self, xy_px: ArrayLike, tile_px: int = 448, level: int = 0) -> Iterator[tuple[int, Pixels]]:
-        """Read square tiles.
+        """See `Slide.read_tiles`. Raises SlideError `tile_data_corrupt`.
 
-        Args:
-            xy_px: int [n, 2], top-left corners in level-0 pixels, in any order and any place.
-            tile_px: edge of a tile in pixels of `level`.
-            level: index into `levels`.
-
-        Yields:
-            (i, pixels): the index into `xy_px` and uint8 [tile_px, tile_px, 3]; white outside the slide. The order is
-            by rows of the level, whatever the order of `xy_px`: neighbours then meet in OpenSlide's cache.
-
-        Raises:
-            SlideError: `tile_data_corrupt`.
+        The order is by rows of the level, so that neighbours meet in OpenSlide's cache.
         """
         lv = self.levels[level]
         corners = corners_at(lv.downsample, xy_px)
@@ -193,7 +152,7 @@ class ForeignSlide:
             yield int(i), tile
 
     def _check_kind(self, uri: str, storage_options: StorageOptions | None) -> None:
-        """Refuse what no OpenSlide reads, before anybody installs one for it."""
+        """Refuse what OpenSlide does not read, before anybody installs it for this slide."""
         if self._kind == "Zeiss ZVI":
             raise SlideError(
                 ErrorCode.UNSUPPORTED_FORMAT,
@@ -209,9 +168,7 @@ class ForeignSlide:
 
     def _has_mirax_folder(self, uri: str, storage_options: StorageOptions | None) -> bool:
         path = path_in(uri)
-        if (
-            path.suffix != ".mrxs"
-        ):  # nor does OpenSlide take other names; a thumbnail may lie beside the folder of the slide that it shows
+        if path.suffix != ".mrxs":  # as for OpenSlide: a thumbnail may lie beside the folder of the slide that it shows
             return False
         try:
             File(beside(uri, f"{path.stem}/Slidedat.ini"), storage_options, traffic=self.traffic).close()
@@ -243,16 +200,16 @@ class ForeignSlide:
                 f"{_CONVERT}; if it is not whole, upload it again",
             ) from None
         except library.OpenSlideError as error:
-            said = self._without_path(error)
+            reason = self._without_path(error)
             if unread := unread_property(self._path, self._kind):
                 raise SlideError(
                     ErrorCode.UNSUPPORTED_FORMAT,
                     f"{self._uri}: OpenSlide {library.__library_version__} does not read {self._kind} slides with {unread} "
-                    f"({said}): {_CONVERT}",
+                    f"({reason}): {_CONVERT}",
                 ) from None
             raise SlideError(
                 ErrorCode.HEADER_CORRUPT,
-                f"{self._uri}: OpenSlide can't open this {self._kind} slide ({said}): upload it again, with all of its "
+                f"{self._uri}: OpenSlide can't open this {self._kind} slide ({reason}): upload it again, with all of its "
                 f"files; if it is whole, {_CONVERT}",
             ) from None
 
@@ -266,8 +223,8 @@ class ForeignSlide:
         self.width_px, self.height_px = self._handle.dimensions
         check_size(self._uri, self.width_px, self.height_px)
         properties = self._handle.properties
-        said = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-        self.mpp_x, self.mpp_y = plausible_spacing(*said) or (None, None)
+        mpp = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        self.mpp_x, self.mpp_y = plausible_spacing(*mpp) or (None, None)
         self.vendor = str(properties.get("openslide.vendor") or "unknown")
         self.levels = tuple(
             ForeignLevel(width, height, self._downsample(width, height, scale), scale)
@@ -282,19 +239,11 @@ class ForeignSlide:
         off_by = max(abs(self.width_px / nearest - width), abs(self.height_px / nearest - height))
         return float(nearest) if off_by < 2.0 else scale
 
-    def _serves(self, index: int, factor: int) -> bool:
-        """Whether a level can be averaged to 1/factor; one that a writer cut short may lack the last pixels."""
-        level = self.levels[index]
-        if level.downsample >= factor or level.downsample % 1 or factor % level.downsample:
-            return False
-        edge = factor // int(level.downsample)
-        return level.width_px // edge >= self.width_px // factor and level.height_px // edge >= self.height_px // factor
-
     def _read(self, index: int, x: int, y: int, width: int, height: int) -> Pixels:
         """A rectangle inside a level, its place and size in the level's pixels, composited on white.
 
-        OpenSlide takes places in level-0 pixels: where a level's scale is no whole number, it interpolates by up to half
-        of one.
+        OpenSlide takes places in level-0 pixels. If a level's scale is a fraction, OpenSlide interpolates by up to half a
+        pixel.
         """
         scale = self.levels[index].scale
         location = round(x * scale), round(y * scale)
@@ -303,7 +252,7 @@ class ForeignSlide:
         try:
             region = self._handle.read_region(location, index, (width, height))
         except self._library.OpenSlideError as error:
-            self._release()  # a handle that failed once gives nothing more, what lies elsewhere may be good
+            self._release()  # a handle that failed once gives nothing more, while other regions may be good
             raise SlideError(
                 ErrorCode.TILE_DATA_CORRUPT,
                 f"{self._uri}: the region at x={location[0]}, y={location[1]} (level-0 px) does not decode "
@@ -313,5 +262,5 @@ class ForeignSlide:
         return rgba[..., :3] if rgba[..., 3].min() == WHITE else on_white(rgba)
 
     def _without_path(self, error: Exception) -> str:
-        """What OpenSlide said, without where the copy lies."""
+        """OpenSlide's message, without the folder of the copy."""
         return str(error).replace(f"{self._path.parent}/", "")

@@ -1,4 +1,4 @@
-"""The whole slide at a fraction of its size: the area average, a row of blocks at a time."""
+"""The whole slide at a fraction of its size: the area average, one row of blocks after the other."""
 
 from collections.abc import Sequence
 
@@ -8,32 +8,31 @@ from udfs.wsi.reading.averaging import MOST_EDGE_OF_MEANS, AreaAverage, means_of
 from udfs.wsi.reading.blocks import BlockReader
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels, scale_for
-from udfs.wsi.tiff.index import Level, Numbers, SlideIndex, lost_blocks
+from udfs.wsi.tiff.index import Level, Numbers, PyramidLevel, SlideIndex, lost_blocks
 
 _PATCH_PX = 1024  # blocks side by side are averaged together: fewer calls, and still in the processor's cache
 
 
-def nearest_finer(index: SlideIndex, factor: int) -> Level:
-    """The coarsest level that is finer than 1/factor and divides it; level 0 where there is none.
+def nearest_finer(levels: Sequence[PyramidLevel], factor: int) -> int:
+    """Returns the number of the coarsest level that is finer than 1/factor and divides it; 0 if there is none.
 
     A level of just this downsample would do, but its own compression would show in every pixel of the result.
     """
-    finer = [level for level in index.levels if _serves(level, index, factor)]
-    return max(finer, key=lambda level: level.downsample, default=index.levels[0])
+    return max((i for i, level in enumerate(levels) if _serves(level, levels[0], factor)), default=0)
 
 
-def _serves(level: Level, index: SlideIndex, factor: int) -> bool:
+def _serves(level: PyramidLevel, base: PyramidLevel, factor: int) -> bool:
     if level.downsample >= factor or level.downsample % 1 or factor % level.downsample:
         return False
     edge = factor // int(level.downsample)
     # a level that a writer cut short may lack the last pixels of the result
-    return level.width_px // edge >= index.width_px // factor and level.height_px // edge >= index.height_px // factor
+    return level.width_px // edge >= base.width_px // factor and level.height_px // edge >= base.height_px // factor
 
 
 def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1) -> Pixels:
     """See `Slide.downsampled`."""
-    level = nearest_finer(index, factor)
-    edge = factor // int(level.downsample)  # level pixels a result pixel
+    level = index.levels[nearest_finer(index.levels, factor)]
+    edge = factor // int(level.downsample)  # level pixels per result pixel
     result = np.full((index.height_px // factor, index.width_px // factor, 3), WHITE, np.uint8)
     if not result.size:  # a slide smaller than one pixel of the result
         return result
@@ -51,7 +50,7 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
 
 
 def _in_patches(level: Level, finer: Sequence[Level], patch_columns: int) -> Numbers:
-    """The blocks, int64 [n], ascending, of each patch that has data here or in a finer level: the rest stays white."""
+    """Returns the blocks, int64 [n], ascending, of each patch that has data here or in a finer level."""
     with_data = np.concatenate([level.stored(), np.array(sorted(lost_blocks(finer, level)), np.int64)])
     rows, columns = np.divmod(with_data, level.columns)
     patches = -(-level.columns // patch_columns)  # of a row
@@ -62,7 +61,7 @@ def _in_patches(level: Level, finer: Sequence[Level], patch_columns: int) -> Num
 
 
 def _average_each(reader: BlockReader, level: Level, edge: int, result: Pixels) -> None:
-    """Where no square spans two blocks."""
+    """Average blocks of which no square spans two."""
     for block, pixels in reader:
         if pixels is None:
             continue

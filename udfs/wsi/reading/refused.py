@@ -1,4 +1,4 @@
-"""Why OpenSlide refuses a slide that may be whole: a property that it does not read, looked up in the file itself."""
+"""Why OpenSlide refuses a slide that may be intact: a property that it does not read, looked up in the file."""
 
 import re
 import struct
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from udfs.wsi.reading.staging import DICOM_HEAD_BYTES, DICOM_SERIES
 
-# Zeiss CZI. Its directory lists all rectangles of pixels: type, compression, and where they lie in which dimensions.
+# Zeiss CZI. Its directory lists all rectangles of pixels: type, compression and place in each dimension.
 _CZI_FILE = struct.Struct("<84x q")  # the directory's place
 _CZI_DIRECTORY = struct.Struct("<16s 16x i 124x")  # its name, how many rectangles follow
 _CZI_RECTANGLE = struct.Struct("<2s i 12x i 6x i")  # schema, type, compression, how many dimensions follow
@@ -42,10 +42,10 @@ _VMU_READ = {"BitsPerPixel": ("36",), "PixelOrder": ("RGB",)}
 
 
 def unread_property(path: Path, kind: str) -> str | None:
-    """What of a slide OpenSlide does not read, in words; None if nothing is found, as in a slide that is damaged.
+    """Returns the property that OpenSlide does not read, in words; None if there is none, as in a damaged slide.
 
     Args:
-        path: of the slide, its other files beside it.
+        path: path of the slide; its other files lie beside it.
         kind: from `udfs.wsi.reading.foreign.sniff`.
     """
     looks: dict[str, Callable[[Path], Iterator[str]]] = {

@@ -1,8 +1,7 @@
-"""Open a slide from any fsspec URI and read it: the whole at 1/16, or tiles anywhere, each block decoded once."""
+"""Opening a slide at any fsspec URI and reading it: the whole at 1/16, or tiles anywhere."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from types import TracebackType
 from typing import Self
 
 from numpy.typing import ArrayLike
@@ -25,14 +24,13 @@ def open_slide(
     """Open a slide.
 
     Args:
-        uri: a path or any fsspec URI of a TIFF-based slide (TIFF, SVS, NDPI, SCN, BIF), which is read where it is, or of
-            one that OpenSlide reads (MIRAX, VMS, DICOM, CZI and more), which is copied to this machine first. What it is,
-            its first bytes tell, not its name.
+        uri: a path or any fsspec URI. TIFF-based slides (TIFF, SVS, NDPI, SCN, BIF) are read in place; those that OpenSlide
+            reads (MIRAX, VMS, DICOM, CZI and more) are copied to this machine first. The first bytes decide, not the name.
         storage_options: for fsspec. A slide waits for its store for at most `StoreOptions.timeout_s` in all, 180 s if they
-            are a plain dict, and one second more for each MB that comes; then it is `read_failed`.
-        index: of this file, from `Slide.index`, whole or cut down: then no header is read. Whether the file is still the
-            one that the index was made of is asked while the first blocks are on their way.
-        threads: that decode.
+            are a plain dict, plus one second per MB received; then it is `read_failed`.
+        index: of this file, from `Slide.index`, whole or cut down: then no header is read. The first read checks that the
+            file is still the one that the index was made of.
+        threads: number of threads that decode.
 
     Raises:
         SlideError: with the code and remedy for what is wrong with the file.
@@ -53,7 +51,7 @@ def open_slide(
 
 
 class Slide:
-    """A slide that is open. Use it as a context manager."""
+    """An open slide. Use it as a context manager."""
 
     width_px: int
     height_px: int
@@ -67,7 +65,7 @@ class Slide:
     def __init__(
         self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None = None, threads: int = 1
     ) -> None:
-        """Use `open_slide`. `unchanged` raises where the file is not the one of the index any more."""
+        """Use `open_slide`. `unchanged` raises if the file is not the one of the index any more."""
         self._file, self._unchanged, self._threads = file, unchanged, threads
         self._readers: list[TileReader] = []
         self.index = index
@@ -82,15 +80,13 @@ class Slide:
 
     @property
     def traffic(self) -> Traffic:
-        """What reading it has cost so far."""
+        """The cost of reading so far."""
         return self._file.traffic
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -102,9 +98,9 @@ class Slide:
     def downsampled(self, factor: int = 16) -> Pixels:
         """The slide at 1/factor: each pixel the mean over factor x factor level-0 pixels, rounded half up.
 
-        Averaged from the nearest finer level whose downsample divides `factor`. Where a result pixel stands for whole
-        8 x 8 squares of JPEG blocks, their means are taken as JPEG stores them, which moves a pixel by a grey level here
-        and there; all else is exact. Streams block by block, so memory does not grow with the slide but for the result.
+        Averaged from the nearest finer level whose downsample divides `factor`. If a result pixel stands for whole 8 x 8
+        squares of JPEG blocks, their means are those that JPEG stores, off by a grey level now and then; everything else is
+        exact. Streams block by block: only the result grows with the slide.
 
         Args:
             factor: a positive integer.
@@ -121,8 +117,8 @@ class Slide:
     def read_tiles(self, xy_px: ArrayLike, tile_px: int = 448, level: int = 0) -> Iterator[tuple[int, Pixels]]:
         """Read square tiles.
 
-        Each block is fetched and decoded once however many tiles share it. The first bytes are asked for by the call
-        itself, so that they are on their way while the caller does something else.
+        Each block is fetched and decoded once, however many tiles share it. The call itself requests the first bytes, so
+        that they are on their way while the caller does something else.
 
         Args:
             xy_px: int [n, 2], top-left corners in level-0 pixels, in any order and any place.
@@ -134,7 +130,7 @@ class Slide:
             The order is patch by patch of the level, whatever the order of `xy_px`.
 
         Raises:
-            SlideError: `tile_data_corrupt` and what reading raises, `file_changed` where an index is out of date.
+            SlideError: `tile_data_corrupt` and what reading raises, `file_changed` if an index is out of date.
         """
         finer = (lambda: self._whole_levels[:level]) if level else tuple
         reader = TileReader(self._file, self.levels[level], xy_px, tile_px, finer=finer, threads=self._threads)
@@ -151,7 +147,7 @@ class Slide:
 
     @cached_property
     def _whole_levels(self) -> tuple[Level, ...]:
-        """The levels with all their blocks; of an index that was cut down, by the header."""
+        """The levels with all their blocks; read from the header if the index was cut down."""
         if all(level.listed is None for level in self.levels):
             return self.levels
         with open_stream(self._file) as stream:

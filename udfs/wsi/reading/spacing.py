@@ -1,4 +1,4 @@
-"""From a target spacing (mpp) to what is read: which level, how many of its pixels, and the way back to a tile."""
+"""Which level is read for a target spacing (mpp), how many of its pixels per tile, and their resampling to a tile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class Reading:
     """How the tiles of one slide are read."""
 
     level: int  # index of the level that is read
-    downsample: float  # level-0 pixels a pixel of the finished tile
-    region_px: int  # edge of the square that is read, pixels of `level`; resampled to tile_px where they differ
+    downsample: float  # level-0 pixels per pixel of the finished tile
+    region_px: int  # edge of the square that is read, pixels of `level`; resampled to tile_px if they differ
     span_px: float  # edge of a tile, level-0 pixels
 
 
 def mean_mpp(mpp_x: float | None, mpp_y: float | None) -> float | None:
-    """Spacing of a slide as tiles take it, um a level-0 pixel: the mean of both axes; None where one is unknown."""
+    """Returns the spacing of a slide as tiles use it, um/px of level 0: the mean of both axes; None if one is unknown."""
     return (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else None
 
 
@@ -40,9 +40,9 @@ def plan_reading(
     Args:
         level_downsamples: of each level, level 0 first.
         tile_px: edge of a finished tile.
-        slide_mpp: um a level-0 pixel, None where unknown.
-        target_mpp: um a pixel of a finished tile, None for level 0 as scanned.
-        setting: that it comes from, for messages.
+        slide_mpp: um/px of level 0; None if unknown.
+        target_mpp: um/px of a finished tile; None for level 0 as scanned.
+        setting: name of the setting that holds the target, for messages.
 
     Raises:
         SlideError: `mpp_unknown` or `mpp_too_coarse`.
@@ -69,19 +69,14 @@ def plan_reading(
 
 
 def region_edge(span_px: float, level_downsample: float) -> int:
-    """Edge of the square to read for a tile that spans `span_px` level-0 pixels, in pixels of the level."""
+    """Returns the edge of the square to read for a tile that spans `span_px` level-0 pixels, in pixels of the level."""
     return max(1, round(span_px / level_downsample))
 
 
 def resample(pixels: NDArray[np.uint8], edge_px: int) -> NDArray[np.uint8]:
-    """A square tile at another size: the area average when it shrinks, bilinear when it grows (Pillow).
+    """Resamples a square tile by Pillow: the area average if it shrinks, bilinear if it grows.
 
-    Args:
-        pixels: uint8 [n, n, 3].
-        edge_px: the edge wanted.
-
-    Returns:
-        uint8 [edge_px, edge_px, 3]; the input itself where it has that size.
+    uint8 [n, n, 3] to uint8 [edge_px, edge_px, 3]; the input itself if it has that size.
     """
     if pixels.shape[0] == edge_px:
         return pixels

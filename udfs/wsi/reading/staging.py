@@ -1,9 +1,9 @@
 """Local copies of remote slides, each with the files that belong to it, in a folder of bounded size that processes share.
 
-Nothing here knows a format beyond where its files lie. A slide is a folder named by what it holds and how many bytes that
-is; a copy under way bears the suffix .part until it is whole. Beside each lies a .lock: shared by those who read the
-slide, exclusive while it is copied or removed, its time that of the last use. The kernel drops the locks of processes
-that die, so what they left behind is known by its lock being free.
+A copy is a folder named by what it holds and how many bytes that is; a copy under way bears the suffix .part. The lock in it is
+shared by the processes that read the slide and exclusive while it is copied or removed; its time is that of the last use. The
+kernel drops the locks of processes that die, so what they left behind is known by its free lock. (filelock has no shared locks
+that threads and forked processes can hold.)
 """
 
 import fcntl
@@ -14,32 +14,25 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from enum import Enum
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
+from filelock import FileLock
+
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.store import File, FileInfo, Pending, StorageOptions, Traffic, filesystem, secrets_of
-from udfs.wsi.store.faults import OutOfTimeError, as_slide_error
-from udfs.wsi.store.read import in_parts
+from udfs.wsi.store.faults import OutOfTimeError, slide_error_of
+from udfs.wsi.store.whole import in_parts
 
-_MAX_BYTES = 20 * 10**9  # of all slides together; half of what the disk has for them where that is less
+_MAX_BYTES = 20 * 10**9  # of all copies together; half of what the disk has for them if that is less
 _REQUEST_BYTES = 8 * 2**20
 _URLS = ("http://", "https://")
-_SLIDE = re.compile(r"[0-9a-f]{32}-[0-9]+(\.part)?")  # names of ours, whatever else lies in that folder
-_INI_BYTES = 2**20  # more than any text of the kind has
-DICOM_HEAD_BYTES = 2**16  # the series stands before all that is long
+_NAME = re.compile(r"[0-9a-f]{32}-[0-9]+(\.part)?")  # of a copy, whatever else lies in that folder
+_LOCK = "use.lock"  # an empty file
+_INI_BYTES = 2**20  # more than any such text has
+DICOM_HEAD_BYTES = 2**16  # the series stands before everything long
 DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)  # (0020,000E), explicit VR, little-endian
-
-
-class Companions(Enum):
-    """Where the other files of a slide lie, without which its own can't be read."""
-
-    NONE = "none"
-    MIRAX = "those that Slidedat.ini names, in the folder of the slide's stem"
-    HAMAMATSU = "those that the slide's own text names, in its folder"
-    DICOM = "those of the same series and suffix, in its folder"
 
 
 _HAMAMATSU_NAMES = re.compile(
@@ -54,24 +47,23 @@ _MIRAX_NAMES = re.compile(r"^(?:INDEXFILE|FILE_\d+)[ \t]*=[ \t]*(.+?)\s*$", re.M
 def staged(
     uri: str,
     storage_options: StorageOptions | None = None,
-    companions: Companions = Companions.NONE,
+    kind: str | None = None,
     traffic: Traffic | None = None,
 ) -> Iterator[Path]:
-    """A local path of a slide, good until the context ends: its own where it is local, else that of a copy.
+    """A local path of a slide, good until the context ends: the slide's own if it is local, else the path of a copy.
 
     Copies lie in the folder that the environment variable SLIDELAKE_STAGING names, else in the system's folder for
-    temporary files. They stay for the next who asks, in any process, until the room is needed: then those whose last use
-    is the longest ago are removed, but none that somebody reads.
+    temporary files. They serve later calls of any process until the room is needed: then the longest unused copies are
+    removed, but none that is being read.
 
     Args:
         uri: a path or any fsspec URI.
         storage_options: for fsspec.
-        companions: which other files are copied along.
-        traffic: what the files cost is added to it, and it is what the bound of time of the options holds for (see `File`):
-            all files together may wait for `timeout_s`, and one second more for each MB that comes.
+        kind: the slide's format, from `udfs.wsi.reading.foreign.sniff`: it tells which other files are copied too.
+        traffic: the cost of all files is added to it, and the time that it has waited counts (see `File`).
 
     Raises:
-        SlideError: `read_failed` where the slide does not fit, and what reading it raises.
+        SlideError: `read_failed` if the slide does not fit, and what reading it raises.
     """
     file = File(uri, storage_options, traffic=traffic)
     if file.is_local:
@@ -79,32 +71,27 @@ def staged(
         yield Path(filesystem(uri)[1])
         return
     name = path_in(uri).name
-    files = {name: file, **_companions(file, uri, storage_options, companions)}
+    files = {name: file, **_companions(file, uri, storage_options, kind)}
     described = "\n".join(f"{name} {one.uri} {one.info.version}" for name, one in sorted(files.items()))
     size = sum(one.info.size_bytes for one in files.values())
     root = staging_folder()
-    try:
-        lock = _hold(root / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}-{size}", files)
-    except OSError as error:
-        raise SlideError(
-            ErrorCode.READ_FAILED,
-            f"{file.uri} can't be copied to {root} ({error}): free that disk, or name another folder in SLIDELAKE_STAGING",
-        ) from None
-    finally:
-        for one in files.values():
-            one.close()
-    try:
-        yield lock.place / name
-    finally:
-        lock.release()
+    place = root / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}-{size}"
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(_whole_copy(place, files))
+        except OSError as error:
+            raise SlideError(
+                ErrorCode.READ_FAILED,
+                f"{file.uri} can't be copied to {root} ({error}): free that disk, or name another folder in SLIDELAKE_STAGING",
+            ) from None
+        finally:
+            for one in files.values():
+                one.close()
+        yield place / name
 
 
 def staging_folder() -> Path:
-    """Where copies lie; made where it is not there.
-
-    Raises:
-        SlideError: `read_failed` where it can't be used.
-    """
+    """Returns the folder of the copies, made if it is missing. Raises SlideError `read_failed` if it can't be used."""
     named = os.environ.get("SLIDELAKE_STAGING")
     root = Path(named) if named else Path(tempfile.gettempdir()) / f"slidelake-staging-{os.getuid()}"
     try:
@@ -119,13 +106,13 @@ def staging_folder() -> Path:
 
 
 def path_in(uri: str) -> PurePosixPath:
-    """The path in a URI, that of the first link of a chain that has one, decoded where URLs encode it."""
+    """Returns the path in a URI, decoded if the URI is a URL. In a chain, it is that of the first link that has one."""
     _, link, _ = _links(uri)
     return PurePosixPath(unquote(link.partition("?")[0]) if link.startswith(_URLS) else link)
 
 
 def beside(uri: str, name: str) -> str:
-    """The URI of the file `name` (it may have folders) in the folder of another, by the same chain and query."""
+    """Returns the URI of the file `name` (it may have folders) in the folder of another, with the same chain and query."""
     before, link, after = _links(uri)
     mark = query = ""
     if link.startswith(_URLS):
@@ -136,7 +123,7 @@ def beside(uri: str, name: str) -> str:
 
 
 def _links(uri: str) -> tuple[str, str, str]:
-    """What comes before the first link of a chain with a path, that link, what comes behind it."""
+    """Splits a chain: what precedes its first link with a path, that link, what follows it."""
     if "://" not in uri:
         return "", uri, ""
     first, chain, rest = uri.partition("::")
@@ -146,20 +133,17 @@ def _links(uri: str) -> tuple[str, str, str]:
     return first + chain + before, link, after
 
 
-def _companions(
-    file: File, uri: str, storage_options: StorageOptions | None, companions: Companions
-) -> dict[str, File]:
-    """The other files, by where they lie from the slide's folder. Those that are named but not there are left out."""
-    if companions is Companions.DICOM:
+def _companions(file: File, uri: str, storage_options: StorageOptions | None, kind: str | None) -> dict[str, File]:
+    """The other files, by their paths from the slide's folder, without those that are named but missing."""
+    names: list[str] = []
+    if kind == "DICOM":
         names = _series(file, uri, storage_options)
-    elif companions is Companions.HAMAMATSU:
+    elif kind in ("Hamamatsu VMS", "Hamamatsu VMU"):
         names = _HAMAMATSU_NAMES.findall(_text(file))
-    elif companions is Companions.MIRAX:
+    elif kind == "MIRAX":
         folder = path_in(uri).stem
         ini = File(beside(uri, f"{folder}/Slidedat.ini"), storage_options, traffic=file.traffic)
         names = [f"{folder}/{name}" for name in ("Slidedat.ini", *_MIRAX_NAMES.findall(_text(ini)))]
-    else:
-        names = []
     files = {}
     for name in names:
         path = PurePosixPath(name)
@@ -179,14 +163,14 @@ def _text(file: File) -> str:
 
 
 def _series(file: File, uri: str, storage_options: StorageOptions | None) -> list[str]:
-    """Names of the other files of a DICOM series. A folder may hold many; what does not say its series is taken."""
+    """Names of the other files of a DICOM series. A folder may hold many; a file that does not name its series is taken."""
     own_name = path_in(uri).name
     try:
         listed = file.siblings()
     except Exception as error:
-        told = as_slide_error(error, file.uri, secrets_of(uri, storage_options))
-        if told.code is ErrorCode.ACCESS_DENIED or isinstance(error, OutOfTimeError):
-            raise told from None
+        failure = slide_error_of(error, file.uri, secrets_of(uri, storage_options))
+        if failure.code is ErrorCode.ACCESS_DENIED or isinstance(error, OutOfTimeError):
+            raise failure from None
         raise SlideError(
             ErrorCode.READ_FAILED,
             f"{file.uri}: its folder can't be listed for the other files of the series ({type(error).__name__}): "
@@ -199,122 +183,121 @@ def _series(file: File, uri: str, storage_options: StorageOptions | None) -> lis
             known = FileInfo.from_fsspec(info) if info.get("size") else None
             sibling = File(beside(uri, other.name), storage_options, known, file.traffic)
             heads[other.name] = sibling.request(0, min(sibling.info.size_bytes, DICOM_HEAD_BYTES))
-    # References to other series may stand there too, so one in common is enough.
+    # A file may refer to other series too, so one in common is enough.
     series = {name: set(DICOM_SERIES.findall(head.result())) for name, head in heads.items()}
     own = series.pop(own_name, set())
     return [name for name, theirs in series.items() if not own or not theirs or own & theirs]
 
 
-class _Lock:
-    """A slide's lock, held. Whoever removes a slide removes its lock too, so one that was waited for may be gone."""
-
-    def __init__(self, place: Path, descriptor: int) -> None:
-        self.place, self._descriptor = place, descriptor
-
-    @classmethod
-    def of(cls, place: Path, how: int) -> "_Lock | None":
-        """Lock a slide; None where `how` has LOCK_NB and another has it."""
-        path = _lock_path(place)
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(descriptor, how)
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return cls(place, descriptor)
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-            except FileNotFoundError:
-                pass
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-
-    def touch(self) -> None:
-        """The slide is used now."""
-        now = time.time_ns()  # what the kernel would put here is some milliseconds coarse
-        os.utime(self._descriptor, ns=(now, now))
-
-    def release(self) -> None:
-        os.close(self._descriptor)
-
-
-def _hold(place: Path, files: Mapping[str, File]) -> _Lock:
-    """Lock a slide against removal, copying it where no whole copy is there."""
+@contextmanager
+def _whole_copy(place: Path, files: Mapping[str, File]) -> Iterator[None]:
+    """Keep the copy at `place` from being removed. Makes the copy first if there is none, or one that lost a file."""
     while True:
-        lock = _locked(place, fcntl.LOCK_SH)
-        if _is_whole(place):
-            lock.touch()
-            return lock
-        lock.release()
-        lock = _locked(place, fcntl.LOCK_EX)
+        with _locked(place, fcntl.LOCK_SH) as is_held:
+            if is_held and _is_whole(place):
+                now = time.time_ns()  # the kernel's own time of the change may be some milliseconds old
+                os.utime(place / _LOCK, ns=(now, now))
+                yield
+                return
+        with _locked(place, fcntl.LOCK_EX) as is_held:
+            if is_held and not _is_whole(place):
+                _remove(place)
+        _copy_unless_another_process_does(place, files)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    """Hold the lock in a folder. False if the folder is gone, or if `how` has LOCK_NB and another process has the lock."""
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
         try:
-            if not _is_whole(place):  # nobody else copied it while we waited
-                _fetch(place, files)
-        finally:
-            lock.release()
-
-
-def _locked(place: Path, how: int) -> _Lock:
-    lock = _Lock.of(place, how)
-    assert lock, "waiting for a lock ends with it"
-    return lock
-
-
-def _fetch(place: Path, files: Mapping[str, File]) -> None:
-    part = _reserve(place, next(iter(files.values())).uri)
-    try:
-        for name, file in files.items():
-            target = part / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _copy(file, target)
-        if not _is_whole(part):
-            raise OSError("not all of it arrived there")
-        part.rename(place)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-def _reserve(place: Path, uri: str) -> Path:
-    """The folder to copy into. From now on it counts with the bytes it is going to have."""
-    root, size, part = place.parent, _size(place), _part(place)
-    turn = _locked(root / "room", fcntl.LOCK_EX)  # one makes room at a time, or two would take the same
-    try:
-        _remove(place)  # what is there under this name is not whole
-        entries = sorted((entry for entry in root.iterdir() if _SLIDE.fullmatch(entry.name)), key=_last_use)
-        used = sum(map(_size, entries))
-        bound = min(_MAX_BYTES, (shutil.disk_usage(root).free + used) // 2)
-        for entry in entries:
-            is_abandoned = entry.suffix == ".part"  # unless its lock is held
-            if not is_abandoned and not size <= bound < used + size:
-                continue
-            lock = _Lock.of(entry.with_suffix(""), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock:
-                _remove(lock.place)
-                _lock_path(lock.place).unlink()
-                lock.release()
-                used -= _size(entry)
-        if used + size > bound:
-            raise SlideError(
-                ErrorCode.READ_FAILED,
-                f"{uri} takes {size:,} bytes, {root} may hold {bound:,} and {used:,} of them are in use: free that disk, "
-                "read fewer slides at once, or name a folder on a larger disk in SLIDELAKE_STAGING",
-            )
-        part.mkdir()
+            fcntl.flock(descriptor, how)
+            is_held = os.path.samestat(os.fstat(descriptor), (folder / _LOCK).stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_held = False
+        yield is_held
     finally:
-        turn.release()
-    return part
+        os.close(descriptor)
 
 
-def _remove(place: Path) -> None:
-    """Remove a slide, first its name: a process that dies here leaves nothing that looks whole."""
-    part = _part(place)
+def _copy_unless_another_process_does(place: Path, files: Mapping[str, File]) -> None:
+    part = place.with_suffix(".part")
+    with ExitStack() as lock:
+        with FileLock(place.with_name("room.lock")):  # one process makes room at a time, or two would take the same
+            _remove_abandoned(place.parent)
+            is_mine = not place.exists() and not part.exists()
+            if is_mine:
+                _make_room(place, next(iter(files.values())).uri)
+                part.mkdir()  # from now on, the bytes that it is going to have are counted
+                lock.enter_context(_locked(part, fcntl.LOCK_EX))
+        if not is_mine:
+            with _locked(part, fcntl.LOCK_SH):  # wait for the other process
+                return
+        try:
+            for name, file in files.items():
+                target = part / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _copy(file, target)
+            if not _is_whole(part):
+                raise OSError("not all of it arrived there")
+            part.rename(place)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def _entries(root: Path) -> list[Path]:
+    """The copies, whole or under way, the longest unused first."""
+
+    def last_use(entry: Path) -> int:
+        try:
+            return (entry / _LOCK).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    return sorted((entry for entry in root.iterdir() if _NAME.fullmatch(entry.name)), key=last_use)
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove what processes that died have left: copies under way that nobody has locked."""
+    for entry in _entries(root):
+        if entry.suffix == ".part":
+            _remove_unused(entry)
+
+
+def _make_room(place: Path, uri: str) -> None:
+    """Remove the copies that are the longest unused until a new one fits, but none that is in use."""
+    root, size, entries = place.parent, _size(place), _entries(place.parent)
+    used = sum(map(_size, entries))
+    bound = min(_MAX_BYTES, (shutil.disk_usage(root).free + used) // 2)
+    for entry in entries:
+        if size <= bound < used + size and _remove_unused(entry):
+            used -= _size(entry)
+    if used + size > bound:
+        raise SlideError(
+            ErrorCode.READ_FAILED,
+            f"{uri} takes {size:,} bytes, {root} may hold {bound:,} and {used:,} of them are in use: free that disk, "
+            "read fewer slides at once, or name a folder on a larger disk in SLIDELAKE_STAGING",
+        )
+
+
+def _remove_unused(entry: Path) -> bool:
+    """Remove a copy unless a process has it locked. Returns whether it is removed."""
+    with _locked(entry, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held:
+        if is_held:
+            _remove(entry)
+        return is_held
+
+
+def _remove(entry: Path) -> None:
+    """Remove a copy, first its name: a process that dies here leaves nothing that looks whole."""
+    part = entry.with_suffix(".part")
+    entry.rename(part)
     shutil.rmtree(part, ignore_errors=True)
-    with suppress(FileNotFoundError):
-        place.rename(part)
-        shutil.rmtree(part)
 
 
 def _copy(file: File, target: Path) -> None:
@@ -331,18 +314,3 @@ def _is_whole(place: Path) -> bool:
 
 def _size(place: Path) -> int:
     return int(place.stem.rpartition("-")[2])
-
-
-def _part(place: Path) -> Path:
-    return place.with_suffix(".part")
-
-
-def _lock_path(place: Path) -> Path:
-    return place.with_suffix(".lock")
-
-
-def _last_use(entry: Path) -> int:
-    try:
-        return _lock_path(entry).stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0

@@ -1,7 +1,5 @@
-"""Square tiles at any place, cut out of blocks that are each decoded once."""
+"""Square tiles at any place, cut out of blocks that are decoded once each."""
 
-import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,9 +11,8 @@ from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels
 from udfs.wsi.tiff.index import Level
 
-_REFERENCES_OF_MINE = 2  # a name, and the argument of getrefcount
-# Tile; top, bottom, left and right in the block; likewise in the tile; columns are samples, three a pixel. Plain numbers,
-# for the garbage collector walks through all else, again and again.
+# Index of the tile; top, bottom, left and right in the block; the same in the tile. Columns are samples, three per pixel.
+# Plain numbers, because the garbage collector walks through everything else again and again.
 _Cut = tuple[int, int, int, int, int, int, int, int, int]
 
 
@@ -34,7 +31,6 @@ class TileReader:
         self._begins = [*begins[order].tolist(), len(pairs.blocks)]  # of each block's pairs
         self._cuts = self._cuts_of(pairs.tiles, pairs.blocks)
         self._uses = np.bincount(pairs.tiles, minlength=len(self._corners)).tolist()
-        self._yielded: deque[Pixels] = deque()
         self._blocks = BlockReader(file, level, blocks[order].tolist(), finer=finer, threads=threads)
 
     def __iter__(self) -> Iterator[tuple[int, Pixels]]:
@@ -42,7 +38,7 @@ class TileReader:
         for i, blocks in enumerate(uses):
             if not blocks:  # all of it outside the slide
                 yield i, self._new_tile(i)
-        tiles: dict[int, tuple[Pixels, Pixels]] = {}  # and the same memory as rows of samples, which copy faster
+        tiles: dict[int, tuple[Pixels, Pixels]] = {}  # and the same memory as rows of samples, which are copied faster
         for n, (_, pixels) in enumerate(self._blocks):
             rows = None if pixels is None else pixels.reshape(pixels.shape[0], -1)
             for i, top, bottom, left, right, to_top, to_bottom, to_left, to_right in self._cuts[
@@ -51,14 +47,12 @@ class TileReader:
                 if i not in tiles:
                     tile = self._new_tile(i)
                     tiles[i] = tile, tile.reshape(self._tile_px, -1)
-                    del tile
                 tiles[i][1][to_top:to_bottom, to_left:to_right] = (
                     WHITE if rows is None else rows[top:bottom, left:right]
                 )
                 uses[i] -= 1
                 if not uses[i]:
-                    self._yielded.append(tiles.pop(i)[0])
-                    yield i, self._yielded[-1]
+                    yield i, tiles.pop(i)[0]
 
     def close(self) -> None:
         """Give up what is on its way."""
@@ -67,20 +61,13 @@ class TileReader:
     def _new_tile(self, i: int) -> Pixels:
         x, y = self._corners[i]
         edge, level = self._tile_px, self._level
-        tile = self._used_again() if self._yielded else None
-        if tile is None:
-            tile = np.empty((edge, edge, 3), np.uint8)
+        tile = np.empty((edge, edge, 3), np.uint8)
         if x < 0 or y < 0 or x + edge > level.width_px or y + edge > level.height_px:
             tile[:] = WHITE  # what no block covers
         return tile
 
-    def _used_again(self) -> Pixels | None:
-        """The oldest tile's memory, if nobody holds the tile any more: new pages cost more than what is put on them."""
-        tile = self._yielded.popleft()
-        return tile if sys.getrefcount(tile) == _REFERENCES_OF_MINE else None
-
     def _cuts_of(self, tiles: Numbers, blocks: Numbers) -> Sequence[_Cut]:
-        """Where each pair of block and tile overlaps."""
+        """Returns the overlap of each pair of block and tile."""
         level = self._level
         rows, columns = np.divmod(blocks, level.columns)
         numbers = [tiles]
@@ -92,5 +79,5 @@ class TileReader:
             first = np.maximum(at * size, corner)
             last = np.minimum(np.minimum((at + 1) * size, limit), corner + self._tile_px)
             numbers += [(n - origin) * samples for origin in (at * size, corner) for n in (first, last)]
-        order = (0, 1, 2, 5, 6, 3, 4, 7, 8)  # what is the block's before what is the tile's
+        order = (0, 1, 2, 5, 6, 3, 4, 7, 8)  # numbers of the block before those of the tile
         return list(zip(*(numbers[k].tolist() for k in order), strict=True))

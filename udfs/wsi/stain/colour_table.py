@@ -1,4 +1,4 @@
-"""StainNet by table: it maps one colour to one colour, so 2^24 numbers say all of it.
+"""StainNet by table: it maps one colour to one colour, so 2^24 numbers replace it.
 
 The table of a checkpoint is a file of the cache: built once, mapped by all processes of a host.
 """
@@ -15,18 +15,18 @@ from udfs.wsi.host_cache import cache_folder, make_once
 from udfs.wsi.quality.colours import COLOURS, STRIP_PX, rgb, strips
 from udfs.wsi.stain.stainnet import StainNet
 
-_VERSION = 1  # of the file: raise it when its layout changes or StainNet.normalise begins to give other pixels
+_LAYOUT = 1  # of the file: raise it when it changes or StainNet.normalise begins to give other pixels
 _PAYS_TILES = 110  # of 448 px: building maps as many pixels as 84 of them have, each colour once, and writes the file
 
 Table = NDArray[np.uint32]
-"""uint32 [2**24]: at ``r | g << 8 | b << 16`` what that colour becomes, in the same form."""
+"""uint32 [2**24]: at ``r | g << 8 | b << 16`` the colour that it becomes, in the same form."""
 
 
 class StainNormaliser:
-    """Normalises pixels by table where there is one or it pays, else by StainNet itself: the pixels are the same."""
+    """Normalises pixels by table if there is one or if it pays, else by StainNet itself: the pixels are the same."""
 
     def __init__(self, net: StainNet, tiles_ahead: int = 0, folder: Path | None = None) -> None:
-        """Nothing is built yet.
+        """Builds nothing yet.
 
         Args:
             net: StainNet.
@@ -36,41 +36,40 @@ class StainNormaliser:
         self.net = net
         self.tiles_ahead = tiles_ahead
         self._folder = folder
-        self._name = f"stainnet-{net.fingerprint}-v{_VERSION}.table"
+        self._name = f"stainnet-{net.fingerprint}-v{_LAYOUT}.table"
         self._table: Table | None = None
         self._on: dict[str, torch.Tensor] = {}  # by device
         self._is_shared = True
 
     def normalise(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What `StainNet.normalise` makes of the pixels, uint8 [..., 3].
+        """Normalise pixels, uint8 [..., 3], to those that `StainNet.normalise` gives.
 
-        The first process for which a table pays builds it here; the others don't wait for it. Where it can't be kept, a
-        warning says so once.
+        The first process for which a table pays builds it here; the others don't wait for it. If it can't be kept, a warning
+        says so once.
         """
         if self._table is None and self._is_shared:
             self._table = self._shared(build=self.tiles_ahead >= _PAYS_TILES, wait=False)
         return self.net.normalise(tiles) if self._table is None else _looked_up(self._table, tiles)
 
     def table_on(self, device: torch.device | str) -> torch.Tensor:
-        """The table for `lookup`, int32 [2**24] on a device; built where it is not there, in memory where it can't be kept."""
+        """The table for `lookup`, int32 [2**24] on a device. It is built if missing, in memory if it can't be kept."""
         if (key := str(device)) not in self._on:
             table = self._table if self._table is not None else self._shared(build=True, wait=True)
             if table is None:
-                table = np.concatenate(list(_table_of(self.net)))
+                table = np.concatenate(list(_strips_of_table(self.net)))
             self._on[key] = torch.tensor(table.view(np.int32), device=device)
         return self._on[key]
 
     def _shared(self, *, build: bool, wait: bool) -> Table | None:
-        """The table that the host's processes share; None where there is none, or another process is building it."""
+        """The table that the processes of this host share; None if there is none, or another process is building it."""
         try:
             path = (self._folder or cache_folder()) / self._name
-            table = mapped(path)
-            if table is None and build:
+            if (table := map_table(path)) is None and build:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if path.exists() and mapped(path) is None:  # of another size
+                if path.exists() and map_table(path) is None:  # of another size
                     path.unlink(missing_ok=True)
                 make_once(path, lambda unfinished: _write(unfinished, self.net), wait=wait)
-                table = mapped(path)
+                table = map_table(path)
         except OSError as error:
             self._is_shared = False
             warnings.warn(
@@ -87,7 +86,7 @@ def lookup(table: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
     """Normalise pixels by table on the device that both are on.
 
     Args:
-        table: what `StainNormaliser.table_on` gives, int32 [2**24].
+        table: from `StainNormaliser.table_on`, int32 [2**24].
         tiles: uint8 [..., 3].
 
     Returns:
@@ -98,8 +97,8 @@ def lookup(table: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
     return packed[..., None].view(torch.uint8)[..., :3]
 
 
-def mapped(path: Path) -> Table | None:
-    """A table in a file, mapped to be read by all and written by none; None where no whole one is there."""
+def map_table(path: Path) -> Table | None:
+    """A table in a file, mapped read-only; None if there is no whole one."""
     try:
         if path.stat().st_size == 4 * COLOURS:
             return np.asarray(np.memmap(path, "<u4", mode="r"))
@@ -116,14 +115,13 @@ def _looked_up(table: Table, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for colours in strips(tiles):
         found = packed[: len(colours)]
         np.take(table, colours, out=found, mode="wrap")  # all are in it: this mode alone neither checks nor copies
-        for channel in range(3):  # thrice one byte takes a quarter of the time of once three
+        for channel in range(3):  # one byte three times takes a quarter of the time of three bytes once
             pixels[start : start + len(colours), channel] = found.view(np.uint8)[channel::4]
         start += len(colours)
     return result
 
 
-def _table_of(net: StainNet) -> Iterator[Table]:
-    """The table, strip by strip."""
+def _strips_of_table(net: StainNet) -> Iterator[Table]:
     for first in range(0, COLOURS, STRIP_PX):
         packed = np.zeros((STRIP_PX, 4), np.uint8)
         packed[:, :3] = net.normalise(rgb(first, first + STRIP_PX))
@@ -132,5 +130,4 @@ def _table_of(net: StainNet) -> Iterator[Table]:
 
 def _write(path: Path, net: StainNet) -> None:
     with path.open("wb") as file:
-        for strip in _table_of(net):
-            file.write(strip.tobytes())
+        file.writelines(strip.tobytes() for strip in _strips_of_table(net))

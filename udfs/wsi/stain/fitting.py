@@ -9,43 +9,48 @@ from numpy.typing import NDArray
 
 from udfs.wsi.stain.reinhard import appearance, transfer
 from udfs.wsi.stain.stainnet import StainNet
-from udfs.wsi.tissue.mask import background_mask
+from udfs.wsi.tissue.method import TissueMethod
 
 Tiles = NDArray[np.uint8]  # [n, h, w, 3]
 
-_PIXELS_A_TILE = 4096
-_PIXELS_A_STEP = 16_384
+_PIXELS_PER_TILE = 4096
+_PIXELS_PER_STEP = 16_384
 _LEARNING_RATE = 0.01
 _HOLD_OUT_EVERY = 5
 
 
 @dataclass(frozen=True)
 class TeacherGap:
-    """How far from the teacher, mean absolute difference in grey levels (0 to 255) over held-out tiles of one slide."""
+    """Mean absolute difference from the teacher over held-out tiles of one slide, in grey levels (0 to 255)."""
 
     image_id: str
     tiles: int
-    untouched: float  # the source itself
-    student: float  # the fitted StainNet
+    untouched: float  # of the tiles as scanned
+    student: float  # of the tiles by the fitted StainNet
 
 
 class Teacher:
-    """Reinhard's transfer from the appearance of each centre's slides to the reference slide's.
+    """Reinhard's transfer from the appearance of the slides of a centre to that of the reference slide.
 
-    Stains differ between laboratories; what differs between the slides of one is tissue as much as stain, and a map of
-    colours can't tell slides apart anyway.
+    Stains differ between laboratories. Slides of one laboratory differ by tissue as much as by stain, and a map of colours
+    can't tell slides apart.
     """
 
-    def __init__(self, tiles: Mapping[str, Tiles], centers: Mapping[str, str], reference: str, brightness: int) -> None:
+    def __init__(
+        self, tiles: Mapping[str, Tiles], centers: Mapping[str, str], reference: str, method: TissueMethod
+    ) -> None:
         """Measure appearances on the tissue of the tiles.
 
         Args:
             tiles: by image_id.
             centers: center_id by image_id.
             reference: the image_id whose appearance is the target.
-            brightness: a pixel is glass where R, G and B are all above it.
+            method: tells tissue from glass.
         """
-        tissue = {name: _tissue(pixels, brightness) for name, pixels in tiles.items()}
+        tissue = {}
+        for name, pixels in tiles.items():
+            sparse = pixels[:, ::4, ::4]  # one pixel in sixteen is enough
+            tissue[name] = np.concatenate([tile[~method.background(tile)] for tile in sparse])
         of_center = {
             center: appearance(np.concatenate([tissue[name] for name in sorted(tiles) if centers[name] == center]))
             for center in {centers[name] for name in tiles}
@@ -54,12 +59,12 @@ class Teacher:
         self._target = appearance(tissue[reference])
 
     def normalise(self, image_id: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Uint8 [..., 3] of that slide as the reference would look."""
+        """Pixels of that slide, uint8 [..., 3], as the reference would look."""
         return transfer(pixels, self._sources[image_id], self._target)
 
 
 def split_tiles(tiles: Mapping[str, Tiles]) -> tuple[dict[str, Tiles], dict[str, Tiles]]:
-    """(to fit, held out): every fifth tile of a slide is held out, none where it has fewer than two."""
+    """(to fit, held out): every fifth tile of a slide is held out, none if it has fewer than two."""
     fit, held = {}, {}
     for name, pixels in tiles.items():
         out = np.arange(len(pixels)) % _HOLD_OUT_EVERY == 1
@@ -81,18 +86,19 @@ def fit_stainnet(tiles: Mapping[str, Tiles], teacher: Teacher, steps: int, seed:
     for name in sorted(tiles):
         for tile in tiles[name]:
             flat = tile.reshape(-1, 3)
-            drawn = flat[random.choice(len(flat), min(_PIXELS_A_TILE, len(flat)), replace=False)]
+            drawn = flat[random.choice(len(flat), min(_PIXELS_PER_TILE, len(flat)), replace=False)]
             sources.append(drawn)
             targets.append(teacher.normalise(name, drawn))
-    x, y = (_scaled(np.concatenate(parts)) for parts in (sources, targets))
+    x, y = (torch.from_numpy(np.concatenate(parts)).float() / 127.5 - 1 for parts in (sources, targets))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     net = StainNet()
     optimiser = torch.optim.Adam(net.parameters(), _LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        batch = torch.randint(len(x), (min(_PIXELS_A_STEP, len(x)),), generator=generator)
-        loss = (net(_as_image(x[batch])) - _as_image(y[batch])).abs().mean()
+        batch = torch.randint(len(x), (min(_PIXELS_PER_STEP, len(x)),), generator=generator)
+        source, target = (pixels[batch].T[None, :, None, :] for pixels in (x, y))  # [1, 3, 1, n], for convolutions
+        loss = (net(source) - target).abs().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -100,29 +106,12 @@ def fit_stainnet(tiles: Mapping[str, Tiles], teacher: Teacher, steps: int, seed:
     return net.eval().requires_grad_(False)
 
 
-def evaluate(net: StainNet, tiles: Mapping[str, Tiles], teacher: Teacher) -> list[TeacherGap]:
-    """The student against the teacher on tiles that it has not seen, slide by slide."""
-    errors = []
+def teacher_gaps(net: StainNet, tiles: Mapping[str, Tiles], teacher: Teacher) -> list[TeacherGap]:
+    """The differences between student and teacher on tiles that the student has not seen, slide by slide."""
+    gaps = []
     for name, pixels in sorted(tiles.items()):
         if len(pixels):
-            wanted = teacher.normalise(name, pixels).astype(np.int16)
-            got = np.stack([net.normalise(tile) for tile in pixels]).astype(np.int16)
-            untouched, student = (float(np.abs(image - wanted).mean()) for image in (pixels.astype(np.int16), got))
-            errors.append(TeacherGap(name, len(pixels), untouched, student))
-    return errors
-
-
-def _tissue(tiles: Tiles, brightness: int) -> NDArray[np.uint8]:
-    """uint8 [n, 3]: the pixels that are not glass, one in sixteen."""
-    pixels = tiles[:, ::4, ::4].reshape(-1, 3)
-    tissue: NDArray[np.uint8] = pixels[~background_mask(pixels[None], brightness)[0]]
-    return tissue
-
-
-def _scaled(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(pixels).float() / 127.5 - 1
-
-
-def _as_image(pixels: torch.Tensor) -> torch.Tensor:
-    """[n, 3] as [1, 3, 1, n], for the network's convolutions."""
-    return pixels.T[None, :, None, :]
+            target = teacher.normalise(name, pixels).astype(np.int16)
+            untouched, student = (float(np.abs(image - target).mean()) for image in (pixels, net.normalise(pixels)))
+            gaps.append(TeacherGap(name, len(pixels), untouched, student))
+    return gaps

@@ -37,9 +37,9 @@ class StainNet(nn.Module):
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Normalise colours: input ``x / 127.5 - 1``, output ``(y * 0.5 + 0.5) * 255`` rounded and cut to 0..255.
 
-        A colour becomes the same whatever surrounds it, and however many threads torch has: here each layer is a matrix
-        product, bit for bit torch's convolution on one thread. On several, that rounds some colours to their neighbours.
-        Strips that stay in the cache take a quarter of a whole tile's time. On the CPU, wherever the weights are.
+        A colour becomes the same whatever surrounds it and however many threads torch has: each layer is a matrix product,
+        bit for bit torch's convolution on one thread. On several threads, torch's convolution rounds some colours otherwise.
+        Strips that stay in the cache take a quarter of the time of a whole tile. Runs on the CPU, wherever the weights are.
 
         Args:
             pixels: uint8 [..., 3].
@@ -68,7 +68,7 @@ def load_stainnet(uri: str, storage_options: StorageOptions | None = None) -> St
     """A StainNet from a checkpoint in the published layout.
 
     Raises:
-        CheckpointError: with the tensors that are missing or of another shape.
+        CheckpointError: tensors are missing, unknown or of another shape; the message names them.
     """
     tensors = load_state_dict(uri, storage_options)
     net = StainNet()

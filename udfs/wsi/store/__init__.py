@@ -1,22 +1,21 @@
-"""Bytes of files behind any fsspec URI: local disks, HTTP, Azure, S3, GCS, with retries, and without a secret in any text."""
+"""Bytes of files behind any fsspec URI: local disks, HTTP, Azure, S3, GCS, with retries and without secrets in texts."""
 
 from udfs.wsi.store.about import FileInfo, Traffic
 from udfs.wsi.store.file import File, Pending
-from udfs.wsi.store.filesystem import filesystem
 from udfs.wsi.store.listing import list_files
-from udfs.wsi.store.read import read_bytes
 from udfs.wsi.store.uris import (
     TIMEOUT_S,
     StorageOptions,
     StoreOptions,
     absolute_uri,
+    filesystem,
     options_for,
     public_uri,
     redact,
     secrets_of,
     why_not_for_tables,
 )
-from udfs.wsi.store.write import write_bytes
+from udfs.wsi.store.whole import read_bytes, write_bytes
 
 __all__ = [
     "TIMEOUT_S",

@@ -1,8 +1,9 @@
-"""What is known of a file without its content: its size and version, and what reading it has cost."""
+"""What is known of a file without its content, what reading it has cost, and how fast its store answers."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 _VERSION_KEYS = (
@@ -10,17 +11,21 @@ _VERSION_KEYS = (
     *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
 )
 
+_FIRST_LATENCY_S, _FIRST_BYTES_PER_S = 0.03, 50e6  # of object stores, until there are answers to go by
+_LARGE = 256 * 1024  # bytes; what is smaller tells of latency, not of width
+_MEMORY = 0.1  # share of a new answer in the running estimate
+
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file at one moment. `version` changes whenever its content may have: the store's etag, else size and mtime."""
+    """A file at one moment. `version` changes if the content may have changed: the store's etag, else size and mtime."""
 
     size_bytes: int
     version: str
 
     @classmethod
     def from_fsspec(cls, info: Mapping[str, Any]) -> "FileInfo":
-        """From what `fs.info`, `fs.ls` and `fs.find` give; each store has its own word for the same thing."""
+        """Made of what `fs.info`, `fs.ls` and `fs.find` return; each store has its own word for the same thing."""
         size = int(info["size"])
         for key in _VERSION_KEYS:
             if info.get(key):
@@ -29,13 +34,13 @@ class FileInfo:
 
     @classmethod
     def from_stat(cls, stat: os.stat_result) -> "FileInfo":
-        """From `Path.stat` of a file on a disk, which follows links: size and time are those of the file they lead to."""
+        """Made of `Path.stat`, which follows links: size and time are those of the target."""
         return cls(stat.st_size, f"{stat.st_size}-{stat.st_mtime}")
 
 
 @dataclass
 class Traffic:
-    """What reading cost: requests (each attempt counts), bytes that came, seconds that somebody waited for them."""
+    """The cost of reading: requests (each attempt counts), bytes received, seconds of waiting for them."""
 
     requests: int = 0
     bytes: int = 0
@@ -43,3 +48,27 @@ class Traffic:
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(self.requests + other.requests, self.bytes + other.bytes, self.waited_s + other.waited_s)
+
+
+@dataclass
+class Link:
+    """Latency and width of the way to a store, estimated from its answers so far. Safe to share between threads."""
+
+    latency_s: float = _FIRST_LATENCY_S
+    bytes_per_s: float = _FIRST_BYTES_PER_S  # of one connection
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def gap_bytes(self) -> int:
+        """A gap between two wanted ranges that takes as long to bring as a request of its own costs."""
+        return int(self.latency_s * self.bytes_per_s)
+
+    def learn(self, size_bytes: int, seconds: float) -> None:
+        """Take one answer into account."""
+        with self._lock:
+            if size_bytes < _LARGE:
+                self.latency_s += _MEMORY * (seconds - self.latency_s)
+            else:
+                # an answer quicker than the latency so far tells little of width, but not that it has no end
+                width = size_bytes / max(seconds - self.latency_s, seconds / 10)
+                self.bytes_per_s += _MEMORY * (width - self.bytes_per_s)

@@ -1,4 +1,4 @@
-"""What the errors of stores mean: which may pass, which are an answer, and what users are told."""
+"""What the errors of stores mean: which may pass, which are definite, and their words for users."""
 
 import errno
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,24 @@ from udfs.wsi.store.uris import redact
 DISAGREEING = "if nobody replaces it, servers behind one address disagree about it: give the address of one of them"
 
 _GONE = (404, 410)
-# What clients raise of options and URIs that they can't use, unlike what a store answers.
+# What clients raise for options and URIs that they can't use, unlike a store's answers.
 _REFUSED = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 
 class StoreError(Exception):
-    """What a store did wrong, in words for users. No OSError, for aiohttp makes another of each that it sees."""
+    """What a store did wrong, in words for users. No OSError, because aiohttp converts those that it sees."""
 
 
 class ShortReadError(StoreError):
-    """A store sent fewer bytes than it was asked for and has."""
+    """A store sent fewer bytes than requested, although it has them."""
 
 
 class WrongAnswerError(StoreError):
-    """A store sent something else than it was asked for."""
+    """A store sent something else than requested."""
 
 
 class ContradictionError(WrongAnswerError):
-    """A store says another size or version of a file than before: the file was replaced, or the store is wrong."""
+    """A store contradicts the size or version that it gave before: the file was replaced, or the store is wrong."""
 
 
 class NoRangesError(WrongAnswerError):
@@ -34,35 +34,37 @@ class NoRangesError(WrongAnswerError):
 
 
 class OutOfTimeError(StoreError):
-    """A store was waited for as long as the settings allow."""
+    """Waiting for a store took longer than the settings allow."""
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that a store answered with, where a client tells it."""
+    """The HTTP status of a store's answer, if the client tells it."""
     response = getattr(error, "response", None)  # botocore's is a mapping
-    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
-    # aiohttp's, Azure's, Amazon's
-    statuses = (getattr(error, "status", None), getattr(error, "status_code", None), told)
+    amazons = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
+    # the first is aiohttp's, the second Azure's
+    statuses = (getattr(error, "status", None), getattr(error, "status_code", None), amazons)
     return next((status for status in statuses if isinstance(status, int)), None)
 
 
-def cause_of(error: Exception) -> Exception:
-    """Over HTTP, fsspec calls each failure to ask for a size FileNotFoundError: a refused connection or an option that the
-    client can't use too. Then its cause.
+def unmasked(error: Exception) -> Exception:
+    """The cause of a FileNotFoundError if the file may exist; any other error as it is.
+
+    Over HTTP, fsspec raises FileNotFoundError for every failure to ask for a size: also if the connection is refused, or
+    the client can't use an option.
     """
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
         return error
     status = status_of(cause)
-    # that of other stores is a look-up in a listing, or an error of the same kind
+    # the cause in other stores is a look-up in a listing, or an error of the same kind
     missing = status in _GONE if status else isinstance(cause, LookupError) or _is_missing(cause)
     return error if missing else cause
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a second try can help: not where the store gave a definite answer, nor for a fault of ours."""
+    """Whether a second try can help: not after a definite answer of the store, nor after a fault of ours."""
     if isinstance(error, Exception):
-        error = cause_of(error)
+        error = unmasked(error)
     status = status_of(error)
     if status:
         return status >= 500 or status in (408, 429)
@@ -70,7 +72,7 @@ def may_pass(error: BaseException) -> bool:
         return False
     definite = (PermissionError, IsADirectoryError, NoRangesError, SlideError)
     ours = (ImportError, MemoryError, *_REFUSED)
-    # Clients of HTTP and Azure raise dropped connections as classes of their own, no OSError among them.
+    # Clients of HTTP and Azure raise classes of their own for dropped connections, which are no OSError.
     return isinstance(error, Exception) and not isinstance(error, definite + ours)
 
 
@@ -80,8 +82,8 @@ def _is_missing(error: BaseException) -> bool:
     return leads_nowhere or (isinstance(error, OSError) and error.errno == errno.ELOOP)
 
 
-def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideError:
-    """The error of a store as users get it; a `SlideError` as it is.
+def slide_error_of(error: Exception, uri: str, secrets: Sequence[str]) -> SlideError:
+    """The error of a store in words for users; a `SlideError` as it is.
 
     Args:
         error: what the store's client raised.
@@ -90,13 +92,13 @@ def as_slide_error(error: Exception, uri: str, secrets: Sequence[str]) -> SlideE
     """
     if isinstance(error, SlideError):
         return error
-    error = cause_of(error)
+    error = unmasked(error)
     status = status_of(error)
     if _is_missing(error) or status in _GONE:
         return SlideError(ErrorCode.FILE_MISSING, f"nothing at {uri}: check slides.root and the CSV's uri")
-    # Clients quote whole answers of a server; the first line says it.
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no answer in time")
-    text = redact(said if isinstance(error, StoreError) else f"{type(error).__name__}: {said}", secrets)
+    # Clients quote a server's whole answer.
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no answer in time")
+    text = redact(first_line if isinstance(error, StoreError) else f"{type(error).__name__}: {first_line}", secrets)
     if isinstance(error, PermissionError) or status in (401, 403):
         remedy = "check the credentials in slides.storage_options, and whether they expired"
         return SlideError(ErrorCode.ACCESS_DENIED, f"{uri}: {text}; {remedy}")

@@ -1,15 +1,16 @@
-"""One file behind any fsspec URI: what it is, whether it changed, and ranges of its bytes, many of them on their way at once."""
+"""One file behind any fsspec URI: its size and version, and ranges of its bytes, many of them under way at once."""
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISDIR
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
@@ -18,57 +19,53 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.store.about import FileInfo, Traffic
+from udfs.wsi.store.about import FileInfo, Link, Traffic
 from udfs.wsi.store.faults import (
     DISAGREEING,
     ContradictionError,
     OutOfTimeError,
     ShortReadError,
     WrongAnswerError,
-    as_slide_error,
     may_pass,
+    slide_error_of,
     status_of,
 )
-from udfs.wsi.store.filesystem import filesystem
-from udfs.wsi.store.link import Link
 from udfs.wsi.store.ranges import Part, bring_range, strong_etag
-from udfs.wsi.store.uris import StorageOptions, public_uri, redact, secrets_of, store_of, timeout_of
+from udfs.wsi.store.uris import StorageOptions, filesystem, public_uri, redact, secrets_of, store_of, timeout_of
 
-ATTEMPTS = 7  # at a request, some 15 s of waiting between them in all
+ATTEMPTS = 7  # per request, with some 15 s of waiting between them in all
 FIRST_WAIT_S = 0.2  # before the second attempt, doubled before each further one
-DEADLINE_S = 60.0  # for an answer, after which a connection is taken for hung
-_LEAST_BYTES_PER_S = 1e6  # what comes faster than this never runs out of time
+DEADLINE_S = 60.0  # for an answer; after that, the connection counts as hung
+_LEAST_BYTES_PER_S = 1e6  # a file that comes faster than this never runs out of time
 _AT_ONCE = 32  # requests of one file under way
 _NO_SUCH_RANGE = 416  # HTTP's: the file ends before it
 
-_LOCAL_GAP_BYTES = 32 * 1024  # a system call and a seek of a disk's cache cost about as much as reading this
+_LOCAL_GAP_BYTES = 32 * 1024  # reading this costs about as much as a system call and a seek
 
-_links: dict[str, Link] = {}  # by store: what one slide taught serves the next
+_links: dict[str, Link] = {}  # by store: the estimates of one slide serve the next
 
 T = TypeVar("T")
 
 
-class Pending(Protocol):
+@dataclass(frozen=True)
+class Pending:
     """Bytes on their way."""
 
-    def result(self) -> bytes:
-        """Wait for them; raises SlideError."""
-
-    def cancel(self) -> None:
-        """They are not wanted any more."""
+    result: Callable[[], bytes]  # waits for them; raises SlideError
+    cancel: Callable[[], object]  # they are not wanted any more
 
 
 @lru_cache(maxsize=16)
 def _asynchronous(fs: AbstractFileSystem, _process: int) -> AsyncFileSystemWrapper:
-    """Made once a filesystem and process, whose loop it runs on: its constructor takes longer than reading a tile."""
+    """Made once per filesystem and process, whose loop it runs on: its constructor takes longer than reading a tile."""
     return AsyncFileSystemWrapper(fs, asynchronous=False)
 
 
 class Calls:
     """Calls to the store of one file: each tried again if that may help, all together within a bound of time.
 
-    The bound is `timeout_s` of the storage options, and one second more for each MB that came. Only the time counts in which
-    somebody waits. Raises what the store's client raises.
+    The bound is `timeout_s` of the storage options, plus one second per MB received. Only time spent in `wait` counts.
+    Raises what the store's client raises. (The coroutines of fsspec's filesystems begin with _, as its documentation says.)
     """
 
     def __init__(self, uri: str, storage_options: StorageOptions | None, traffic: Traffic) -> None:
@@ -80,13 +77,13 @@ class Calls:
         self.link = _links.setdefault(store_of(uri), Link())
         fs, self.path = filesystem(uri, storage_options)
         self.is_local = isinstance(fs, LocalFileSystem)
-        # Only what was made for it may be asked for several things at once.
+        # Filesystems that are not asynchronous by themselves get one request at a time.
         self._slots = asyncio.Semaphore(_AT_ONCE if isinstance(fs, AsyncFileSystem) else 1)
-        # On fsspec's loop also where the caller runs one of its own, as notebooks do.
+        # On fsspec's loop even if the caller runs another, as notebooks do.
         self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
 
     def begin(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> "Future[T]":
-        """Run it on fsspec's own event loop, where the clients of stores live; `deadline_s` holds for one attempt."""
+        """Run a call on fsspec's event loop, where the clients of stores live; `deadline_s` is that of one attempt."""
 
         async def attempt() -> T:
             async with self._slots:
@@ -127,7 +124,7 @@ class Calls:
             future.cancel()
 
     async def info(self) -> Any:
-        """What the store says of the file, as fsspec has it."""
+        """The store's description of the file, in fsspec's form."""
         self._fs.invalidate_cache()  # listings that a client keeps would hide a replaced file
         begun = perf_counter()
         info = await self._fs._info(self.path)
@@ -136,12 +133,12 @@ class Calls:
         return info
 
     async def siblings(self) -> Any:
-        """What the store lists in the folder of the file, as fsspec has it."""
+        """The store's listing of the file's folder, in fsspec's form."""
         self._fs.invalidate_cache()
         return await self._fs._ls(self.path.rpartition("/")[0], detail=True)
 
     async def range(self, start: int, count: int, size_bytes: int) -> bytes:
-        """The bytes [start, start + count) of the file, which has `size_bytes`; checked against what the store says of them."""
+        """The bytes [start, start + count) of the file, which has `size_bytes`, checked against the store's description."""
         begun = perf_counter()
         part = await bring_range(self._fs, self.path, start, count)
         self.traffic.bytes += len(part.data)
@@ -150,7 +147,7 @@ class Calls:
         return part.data
 
     async def whole(self, size_bytes: int) -> bytes:
-        """All of the file by one request. `size_bytes` is the least that it has; 0 if that is unknown."""
+        """All of the file by one request. `size_bytes` is its least size; 0 if that is unknown."""
         data: bytes = await self._fs._cat_file(self.path)
         self.traffic.bytes += len(data)
         if len(data) < size_bytes:
@@ -188,7 +185,7 @@ class File:
             uri: a path or any fsspec URI.
             storage_options: for fsspec. Of `StoreOptions`, `timeout_s` bounds the time of waiting for the store.
             info: of the file, if it is known.
-            traffic: what reading costs is added to it; files with the same one share the bound of time.
+            traffic: the cost of reading is added to it; files that share it share the bound of time.
 
         Raises:
             SlideError: `file_missing`, `access_denied`, `read_failed`, `not_a_slide` (a folder) or `file_empty`.
@@ -206,45 +203,45 @@ class File:
 
     @property
     def gap_bytes(self) -> int:
-        """Between two wanted ranges, the gap up to which one request for both is the cheaper way."""
+        """The largest gap between two wanted ranges for which one request is cheaper than two."""
         return _LOCAL_GAP_BYTES if self.is_local else self._calls.link.gap_bytes
 
     def request(self, start: int, count: int) -> Pending:
-        """Begin to bring the bytes [start, start + count); its result raises SlideError.
+        """Begin to read the bytes [start, start + count).
 
-        `file_truncated` where the file ends before the range does, else as the constructor.
+        Its result raises SlideError: `file_truncated` if the file ends before the range does, else as the constructor.
         """
         if start + count > self.info.size_bytes:
             raise self._truncated(start, start + count - self.info.size_bytes)
         if self.is_local:
-            return _LocalRequest(self, start, count)
+            return Pending(lambda: self._read(start, count), lambda: None)
         size = self.info.size_bytes
-        return _RemoteRequest(self, self._calls.begin(lambda: self._calls.range(start, count, size)))
+        future = self._calls.begin(lambda: self._calls.range(start, count, size))
+        return Pending(lambda: self._received(future), future.cancel)
 
     def ranges(self, starts: Sequence[int], counts: Sequence[int]) -> list[bytes]:
-        """The bytes [start, start + count) of each pair, brought all at once; see `request`."""
+        """The bytes [start, start + count) of each pair, read all at once; see `request`."""
         pending = [self.request(start, count) for start, count in zip(starts, counts, strict=True)]
         return [request.result() for request in pending]
 
     def siblings(self) -> Sequence[Mapping[str, Any]]:
-        """What the store lists in the folder of this file, as fsspec has it; raises what the store's client raises."""
+        """The store's listing of this file's folder, in fsspec's form; raises what the store's client raises."""
         listed: Sequence[Mapping[str, Any]] = self._calls.wait(self._calls.begin(self._calls.siblings))
         return listed
 
     def check_unchanged(self) -> Callable[[], None]:
-        """Ask whether this is still the file of `info`; what is returned waits for the answer.
+        """Ask whether this is still the file of `info`. Returns a function that waits for the answer.
 
-        Raises:
-            SlideError: `file_changed`, when the answer is waited for.
+        The function raises SlideError, `file_changed` if it is another file.
         """
-        asked: Future[Any] | None = None if self.is_local else self._calls.begin(self._calls.info)
+        answer: Future[Any] | None = None if self.is_local else self._calls.begin(self._calls.info)
 
         def wait() -> None:
-            now = self._ask(asked)
+            now = self._ask(answer)
             if now != self.info:
-                remedy = (
-                    f"run again; {DISAGREEING}" if self.info.size_bytes == now.size_bytes and asked else "run again"
-                )
+                remedy = "run again"
+                if answer and self.info.size_bytes == now.size_bytes:
+                    remedy += f"; {DISAGREEING}"
                 raise SlideError(
                     ErrorCode.FILE_CHANGED,
                     f"{self.uri} was replaced since its header was read ({self.info.version} became {now.version}): {remedy}",
@@ -257,20 +254,20 @@ class File:
         return redact(text, self._secrets)
 
     def close(self) -> None:
-        """Give back what is held, and give up what is on its way."""
+        """Close the file and give up what is on its way."""
         self._calls.close()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _ask(self, asked: "Future[Any] | None" = None) -> FileInfo:
+    def _ask(self, answer: "Future[Any] | None" = None) -> FileInfo:
         found = None
         try:
             if self.is_local:
                 stat = self._stat()
                 is_folder, found = S_ISDIR(stat.st_mode), FileInfo.from_stat(stat)
             else:
-                info = self._calls.wait(asked or self._calls.begin(self._calls.info))
+                info = self._calls.wait(answer or self._calls.begin(self._calls.info))
                 is_folder = info.get("type") == "directory"
                 found = None if info.get("size") is None else FileInfo.from_fsspec(info)
         except Exception as error:
@@ -286,16 +283,40 @@ class File:
         return found
 
     def _stat(self) -> os.stat_result:
-        """The file's size and time. The first try does without the loop, which takes longer than reading a tile."""
+        """The file's size and time. The first attempt avoids the loop, which takes longer than reading a tile."""
         path = Path(self._calls.path)
         with suppress(OSError):
             return path.stat()
         return self._calls.wait(self._calls.begin(lambda: asyncio.to_thread(path.stat)))
 
-    def _pread(self, start: int, count: int) -> bytes:
-        if self._descriptor is None:
-            self._descriptor = os.open(self._calls.path, os.O_RDONLY)
-        return os.pread(self._descriptor, count, start)
+    def _read(self, start: int, count: int) -> bytes:
+        """Bytes of a local file."""
+        begun = perf_counter()
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._calls.path, os.O_RDONLY)
+            data = os.pread(self._descriptor, count, start)
+            # the file was cut short meanwhile, or a network mount gives what it has
+            while len(data) < count and (more := os.pread(self._descriptor, count - len(data), start + len(data))):
+                data += more
+        except OSError as error:
+            raise self._translate(error) from None
+        if len(data) < count:
+            self.check_unchanged()()
+            raise self._truncated(start, count - len(data))
+        self.traffic.requests += 1
+        self.traffic.bytes += len(data)
+        self.traffic.waited_s += perf_counter() - begun
+        return data
+
+    def _received(self, future: "Future[bytes]") -> bytes:
+        """Bytes of a remote file. If the store contradicts what it said of the file, the file may have been replaced."""
+        try:
+            return self._calls.wait(future)
+        except Exception as error:
+            if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
+                self.check_unchanged()()
+            raise self._translate(error) from None
 
     def _truncated(self, start: int, missing: int) -> SlideError:
         return SlideError(
@@ -303,54 +324,4 @@ class File:
         )
 
     def _translate(self, error: Exception) -> SlideError:
-        return as_slide_error(error, self.uri, self._secrets)
-
-    def _translate_range(self, error: Exception) -> SlideError:
-        """As `_translate`; if a store contradicts what it said of the file, that may be another one by now."""
-        if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
-            try:
-                self.check_unchanged()()
-            except SlideError as changed:
-                return changed
-        return self._translate(error)
-
-
-class _LocalRequest:
-    """Read when it is waited for: the disk is told before, so that it reads ahead by itself."""
-
-    def __init__(self, file: File, start: int, count: int) -> None:
-        self._file, self._start, self._count = file, start, count
-
-    def result(self) -> bytes:
-        file, begun = self._file, perf_counter()
-        try:
-            data = file._pread(self._start, self._count)
-            # cut short under our hands, or a network mount that gives what it has
-            while len(data) < self._count and (more := file._pread(self._start + len(data), self._count - len(data))):
-                data += more
-        except OSError as error:
-            raise file._translate(error) from None
-        if len(data) < self._count:
-            file.check_unchanged()()
-            raise file._truncated(self._start, self._count - len(data))
-        file.traffic.requests += 1
-        file.traffic.bytes += len(data)
-        file.traffic.waited_s += perf_counter() - begun
-        return data
-
-    def cancel(self) -> None:
-        """Nothing was begun."""
-
-
-class _RemoteRequest:
-    def __init__(self, file: File, future: "Future[bytes]") -> None:
-        self._file, self._future = file, future
-
-    def result(self) -> bytes:
-        try:
-            return self._file._calls.wait(self._future)
-        except Exception as error:
-            raise self._file._translate_range(error) from None
-
-    def cancel(self) -> None:
-        self._future.cancel()
+        return slide_error_of(error, self.uri, self._secrets)

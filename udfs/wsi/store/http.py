@@ -1,4 +1,4 @@
-"""The HTTP client that fsspec is given: no credential crosses to another origin, and no answer is taken for another range."""
+"""The HTTP client for fsspec: sends no credential to another origin, and accepts no answer for another range."""
 
 import re
 from typing import Any
@@ -17,8 +17,8 @@ _KEPT = ("Accept", "Accept-Encoding", "Range", "User-Agent")  # headers without 
 async def session(**options: Any) -> aiohttp.ClientSession:
     """A session for fsspec; `options` are those of `aiohttp.ClientSession`.
 
-    aiohttp drops the header Authorization where a redirect leads to another origin, but no token in a header of another name,
-    no cookie that the options set, and no `auth`. A session that knows none of them follows such a redirect.
+    If a redirect leads to another origin, aiohttp drops the header Authorization, but keeps tokens in headers of other
+    names, cookies from the options, and `auth`. Here, a session without any of them follows such a redirect.
     """
 
     async def follow(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:

@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from fsspec.implementations.local import LocalFileSystem
 
 from udfs.wsi.store.about import FileInfo
-from udfs.wsi.store.filesystem import filesystem
-from udfs.wsi.store.uris import StorageOptions
+from udfs.wsi.store.uris import StorageOptions, filesystem
 
 
 def list_files(
@@ -19,8 +18,7 @@ def list_files(
     """The files below a folder whose name ends in one of `suffixes`, in any case of letters.
 
     Yields:
-        (URI, size and version). None in place of the latter if the listing does not have it: `File` then says what the file
-        is, or why it can't be read (a link that leads nowhere).
+        (URI, size and version); None instead of the latter if the listing lacks it, as for a link that leads nowhere.
 
     Raises:
         NotADirectoryError: there is no such folder.
@@ -39,17 +37,17 @@ def list_files(
         return
     for name, info in fs.find(path, detail=True).items():
         if PurePosixPath(name).suffix.lower() in suffixes:
-            # below the root as it was given: fsspec's own names lose the account of abfss://container@account
+            # below the given root: fsspec's own names lose the account of abfss://container@account
             uri = root.rstrip("/") + name[len(path.rstrip("/")) :]
             yield uri, None if info.get("size") is None else FileInfo.from_fsspec(info)
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Return the paths of the files below a folder.
+    """Yields the paths of the files below a folder.
 
-    Links come after all that lies below the folder itself. So a folder that is reached in several ways is listed once, by its
-    own path if that is below the root, and a file once under each name: a link under another name is another slide. A link to
-    a folder that contains the link or the root is not followed: it would list everything again, or far more than the root.
+    Links come last. So a folder that is reached in several ways is listed once, by its own path if that is below the root,
+    and a file once under each name: a link under another name is another slide. A link to a folder that contains the link or
+    the root is not followed: it would list everything again, or far more than the root.
     """
     real_root = os.path.realpath(root)
     seen = {real_root}  # folders, by their real path
@@ -74,7 +72,7 @@ def _walk(root: str) -> Iterator[str]:
         except OSError:
             if folder == root:
                 raise
-            continue  # as of fsspec's listing of other stores: what can't be looked into has nothing to show
+            continue  # as fsspec does in other stores: a folder that can't be listed is empty
         for entry in entries:
             its_real = str(PurePosixPath(real, entry.name))
             if entry.is_symlink():

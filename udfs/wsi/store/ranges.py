@@ -1,4 +1,4 @@
-"""One range of a file by the client of its store, with what the store says of the file and of the range."""
+"""One range of a file by the client of its store, checked against what the answer says of it."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ _AZURE_TIMEOUTS = ("timeout", "connection_timeout", "read_timeout")  # options o
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of a file, and what the store's answer says beside them; None if it says nothing."""
+    """Bytes of a file, and what else the store's answer says; None if it says nothing."""
 
     data: bytes
     size_bytes: int | None = None  # of the whole file
@@ -22,18 +22,12 @@ class Part:
 
 
 async def bring_range(fs: Any, path: str, start: int, count: int) -> Part:
-    """Ask for the bytes [start, start + count).
-
-    Args:
-        fs: an fsspec filesystem that is asynchronous.
-        path: in it.
-        start: first byte.
-        count: of bytes, 1 at least.
+    """Requests the bytes [start, start + count), at least one, of a file in an asynchronous fsspec filesystem.
 
     Raises:
         NoRangesError: the server sends whole files only.
-        WrongAnswerError: it sends another range than was asked for, or an encoded one.
-        ShortReadError: fewer bytes come than were asked for, or than it announced.
+        WrongAnswerError: the server sends another range, or an encoded one.
+        ShortReadError: the server sends fewer bytes than requested or announced.
         Exception: what the store's client raises.
     """
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
@@ -45,33 +39,33 @@ async def bring_range(fs: Any, path: str, start: int, count: int) -> Part:
 
 
 def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
-    """Check that an answer of status 206 holds the range that was asked for, or what the file has of it.
+    """Checks that an answer of status 206 holds the requested range, as far as the file has it.
 
     Args:
-        headers: of the answer, whatever the case of their names.
+        headers: headers of the answer; the case of their names does not matter.
         wanted: the header Range of the request, bytes=FIRST-LAST.
 
     Returns:
-        The size of the whole file, None if the answer does not say it.
+        The size of the whole file; None if the answer does not give it.
 
     Raises:
-        WrongAnswerError: it holds another range, several, or an encoded one.
+        WrongAnswerError: the answer holds another range, several, or an encoded one.
     """
-    said = headers.get("Content-Range", "")
+    sent = headers.get("Content-Range", "")
     encoding = headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise WrongAnswerError(f"its server sent {wanted} encoded as {encoding}")
-    match = _CONTENT_RANGE.fullmatch(said.strip())
+    match = _CONTENT_RANGE.fullmatch(sent.strip())
     size = int(match[3]) if match and match[3] != "*" else None
     first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
     end = last if size is None else min(last, size - 1)  # a range ends with the file at the latest
     if not match or (int(match[1]), int(match[2])) != (first, end):
-        raise WrongAnswerError(f"its server sent {said or headers.get('Content-Type')!r} for {wanted}")
+        raise WrongAnswerError(f"its server sent {sent or headers.get('Content-Type')!r} for {wanted}")
     return size
 
 
 def strong_etag(etag: Any) -> str | None:
-    """An ETag without its quotes; None if it is weak, for weak ones say nothing about single bytes (RFC 9110, 8.8.1)."""
+    """An ETag without its quotes; None if it is weak: weak ones say nothing about single bytes (RFC 9110, 8.8.1)."""
     return None if not etag or str(etag).startswith("W/") else str(etag).strip('"')
 
 
@@ -97,7 +91,7 @@ async def _http(fs: Any, url: str, start: int, count: int) -> Part:
 
 
 async def _azure(fs: Any, path: str, start: int, count: int) -> Part:
-    """By Azure's client, without the retries of its own, the first of which waits for 15 s."""
+    """By Azure's client, without its own retries, the first of which waits for 15 s."""
     container, blob, version = fs.split_path(path)
     timeouts = {name: fs.storage_options[name] for name in _AZURE_TIMEOUTS if name in fs.storage_options}
     answers: list[Any] = []

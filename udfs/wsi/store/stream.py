@@ -7,20 +7,20 @@ from udfs.wsi.store.file import File
 
 _LEAST, _MOST = 256 * 1024, 4 * 1024 * 1024  # bytes of one request
 _CHUNK_SHARE = 1024  # a directory with its arrays takes up to about a thousandth of a slide
-# Every level is a fourth of the one above it, and its directory stands before or after it: those of the small levels, and
-# of label and macro, all lie at the end, which comes as a whole once it is reached.
+# Every level is a fourth of the one above it, and its directory stands before or after it: the directories of small levels,
+# label and macro all lie at the end, which is read as a whole.
 _TAIL_SHARE, _MOST_TAIL = 128, 16 * 1024 * 1024
 _MOST_READ = 64 * 1024 * 1024  # at once: the offsets of a million blocks take 8 MB
 
 
 def open_stream(file: File) -> BinaryIO:
-    """A seekable stream; what it reads stays in memory until it is closed."""
+    """A seekable stream, which keeps what it reads in memory until it is closed."""
     raw = _Stream(file) if file.is_local else _RangeStream(file)
     return cast(BinaryIO, _Buffered(raw, 64 * 1024))
 
 
 class _Buffered(io.BufferedReader):
-    """Refuses to read more at once than any header needs: a damaged one would have a whole slide read, or brought."""
+    """Refuses to read more at once than any header needs: a damaged header may ask for the whole slide."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(_checked(-1 if size is None else size))
@@ -70,7 +70,7 @@ class _Stream(io.RawIOBase):
 
 
 class _RangeStream(_Stream):
-    """Keeps the ranges that it brought."""
+    """Keeps the ranges that it has read."""
 
     def __init__(self, file: File) -> None:
         super().__init__(file)
@@ -86,7 +86,7 @@ class _RangeStream(_Stream):
         return bytes(found)
 
     def _some(self, start: int, count: int) -> bytes:
-        """At least one byte from `start` on, of what is there, else by one request up to the next part."""
+        """At least one byte from `start` on, from a part in memory or by one request up to the next part."""
         for begin, part in self._parts.items():
             if begin <= start < begin + len(part):
                 return part[start - begin : start - begin + count]

@@ -1,4 +1,4 @@
-"""URIs and storage options: which options go to which store, and what of both may be shown."""
+"""URIs and storage options: which filesystem they mean, which options go to which store, and what of both may be shown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
 StorageOptions = Mapping[str, Any]
 
-TIMEOUT_S = 180.0  # that a slide may wait for its store, if nobody says otherwise
-_SHORTEST_SECRET = 6  # characters; what is shorter is a word of any text
-_NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # what precedes their @ is a credential, not a container
+TIMEOUT_S = 180.0  # that a slide may wait for its store, by default
+_SHORTEST_SECRET = 6  # characters; shorter texts are words of any text
+_HTTP = ("http", "https")
+_NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # their @ follows a credential, not a container
 
 
 class StoreOptions(dict[str, Any]):
-    """Storage options that know whose they are, and how long a slide may wait.
+    """Storage options with the store that they are for, and the time that a slide may wait.
 
     Attributes:
-        root: they are those of the store of this URI, and of none beside it.
-        timeout_s: seconds that a slide may wait for its store in all, beside one second for each MB that comes.
+        root: the options are for the store of this URI alone.
+        timeout_s: seconds that a slide may wait for its store in all, plus one second per MB received.
     """
 
     def __init__(self, options: Mapping[str, Any], root: str | None, timeout_s: float = TIMEOUT_S) -> None:
@@ -29,9 +33,9 @@ class StoreOptions(dict[str, Any]):
 
 
 def options_for(uri: str, options: StorageOptions | None) -> dict[str, Any]:
-    """What of the options goes to the store of a URI: nothing to a plain path, nor to another store than theirs.
+    """Returns the options for the store of a URI: none for a plain path, nor for another store than that of the options.
 
-    az:// and abfss:// are one store. Options that know no store (slides.root is a path, or not set) go to any.
+    az:// and abfss:// are one store. Options without a store (slides.root is a path, or not set) go to any.
     """
     root = options.root if isinstance(options, StoreOptions) else None
     if "://" not in uri or (root and "://" in root and store_of(root) != store_of(uri)):
@@ -53,15 +57,37 @@ def links_of(uri: str) -> list[str]:
 
 
 def store_of(uri: str) -> str:
-    """The kind of store a URI names, the same for all words of one store."""
+    """The kind of store of a URI, the same for all protocols of one store."""
     protocol = links_of(uri)[-1].partition("://")[0]
     return str(known_implementations.get(protocol, {}).get("class", protocol))
+
+
+def filesystem(uri: str, storage_options: StorageOptions | None = None) -> tuple[AbstractFileSystem, str]:
+    """The fsspec filesystem of a path or URI, and the path in it. Raises what fsspec and the store's client raise."""
+    if uri.startswith("/"):  # fsspec takes `::` in a path for a chain, too
+        return fsspec.filesystem("file"), uri.rstrip("/") or "/"
+    options = options_for(uri, storage_options)
+    # In fsspec's chains (simplecache::https://...), the first link gets the options, the others get theirs by protocol.
+    for position, link in enumerate(links_of(uri)):
+        protocol = link.partition("://")[0]
+        if protocol in _HTTP and position == 0:
+            options.setdefault("get_client", _http_session)
+        elif protocol in _HTTP:
+            options[protocol] = {"get_client": _http_session} | options.get(protocol, {})
+    fs, path = url_to_fs(uri, **options)
+    return fs, path
+
+
+async def _http_session(**options: Any) -> Any:
+    from udfs.wsi.store.http import session  # noqa: PLC0415  # aiohttp, which most runs do without
+
+    return await session(**options)
 
 
 def why_not_for_tables(uri: str) -> str | None:
     """Why Delta tables can't lie at a path or URI; None if they can.
 
-    Spark takes a path as it is, but for backticks. deltalake and polars take ``%41`` for ``A`` and a backslash for a slash.
+    Spark takes a path as it is, except for backticks. deltalake and polars read ``%41`` as ``A`` and a backslash as a slash.
     """
     odd = re.findall(r"%[0-9A-Fa-f]{2}|[\\`]", uri) or [letter for letter in uri if not letter.isprintable()]
     if odd:
@@ -84,7 +110,7 @@ def absolute_uri(uri: str) -> str:
 
 
 def public_uri(uri: str) -> str:
-    """The URI without user, password, query and fragment, fit for tables and logs.
+    """The URI without user, password, query and fragment, for tables and logs.
 
     Plain paths are kept as they are, even with ``?`` or ``#`` in a name.
     """

@@ -1,1 +1,1 @@
-"""TIFF as scanners write it: directories become a `SlideIndex`, compressed blocks become pixels."""
+"""TIFF as scanners write it: from directories to a `SlideIndex`, from compressed blocks to pixels."""

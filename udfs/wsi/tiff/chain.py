@@ -1,4 +1,4 @@
-"""A TIFF's directories, walked before a parser does that would follow a loop, or read what they claim, until memory ends."""
+"""The chain of a TIFF's directories, checked before a parser follows a loop or reads whatever sizes they claim."""
 
 import io
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
     code: int
     type: int
     n_values: int
-    value: bytes  # or where it lies
+    value: bytes  # or its place in the file
     place: int  # the value as a number
 
     @property
@@ -36,22 +36,22 @@ class _Entry(NamedTuple):
 
 
 def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
-    """Follow the chain to its end, or to where it leads nowhere, which is for the parser to judge.
+    """Follow the chain to its end. A link out of the file ends it, too, and is left to the parser.
 
     Args:
-        stream: of a file that begins as a TIFF does; left at its beginning.
-        is_ndpi: it is in Hamamatsu's dialect.
+        stream: a TIFF; left at its beginning.
+        is_ndpi: whether the file is in Hamamatsu's dialect.
 
     Raises:
-        SlideError: `header_corrupt` if a directory comes a second time, or there are too many of them, or their entries or
-            texts are too large; `size_implausible` if they list too many blocks.
+        SlideError: `header_corrupt` if the chain is a loop, or has too many directories, entries or texts;
+            `size_implausible` if it lists too many blocks.
     """
     entries = numbers = text_bytes = parts = 0
     size = stream.seek(0, io.SEEK_END)  # which costs the stream its buffer
     for directory in _directories(stream, size, is_ndpi=is_ndpi):
         entries += len(directory)
         for entry in directory:
-            if entry.n_bytes > size:  # which a parser does not read
+            if entry.n_bytes > size:  # a parser does not read it
                 continue
             if entry.code in _PER_BLOCK:
                 numbers += entry.n_values
@@ -73,14 +73,14 @@ def check_chain(stream: BinaryIO, *, is_ndpi: bool) -> None:
 
 
 def _parts(stream: BinaryIO, entry: _Entry) -> int:
-    """About how many elements, attributes, fields and lines a text has."""
+    """The approximate number of elements, attributes, fields and lines in a text."""
     stream.seek(entry.place)
     text = stream.read(entry.n_bytes)
     return sum(text.count(mark) for mark in (b"<", b"=", b"|", b"\n"))
 
 
 def _directories(stream: BinaryIO, end: int, *, is_ndpi: bool) -> Iterator[list[_Entry]]:
-    """The entries of each directory of the chain, then those of the directories below them; `end` is that of the file."""
+    """Yields the entries of each directory of the chain, then those of their SubIFDs. `end` is the size of the file."""
     stream.seek(0)
     head = stream.read(16)
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
@@ -89,7 +89,7 @@ def _directories(stream: BinaryIO, end: int, *, is_ndpi: bool) -> Iterator[list[
     link_bytes, value_at = 8 if is_ndpi else offset_bytes, 4 + offset_bytes
 
     def read(at: int) -> tuple[list[_Entry], int] | None:
-        """The entries of a directory and where the next one is; None if there are more than a parser takes."""
+        """Returns the entries of a directory and the place of the next; None if there are more than a parser takes."""
         stream.seek(at)
         count = int.from_bytes(stream.read(count_bytes), order)
         if count > _MAX_ENTRIES:

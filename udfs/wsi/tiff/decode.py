@@ -1,4 +1,4 @@
-"""Compressed blocks of a level to RGB pixels."""
+"""From compressed blocks of a level to RGB pixels."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,12 +18,13 @@ WHITE = 255
 JPEG = 7
 YCBCR = 6  # photometric
 JPEG2000 = (33003, 33004, 33005, 34712)
-_UNCOMPRESSED, _LZW, _WEBP = 1, 5, 50001
+UNCOMPRESSED = 1
+_LZW, _WEBP = 5, 50001
 _HORIZONTAL = 2  # predictor
 
-# To bytes: the whole block, or an error; never more than the block's size, however large the data claims to be.
+# Decoders to bytes. They never return more than the block's size, whatever the data claims.
 _TO_BYTES: dict[int, Callable[[bytes, int], bytes | bytearray]] = {
-    _UNCOMPRESSED: lambda data, size: data,
+    UNCOMPRESSED: lambda data, size: data,
     8: lambda data, size: imagecodecs.deflate_decode(data, out=size),
     32946: lambda data, size: imagecodecs.deflate_decode(data, out=size),
     32773: lambda data, size: imagecodecs.packbits_decode(data, out=size),
@@ -33,16 +34,15 @@ SUPPORTED = (JPEG, _LZW, _WEBP, *JPEG2000, *_TO_BYTES)
 
 
 def new_buffer(level: Level) -> NDArray[np.uint8]:
-    """Room for the pixels of one block; handed to `decode_block` again and again it saves the allocation of each."""
+    """Memory for the pixels of one block, for any number of calls of `decode_block`."""
     return np.empty(level.block_height * level.block_width * 3, np.uint8)
 
 
 def scale_for(level: Level, edge: int) -> int:
-    """How much the level's blocks can shrink while they are decoded, where squares of edge x edge pixels are averaged.
+    """Returns by how much blocks can shrink while they are decoded, if squares of edge x edge pixels are averaged.
 
-    8 where that divides the square and the blocks, for then JPEG's DC coefficients are just the means that are wanted;
-    else 1. (At 4 or 2 libjpeg drops fine detail instead of averaging it, and chroma is not smoothed as in full: a mask
-    made so differs in some of a thousand pixels.)
+    8 if it divides the square and the blocks: JPEG's DC coefficients are then the means of 8 x 8 pixels; else 1. (At 4 or
+    2, libjpeg drops fine detail and smooths chroma in another way: some of a thousand mask pixels would differ.)
     """
     if level.coding.compression != JPEG or level.planes > 1:
         return 1
@@ -55,17 +55,17 @@ def scale_for(level: Level, edge: int) -> int:
 def decode_block(
     level: Level, block: int, data: Sequence[memoryview], out: NDArray[np.uint8], scale: int = 1
 ) -> Pixels | None:
-    """RGB pixels of a block, cut to what lies inside the level.
+    """Returns the RGB pixels of a block, cut to the level.
 
     Args:
         level: its level.
         block: its number.
-        data: its bytes, one item a plane, empty where the writer left it out.
+        data: its bytes, one item per plane, empty if the writer left it out.
         out: from `new_buffer`; the result may be a view of it.
-        scale: from `scale_for`: the block shrunk by it.
+        scale: from `scale_for`: the block is shrunk by it.
 
     Returns:
-        uint8 [h, w, 3]; None for a block that is left out: background, white.
+        uint8 [h, w, 3]; None for a block that the writer left out: background, white.
 
     Raises:
         SlideError: `tile_data_corrupt`, naming the block.
@@ -130,7 +130,7 @@ def _corrupt(level: Level, row: int, column: int, reason: str) -> SlideError:
 
 
 def _to_rgb(pixels: Pixels, coding: Coding) -> Pixels:
-    """[h, w, 1 to 4] to [h, w, 3]: grey repeated, alpha (2 or 4 samples) composited on white."""
+    """Converts [h, w, 1 to 4] to [h, w, 3]: grey is repeated, alpha (2 or 4 samples) is composited on white."""
     samples = pixels.shape[-1]
     if samples in (2, 4):
         pixels = on_white(pixels, coding.premultiplied)
@@ -138,7 +138,7 @@ def _to_rgb(pixels: Pixels, coding: Coding) -> Pixels:
 
 
 def on_white(pixels: Pixels, premultiplied: bool = False) -> Pixels:
-    """uint8 [h, w, 2 or 4], alpha last, to [h, w, 1 or 3] on white, halves rounded up."""
+    """Composites uint8 [h, w, 2 or 4], alpha last, on white: uint8 [h, w, 1 or 3], halves rounded up."""
     alpha = pixels[..., -1:].astype(np.uint16)
     colour = pixels[..., :-1].astype(np.uint16) * (255 if premultiplied else alpha)
     blended = (colour.astype(np.uint32) + WHITE * (255 - alpha) + 127) // 255

@@ -1,7 +1,10 @@
-"""What a slide's directories say: size, levels, vendor, spacing; and whether that can be true."""
+"""Size, levels, vendor and spacing of a slide from its directories, and whether they can be true."""
 
 import logging
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import compress
 from typing import Any, BinaryIO, Literal
 
@@ -24,10 +27,23 @@ _NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
 _OVERLAP = re.compile(r"""<TileJointInfo [^<>]*?Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
 _OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's description: pixels along x and y, level by level
 
-# tifffile reports what it stumbles over; here it becomes a SlideError or is of no interest to users.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+@contextmanager
+def _without_tifffile_logs() -> Iterator[None]:
+    """Drop what tifffile logs in this thread: a fault in a header becomes a SlideError, a warning or nothing here."""
+    log, thread = tifffile.logger(), threading.get_ident()
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_others)
 
 
+@_without_tifffile_logs()
 def read_index(file: File, stream: BinaryIO) -> SlideIndex:
     """Read the directories of a file through a stream of its bytes.
 
@@ -81,7 +97,7 @@ def _end_byte(level: Level) -> int:
 
 
 def _check_magic(head: bytes, file: File) -> None:
-    """Say what the file is where it is no TIFF, and where its first directory lies beyond its end."""
+    """Refuse a file that is no TIFF, and one that ends before its first directory."""
     kinds = {b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image", b"PK": "a zip archive", b"%PDF": "a PDF"}
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     version = int.from_bytes(head[2:4], order) if head[:2] in (b"II", b"MM") else 0
@@ -101,7 +117,7 @@ def _check_magic(head: bytes, file: File) -> None:
 
 
 def _is_ndpi(stream: BinaryIO, size: int) -> bool:
-    """Whether this is Hamamatsu's dialect, whose 64-bit offsets hide behind the magic number of the 32-bit ones.
+    """Whether this is Hamamatsu's dialect: 64-bit offsets behind the magic number of the 32-bit ones.
 
     Leaves the stream at its beginning.
     """
@@ -144,7 +160,7 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
 
 
 def _is_no_level(page: Any) -> bool:
-    """Whether a page says that it is a label, the whole glass slide, a mask or another focal plane."""
+    """Whether a page is marked as a label, the whole glass slide, a mask or another focal plane."""
     if page.is_ndpi and (_is_of_glass(page) or page.tags.valueof(_FOCAL_PLANE, default=0)):
         return True
     return bool(page.subfiletype & (_MASK | _MACRO)) or is_added(text_of(page, DESCRIPTION))
@@ -170,7 +186,7 @@ def _pyramid(base: Any, pages: list[Any], size: int, warnings: list[str]) -> tup
         else:
             if (end := _end_byte(level)) > size:
                 fault = f"the file has {size:,} bytes where the level's directory counts on {end:,}: upload it again"
-        if fault:  # level 0 is good, which is enough
+        if fault:  # level 0 suffices
             warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {fault}")
         else:
             levels.setdefault(downsample, level)
@@ -192,7 +208,7 @@ def _reduction(base: Any, page: Any) -> float | None:
 
 
 def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
-    """The directories of the area that was scanned, of which only the XML tells which they are."""
+    """The directories of the area that was scanned, as the XML lists them."""
     if "scn" in texts.broken:
         raise SlideError(
             ErrorCode.HEADER_CORRUPT,
@@ -205,7 +221,7 @@ def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
 
 
 def _check_grid(texts: Texts, base: Any) -> None:
-    """Refuse slides whose tiles are no grid: put side by side they would show pixels twice."""
+    """Refuse slides whose tiles overlap: side by side they would show pixels twice."""
     if _OVERLAP.search(text_of(base, XMP)) or any(
         _OVERLAPS.search(text) for text in (texts.description, text_of(base, DESCRIPTION))
     ):

@@ -1,4 +1,4 @@
-"""What reading needs of a slide's directories: parsed once, kept as bytes, cut down for workers that read a part."""
+"""The part of a slide's directories that reading needs: parsed once, kept as bytes, cut down for workers that read a part."""
 
 import json
 import zlib
@@ -33,12 +33,18 @@ class Coding:
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
-    """A level of the pyramid, a grid of blocks numbered row by row; `planes` > 1 where colours are stored apart."""
+class PyramidLevel:
+    """A resolution of a slide, whatever reads it."""
 
     width_px: int
     height_px: int
     downsample: float  # level-0 pixels per pixel, along an edge
+
+
+@dataclass(frozen=True, eq=False)
+class Level(PyramidLevel):
+    """A level in a TIFF, a grid of blocks numbered row by row; `planes` > 1 if colours are stored apart."""
+
     block_width: int
     block_height: int
     planes: int
@@ -66,10 +72,9 @@ class Level:
         return numbers
 
     def byte_ranges(self, blocks: ArrayLike) -> tuple[Numbers, Numbers]:
-        """Where blocks lie: starts and counts, int64 [n, planes], bytes; count 0 where the writer left it out.
+        """The place of blocks: starts and counts, int64 [n, planes], bytes; count 0 if the writer left the block out.
 
-        Raises:
-            KeyError: this is a part of an index and does not list one of the blocks.
+        Raises KeyError if this is a part of an index and does not list one of the blocks.
         """
         at = np.asarray(blocks, np.int64)
         total = self.columns * self.rows
@@ -94,7 +99,7 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class SlideIndex:
-    """What the directories of one file say, and which file that was."""
+    """The content of a file's directories, and which file it was."""
 
     file: FileInfo
     width_px: int  # level 0
@@ -139,7 +144,7 @@ class SlideIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "SlideIndex | None":
-        """An index from `to_bytes`; None where another version of slidelake wrote it."""
+        """Returns the index from `to_bytes`; None if another version of slidelake wrote it."""
         content = zlib.decompress(data)
         end = 4 + int.from_bytes(content[:4], "little")
         head = json.loads(content[4:end])
@@ -165,7 +170,7 @@ class SlideIndex:
 
 
 def have_data(finer: Sequence[Level], level: Level, blocks: ArrayLike) -> NDArray[np.bool_]:
-    """Which blocks of a level have data in finer levels, which list all their blocks: bool [n]."""
+    """Returns which blocks of a level have data in finer levels, which must list all their blocks: bool [n]."""
     rows, columns = np.divmod(np.asarray(blocks, np.int64), level.columns)
     found = np.zeros(len(rows), bool)
     for source in finer:
@@ -180,7 +185,7 @@ def have_data(finer: Sequence[Level], level: Level, blocks: ArrayLike) -> NDArra
 
 
 def lost_blocks(finer: Sequence[Level], level: Level) -> frozenset[int]:
-    """The listed blocks of a level that its writer left out while finer levels, which list all of theirs, have data."""
+    """Returns the listed blocks of a level that are missing while finer levels, which must list all their blocks, have data."""
     listed = np.arange(level.columns * level.rows) if level.listed is None else level.listed
     left_out = np.setdiff1d(listed, level.stored())
     return frozenset(left_out[have_data(finer, level, left_out)].tolist()) if len(left_out) else frozenset()
@@ -193,13 +198,13 @@ def _plain(coding: Coding) -> dict[str, Any]:
 
 
 def _spanned(at: Numbers, ratio: float, count: int) -> tuple[Numbers, Numbers]:
-    """First block of a finer level and the one after the last that blocks `at` span along an axis of `count` blocks."""
+    """Returns the first block that blocks `at` span along an axis of `count` finer blocks, and the one after the last."""
     first, last = np.floor(at * ratio), np.ceil((at + 1) * ratio)
     return np.minimum(first, count).astype(np.int64), np.minimum(last, count).astype(np.int64)
 
 
 def _pack(numbers: Numbers) -> bytes:
-    """Byte planes of the numbers: the upper bytes, nearly all alike, then compress to nothing."""
+    """Returns the byte planes of numbers: the upper bytes are nearly all equal, so they compress to nothing."""
     return np.ascontiguousarray(numbers.astype("<i8").view(np.uint8).reshape(-1, 8).T).tobytes()
 
 

@@ -1,4 +1,4 @@
-"""JPEG blocks: streams made whole, decoded by libjpeg-turbo into a buffer that is used again."""
+"""JPEG blocks: streams made complete and decoded by libjpeg-turbo into a buffer that is reused."""
 
 import numpy as np
 import simplejpeg
@@ -16,15 +16,15 @@ DC_SCALE = 8  # edge of a JPEG's smallest unit, whose mean is its DC coefficient
 def decode_jpeg(
     stream: bytes, width: int, height: int, out: NDArray[np.uint8], *, grey: bool = False, scale: int = 1
 ) -> NDArray[np.uint8]:
-    """Decode a whole stream.
+    """Decode a complete stream.
 
-    Chroma is upsampled as libjpeg does by default ("fancy", triangle filter), which is what OpenSlide shows.
+    Chroma is upsampled by libjpeg's default ("fancy", triangle filter), as OpenSlide does.
 
     Args:
-        stream: a whole JPEG.
+        stream: a complete JPEG.
         width: of the block, pixels; a larger image is refused before memory is allocated for it.
         height: of the block, pixels.
-        out: uint8, contiguous, where the pixels go; large enough for width x height of them.
+        out: uint8, contiguous, for the pixels; large enough for width x height of them.
         grey: one channel instead of RGB.
         scale: 1, or 8 to shrink while decoding: each pixel is then the mean of an 8 x 8 square.
 
@@ -52,7 +52,7 @@ def decode_jpeg(
 
 
 def _is_one_scan(stream: bytes) -> bool:
-    """Whether a decoder stops after the first scan: the frame is sequential and that scan has all of its components.
+    """Whether a decoder stops after the first scan: the frame is sequential and the scan has all of its components.
 
     Looks at nothing behind that scan's header. ITU-T T.81, B.1.1 and B.2.
     """
@@ -68,11 +68,11 @@ def _is_one_scan(stream: bytes) -> bool:
 
 
 def whole_jpeg(data: memoryview, tables: bytes, is_ycbcr: bool) -> bytes:
-    """A stream that any decoder reads as the TIFF means it.
+    """Returns a stream that any decoder reads as the TIFF means it.
 
-    TIFF keeps tables that blocks share in the directory, and says by its photometric tag whether the samples are RGB or
-    YCbCr, where decoders look for an Adobe marker (transform 0 or 1) in the stream. A marker of the stream's own follows
-    and so wins. TIFF Technical Note 2; ITU-T T.872, 6.5.3.
+    TIFF keeps shared tables in the directory, and its photometric tag says whether the samples are RGB or YCbCr. Decoders
+    look for an Adobe marker (transform 0 or 1) in the stream instead; the stream's own marker, if it has one, follows and
+    takes precedence. TIFF Technical Note 2; ITU-T T.872, 6.5.3.
     """
     if data[:2] != _START:
         raise ValueError("not a JPEG stream")
@@ -81,8 +81,8 @@ def whole_jpeg(data: memoryview, tables: bytes, is_ycbcr: bool) -> bytes:
 
 
 def restarted_jpeg(data: memoryview, header: bytes) -> bytes:
-    """A stream of one restart interval: Hamamatsu stores a level as one JPEG, whose parts between restart markers decode
-    alone behind its header, in which the part's own size is written.
+    """Returns a stream of one restart interval. Hamamatsu stores a level as one JPEG; each part between restart markers
+    decodes behind a header with the size of that part.
     """
     ends_in_marker = len(data) > 1 and data[-2] == 0xFF and (0xD0 <= data[-1] <= 0xD7 or data[-1] == 0xD9)
     scan = data[:-2] if ends_in_marker else data

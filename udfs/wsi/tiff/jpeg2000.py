@@ -1,15 +1,22 @@
-"""JPEG 2000 blocks, as Aperio and others store them, through OpenJPEG."""
+"""JPEG 2000 blocks, as Aperio and others store them, through OpenJPEG. Its memory and time are bounded by the block's header.
+
+The header is described in ITU-T T.800, annexes A and I.
+"""
 
 import io
+from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udfs.wsi.tiff.codestream import START, checked_codestream
-
-_CODING_STYLE, _START_OF_TILE = b"\xff\x52", b"\xff\x90"
+_START = b"\xff\x4f\xff\x51"  # of a codestream; sizes of image and tiles follow
+_HEADER_BOX, _PALETTE_BOX, _CODESTREAM_BOX = b"jp2h", b"pclr", b"jp2c"
+_COD, _COC, _SOT, _SOD = 0x52, 0x53, 0x90, 0x93  # second bytes of markers
+_LEAST_TILE_PX = 1024  # pixels of a tile on average; each tile costs 10 KB to decode, however few its pixels
+_LEAST_PACKET_PX = 4  # pixels of a packet on average; each packet costs time, however few its bytes
+_FEW_PACKETS = 10_000
 
 
 def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
@@ -17,9 +24,9 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
 
     Args:
         data: the block.
-        width: of the block, pixels; the image may be smaller.
-        height: of the block, pixels.
-        samples: number per pixel.
+        width: width of the block, pixels; the image may be smaller.
+        height: height of the block, pixels.
+        samples: samples per pixel.
         is_ycbcr: whether the directory says that the three samples are Y, Cb and Cr. The block's own header takes
             precedence: decoders undo a codestream's colour transform, and convert a JP2 file in sYCC.
 
@@ -31,7 +38,7 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
         imagecodecs.Jpeg2kError, OSError: the data is damaged.
     """
     content = bytes(data)
-    codestream = checked_codestream(content, width, height, samples)
+    codestream = _checked_codestream(content, width, height, samples)
     # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB.
     if _is_subsampled(codestream):
         with Image.open(io.BytesIO(content)) as image:  # Pillow reads the size from the boxes of a JP2 file
@@ -66,9 +73,104 @@ def _says_its_colours(data: bytes) -> bool:
     """Whether the block alone defines its colours: a JP2 file names the colour space, and a codestream may have a
     multiple component transform. ITU-T T.800, I.5.3.3 and A.6.1.
     """
-    if not data.startswith(START):
+    if not data.startswith(_START):
         return True
-    at = 2
-    while at + 9 <= len(data) and data[at : at + 2] not in (_CODING_STYLE, _START_OF_TILE):
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data[at : at + 2] == _CODING_STYLE and data[at + 8] == 1
+    return next((data[begin + 4] == 1 for marker, begin, _ in _segments(data) if marker == _COD), False)
+
+
+def _checked_codestream(data: bytes, width: int, height: int, samples: int) -> bytes:
+    """Returns the codestream of a block: the block itself, or the first codestream box of a JP2 file.
+
+    Raises ValueError if there is none, or if decoding it would cost more than the block's pixels explain.
+    """
+    stream = _unboxed(data)
+    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top = (
+        int.from_bytes(stream[at : at + 4], "big") for at in range(8, 40, 4)
+    )
+    if right - left > width or bottom - top > height:
+        raise ValueError(f"a codestream of {right - left} x {bottom - top} px in a block of {width} x {height}")
+    components = int.from_bytes(stream[40:42], "big")
+    if components != samples:
+        raise ValueError(f"a codestream of {components:,} components where a pixel has {samples} samples")
+    depths = stream[42 : 42 + 3 * components : 3]  # less 1; the upper bit says that samples are signed
+    if any(depth != 7 for depth in depths):
+        raise ValueError(f"samples of {max(depth % 128 + 1 for depth in depths)} bits, or signed, instead of 8 bits")
+    if not tile_width or not tile_height:
+        raise ValueError(f"tiles of {tile_width} x {tile_height} px")
+    pixels = (right - left) * (bottom - top)
+    tiles = -(-(right - tiles_left) // tile_width) * -(-(bottom - tiles_top) // tile_height)
+    if tiles > max(1, pixels // _LEAST_TILE_PX):
+        raise ValueError(f"{tiles:,} tiles in a codestream of {right - left} x {bottom - top} px")
+    packets, layers = 0, 1
+    for marker, begin, end in _segments(stream):
+        if marker == _COD:
+            layers = int.from_bytes(stream[begin + 2 : begin + 4], "big")
+            packets = layers * samples * _precincts(stream[begin + 5 : end], stream[begin], right, bottom, tiles)
+        elif marker == _COC:
+            packets += layers * _precincts(stream[begin + 2 : end], stream[begin + 1], right, bottom, tiles)
+        if packets > max(_FEW_PACKETS, pixels // _LEAST_PACKET_PX):
+            raise ValueError(f"{packets:,} packets in a codestream of {right - left} x {bottom - top} px")
+    return stream
+
+
+def _unboxed(data: bytes) -> bytes:
+    """Returns the content of the first codestream box. Other boxes may hold bytes that look like a codestream."""
+    at = 0
+    while not data.startswith(_START) and at + 8 <= len(data):
+        length, begin = int.from_bytes(data[at : at + 4], "big"), at + 8
+        if length == 1:  # the length follows in 8 bytes
+            length, begin = int.from_bytes(data[begin : begin + 8], "big"), begin + 8
+        end = at + length if length else len(data)  # 0: up to the end
+        kind = data[at + 4 : at + 8]
+        if kind == _HEADER_BOX and _PALETTE_BOX in data[begin:end]:
+            raise ValueError("a palette, which makes up to 255 components of one")
+        if kind == _CODESTREAM_BOX:
+            data = data[begin:end]
+            break
+        if end < begin:
+            break
+        at = end
+    if not data.startswith(_START) or len(data) < 42:
+        raise ValueError("no JPEG 2000 codestream")
+    return data
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yields each marker of the main header and the tile-part headers: its second byte, begin and end of its parameters."""
+    at, next_tile_part = 2, len(stream)
+    while at + 4 <= len(stream) and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == _SOD:
+            at = next_tile_part
+            continue
+        begin, end = at + 4, at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if end < begin:
+            return
+        if marker == _SOT:
+            length = int.from_bytes(stream[at + 6 : at + 10], "big")
+            next_tile_part = at + length if length else len(stream)
+            if next_tile_part < end:
+                return
+        if end <= len(stream):
+            yield marker, begin, end
+        at = end
+
+
+def _precincts(coding: bytes, style: int, width: int, height: int, tiles: int) -> int:
+    """Returns the number of precincts of a component, from the parameters of a COD or COC segment after its style.
+
+    Args:
+        coding: number of decompositions, width and height of code-blocks, style, transformation, sizes of precincts.
+        style: bit 0 says that sizes of precincts are given.
+        width: width of the reference grid, pixels.
+        height: height of the reference grid, pixels.
+        tiles: number of tiles in the codestream.
+    """
+    levels = coding[0]
+    sizes = coding[5 : 6 + levels] if style & 1 else b""
+    count = 0
+    for resolution in range(levels + 1):
+        size = sizes[resolution] if resolution < len(sizes) else 0xFF
+        x, y = (levels - resolution + n for n in (size & 15, size >> 4))
+        count += max(tiles, -(-width >> x) * -(-height >> y))
+    return count

@@ -1,4 +1,4 @@
-"""Leica SCN: the directories that hold the slide, and their spacing, from the XML."""
+"""Leica SCN: the directories of the slide and their spacing, from the XML."""
 
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element

@@ -1,4 +1,4 @@
-"""A page of a TIFF as a level: its grid of blocks, or why it can't be read."""
+"""From a page of a TIFF to a level: its grid of blocks, or the reason why it can't be read."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED
+from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED, UNCOMPRESSED
 from udfs.wsi.tiff.index import Coding, Level
 
 _MAX_BLOCK_BYTES = 256 * 1024 * 1024  # decoded; a larger one can't be read in bounded memory
@@ -19,7 +19,6 @@ _MOST_BYTES_PER_SAMPLE = 4  # of a block as it is stored; no codec makes noise s
 _MOST_EXTRA_BYTES = 1024 * 1024  # of a block, beside its pixels: colour profiles and the like
 _MOST_TABLES_BYTES = 64 * 1024  # put before every block; encoders write about 1 KB
 _RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
-_UNCOMPRESSED = 1
 _RGB_PHOTOMETRICS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 _COMPRESSIONS = "NONE, JPEG, JPEG 2000, LZW, DEFLATE, PACKBITS, ZSTD and WEBP are read"
@@ -32,15 +31,11 @@ Offsets = NDArray[np.uint64]
 
 
 def level_of(page: Any, downsample: float = 1.0) -> Level:
-    """The level that a page of a TIFF holds.
-
-    Args:
-        page: a `tifffile.TiffPage`.
-        downsample: from `downsample_of`.
+    """Returns the level that a `tifffile.TiffPage` holds. `downsample` is from `downsample_of`.
 
     Raises:
-        SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` where the directory
-            contradicts itself.
+        SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` if the directory contradicts
+            itself, `size_implausible` and `tile_data_corrupt` for blocks that are too many or too large.
     """
     _check_samples(page)
     width, height = int(page.imagewidth), int(page.imagelength)
@@ -63,7 +58,7 @@ def level_of(page: Any, downsample: float = 1.0) -> Level:
         block_width, block_height = width, height
         offsets, counts = (np.asarray(page.tags[code].value[:1], np.uint64) for code in (273, 279))
         coding = replace(coding, jpeg_header=b"", is_tiled=False)
-    if page.compression == _UNCOMPRESSED and not page.is_tiled and planes == 1 and _is_contiguous(offsets, counts):
+    if page.compression == UNCOMPRESSED and not page.is_tiled and planes == 1 and _is_contiguous(offsets, counts):
         block_height = max(1, min(height, _RAW_ROWS_BYTES // (width * samples)))
         row_bytes = width * samples
         tops = np.arange(0, height, block_height)
@@ -99,13 +94,13 @@ def level_of(page: Any, downsample: float = 1.0) -> Level:
 
 
 def downsample_of(width: int, height: int, full_size_px: tuple[int, int]) -> float | None:
-    """Level-0 pixels a pixel, along an edge, of an image; None for one of another shape than level 0.
+    """Returns the downsample of an image; None if its shape is not that of level 0.
 
-    Writers halve again and again, and drop or pad the odd pixel: a power of 2 that this explains it is, however far the
-    ratios of a small level's edges are from it; else a near-integer ratio is that integer.
+    Writers halve repeatedly and drop or pad the odd pixel. So the downsample is a power of 2 if that explains the size,
+    however far the ratios of a small level's edges are from it; else a near-integer ratio is rounded.
     """
     ratios = full_size_px[0] / width, full_size_px[1] / height
-    ratio = ratios[0] if full_size_px[0] > full_size_px[1] else ratios[1]  # the longer edge tells it best
+    ratio = ratios[0] if full_size_px[0] > full_size_px[1] else ratios[1]  # the longer edge is the more exact
     for downsample in (2.0 ** round(math.log2(ratio)), float(round(ratio)), sum(ratios) / 2):
         if (
             downsample
@@ -220,7 +215,7 @@ def _check_samples(page: Any) -> None:
 
 
 def _name(code: Any) -> str:
-    """TIFF's name of one of its numbers, which tifffile gives as far as it knows it."""
+    """TIFF's name of one of its numbers, if tifffile knows it."""
     return str(getattr(code, "name", code))
 
 

@@ -1,4 +1,4 @@
-"""LZW blocks through libtiff: imagecodecs' own LZW decoder crashes the process on some damaged data, libtiff says so."""
+"""LZW blocks through libtiff: imagecodecs' own LZW decoder crashes the process on some damaged data."""
 
 import struct
 from typing import Any
@@ -12,20 +12,9 @@ _LZW, _MINISBLACK, _RGB = 5, 1, 2
 
 
 def decode_lzw(data: bytes, width: int, height: int, samples: int, predictor: int) -> NDArray[np.uint8]:
-    """Decode one block.
+    """Decodes one block to uint8 [height, width, samples].
 
-    Args:
-        data: the block as it lies in the file.
-        width: of the block, pixels.
-        height: of the block, pixels.
-        samples: number per pixel; each has 8 bits.
-        predictor: TIFF's, 1 for none, 2 for horizontal differences.
-
-    Returns:
-        uint8 [height, width, samples].
-
-    Raises:
-        imagecodecs.TiffError: the data is damaged.
+    `predictor` is TIFF's: 1 for none, 2 for horizontal differences. Raises imagecodecs.TiffError if the data is damaged.
     """
     pixels: NDArray[np.uint8] = imagecodecs.tiff_decode(_as_tiff(data, width, height, samples, predictor))
     return pixels.reshape(height, width, samples)
@@ -36,10 +25,10 @@ def _as_tiff(data: bytes, width: int, height: int, samples: int, predictor: int)
     entries: list[tuple[int, int, int, Any]] = [
         (256, _LONG, 1, width),
         (257, _LONG, 1, height),
-        (258, _SHORT, samples, None),  # bits a sample, after the directory where there are more than two
+        (258, _SHORT, samples, None),  # bits per sample, after the directory if there are more than two
         (259, _SHORT, 1, _LZW),
         (262, _SHORT, 1, _RGB if samples >= 3 else _MINISBLACK),
-        (273, _LONG, 1, None),  # where the strip begins
+        (273, _LONG, 1, None),  # the beginning of the strip
         (277, _SHORT, 1, samples),
         (278, _LONG, 1, height),
         (279, _LONG, 1, len(data)),

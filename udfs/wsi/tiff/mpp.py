@@ -51,12 +51,8 @@ class Spacing:
 def spacing_of(texts: Texts, base: Any) -> Spacing:
     """Returns the spacing of level 0.
 
-    The first source with a plausible value is used. Sources are in OpenSlide's order where it knows them; OME-XML
-    comes before the tags, as its specification has it.
-
-    Args:
-        texts: of the file.
-        base: `tifffile.TiffPage` of level 0.
+    The first source with a plausible value is used. The order is OpenSlide's for the sources that it knows; OME-XML comes
+    before the tags, as its specification demands. `base` is the `tifffile.TiffPage` of level 0.
     """
     sources: dict[str, Callable[[Texts, Any], Pair]] = {
         "OME-XML": _ome,
@@ -154,7 +150,7 @@ def _physical_size(pixels: Element, axis: str) -> float | None:
 
 
 def _pixels_of(root: Element, base: Any) -> Element | None:
-    """What OME-XML says of the image that level 0 is: the one whose planes it is among, else the one of its size."""
+    """Returns the OME-XML of level 0: of the image that lists its directory, else of the image of its size."""
     width, height = str(base.imagewidth), str(base.imagelength)
     same_size = [
         pixels
@@ -170,7 +166,7 @@ def _pixels_of(root: Element, base: Any) -> Element | None:
 
 
 def _um_of(unit: str | None) -> float | None:
-    """Micrometres per unit of length; None for others, such as pixel."""
+    """Returns the micrometres in a unit of length; None for other units, such as pixel."""
     if unit is None:
         return None
     # Unicode has two micro signs, ImageJ escapes them, and of UTF-8 that was taken for Latin-1 the first byte is too many.

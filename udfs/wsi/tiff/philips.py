@@ -1,4 +1,4 @@
-"""Philips TIFF: the slide's spacing and the sizes of its levels, as the XML says."""
+"""Philips TIFF: the spacing of the slide and the sizes of its levels, from the XML."""
 
 import re
 from typing import Any
@@ -10,24 +10,19 @@ _LEVELS = "./Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array/Da
 
 
 def slide_spacing(root: Element) -> tuple[float, float] | None:
-    """um/px of the slide along x and y; that of the label or macro image stands in the same XML.
+    """Returns um/px of the slide along x and y; the same XML has the spacing of the label and macro images.
 
     Args:
-        root: of the XML.
+        root: root of the XML.
     """
     candidates = [*_slides(root), *(level for slide in _slides(root) for level in slide.iterfind(_LEVELS)), root]
     return next((spacing for part in candidates if (spacing := _spacing(part))), None)
 
 
 def level_pages(tiff: Any, root: Element) -> list[Any]:
-    """The slide's directories, cut to it: they count in what pads a level to whole tiles.
+    """Returns the `tifffile.TiffPage` of each level, the finest first; none if the XML lists other levels than the file.
 
-    Args:
-        tiff: a `tifffile.TiffFile`.
-        root: of the XML.
-
-    Returns:
-        Of each level the `tifffile.TiffPage`, the finest first; none if the XML lists other levels than there are.
+    The sizes of the pages are cut to the slide: in the file they include the padding to whole tiles.
     """
     pages = [page.aspage() for page in tiff.pages]
     pages = [page for page in pages if page.is_tiled and not text_of(page, DESCRIPTION).startswith(("Macro", "Label"))]
@@ -44,18 +39,18 @@ def level_pages(tiff: Any, root: Element) -> list[Any]:
 
 
 def _cut(full_px: int, downsample: float, padded_px: int, tile_px: int) -> int:
-    """Edge of a level without padding; with so much of it that the level keeps all of its tiles."""
+    """Returns the edge of a level without padding, but long enough for the level to keep all of its tiles."""
     return int(min(padded_px, max(full_px // max(round(downsample), 1), padded_px - tile_px + 1)))
 
 
 def _slides(root: Element) -> list[Element]:
-    """What the XML says of whole slides among the scanned images."""
+    """Returns the elements of whole slides among the scanned images."""
     images = root.iterfind("./Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject")
     return [image for image in images if (_text(image, "PIM_DP_IMAGE_TYPE")).strip() == "WSI"]
 
 
 def _spacing(part: Element) -> tuple[float, float] | None:
-    """The spacing of what an element is about: in the XML that of rows first, in mm."""
+    """Returns the spacing in an element, um/px along x and y. The XML has that of rows first, in mm."""
     values = (number_of(value) for value in re.split(r'[\s"\\]+', _text(part, "DICOM_PIXEL_SPACING")))
     mm = [value for value in values if value]
     return (mm[1] * 1000, mm[0] * 1000) if len(mm) == 2 else None

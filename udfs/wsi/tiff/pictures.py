@@ -1,4 +1,4 @@
-"""Several pictures in one TIFF: which of them is the slide, or that nothing tells."""
+"""Several pictures in one TIFF: which of them is the slide, if that can be known."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,11 +6,11 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.tiff.decode import UNCOMPRESSED
 from udfs.wsi.tiff.levels import downsample_of
 from udfs.wsi.tiff.texts import directory_of
 
 REDUCED = 1  # bit of NewSubfileType
-_UNCOMPRESSED = 1
 _MAKE = 271
 _CLEARLY = 4  # times the pixels of the next picture: label, macro and the like have far fewer than a slide
 _ADDED = "label|macro|thumbnail|overview"  # pictures that scanners add to the slide
@@ -21,9 +21,9 @@ _HEAD_CHARS = 4096  # of a description, in which writers name the picture
 
 
 def is_added(description: str) -> bool:
-    """Whether a picture's description says that it is a label, the whole glass slide or the like.
+    """Whether a picture's description names it a label, the whole glass slide or the like.
 
-    Its first line says so, or the second after Aperio's name; further lines may hold fields such as `Label: HE 12`.
+    The name is in the first line, or in the second after Aperio's; further lines may hold fields such as `Label: HE 12`.
     """
     head = description[:_HEAD_CHARS]
     lines = head.splitlines()[: 2 if head.startswith("Aperio") else 1]
@@ -40,12 +40,7 @@ def directories_added(ome: Element | None) -> frozenset[int]:
 
 
 def warnings_of_added(added: Iterable[Any], pages: Iterable[Any]) -> list[str]:
-    """A warning if a picture that is left out by its name or mark is larger than all that are read.
-
-    Args:
-        added: pages that are left out.
-        pages: the others.
-    """
+    """Returns a warning if a picture of `added`, left out by its name or mark, is larger than all of `pages`."""
     left_out = max((page for page in added if page.is_tiled), key=_area, default=None)
     if left_out is None or _area(left_out) <= max(_area(page) for page in pages):
         return []
@@ -56,9 +51,9 @@ def warnings_of_added(added: Iterable[Any], pages: Iterable[Any]) -> list[str]:
 
 
 def level_0_of(pages: Sequence[Any]) -> Any:
-    """The page that is the slide: the largest in tiles, for scanners store in strips what they add to it.
+    """Returns the page that is the slide: the largest in tiles, because scanners store added pictures in strips.
 
-    A larger page in strips is the slide if the one in tiles is a smaller copy of it, or if none is in tiles. Of pages of
+    A larger page in strips is the slide if the page in tiles is a smaller copy of it, or if none is in tiles. Among pages of
     one size, a mask in grey is not the slide.
     """
     base = max(pages, key=lambda page: (page.is_tiled, _area(page), page.samplesperpixel))
@@ -66,16 +61,16 @@ def level_0_of(pages: Sequence[Any]) -> Any:
 
 
 def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
-    """Refuse a file of which nothing tells which picture is the slide.
+    """Refuse a file if nothing shows which picture is the slide.
 
-    Sections, series of OME, focal planes, channels and time points all come as pictures of about one size: to read one is
-    to lose the others without a word. A picture that is far larger than all others, or the largest and the only one in
-    tiles, is the slide: it is read, and a warning says so, for the others may be sections as well as macro images.
+    Sections, series of OME, focal planes, channels and time points are all pictures of about one size: to read one is to
+    lose the others silently. A picture that is far larger than all others, or the largest and the only one in tiles, is the
+    slide. It is read with a warning, because the others may be sections as well as macro images.
 
     Args:
         tiff: a `tifffile.TiffFile`.
         base: the `tifffile.TiffPage` of level 0, from `level_0_of`.
-        pages: that may hold the slide or a level of it; what scanners are known to add is not among them.
+        pages: pages that may hold the slide or a level of it, without those that scanners are known to add.
 
     Returns:
         Warnings.
@@ -112,7 +107,7 @@ def _unclear(what: str, command: str) -> SlideError:
 
 
 def _others(tiff: Any, base: Any, pages: Iterable[Any]) -> list[Any]:
-    """The pictures beside the slide, each without its smaller copies, the largest first."""
+    """Returns the pictures beside the slide, without their smaller copies, the largest first."""
     found: list[Any] = []
     # Where OME's levels are SubIFDs, what has a directory of its own is a picture of its own, whatever its shape.
     originals = [] if tiff.is_ome and base.pages else [base]
@@ -162,8 +157,8 @@ def _is_padded(page: Any, original: Any) -> bool:
 
 
 def _planes_behind(tiff: Any, base: Any) -> int:
-    """How many pictures lie behind one another where only the first has a directory, as ImageJ and MetaMorph store stacks."""
-    if base.compression != _UNCOMPRESSED or not (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
+    """Returns the number of pictures behind one directory, as ImageJ and MetaMorph store stacks."""
+    if base.compression != UNCOMPRESSED or not (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
         return 1
     for series in tiff.series:
         planes = series.size // base.size

@@ -39,7 +39,7 @@ class Texts:
 
 
 def texts_of(first: Any) -> Texts:
-    """Read the text and parse the XML of a file's first `tifffile.TiffPage`."""
+    """Reads the text and parses the XML of a file's first `tifffile.TiffPage`."""
     description = text_of(first, DESCRIPTION)
     xml: dict[str, Element] = {}
     broken: dict[str, str] = {}

@@ -1,1 +1,1 @@
-"""Which parts of a slide are tissue, and the grid of tiles over them."""
+"""Which parts of a slide are tissue, one file per method, and the grid of tiles over them."""

@@ -1,15 +1,14 @@
-"""Where a table lies: its log and files on a local disk, or brought there from a store by fsspec.
+"""Where a table lies: its log and files on a local disk, or copied there from a store by fsspec.
 
-One set of storage options, fsspec's, for all of it. The log, which is small, is copied to a temporary folder to be opened;
-data files go through the bounded folder that remote slides are staged in, and stay there for the next epoch while there
-is room. Delta never changes a file under its name, so a copy is good for ever.
+All of it takes one set of storage options, fsspec's. The small log is copied to a temporary folder to be opened. Data files
+are copied to the bounded folder of remote slides, and stay there for the next epoch while there is room. Delta never changes a
+file under its name, so a copy stays valid.
 """
 
 import errno
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,21 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from jobs.training.training_errors import FeedError, NoTableError
+from jobs.training.refusals import FeedError, NoTableError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.reading.staging import staged
-from udfs.wsi.store import File, StorageOptions, filesystem, public_uri, redact, secrets_of, why_not_for_tables
+from udfs.wsi.store import (
+    File,
+    StorageOptions,
+    filesystem,
+    options_for,
+    public_uri,
+    redact,
+    secrets_of,
+    why_not_for_tables,
+)
 from udfs.wsi.store.stream import open_stream
 
-_AT_ONCE = 8  # small files of the log
 _LOG = "_delta_log"
 _COMMIT = re.compile(r"(\d{20})\.(json|checkpoint\..*parquet)")
 
@@ -40,10 +47,10 @@ class TableStore:
     """The files of one table."""
 
     def __init__(self, uri: str, storage_options: StorageOptions | None = None) -> None:
-        """Of the table at a path or an fsspec URI.
+        """`uri`: path or fsspec URI of the table.
 
         Raises:
-            FeedError: the URI's store can't be had.
+            FeedError: the store can't be reached by the URI, or the path is not for tables.
         """
         self.uri = public_uri(uri)
         self._uri, self._options = uri.rstrip("/"), storage_options
@@ -56,33 +63,24 @@ class TableStore:
             raise FeedError(f"{self.uri}: {why}: name the folder otherwise")
 
     def file(self, name: str, n_bytes: int) -> DataFile:
-        """A file by the name that the log has for it."""
+        """Returns a file by its name in the log."""
         root = self._path if self.is_local else self._uri
         return DataFile(name if "://" in name or name.startswith("/") else f"{root}/{name}", n_bytes)
 
     @contextmanager
     def log(self, version: int | None) -> Iterator[str]:
-        """A local folder that holds the log of the table up to a version, the newest where None."""
+        """A local folder with the log of the table up to a version, the newest if None."""
         if self.is_local:
             yield self._path
             return
         with tempfile.TemporaryDirectory(prefix="slidelake-log-") as folder:
-            target = Path(folder, _LOG)
-            target.mkdir()
-
-            def copy(name: str) -> None:
-                file = File(f"{self._uri}/{_LOG}/{name}", self._options)
-                try:
-                    [data] = file.ranges([0], [file.info.size_bytes])
-                finally:
-                    file.close()
-                (target / name).write_bytes(data)
-
             try:
                 self._fs.invalidate_cache()
                 listed = [path.rpartition("/")[2] for path in self._fs.ls(f"{self._path}/{_LOG}", detail=False)]
-                with ThreadPoolExecutor(_AT_ONCE) as pool:
-                    list(pool.map(copy, _needed(listed, version)))
+                names = _needed(listed, version)
+                self._fs.get(
+                    [f"{self._path}/{_LOG}/{name}" for name in names], [f"{folder}/{_LOG}/{name}" for name in names]
+                )
             except FileNotFoundError:
                 raise NoTableError(f"no Delta table at {self.uri}: run the patients job, or correct the URI") from None
             except Exception as error:
@@ -91,7 +89,7 @@ class TableStore:
 
     @contextmanager
     def looked_at(self, file: DataFile) -> Iterator[Any]:
-        """What pyarrow reads a footer and some small columns from: few requests, where the file is remote.
+        """The source of a footer and some small columns for pyarrow; few requests if the file is remote.
 
         Raises:
             FileNotFoundError: the file is gone.
@@ -110,10 +108,10 @@ class TableStore:
 
     @contextmanager
     def local(self, files: Sequence[DataFile]) -> Iterator[list[Path]]:
-        """Local paths of some files, which stay there until the context ends.
+        """Local paths of some files, which stay until the context ends.
 
         Raises:
-            FeedError: the folder for copies has no room for them.
+            FeedError: the folder of copies has no room for them.
             FileNotFoundError: one is gone.
         """
         if self.is_local:
@@ -145,8 +143,38 @@ def _existing(file: DataFile) -> Path:
 
 
 def _needed(listed: Sequence[str], version: int | None) -> list[str]:
-    """Which files of the log tell what a version is: the last whole checkpoint up to it, and the commits after that."""
+    """Returns the files of the log that make a version: the last whole checkpoint up to it, and the commits after that."""
     found = [(int(match[1]), match[2], name) for name in listed if (match := _COMMIT.fullmatch(name))]
     found = [entry for entry in found if version is None or entry[0] <= version]
     begin = max((number for number, kind, _ in found if kind == "checkpoint.parquet"), default=0)
     return [name for number, _, name in found if number >= begin]
+
+
+_AZURE = {"account_name": "account_name", "account_key": "account_key", "sas_token": "sas_token"}
+_AZURE |= {"tenant_id": "tenant_id", "client_id": "client_id", "client_secret": "client_secret"}
+_CONNECTION = {"AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_token"}
+_S3 = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
+_S3 |= {"endpoint_url": "aws_endpoint_url", "region_name": "aws_region"}
+_GCS = {"token": "google_service_account"}
+_WORDS = {"az": _AZURE, "abfs": _AZURE, "abfss": _AZURE, "adl": _AZURE, "s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS}
+
+
+def delta_options(uri: str, storage_options: StorageOptions | None) -> dict[str, str]:
+    """Returns the options of fsspec in the words of deltalake; without a word, deltalake asks the environment, as fsspec does."""
+    given = options_for(uri, storage_options)
+    words = _WORDS.get(uri.partition("://")[0], {})
+    options = _translated(given, words)
+    if words is _S3:
+        options |= _translated(given.get("client_kwargs") or {}, words)
+    if words is _AZURE and "connection_string" in given:
+        parts = dict(part.split("=", 1) for part in str(given["connection_string"]).split(";") if "=" in part)
+        options |= _translated(parts, _CONNECTION)
+        if "BlobEndpoint" in parts:
+            options["azure_storage_endpoint"] = parts["BlobEndpoint"]
+    if any(value.startswith("http://") for value in options.values()):
+        options["allow_http"] = "true"
+    return options
+
+
+def _translated(given: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, str]:
+    return {words[name]: str(value) for name, value in given.items() if name in words and value is not None}

@@ -1,0 +1,138 @@
+"""What shapes the rows of the tables, by name, and the hashes made of it: settings, weights, file versions and code versions.
+
+A setting says beside its definition which rows it shapes (`Shapes`). The survey, the record of a run, the properties of tables
+and the check of job predict derive from this module.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from jobs.runtime.settings.config import Config, settings_by_key
+from jobs.runtime.settings.setting import shapes_of
+from udfs import bag_patients, encode_tiles, find_tissue
+from udfs.wsi.quality.mask_metric import mask_metrics
+from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
+
+Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
+_SHAPES = {key: shapes for key, info in settings_by_key() if (shapes := shapes_of(info))}
+_HASH = 16  # characters of a hash
+
+
+class Identity:
+    """What shapes rows under some settings.
+
+    Attributes:
+        models: what the loaded models add to the settings, weights by the hash of their numbers; None if it is not known.
+        slides: what shapes the rows of slides, tiles and indexes, beside the image's own file and patient.
+        selection: what says which tiles have a row in features.
+        features: what shapes the rows of features, beside the image's own file and patient; not which rows there are.
+        patients: what shapes the rows of patients, beside their features.
+    """
+
+    def __init__(self, config: Config, models: Mapping[str, str] | None = None) -> None:
+        """Without `models`, features have no hash."""
+        self.models = models
+        # Of the tissue methods, only the chosen one shapes masks.
+        self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
+        self.slides |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
+        self.slides |= {"code.slides": str(find_tissue.VERSION), "code.background": str(BackgroundFraction.version)}
+        self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # columns of tiles, not bags
+        self.selection = {} if config.tiling.max_tiles_per_patient is None else _values(config, "selection")
+        self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
+        self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
+        self._is_resampled = config.tiling.mpp is not None
+
+    @property
+    def recipe(self) -> Recipe:
+        """What shapes a bag: a model is good for bags of the recipe that it learned from.
+
+        A row's params_hash can't tell that: it holds the row's own file and patient too. The dtype of bags does not matter.
+        """
+        return self.slides | self.selection | self.features | {"code.patients": self.patients["code.patients"]}
+
+    def slide_hash(self, patient_id: str, file_version: str | None, mpp: float | None) -> str:
+        """The params_hash of an image's rows in slides, tiles and indexes; `mpp`: of the CSV."""
+        return row_hash(self._of_slides, patient_id, file_version, mpp)
+
+    def features_hash(self, patient_id: str, file_version: str | None, mpp: float | None) -> str | None:
+        """The params_hash of an image's rows in features; None if the models are not known.
+
+        It leaves out what decides where tiles lie: a tile that stays where it was is not encoded again.
+        """
+        if self.models is None:
+            return None
+        # mpp of the CSV moves tiles only if they are read at a target mpp
+        return row_hash(self._of_features, patient_id, file_version, mpp if self._is_resampled else None)
+
+    def patient_hash(self, center_id: str, label: str | None, images: Sequence[Any]) -> str:
+        """The params_hash of a patient's row; `images`: the plain values that tell its images apart."""
+        return row_hash(self.patients, center_id, label, images)
+
+    @cached_property
+    def _of_slides(self) -> str:
+        return row_hash(self.slides, self._metrics)
+
+    @cached_property
+    def _of_features(self) -> str:
+        return row_hash(self.features)
+
+
+def row_hash(*values: Any) -> str:
+    """A short hash of plain values; the same in every process and on every machine."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH]
+
+
+def recorded_models(config: Config, runs: Iterable[tuple[str, Mapping[str, str]]]) -> Recipe | None:
+    """What the models added to the settings in the first of some runs that had the same settings of features.
+
+    Args:
+        config: the settings now.
+        runs: columns config and features of table runs, newest first.
+
+    Returns:
+        None if no run had these settings.
+    """
+    wanted, known = _at_keys(config.masked()), Identity(config).recipe
+    for settings, recipe in runs:
+        if _at_keys(json.loads(settings)) == wanted:
+            return {key: value for key, value in recipe.items() if key not in known}
+    return None
+
+
+def differences(now: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> list[str]:
+    """What in `now`, as far as it goes, differs from the nearest of the known recipes; nothing if one is the same."""
+
+    def differing(recipe: Mapping[str, str]) -> list[str]:
+        # what one of them does not have says nothing: tiling.seed if no tiles are drawn
+        return [f"{key} is {value}, not {recipe[key]}" for key, value in now.items() if recipe.get(key, value) != value]
+
+    return min((differing(recipe) for recipe in known), key=len, default=[])
+
+
+def settings_of(config: Config, table: str) -> dict[str, Any]:
+    """The settings that shape a table's rows by their value, by dotted key."""
+    settings = config.model_dump(mode="json")
+    shaping = [key for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content]
+    return {key: _at(settings, key) for key in shaping}
+
+
+def _values(config: Config, table: str) -> Recipe:
+    found = {key: json.dumps(value) for key, value in settings_of(config, table).items()}
+    if table == "features" and config.stain.weights is None:
+        found["stain.weights"] = "null"
+    return found
+
+
+def _at_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that shape features, as they are written."""
+    return {key: _at(settings, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}
+
+
+def _at(settings: Any, key: str) -> Any:
+    for name in key.split("."):
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    return settings

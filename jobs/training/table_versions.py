@@ -1,0 +1,239 @@
+"""One version of a Delta table, read by deltalake without a JVM: a table patients to be fed, or some columns of any table."""
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from jobs.training.refusals import FeedError, NoTableError
+from jobs.training.table_stores import DataFile, TableStore
+from udfs.wsi.store import StorageOptions, public_uri
+
+_AT_ONCE = 8  # files whose rows are read
+_SMALL = pa.schema(  # columns that cost nothing beside the bags; those that a table lacks are null
+    [(name, pa.string()) for name in ("patient_id", "center_id", "label", "split")]
+    + [(name, pa.int32()) for name in ("n_tiles", "embedding_dim")]
+    + [(name, pa.string()) for name in ("embedding_dtype", "params_hash", "run_id")]
+)
+_LARGE = (pa.large_string(), pa.large_binary())
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file."""
+
+    file: int  # index into PinnedTable.files
+    index: int  # in the file
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class PinnedTable:
+    """A version of a table patients, which does not change whatever is written to the table."""
+
+    store: TableStore
+    version: int
+    files: list[DataFile]  # by name
+    groups: list[RowGroup]  # of the files, in order
+    rows: pa.Table  # the small columns of all rows, in order of `groups`
+    columns: frozenset[str]  # that all files have
+    large: frozenset[str]  # columns that some file has as large strings, bytes or lists
+
+    @property
+    def uri(self) -> str:
+        """The table's URI without secrets."""
+        return self.store.uri
+
+    @property
+    def name(self) -> str:
+        """The version and its table, for messages."""
+        return f"version {self.version} of {self.uri}"
+
+
+def pin_table(uri: str, version: int | None, storage_options: StorageOptions | None = None) -> PinnedTable:
+    """Returns a version of a table patients; the newest if None.
+
+    Raises:
+        FeedError: there is no such table or version, or its files are not of a kind that Parquet readers read rightly.
+    """
+
+    def look(parquet: pq.ParquetFile) -> tuple[list[int], pa.Schema, pa.Table]:
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        return sizes, parquet.schema_arrow, _read(parquet, _SMALL)
+
+    store, number, files, _ = _opened(uri, version, storage_options)
+    looks = _each(store, number, files, "patient_id", look)
+    groups = [RowGroup(i, j, n_rows) for i, (sizes, _, _) in enumerate(looks) for j, n_rows in enumerate(sizes)]
+    names = [set(schema.names) for _, schema, _ in looks]
+    large = {
+        field.name
+        for _, schema, _ in looks
+        for field in schema
+        if field.type in _LARGE or pa.types.is_large_list(field.type)
+    }
+    rows = pa.concat_tables([_SMALL.empty_table(), *(rows for _, _, rows in looks)]).combine_chunks()
+    return PinnedTable(
+        store, number, files, groups, rows, frozenset(set.intersection(*names) if names else ()), frozenset(large)
+    )
+
+
+def read_columns(
+    uri: str,
+    columns: Sequence[str],
+    version: int | None = None,
+    storage_options: StorageOptions | None = None,
+    only: tuple[str, Collection[str]] | None = None,
+) -> tuple[int, pa.Table]:
+    """Returns the number of a version, None: the newest; and its rows.
+
+    `only`: a column of strings, and its values in the rows that are returned; None: all rows.
+
+    Raises:
+        NoTableError: there is no such table.
+        FeedError: the version or the store can't be read, or the files have deleted rows.
+        KeyError: the version has no such column.
+    """
+    store, number, files, schema = _opened(uri, version, storage_options)
+    fields = pa.schema([schema.field(name) for name in columns])
+    wider = pa.schema([*fields, schema.field(only[0])]) if only and only[0] not in columns else fields
+
+    def read(parquet: pq.ParquetFile) -> pa.Table:
+        rows = _read(parquet, wider)
+        if only:
+            column, values = only
+            rows = rows.filter(pc.is_in(rows[column], pa.array(values, wider.field(column).type)))
+        return rows.select(columns)
+
+    return number, pa.concat_tables([fields.empty_table(), *_each(store, number, files, columns[0], read)])
+
+
+def _opened(
+    uri: str, version: int | None, storage_options: StorageOptions | None
+) -> tuple[TableStore, int, list[DataFile], pa.Schema]:
+    """Returns the store, the number of the version, its files by name, and its columns."""
+    store = TableStore(uri, storage_options)
+    with store.log(version) as folder:
+        table = _delta_table(folder, version, store.uri)
+        _check_kind(table, store.uri)
+        actions = pa.table(table.get_add_actions()).select(["path", "size_bytes"]).to_pylist()
+        files = [store.file(unquote(action["path"]), action["size_bytes"]) for action in actions]
+        return store, table.version(), sorted(files, key=lambda file: file.uri), pa.schema(table.schema().to_arrow())
+
+
+def _each(
+    store: TableStore, version: int, files: Sequence[DataFile], column: str, read: Callable[[pq.ParquetFile], Found]
+) -> list[Found]:
+    """Returns what is read of the footers and small columns of some files. `column`: of the table, for the remedy.
+
+    Raises:
+        FeedError: a file is gone, or pyarrow can't read it.
+    """
+
+    def of_file(file: DataFile) -> Found:
+        with store.looked_at(file) as source:
+            try:
+                parquet = pq.ParquetFile(source)
+            except pa.ArrowInvalid as error:
+                raise FeedError(
+                    f"pyarrow {pa.__version__} can't read {public_uri(file.uri)} ({error}): where update, merge or delete of "
+                    "deltalake, or polars, wrote it, its types are newer: let Spark write the table anew, or deltalake, "
+                    f'DeltaTable("{store.uri}").optimize.z_order(["{column}"]), and take the version that it writes'
+                ) from None
+            with parquet:
+                return read(parquet)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            return list(pool.map(of_file, files))
+        except FileNotFoundError as error:
+            raise gone(version, store.uri, error) from None
+
+
+def _read(parquet: pq.ParquetFile, fields: pa.Schema) -> pa.Table:
+    """Returns some columns of a file; null if it was written before the column came."""
+    rows = parquet.read([name for name in fields.names if name in parquet.schema_arrow.names])
+    arrays = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        for field in fields
+    ]
+    return pa.table(arrays, fields)
+
+
+def gone(version: int, uri: str, error: FileNotFoundError) -> FeedError:
+    """Returns the error for a version that has lost a file."""
+    return FeedError(
+        f"version {version} of {uri} is not whole any more, {error.filename or error} is gone: it was vacuumed; train on a "
+        "newer version, and keep those that you train on with delta.deletedFileRetentionDuration"
+    )
+
+
+def _delta_table(folder: str, version: int | None, uri: str) -> DeltaTable:
+    """Returns a version of the table whose log lies in a local folder; the newest if None.
+
+    Raises:
+        NoTableError: there is no table.
+        FeedError: it has no such version, its log can't be read, or this process was forked from one that opened a table.
+    """
+    try:
+        return DeltaTable(folder, version=version)
+    except TableNotFoundError:
+        raise NoTableError(f"no Delta table at {uri}: run the patients job, or correct the URI") from None
+    except (DeltaError, OverflowError) as error:  # the latter for a version below 0
+        existing = [] if version is None else _versions(folder)
+        if existing and version not in existing:
+            has = f"it has versions {min(existing)} to {max(existing)}"
+            raise FeedError(
+                f"{uri} has no version {version}, {has}: name one of them, or none for the newest"
+            ) from None
+        which = uri if version is None else f"version {version} of {uri}"
+        text = " ".join(str(error).split())
+        raise FeedError(f"{which} can't be opened ({text}): its log is damaged, restore it from a copy") from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException" or "orked process" not in str(
+            error
+        ):  # of deltalake, which has no name
+            raise
+        raise FeedError(
+            f"{uri} can't be opened in a process that was forked from one that opened a table: make the feed before the "
+            'DataLoader, or give the DataLoader multiprocessing_context="spawn"'
+        ) from None
+
+
+def _versions(folder: str) -> list[int]:
+    """Returns the versions whose commit is in the log; none if the log can't be read."""
+    try:
+        return [commit["version"] for commit in DeltaTable(folder).history()]
+    except DeltaError:
+        return []
+
+
+def _check_kind(table: DeltaTable, uri: str) -> None:
+    """Raises FeedError unless the files hold exactly the rows of the table, by the names of its columns."""
+    metadata, protocol = table.metadata(), table.protocol()
+    if metadata.partition_columns:
+        raise FeedError(
+            f"{uri} is partitioned by {', '.join(metadata.partition_columns)}, which its files do not hold: write it without "
+            "partitions"
+        )
+    if metadata.configuration.get("delta.columnMapping.mode", "none") != "none":
+        raise FeedError(f"{uri} has column mapping, its files name columns otherwise: write it anew without")
+    if "deletionVectors" in (protocol.reader_features or ()) and _has_deletions(table):
+        raise FeedError(
+            f"{uri} has deletion vectors, rows that are deleted and still in its files: run REORG TABLE delta.`{uri}` APPLY "
+            "(PURGE), then train on the version that it writes"
+        )
+
+
+def _has_deletions(table: DeltaTable) -> bool:
+    try:
+        return bool(pa.table(table.deletion_vectors()).num_rows)
+    except (DeltaError, OSError):  # they lie in files of their own, which a copy of the log lacks
+        return True
