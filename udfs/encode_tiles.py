@@ -62,11 +62,6 @@ class Models(Generic[AnyEncoder]):
     stain: StainNormaliser | None
 
     @property
-    def fingerprint(self) -> tuple[str, str | None]:
-        """Hashes of the weights of the encoder and of StainNet."""
-        return self.encoder.weights, self.stain.net.fingerprint if self.stain else None
-
-    @property
     def identity(self) -> tuple[str, ...]:
         """All of them that shapes rows, each as ``name=value``."""
         stain = self.stain.net.fingerprint[:16] if self.stain else "null"

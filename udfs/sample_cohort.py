@@ -1,7 +1,6 @@
 """The run's own work for some seconds, for the job doctor: the models, how fast a task is, and how fast it could be."""
 
 import math
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,7 +136,6 @@ class Sample:
     n_bytes: int = 0  # read for that
     dim: int = 0  # of an embedding
     n_embeddings: int = 2  # of a tile
-    peak_bytes: int = 0  # memory of this worker, at most
     errors: list[str] = field(default_factory=list)
 
 
@@ -171,7 +169,6 @@ def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: Feat
             list(encode(units[:1]))
             is_warm = True
         _encode(sample, encode, units, max(0.0, seconds / len(slides) - taken))
-    sample.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return sample
 
 

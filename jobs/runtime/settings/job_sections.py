@@ -82,7 +82,9 @@ class TrainingSettings(Section):
         "regression on the mean tile",
         NO_ROW,
     )
-    columns: Literal["avg", "max", "both"] = setting("avg", "embeddings of a tile that the model sees", NO_ROW)
+    columns: Literal["avg", "max", "both"] = setting(
+        "avg", "embeddings of a tile that the model sees; max: of encoders with a feature map", NO_ROW
+    )
     use_histogram: bool = setting(False, "the model also sees the colour histogram of the patient", NO_ROW)
     use_center: bool = setting(
         False,

@@ -52,7 +52,7 @@ class Encoder:
         self.spec, self.threads = spec, threads
         self.device = device or device_of(spec)
         network = network or load_network(spec)
-        self.outputs, self.identity, self.weights = network.outputs, network.identity, network.weights
+        self.outputs, self.identity = network.outputs, network.identity
         self.input_px, self.interpolation = network.input_px, network.interpolation
         self.runtime: TorchRuntime | OpenVinoRuntime
         if spec.runtime == "openvino":
