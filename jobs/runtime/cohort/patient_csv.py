@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from jobs.runtime.settings.config import ConfigError
 from udfs.labels import is_dash, is_no_value, may_be_class, twins
 from udfs.wording import named, quoted, some
-from udfs.wsi.reading.plausible import MPP_WANTED, plausible_mpp
+from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import public_uri
 
 REQUIRED = ("image_id", "center_id", "patient_id", "image_num")

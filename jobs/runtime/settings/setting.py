@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from udfs.wsi.reading.plausible import MPP_WANTED, plausible_mpp
+from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
 
 
 @dataclass(frozen=True)

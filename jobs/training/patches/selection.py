@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from udfs.wsi.reading.plausible import MPP_WANTED, plausible_mpp
+from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
 from udfs.wsi.store import public_uri
 
 _COLUMNS = ("slide", "x_px", "y_px")

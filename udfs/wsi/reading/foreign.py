@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.plausible import check_size, plausible_spacing
 from udfs.wsi.reading.averaging import AreaAverage
 from udfs.wsi.reading.blocks_of_tiles import corners_at
 from udfs.wsi.reading.overview import nearest_finer
-from udfs.wsi.reading.plausible import check_size, plausible_spacing
 from udfs.wsi.reading.refused import unread_property
 from udfs.wsi.reading.staging import beside, path_in, staged
 from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic, public_uri

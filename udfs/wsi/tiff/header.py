@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 import tifffile
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.reading.plausible import check_size
+from udfs.wsi.plausible import check_size
 from udfs.wsi.store import File
 from udfs.wsi.tiff.chain import check_chain
 from udfs.wsi.tiff.index import Level, SlideIndex

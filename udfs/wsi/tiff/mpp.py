@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from udfs.wsi.reading.plausible import plausible_spacing
+from udfs.wsi.plausible import plausible_spacing
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.philips import slide_spacing
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, directory_of, number_of, text_of, texts_of
