@@ -46,7 +46,7 @@ CHECKS = (
 
 def examine(config: Config, arguments: argparse.Namespace) -> int:
     """Print the table; returns the exit status."""
-    images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+    images = read_cohort(config).images  # a bad CSV ends here: Spark takes long to start
     report_unlabelled("doctor", images)
     secrets = secrets_in(config, images)
     spark = open_session("slidelake doctor")

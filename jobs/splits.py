@@ -15,8 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from jobs.runtime.cohort.locating import cohort_bytes
-from jobs.runtime.cohort.patient_csv import Image, parse_cohort, rows_as_written
+from jobs.runtime.cohort.patient_csv import Image, rows_as_written
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Job, Run
@@ -38,8 +37,7 @@ Row = dict[str, Any]  # of table splits
 
 def split(run: Run, arguments: argparse.Namespace) -> int:
     """Deal whoever has no split, then bring tables and files up to date."""
-    data = cohort_bytes(run.config)
-    images = parse_cohort(data)
+    images = run.images
     with run.stage("splits"):
         have = _rows_now(run)
         anew = _is_dealt_anew(run, have, redo=arguments.redo)
@@ -49,7 +47,7 @@ def split(run: Run, arguments: argparse.Namespace) -> int:
     with run.stage("patients"):
         shown = _show_in_patients(run, rows) if run.tables.exists("patients") else None
     with run.stage("csv"):
-        files = _write_csvs(run, data, rows)
+        files = _write_csvs(run, run.cohort.csv, rows)
     moved = sum(have[name]["split"] != row["split"] for name, row in rows.items() if name in have)
     run.record.counts.update(
         patients=len(rows), patients_dealt=len(rows if anew else rows.keys() - have.keys()), patients_moved=moved

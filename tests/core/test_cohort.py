@@ -248,7 +248,7 @@ def test_quoted_commas_and_other_scripts_are_kept() -> None:
 def test_a_csv_is_read_from_any_fsspec_uri_and_named_where_it_fails(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/cohort/patients.csv", GOOD.encode())
     config = config_for(tmp_path)
-    assert len(read_cohort(config.model_copy(update={"patients": "memory://cohort/patients.csv"}))) == 3
+    assert len(read_cohort(config.model_copy(update={"patients": "memory://cohort/patients.csv"})).images) == 3
     with pytest.raises(ConfigError, match=r"patients: no file at .*patients\.csv"):
         read_cohort(config)
     (tmp_path / "patients.csv").write_text(HEADER)

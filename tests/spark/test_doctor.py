@@ -36,7 +36,7 @@ sys.exit(doctor.main(sys.argv[1:]))
 def place(spark: SparkSession, small_config: Callable[..., Config]) -> Iterator[Place]:
     """The shared session and the small cohort."""
     config = small_config(tiling={"max_background": 0.5})
-    yield Place(spark, config, read_cohort(config), deadline_h=1.0)
+    yield Place(spark, config, read_cohort(config).images, deadline_h=1.0)
 
 
 def test_all_is_well_on_this_machine(place: Place) -> None:

@@ -222,11 +222,11 @@ def test_754_patients_in_11_centres(
     print(said)  # pytest -s shows the table
     assert "WARNING" not in said
     images = {
-        name: read_cohort(config.model_copy(update={"patients": f"{config.output.root}/splits_csv/{name}.csv"}))
+        name: read_cohort(config.model_copy(update={"patients": f"{config.output.root}/splits_csv/{name}.csv"})).images
         for name in SPLITS
     }
     total = sum(len(of_split) for of_split in images.values())
-    assert total == len(read_cohort(config))
+    assert total == len(read_cohort(config).images)
     for name, of_split in images.items():
         assert abs(len(of_split) / total - getattr(config.splits, name)) < 0.002
         assert len({image.center_id for image in of_split}) == 11
@@ -250,6 +250,6 @@ def test_the_main_job_reads_a_csv_back_and_finds_nothing_to_do(spark: SparkSessi
     split_in(spark, config).write_record("done")
     assert "splits" in {row["job"] for row in rows_of(config, "runs")}
     train = config.model_copy(update={"patients": f"{config.output.root}/splits_csv/train.csv"})
-    assert 0 < len(read_cohort(train)) < len(COHORT)
+    assert 0 < len(read_cohort(train).images) < len(COHORT)
     with unchanged(config, "slides", "tiles", "features", "patients"):
         assert preprocess_in(spark, train).record.counts["waves"] == 0

@@ -25,17 +25,31 @@ class Located:
     error: SlideError | None
 
 
-def read_cohort(config: Config) -> list[Image]:
-    """The rows of the CSV.
+@dataclass(frozen=True)
+class Cohort:
+    """The CSV: its rows, and its bytes as they are."""
+
+    images: Sequence[Image]
+    csv: bytes
+
+
+def read_cohort(config: Config) -> Cohort:
+    """Read the CSV.
 
     Raises:
-        ConfigError: one line that gives the rows at fault.
+        ConfigError: it can't be read, or one line that gives the rows at fault.
     """
-    data = cohort_bytes(config)
+    name = public_uri(config.patients)
     try:
-        return parse_cohort(data)
+        data = read_bytes(config.patients, config.slides.storage_options)
+        return Cohort(parse_cohort(data), data)
+    except FileNotFoundError:
+        raise ConfigError(f"patients: no file at {name}") from None
     except ConfigError as error:
-        raise ConfigError(f"patients: {public_uri(config.patients)}: {error}") from None
+        raise ConfigError(f"patients: {name}: {error}") from None
+    except Exception as error:
+        text = redact(f"{type(error).__name__}: {error}", secrets_of(config.patients, config.slides.storage_options))
+        raise ConfigError(f"patients: {name} can't be read ({text})") from None
 
 
 def secrets_in(config: Config, images: Iterable[Image] = ()) -> tuple[str, ...]:
@@ -53,18 +67,6 @@ def _texts(settings: Any) -> Iterator[str]:
             yield from _texts(value)
     elif isinstance(settings, str):
         yield settings
-
-
-def cohort_bytes(config: Config) -> bytes:
-    """The CSV as it is; raises ConfigError where it can't be read."""
-    name = public_uri(config.patients)
-    try:
-        return read_bytes(config.patients, config.slides.storage_options)
-    except FileNotFoundError:
-        raise ConfigError(f"patients: no file at {name}") from None
-    except Exception as error:
-        text = redact(f"{type(error).__name__}: {error}", secrets_of(config.patients, config.slides.storage_options))
-        raise ConfigError(f"patients: {name} can't be read ({text})") from None
 
 
 def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
@@ -173,7 +175,7 @@ def _choose(
         message = f"no file {named(image.image_id)} with an ending of {endings} under {where}: {remedy}"
         return Located(None, None, SlideError(ErrorCode.FILE_MISSING, message))
     if len(candidates) > 1:
-        paths = [public_uri(uri) for uri, _ in candidates[:3]]
+        paths: list[str] = [public_uri(uri) for uri, _ in candidates[:3]]
         if len({unicodedata.normalize("NFC", path) for path in paths}) < len(paths):  # they look alike
             paths = [path.encode("ascii", "backslashreplace").decode() for path in paths]
         names = ", ".join(paths)

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pandas as pd
 import yaml
 
-from jobs.runtime.cohort.locating import read_cohort, secrets_in
+from jobs.runtime.cohort.locating import Cohort, read_cohort, secrets_in
 from jobs.runtime.cohort.patient_csv import Image, unlabelled
 from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.summary import failed_slides, read_state, slide_warnings, summarise
@@ -70,11 +70,12 @@ def main(
         images: Sequence[Image] = ()
         try:
             refuse_unusable_spark()
-            images = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+            cohort = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+            images = cohort.images
             report_unlabelled(job.name, images)
             check(config)
             refuse_unwritable(config, job.name)
-            return _run(job, config, images, work, arguments)
+            return _run(job, config, cohort, work, arguments)
         except ConfigError as error:
             return _refuse(job.name, error, secrets_in(config, images))
 
@@ -118,13 +119,13 @@ def _refuse(job: str, error: ConfigError, secrets: Sequence[str]) -> int:
 def _run(
     job: Job,
     config: Config,
-    images: Sequence[Image],
+    cohort: Cohort,
     work: Callable[[Run, argparse.Namespace], int],
     arguments: argparse.Namespace,
 ) -> int:
     run = Run(config, start_session(f"slidelake {job.name}"), job)
+    run.cohort = cohort
     log_to_stderr(run.record.run_id)
-    run.images = images
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
@@ -145,7 +146,7 @@ def _run(
         is_stop = isinstance(error, KeyboardInterrupt)
         why = None if is_stop else why_stopped(error, run.tables)
         if not (is_stop or why):
-            _log.error(redact(traceback.format_exc(), secrets_in(config, images)))
+            _log.error(redact(traceback.format_exc(), secrets_in(config, cohort.images)))
         go_on = f"stopped by {name}; finished waves are in the tables, run the same command again to go on"
         _log.error(printable(f"slidelake {job.name}: {why or go_on}"))
         _record_early_end(run, f"stopped by {name}")

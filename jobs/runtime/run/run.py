@@ -11,7 +11,7 @@ from typing import Literal
 import pandas as pd
 from pyspark.sql import SparkSession
 
-from jobs.runtime.cohort.locating import read_cohort
+from jobs.runtime.cohort.locating import Cohort, read_cohort
 from jobs.runtime.cohort.patient_csv import Image
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
@@ -72,9 +72,14 @@ class Run:
         self.identity = Identity(self.config)
 
     @cached_property
-    def images(self) -> Sequence[Image]:
-        """The rows of the CSV; the entry point of the jobs sets them, since it has read them before Spark starts."""
+    def cohort(self) -> Cohort:
+        """The CSV; the entry point of the jobs sets it, since it has read it before Spark starts."""
         return read_cohort(self.config)
+
+    @property
+    def images(self) -> Sequence[Image]:
+        """The rows of the CSV."""
+        return self.cohort.images
 
     @property
     def tissue_spec(self) -> TissueSpec:

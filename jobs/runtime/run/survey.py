@@ -89,7 +89,9 @@ def take_survey(
         if owner in cohort and image not in present
     ]
     survey = pd.DataFrame(rows).set_index("image_id", drop=False)
-    survey = survey.join([snapshot.slides, snapshot.tiles, snapshot.features]).rename_axis(None)
+    for table in (snapshot.slides, snapshot.tiles, snapshot.features):  # all at once would cost flags their type
+        survey = survey.join(table)
+    survey = survey.rename_axis(None)
     survey["indexed"] = survey["image_id"].isin(snapshot.indexed)
     for count in ("tile_rows", "tiles", "feature_rows"):
         survey[count] = pd.to_numeric(survey[count]).fillna(0).astype("int64")

@@ -35,7 +35,7 @@ class StainnetSettings(Section):
     """Settings of the job stainnet, which fits a StainNet to your slides."""
 
     reference: Annotated[str | None, AfterValidator(_in_nfc)] = setting(
-        None, "image_id of the slide that all others shall look like", NO_ROW
+        None, "image_id of the slide that all others are made to look like", NO_ROW
     )
     checkpoint: WrittenFile = setting(None, "path that the fitted checkpoint is written to", NO_ROW)
     tiles: int = setting(128, "tiles drawn from the cohort, evenly over slides", NO_ROW, ge=4, le=10_000)
@@ -46,8 +46,8 @@ class StainnetSettings(Section):
 class SplitsSettings(Section):
     """Settings of the job splits, which says who is in train, validation and test."""
 
-    train: float = setting(0.8, "share of the images that models learn from", Shapes("splits"), gt=0, le=1)
-    validation: float = setting(0.1, "share that says when to stop", Shapes("splits"), ge=0, lt=1)
+    train: float = setting(0.8, "share of the images that models are trained on", Shapes("splits"), gt=0, le=1)
+    validation: float = setting(0.1, "share that decides when training stops", Shapes("splits"), ge=0, lt=1)
     test: float = setting(0.1, "share that is held out", Shapes("splits"), ge=0, lt=1)
     stratify: tuple[Literal["center_id", "label"], ...] = setting(
         ("center_id", "label"), "what the shares hold within, beside the cohort as a whole", Shapes("splits")
@@ -83,10 +83,10 @@ class TrainingSettings(Section):
         NO_ROW,
     )
     columns: Literal["avg", "max", "both"] = setting("avg", "embeddings of a tile that the model sees", NO_ROW)
-    use_histogram: bool = setting(False, "show it the patient's colour histogram too", NO_ROW)
+    use_histogram: bool = setting(False, "the model also sees the colour histogram of the patient", NO_ROW)
     use_center: bool = setting(
         False,
-        "show it the centre too: it then learns which patients each centre treats, and can't judge others",
+        "the model also sees the centre: it then learns which patients each centre treats, and knows no other centre",
         NO_ROW,
     )
     hidden: int = setting(256, "width of a tile after the first layer", NO_ROW, ge=1, le=8192)
@@ -95,23 +95,21 @@ class TrainingSettings(Section):
     learning_rate: float = setting(1e-3, "of AdamW", NO_ROW, gt=0)
     weight_decay: float = setting(1e-2, "of AdamW", NO_ROW, ge=0)
     epochs: int = setting(50, "at most so many passes over split train", NO_ROW, ge=1, le=100_000)
-    patience: int = setting(
-        15, "stop when the loss on split validation has not gone down for so many epochs", NO_ROW, ge=1
-    )
-    batch_size: int = setting(8, "patients a step, of each process", NO_ROW, ge=1, le=65_536)
+    patience: int = setting(15, "stop if the loss on split validation has not fallen for so many epochs", NO_ROW, ge=1)
+    batch_size: int = setting(8, "patients per step and process", NO_ROW, ge=1, le=65_536)
     bag_size: int | None = setting(
-        None, "tiles drawn of each patient in each epoch; null takes all; predictions always take all", NO_ROW, ge=1
+        None, "tiles drawn per patient and epoch; null takes all; predictions always take all", NO_ROW, ge=1
     )
     fold: int | None = setting(
         None, "validate on this fold of table splits, learn from the others; null goes by column split", NO_ROW, ge=0
     )
     class_weights: Literal["balanced", "none"] = setting(
-        "balanced", "balanced: every class has the same say in the loss, however few its patients", NO_ROW
+        "balanced", "balanced: every class has the same weight in the loss, however few patients it has", NO_ROW
     )
     seed: int = setting(0, "of first weights, order, draws and dropout: same seed, same model", NO_ROW, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",
-        "auto takes GPUs, one a process, where there are some: this machine's, or on a cluster those that Spark "
+        "auto takes one GPU per process, if there are some: of this machine, or on a cluster those that Spark "
         "gives tasks by spark.task.resource.gpu.amount=1",
         NO_ROW,
     )
@@ -119,7 +117,7 @@ class TrainingSettings(Section):
         1, "more than 1: so many at once, by Spark's TorchDistributor; 1 needs no Spark", NO_ROW, ge=1
     )
     output: WrittenFolder = setting(
-        None, "folder or URI of the models, one folder a run; null is OUTPUT.ROOT/models", NO_ROW
+        None, "folder or URI of the models, one folder per run; null is OUTPUT.ROOT/models", NO_ROW
     )
     mlflow: Annotated[str | None, Location(names=("databricks", "databricks-uc"))] = setting(
         None, "tracking URI of MLflow to send metrics to as well; needs slidelake[mlflow]", NO_ROW
@@ -147,17 +145,17 @@ class PatchesSettings(Section):
     """Settings of the job patches, which reads patches of pixels ahead of a trainer."""
 
     folder: WrittenFolder = setting(
-        None, "where the windows go: a path on a disk that executors and trainer share", NO_ROW
+        None, "folder of the windows: a path on a disk that executors and trainer share", NO_ROW
     )
     patch_px: int = setting(
         256, "edge of a finished patch, pixels; no table is made again for it", NO_ROW, ge=1, le=8192
     )
     mpp: Mpp | None = setting(None, "micrometres per pixel of a patch; null reads `level` as it is", NO_ROW)
-    level: int = setting(0, "of the slide, 0 the finest; where mpp is null", NO_ROW, ge=0)
+    level: int = setting(0, "of the slide, 0 is the finest; used if mpp is null", NO_ROW, ge=0)
     split: str | None = setting(None, "only patients of this value of patients.split; null takes all", NO_ROW)
     epochs: int = setting(1, "epochs to read ahead, each in an order of its own", NO_ROW, ge=1)
     window_patches: int = setting(
-        2048, "patches a window, which are mixed with each other; a task holds them in memory", NO_ROW, ge=1
+        2048, "patches per window, which are mixed with each other; a task holds them in memory", NO_ROW, ge=1
     )
     unit_patches: int = setting(
         8, "neighbouring patches read together: more read faster, fewer mix better", NO_ROW, ge=1

@@ -33,14 +33,14 @@ class SlidesSettings(Section):
     )
     timeout_s: float = setting(
         TIMEOUT_S,
-        "seconds that a slide may wait for its store in all, and one more for each MB that comes; then it is "
+        "seconds that a slide may wait for its store in all, and one more for each MB that arrives; then it is "
         "read_failed; also for the CSV and weights",
         NO_ROW,
         gt=0,
     )
     storage_options: dict[str, Any] = setting(
         {},
-        "for fsspec, for the store of root and no other (weights on s3:// beside az://); ${NAME} takes an "
+        "for fsspec, only for the store of root (not for weights on s3:// beside az://); ${NAME} takes an "
         "environment variable; never logged, never stored",
         NO_ROW,
         repr=False,
@@ -68,7 +68,7 @@ class OutputSettings(Section):
     )
     schema_name: str | None = setting(  # BaseModel has a `schema` of its own
         None,
-        "SCHEMA or CATALOG.SCHEMA of Spark's catalog (Unity Catalog, Hive), there already, where the tables get "
+        "an existing SCHEMA or CATALOG.SCHEMA of Spark's catalog (Unity Catalog, Hive), in which the tables get "
         "their names too; null registers none",
         NO_ROW,
         alias="schema",
@@ -110,15 +110,15 @@ class TilingSettings(Section):
     )
     mask_downsample: int = setting(16, "the tissue mask is computed at 1/this", Shapes("slides"), ge=1, le=256)
     max_background: float = setting(
-        0.10, "a tile is kept where its background share is <= this", Shapes("slides"), ge=0, le=1
+        0.10, "a tile is kept if its background share is <= this", Shapes("slides"), ge=0, le=1
     )
     max_tiles_per_patient: int | None = setting(
         None,
-        "encode at most this many tiles a patient, drawn by a hash of seed and patient_id",
+        "encode at most this many tiles per patient, drawn by a hash of seed and patient_id",
         Shapes("selection"),
         ge=1,
     )
-    seed: int = setting(0, "of that draw", Shapes("selection"))
+    seed: int = setting(0, "of this draw", Shapes("selection"))
 
 
 class StainSettings(Section):
@@ -188,19 +188,21 @@ class ResourcesSettings(Section):
 
     gpus_per_task: float | None = setting(
         None,
-        "GPUs a task, at most the one that it uses; 0.5 lets two tasks share one; null asks for none. Without "
+        "GPUs per task, at most 1; 0.5 lets two tasks share one; null asks for none. Without "
         "effect where executors have no GPU and in local mode",
         NO_ROW,
         ge=0,
         le=1,
     )
-    cpus_per_task: int | None = setting(None, "processors a task; null is spark.task.cpus", NO_ROW, ge=1)
+    cpus_per_task: int | None = setting(None, "processors per task; null is spark.task.cpus", NO_ROW, ge=1)
 
 
 class HistogramSettings(Section):
     """Colour counts."""
 
-    bins: Annotated[int, AfterValidator(_power_of_two)] = setting(16, "bins a channel", Shapes("features"), ge=2, le=32)
+    bins: Annotated[int, AfterValidator(_power_of_two)] = setting(
+        16, "bins per channel", Shapes("features"), ge=2, le=32
+    )
 
 
 class RunSettings(Section):

@@ -5,6 +5,7 @@ from udfs.wsi.store.file import File, Pending
 from udfs.wsi.store.listing import list_files
 from udfs.wsi.store.uris import (
     TIMEOUT_S,
+    PublicUri,
     StorageOptions,
     StoreOptions,
     absolute_uri,
@@ -22,6 +23,7 @@ __all__ = [
     "File",
     "FileInfo",
     "Pending",
+    "PublicUri",
     "StorageOptions",
     "StoreOptions",
     "Traffic",

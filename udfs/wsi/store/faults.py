@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping, Sequence
 
 from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.store.uris import redact
+from udfs.wsi.store.uris import PublicUri, redact
 
 DISAGREEING = "if nobody replaces it, servers behind one address disagree about it: give the address of one of them"
 
@@ -82,12 +82,12 @@ def _is_missing(error: BaseException) -> bool:
     return leads_nowhere or (isinstance(error, OSError) and error.errno == errno.ELOOP)
 
 
-def slide_error_of(error: Exception, uri: str, secrets: Sequence[str]) -> SlideError:
+def slide_error_of(error: Exception, uri: PublicUri, secrets: Sequence[str]) -> SlideError:
     """The error of a store in words for users; a `SlideError` as it is.
 
     Args:
         error: what the store's client raised.
-        uri: the file's, without secrets.
+        uri: of the file.
         secrets: texts that must not be shown.
     """
     if isinstance(error, SlideError):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -12,6 +12,8 @@ from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
 StorageOptions = Mapping[str, Any]
+PublicUri = NewType("PublicUri", str)
+"""A path or URI without secrets, fit for tables and messages. Any other text that is called a URI may hold some."""
 
 TIMEOUT_S = 180.0  # that a slide may wait for its store, by default
 _SHORTEST_SECRET = 6  # characters; shorter texts are words of any text
@@ -109,24 +111,24 @@ def absolute_uri(uri: str) -> str:
     return str(path.resolve() if ".." in path.parts else path.absolute())
 
 
-def public_uri(uri: str) -> str:
+def public_uri(uri: str) -> PublicUri:
     """The URI without user, password, query and fragment, for tables and logs.
 
     Plain paths are kept as they are, even with ``?`` or ``#`` in a name.
     """
     if "://" not in uri:
-        return uri
+        return PublicUri(uri)
     links = links_of(uri)
     if len(links) > 1:
-        return "::".join(public_uri(link) for link in links)
+        return PublicUri("::".join(public_uri(link) for link in links))
     try:
         parts = urlsplit(uri)
     except ValueError:  # a host in brackets that is no IPv6 address
-        return f"{uri.partition('://')[0]}://***"
+        return PublicUri(f"{uri.partition('://')[0]}://***")
     # In abfss://container@account and the like, what precedes the @ is a container unless it holds a password.
     user, at, host = parts.netloc.rpartition("@")
     netloc = host if ":" in user or parts.scheme in _NETWORK_PROTOCOLS else f"{user}{at}{host}"
-    return f"{parts.scheme}://{netloc}{parts.path}"  # urlunsplit would take the empty host out of hdfs:///x
+    return PublicUri(f"{parts.scheme}://{netloc}{parts.path}")  # urlunsplit would take the empty host out of hdfs:///x
 
 
 def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import safetensors.torch
 import torch
 
-from udfs.wsi.store import StorageOptions, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi.store import PublicUri, StorageOptions, public_uri, read_bytes, redact, secrets_of
 from udfs.wsi.weights.not_weights import reason_of
 
 StateDict = dict[str, torch.Tensor]
@@ -58,8 +58,8 @@ def load_state_dict(uri: str, storage_options: StorageOptions | None = None) -> 
     return tensors
 
 
-def refuse_not_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise CheckpointError if a number of the weights is NaN or infinite as float32. `name`: of the file, without secrets."""
+def refuse_not_finite(tensors: Mapping[str, torch.Tensor], name: PublicUri) -> None:
+    """Raise CheckpointError if a number of the weights is NaN or infinite as float32. `name`: of the file."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.is_complex():
             as_used = tensor if tensor.is_complex() else tensor.float()
