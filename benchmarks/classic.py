@@ -20,7 +20,7 @@ from torch.nn import functional
 from benchmarks.inputs import TILE_PX
 from benchmarks.work import BINS, INPUT_PX
 from udfs.encode_tiles import FeatureSpec
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 from udfs.wsi.weights.checkpoint import load_state_dict
 
 _BATCH = 16

@@ -26,7 +26,7 @@ from udfs.wsi.encoder import Encoder
 from udfs.wsi.encoder.resize import resize
 from udfs.wsi.quality.histogram import color_histograms
 from udfs.wsi.stain.colour_table import StainNormaliser
-from udfs.wsi.stain.stainnet import load_stainnet
+from udfs.wsi.stain.stain_network import load_stainnet
 
 _ROUNDS, _TILES_OF_STEPS = 3, 128
 

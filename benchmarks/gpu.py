@@ -31,7 +31,7 @@ from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.pytorch import TorchRuntime
 from udfs.wsi.inference import DeviceInference, HostInference
 from udfs.wsi.stain.colour_table import StainNormaliser
-from udfs.wsi.stain.stainnet import load_stainnet
+from udfs.wsi.stain.stain_network import load_stainnet
 
 _TILES, _BATCHES, _ROUNDS = 64, 8, 3
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")

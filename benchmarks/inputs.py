@@ -16,7 +16,7 @@ from tests.slides.make import write_mosaic
 from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 from tests.slides.weights import convert_lite0_weights
 from udfs.wsi import open_slide
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 from udfs.wsi.tissue.brightness import Brightness
 from udfs.wsi.tissue.grid import mask_fractions, tile_grid
 

@@ -14,7 +14,7 @@ from udfs.wsi import open_slide
 from udfs.wsi.encoder import Encoder
 from udfs.wsi.quality.histogram import color_histograms
 from udfs.wsi.stain.colour_table import StainNormaliser
-from udfs.wsi.stain.stainnet import load_stainnet
+from udfs.wsi.stain.stain_network import load_stainnet
 from udfs.wsi.tiff.index import SlideIndex
 
 _TILES_A_CALL = 4  # or a batch of the encoder's, where that is larger

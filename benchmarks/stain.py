@@ -16,7 +16,7 @@ from benchmarks import inputs
 from benchmarks.measure import Line, median_seconds, seconds
 from udfs.wsi.quality.colours import COLOURS, rgb
 from udfs.wsi.stain.colour_table import StainNormaliser
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 
 _TILES, _BATCH = 48, 8
 

@@ -153,7 +153,7 @@ JOB = Job(
     stale=stale,
     waiting=waiting,
     models="loaded",
-    next_step="the patients job makes a row a patient",
+    next_step="the patients job makes one row per patient",
 )
 
 

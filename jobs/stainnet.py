@@ -23,7 +23,7 @@ from udfs.wording import named
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.reading.spacing import region_edge, resample
 from udfs.wsi.stain.fitting import Teacher, TeacherGap, Tiles, fit_stainnet, split_tiles, teacher_gaps
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 from udfs.wsi.store import public_uri, write_bytes
 
 JOB = Job("stainnet", reads=("slides", "tiles"))

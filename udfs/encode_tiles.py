@@ -28,7 +28,7 @@ from udfs.wsi.prefetch import prefetch
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import region_edge, resample
 from udfs.wsi.stain.colour_table import StainNormaliser
-from udfs.wsi.stain.stainnet import load_stainnet
+from udfs.wsi.stain.stain_network import load_stainnet
 from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tiff.index import SlideIndex
 

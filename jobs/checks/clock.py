@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from jobs.checks.extent import FEWEST_SLIDES, UNKNOWN_SPREAD, Bounds, Cohort, PerSlide, spread_over, total
+from jobs.checks.extent import FEWEST_SLIDES, UNKNOWN_SPREAD, Bounds, CohortSize, PerSlide, spread_over, total
 from jobs.checks.place import Place
 from jobs.checks.table import Row
 from jobs.runtime.run.summary import readable_size
@@ -52,7 +52,7 @@ def clock(place: Place) -> Row:
     of_patient: dict[str, list[int]] = defaultdict(list)
     for image, _, size in there:
         of_patient[image.patient_id].append(size)
-    cohort = Cohort(of_patient, place.config.tiling.max_tiles_per_patient)
+    cohort = CohortSize(of_patient, place.config.tiling.max_tiles_per_patient)
     workforce = Workforce(at_once, place.n_executors, place.heap_bytes, place.is_local)
     numbers = 4 if place.config.output.embedding_dtype == "float32" else 2
     row = estimate(samples, cohort, workforce, bag_number_bytes=numbers, deadline_h=place.deadline_h)
@@ -62,7 +62,7 @@ def clock(place: Place) -> Row:
 
 def estimate(
     samples: Sequence[Sample],
-    cohort: Cohort,
+    cohort: CohortSize,
     workforce: Workforce,
     *,
     bag_number_bytes: int = 4,

@@ -78,7 +78,7 @@ def spread_over(sizes: Sequence[int], n: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class CohortSize:
     """The slides that a run has to do, by patient."""
 
     patients: Mapping[str, Sequence[int]]  # sizes of the files of each one's slides that are there, bytes

@@ -154,7 +154,7 @@ def _each(
         try:
             return list(pool.map(of_file, files))
         except FileNotFoundError as error:
-            raise gone(version, store.uri, error) from None
+            raise version_lost(version, store.uri, error) from None
 
 
 def _read(parquet: pq.ParquetFile, fields: pa.Schema) -> pa.Table:
@@ -167,7 +167,7 @@ def _read(parquet: pq.ParquetFile, fields: pa.Schema) -> pa.Table:
     return pa.table(arrays, fields)
 
 
-def gone(version: int, uri: str, error: FileNotFoundError) -> FeedError:
+def version_lost(version: int, uri: str, error: FileNotFoundError) -> FeedError:
     """Returns the error for a version that has lost a file."""
     return FeedError(
         f"version {version} of {uri} is not whole any more, {error.filename or error} is gone: it was vacuumed; train on a "

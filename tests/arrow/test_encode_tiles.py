@@ -29,7 +29,7 @@ from udfs.encode_tiles import FeatureSpec, encode_tiles
 from udfs.schemas import ENCODED
 from udfs.wsi import open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 
 TILE_PX, INPUT_PX = 448, 96
 COSINE = 0.99999

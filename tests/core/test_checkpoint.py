@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from udfs.wsi.stain.stainnet import StainNet, load_stainnet
+from udfs.wsi.stain.stain_network import StainNet, load_stainnet
 from udfs.wsi.weights.checkpoint import CheckpointError, load_state_dict
 
 GOOD = {

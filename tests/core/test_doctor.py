@@ -16,7 +16,7 @@ from py4j.protocol import Py4JJavaError
 from jobs.checks import data, probe, software, table
 from jobs.checks.clock import Workforce, clock, estimate
 from jobs.checks.encoder_runtimes import recommended
-from jobs.checks.extent import Cohort
+from jobs.checks.extent import CohortSize
 from jobs.checks.machine import judge_gpus, judge_memory
 from jobs.checks.place import ExecutorError, MissingPackageError, NoPythonError, Place, Probe
 from jobs.checks.table import Check, Row, look
@@ -90,7 +90,7 @@ def sampled(*, tiles: int = 300, errors: Sequence[str] = ()) -> Sample:
     return Sample(slides, tiles, 10.0, 10_000 * tiles, dim=100)
 
 
-COHORT = Cohort({"a": [2_500_000_000] * 100, "b": [2_500_000_000] * 300}, most_tiles=None)
+COHORT = CohortSize({"a": [2_500_000_000] * 100, "b": [2_500_000_000] * 300}, most_tiles=None)
 TWO_TASKS = Workforce(tasks=2, executors=1, heap_bytes=8 * 10**9, is_local=False)
 
 

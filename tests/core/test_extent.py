@@ -5,7 +5,7 @@ import random
 import pytest
 
 from jobs.checks.clock import Workforce, estimate
-from jobs.checks.extent import Bounds, Cohort, PerSlide, spread_over, total
+from jobs.checks.extent import Bounds, CohortSize, PerSlide, spread_over, total
 from udfs.sample_cohort import Sample, SeenSlide
 
 MB = 10**6
@@ -79,20 +79,20 @@ def test_the_clock_says_that_few_slides_were_sampled(n: int) -> None:
     work = Workforce(tasks=1, executors=1, heap_bytes=64 * 10**9, is_local=False)
     sample = Sample([SeenSlide(0.1, 10, 1000, MB)] * n, 300, 10.0, 300_000, dim=100)
     said = "fewer than 3 slides were sampled, so tiles may be 3 times fewer or more"
-    assert (said in estimate([sample], Cohort({"p": [MB] * 10}, None), work).found) == (n < 3)
-    assert said not in estimate([sample], Cohort({"p": [MB] * n}, None), work).found
+    assert (said in estimate([sample], CohortSize({"p": [MB] * 10}, None), work).found) == (n < 3)
+    assert said not in estimate([sample], CohortSize({"p": [MB] * n}, None), work).found
 
 
 def test_a_limit_cuts_each_bound_and_the_largest_patient_is_the_one_with_the_bytes() -> None:
     tiles = PerSlide([(MB, 10), (2 * MB, 40)], [MB, 2 * MB, MB, 4 * MB])
-    bags = Cohort({"many": [MB, MB], "large": [4 * MB]}, None).bags(tiles)
+    bags = CohortSize({"many": [MB, MB], "large": [4 * MB]}, None).bags(tiles)
     assert bags[0] == pytest.approx(Bounds(10, 30, 90)) and bags[1] == pytest.approx(Bounds(20, 60, 180))
-    assert Cohort({"large": [4 * MB]}, 45).bags(tiles) == [pytest.approx(Bounds(20, 45, 45))]
+    assert CohortSize({"large": [4 * MB]}, 45).bags(tiles) == [pytest.approx(Bounds(20, 45, 45))]
 
 
 def test_the_clock_tells_two_ends_where_the_sample_leaves_room_and_plans_by_the_later() -> None:
     """98 slides of 25 tiles and two of 3,000: the sample has one of these, and one has twice the tiles a byte."""
-    cohort = Cohort({"p": [MB] * 98, "q": [100 * MB, 120 * MB]}, None)
+    cohort = CohortSize({"p": [MB] * 98, "q": [100 * MB, 120 * MB]}, None)
     slides = [SeenSlide(5.0, MB, 3000, 120 * MB), SeenSlide(0.1, MB, 25, MB), SeenSlide(0.1, MB, 50, MB)]
     samples = [Sample(slides, 300, 10.0, 10_000 * 300, dim=100), Sample([], 200, 10.0, 10_000 * 200, dim=100)]
     work = Workforce(tasks=2, executors=1, heap_bytes=64 * 10**9, is_local=False)

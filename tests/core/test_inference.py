@@ -18,7 +18,7 @@ from udfs.wsi.encoder.resize import resize_tensor
 from udfs.wsi.inference import DeviceInference, Encoded, HostInference, inference
 from udfs.wsi.quality.histogram import color_histograms_on
 from udfs.wsi.stain.colour_table import StainNormaliser, lookup
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 
 BINS = 16
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tests.slides.make import Pixels
 from udfs.wsi.quality.colours import rgb
-from udfs.wsi.stain.stainnet import StainNet, load_stainnet
+from udfs.wsi.stain.stain_network import StainNet, load_stainnet
 from udfs.wsi.weights.checkpoint import CheckpointError, fingerprint, load_state_dict
 
 SHAPES = {

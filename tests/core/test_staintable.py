@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from tests.slides.make import Pixels
 from udfs.wsi.stain.colour_table import StainNormaliser, lookup, map_table
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 
 MANY, FEW = 10_000, 20  # tiles ahead
 ROOT = Path(__file__).parents[2]
@@ -228,7 +228,7 @@ def script(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
         from pathlib import Path
         import numpy as np, torch
         from tests.core.test_staintable import strong_net
-        from udfs.wsi.stain.stainnet import StainNet
+        from udfs.wsi.stain.stain_network import StainNet
         from udfs.wsi.stain.colour_table import StainNormaliser
         torch.set_num_threads(1)
         net, folder = strong_net(), Path({str(folder)!r})

@@ -14,7 +14,7 @@ from jobs import stainnet
 from jobs.runtime.run.run import Run
 from jobs.runtime.settings.config import Config, ConfigError
 from tests.spark.conftest import Finished
-from udfs.wsi.stain.stainnet import load_stainnet
+from udfs.wsi.stain.stain_network import load_stainnet
 from udfs.wsi.store import write_bytes
 
 

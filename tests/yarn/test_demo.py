@@ -16,7 +16,7 @@ from tests.environments import CODE, ROOT
 from tests.faults.frames import assert_same_rows, frames
 from tests.slides.demo import COHORT, WEIGHTS_NAME, build_demo
 from tests.yarn.teams import Team
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 
 pytestmark = pytest.mark.yarn
 

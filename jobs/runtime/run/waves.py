@@ -55,9 +55,9 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
         for patients in waves:
             wave = survey[survey["patient_id"].isin(patients)]
             run.progress.wave(int(work["patient_id"].isin(patients).sum()))
-            gone = ended_executors(run.spark)
+            ended_before = ended_executors(run.spark)
             _through_stages(run, wave)
-            if given_up := _take_back(run, wave, gone):
+            if given_up := _take_back(run, wave, ended_before):
                 survey_now = _survey(run, located, retry_failed=True)
                 _through_stages(run, survey_now[survey_now["patient_id"].isin(given_up)])
             # What py4j names of the JVM is in cycles: plans and broadcasts of a wave would stay until Python looks for these.
@@ -100,14 +100,14 @@ def _effort(work: pd.DataFrame, slides_a_wave: int) -> dict[str, float]:
     return {str(patient): total for patient, total in effort.groupby(work["patient_id"]).sum().items()}
 
 
-def _take_back(run: Run, wave: pd.DataFrame, gone: set[str]) -> set[str]:
-    """The patients of slides that this wave gave up as `worker_died` while executors went, beside those of `gone`.
+def _take_back(run: Run, wave: pd.DataFrame, ended_before: set[str]) -> set[str]:
+    """The patients of slides that this wave gave up as `worker_died` while executors ended, beside those of `ended_before`.
 
     A task that begins anew is not told why: because its worker died of the slide, or because its executor was taken away, by a
     queue whose share it was in or with its node. So the slides get another chance, of two more deaths. Those that were given up
     while they were encoded are good again in table slides, for their tiles are there.
     """
-    if ended_executors(run.spark) <= gone:
+    if ended_executors(run.spark) <= ended_before:
         return set()
     run.step("slides that executors left behind")
     died = (F.col("run_id") == run.record.run_id) & (F.col("error_code") == ErrorCode.WORKER_DIED.value)

@@ -161,18 +161,18 @@ class Tables:
             rows: the new rows, with at least the table's columns.
             key: column that tells whose rows they are.
             written: every value of it that `rows` may hold.
-            present: those values that have rows now, which go; a value without new rows may be among them.
+            present: those values that have rows now, which are removed; a value without new rows may be among them.
             among: another column of the key and its value, which all of `rows` have: rows with other values stay.
         """
-        gone = sorted(set(present))
-        keys = sorted({*written, *gone})
+        replaced = set(present)
+        keys = sorted({*written, *replaced})
         if not keys:
             return
         where = f"{key} IN ({', '.join(literal(value) for value in keys)})"
         if among:
             where += f" AND {among[0]} = {literal(among[1])}"
         self._check_alone(name)
-        self._write(name, rows, where if gone else None)
+        self._write(name, rows, where if replaced else None)
 
     def append(self, name: str, rows: DataFrame, *, shared: bool = False) -> None:
         """Add rows in one commit; to a `shared` table other runs may append, too."""

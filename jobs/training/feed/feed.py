@@ -16,7 +16,7 @@ from jobs.training.feed.delivery import delivered, groups_of, reader_of
 from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
 from jobs.training.feed.row_groups import Gate, Part, RowGroupReader
 from jobs.training.refusals import FeedError, refuse_workers, worker_share
-from jobs.training.table_versions import PinnedTable, gone, pin_table
+from jobs.training.table_versions import PinnedTable, pin_table, version_lost
 from udfs.wsi.prefetch import prefetch
 
 _log = logging.getLogger("slidelake.training")
@@ -154,7 +154,7 @@ class Feed:
         try:
             yield from prefetch(_batches(steps, parts, gate, place), 1, gate.close)
         except FileNotFoundError as error:
-            raise gone(self.version, self.table.uri, error) from None
+            raise version_lost(self.version, self.table.uri, error) from None
 
 
 class FeedDataset(IterableDataset[Bags]):

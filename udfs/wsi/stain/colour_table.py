@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from udfs.wsi.host_cache import cache_folder, make_once
 from udfs.wsi.quality.colours import COLOURS, STRIP_PX, rgb, strips
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 
 _LAYOUT = 1  # of the file: raise it when it changes or StainNet.normalise begins to give other pixels
 _PAYS_TILES = 110  # of 448 px: building maps as many pixels as 84 of them have, each colour once, and writes the file

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from udfs.wsi.stain.reinhard import appearance, transfer
-from udfs.wsi.stain.stainnet import StainNet
+from udfs.wsi.stain.stain_network import StainNet
 from udfs.wsi.tissue.method import TissueMethod
 
 Tiles = NDArray[np.uint8]  # [n, h, w, 3]
