@@ -103,7 +103,7 @@ def encode(run: Run, wave: pd.DataFrame) -> None:
 
 
 def _with_slides_done(run: Run, images: pd.DataFrame) -> pd.DataFrame:
-    """Those of the images whose row in slides is today's, or that are gone.
+    """Those of the images whose row in slides is today's, and those that were removed.
 
     Further columns: `slide_ok` says which have tiles to encode, `file_version_now` which file these were found in.
     """

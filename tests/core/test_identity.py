@@ -144,6 +144,9 @@ def test_models_are_taken_from_the_newest_run_that_had_the_same_settings_of_feat
     elsewhere = changed("tiling.mask_downsample"), changed("run.unit_tiles"), changed("encoder.device")
     assert [recorded_models(config, runs) for config in elsewhere] == [models_of(CONFIG)] * 3
     assert recorded_models(CONFIG, []) is None
+    tiling = CONFIG.tiling.model_copy(update={"max_tiles_per_patient": None})
+    unlimited = CONFIG.model_copy(update={"tiling": tiling})
+    assert recorded_models(unlimited, runs) == models_of(CONFIG)
 
 
 def test_the_hash_of_values_is_the_same_in_any_order_and_tells_types_apart() -> None:

@@ -77,6 +77,12 @@ def test_the_settings_that_differ_are_named_and_only_those_that_shape_features()
     assert differences(recipe(), [known]) == ["tiling.mpp is null, not 0.5"]
     assert differences(recipe(), [known, recipe()]) == []
     assert differences(known | {"encoder.weights": "xyz"}, [known, recipe()]) == ["encoder.weights is xyz, not abc"]
+    assert differences(recipe(tiling={"max_tiles_per_patient": 9}), [recipe()]) == [
+        "tiling.max_tiles_per_patient is 9, not null"
+    ]
+    assert differences(recipe(), [recipe(tiling={"max_tiles_per_patient": 9})]) == [
+        "tiling.max_tiles_per_patient is null, not 9"
+    ]
     assert differences(
         recipe(tiling={"max_tiles_per_patient": 9}), [recipe(tiling={"max_tiles_per_patient": 9, "seed": 1})]
     ) == ["tiling.seed is 0, not 1"]

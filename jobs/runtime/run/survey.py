@@ -139,7 +139,7 @@ def _judge(
     hash_same = survey["features_hash"] == survey["want_features_hash"]
     same = (survey["feature_rows"] == wanted_rows) & ((wanted_rows == 0) | (digest_same & hash_same))
     survey["features_stale"] = survey["slide_stale"] | ~same
-    if identity.selection:
+    if identity.draws_tiles:
         # a slide that is added, removed or changed moves the sample of the patient's others
         moved = survey[survey["slide_stale"]]
         survey["features_stale"] |= survey["patient_id"].isin({*moved["patient_id"], *moved["stored_patient_id"]})

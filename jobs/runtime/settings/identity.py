@@ -28,6 +28,7 @@ class Identity:
         models: what the loaded models add to the settings, weights by the hash of their numbers; None if it is not known.
         slides: what shapes the rows of slides, tiles and indexes, beside the image's own file and patient.
         selection: what says which tiles have a row in features.
+        draws_tiles: whether these are drawn, so that a patient's slides have a say in each other's tiles.
         features: what shapes the rows of features, beside the image's own file and patient; not which rows there are.
         patients: what shapes the rows of patients, beside their features.
     """
@@ -40,7 +41,10 @@ class Identity:
         self.slides |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
         self.slides |= {"code.slides": str(find_tissue.VERSION), "code.background": str(BackgroundFraction.version)}
         self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # columns of tiles, not bags
-        self.selection = {} if config.tiling.max_tiles_per_patient is None else _values(config, "selection")
+        self.selection = _values(config, "selection")
+        self.draws_tiles = config.tiling.max_tiles_per_patient is not None
+        if not self.draws_tiles:
+            del self.selection["tiling.seed"]
         self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
         self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
         self._is_resampled = config.tiling.mpp is not None
@@ -96,7 +100,9 @@ def recorded_models(config: Config, runs: Iterable[tuple[str, Mapping[str, str]]
     Returns:
         None if no run had these settings.
     """
-    wanted, known = _at_keys(config.masked()), Identity(config).recipe
+    wanted = _at_keys(config.masked())
+    # Also settings that only the recorded run had, such as the seed of a draw.
+    known = Identity(config).recipe.keys() | {key for key, shapes in _SHAPES.items() if not shapes.by_content}
     for settings, recipe in runs:
         if _at_keys(json.loads(settings)) == wanted:
             return {key: value for key, value in recipe.items() if key not in known}

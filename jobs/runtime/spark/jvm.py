@@ -25,22 +25,22 @@ class StderrOfSparkSubmit:
     The JVM writes: another handle on the file behind it would write over what the JVM writes.
     """
 
-    def __init__(self) -> None:
-        self._stream: Any = jvm_of_spark_submit().java.lang.System.err
-
     def write(self, text: str) -> None:
         """Write a text as UTF-8."""
         data = text.encode("utf-8", "backslashreplace")
         try:
-            self._stream.write(data, 0, len(data))
-            self._stream.flush()
+            stream: Any = jvm_of_spark_submit().java.lang.System.err
+            stream.write(data, 0, len(data))
+            stream.flush()
         except Exception:  # the JVM has ended: better in stdout than nowhere
             os.write(_STDERR, data)
 
 
 def spark_submit_has_a_terminal() -> bool:
     """Whether somebody sits before spark-submit."""
-    return jvm_of_spark_submit().java.lang.System.console() is not None
+    with suppress(Py4JError):  # a platform whose JVM takes no such calls
+        return jvm_of_spark_submit().java.lang.System.console() is not None
+    return False
 
 
 def master_of_spark_submit() -> str:
@@ -82,8 +82,14 @@ def call_static(session: SparkSession, name: str, method: str, *texts: str) -> s
     arguments = gateway.new_array(jvm.java.lang.Object, len(texts))
     for i, text in enumerate(texts):
         arguments[i] = text
-    loaded = jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(name)
-    return str(jvm.java.beans.Expression(loaded, method, arguments).getValue())
+    return str(jvm.java.beans.Expression(_load_class(session, name), method, arguments).getValue())
+
+
+def has_class(session: SparkSession, name: str) -> bool:
+    """Whether the driver has a class, also among the jars of --packages."""
+    with suppress(Py4JError):
+        return _load_class(session, name) is not None
+    return False
 
 
 def hadoop_path(session: SparkSession, uri: str) -> tuple[Any, Any]:
@@ -99,3 +105,7 @@ def executor_summaries(session: SparkSession) -> list[Any]:
     summaries = context._jsc.sc().statusStore().executorList(False)
     rows = (summaries.apply(i) for i in range(summaries.size()))
     return [row for row in rows if row.id() != "driver"]
+
+
+def _load_class(session: SparkSession, name: str) -> Any:
+    return jvm_of(session).java.lang.Thread.currentThread().getContextClassLoader().loadClass(name)

@@ -5,16 +5,14 @@ import re
 import signal
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import pyspark
-from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.spark.delta_table import DeltaTable
-from jobs.runtime.spark.jvm import call_static, jvm_of, jvm_of_spark_submit, master_of_spark_submit, pass_signals_on
+from jobs.runtime.spark.jvm import has_class, jvm_of, jvm_of_spark_submit, master_of_spark_submit, pass_signals_on
 from jobs.runtime.spark.streams import is_submitted
 
 _DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
@@ -101,9 +99,7 @@ def open_session(name: str) -> SparkSession:
 
 def has_delta(session: SparkSession) -> bool:
     """Whether Delta's jar is on the driver's class path."""
-    with suppress(Py4JError):
-        return bool(call_static(session, DELTA_PACKAGE, "VERSION"))
-    return False
+    return has_class(session, _DELTA_CLASS)
 
 
 def is_local(session: SparkSession) -> bool:

@@ -12,6 +12,7 @@ from pyspark.sql.types import StructType
 
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.spark.delta_table import DeltaTable
+from jobs.runtime.spark.jvm import call_static
 from udfs.wording import some
 from udfs.wsi.store import public_uri
 
@@ -60,9 +61,9 @@ def refuse_unwritable_name(session: SparkSession, path: str) -> None:
     """Raise ConfigError if Java can't write the characters of a local path: its locale then makes other names of them."""
     if path.isascii() or ("://" in path and not path.startswith("file://")):
         return
-    [[encoding]] = session.sql("SELECT reflect('java.lang.System', 'getProperty', 'sun.jnu.encoding')").collect()
+    encoding = call_static(session, "java.lang.System", "getProperty", "sun.jnu.encoding")  # SQL would ask an executor
     try:
-        path.encode(encoding or "utf-8")
+        path.encode(encoding)
     except UnicodeEncodeError:
         raise ConfigError(
             f"output.root: {path} has letters that Java can't write in this locale ({encoding})", "set LC_ALL=C.UTF-8"

@@ -27,7 +27,7 @@ def method_setting(default: Any, description: str, *, shapes_mask: bool = True, 
 class TissueMethod(ABC):
     """A way to tell tissue from background. A subclass is a frozen dataclass whose fields are `method_setting`.
 
-    Its docstring's first line describes it in --help. Names of settings are unique over all methods.
+    Names of settings are unique over all methods.
     """
 
     name: ClassVar[str]  # in `tissue.method`
