@@ -40,7 +40,10 @@ def known() -> set[str]:
 
 def test_the_annotated_configuration_has_every_setting_at_its_default() -> None:
     path = ROOT / "conf/cohort.yaml"
-    assert _keys(yaml.safe_load(path.read_text())) == known()
+    keys = _keys(yaml.safe_load(path.read_text()))
+    lacking = [f"{key}: {default}  # {meaning}" for key, default, meaning in describe_settings() if key not in keys]
+    assert not lacking, f"write into {path}, each below its section: {lacking}"
+    assert keys <= known()
     config = load_config(str(path))
     bare = Config.model_validate(
         {"patients": config.patients, "output": {"root": config.output.root}, "slides": {"root": config.slides.root}}
@@ -69,8 +72,34 @@ def test_the_readme_explains_every_error_code_and_no_other() -> None:
 
 
 def test_the_readme_names_every_job_and_table() -> None:
-    assert all(f"jobs/{job}.py" in README or f"`{job}.py`" in README for job in JOBS)
-    assert all(f"| `{table}` |" in README for table in schemas.TABLES)
+    assert [job for job in JOBS if f"jobs/{job}.py" not in README and f"`{job}.py`" not in README] == []
+    assert [table for table in schemas.TABLES if f"| `{table}` |" not in README] == []
+
+
+def test_every_relative_link_of_the_pages_leads_to_a_file() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^()\s#]+)(?:#[^()\s]*)?\)", page.read_text())
+        if not re.match(r"[a-z]+:", link)
+    ]
+    assert {"docs/architecture.md", "docs/glossary.md", "docs/adr"} <= {link for _, link in links}
+    assert [f"{page}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_path_that_the_architecture_names_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    paths = re.findall(r"`([^`\s]*/[^`\s]*)`", text)
+    parents: list[tuple[int, str]] = []  # of a line of the tree of folders, by their indentation
+    for line in re.findall(r"^[ │]*\w[\w/]*/ .*$", text, re.MULTILINE):
+        folder = line.lstrip(" │").split()[0]
+        indentation = len(line) - len(line.lstrip(" │"))
+        parents = [parent for parent in parents if parent[0] < indentation]
+        parents.append((indentation, folder))
+        paths.append("".join(name for _, name in parents))
+    assert {"udfs/wsi/tissue/", "jobs/runtime/settings/", "udfs/wsi/encoder/"} <= {*paths}
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_the_delta_jars_of_the_set_up_are_those_that_documents_locks_and_messages_name() -> None:
