@@ -39,7 +39,7 @@ CHECKS = (
     Check("store", data.store, _LONG_S, ("executors",)),
     Check("output", output, _LONG_S, ("executors", "code")),
     Check("encoder", data.encoder, _LONG_S, ("executors", "packages", "memory")),
-    Check("runtimes", encoder_runtimes, _LONG_S, ("python", "store", "encoder")),
+    Check("runtimes", encoder_runtimes, _LONG_S, ("python", "store", "encoder"), is_advice=True),
     Check("clock", clock.clock, _LONG_S + 2 * clock.SAMPLE_S, ("python", "store", "encoder")),
 )
 

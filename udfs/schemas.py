@@ -272,6 +272,7 @@ class Table:
     schema: pa.Schema
     comment: str  # for catalogs
     layout: Mapping[str, str] = field(default_factory=dict)  # its own properties of Delta and Parquet
+    if_deleted: str = "the same command makes its rows anew"  # what becomes of rows whose files are lost
 
 
 # Training reads a row group at a time: small ones make small steps. As properties of the table these hold for every writer,
@@ -300,10 +301,18 @@ _TABLES = [
     Table(
         "patients", PATIENTS, "One row per patient with tiles: bags of embeddings, label, split", _ROW_GROUPS | _BAGS
     ),
-    Table("splits", SPLITS, "One row per patient with a split: split, fold, number of images, seed"),
+    Table(
+        "splits",
+        SPLITS,
+        "One row per patient with a split: split, fold, number of images, seed",
+        if_deleted="its patients are dealt anew",
+    ),
     Table("predictions", PREDICTIONS, "One row per patient and model: probability by class, attention of each tile"),
     Table(
-        "runs", RUNS, "One row per run: settings without secrets, versions, tables read and written, counts, seconds"
+        "runs",
+        RUNS,
+        "One row per run: settings without secrets, versions, tables read and written, counts, seconds",
+        if_deleted="the record of earlier runs is lost",
     ),
 ]
 TABLES = {table.name: table for table in _TABLES}

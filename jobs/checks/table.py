@@ -47,6 +47,7 @@ class Check:
     look: Callable[[Place], Row]
     limit_s: float
     needs: tuple[str, ...] = ()  # checks without which this one could not tell its own fault from theirs
+    is_advice: bool = False  # a run works without what this check finds out: it warns and does not fail
 
 
 def look(place: Place, checks: Iterable[Check]) -> Iterator[Row]:
@@ -57,6 +58,8 @@ def look(place: Place, checks: Iterable[Check]) -> Iterator[Row]:
         row = _skipped(", ".join(missing)) if missing else _in_time(place, check, failed)
         if row.status in ("FAIL", "skip"):
             failed.add(check.what)
+        if check.is_advice and row.status == "FAIL":
+            row = replace(row, status="warn")
         yield replace(row, what=check.what)
 
 

@@ -13,6 +13,7 @@ from pyspark.sql.types import StructType
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.spark.delta_table import DeltaTable
 from jobs.runtime.spark.jvm import call_static
+from udfs.schemas import TABLES
 from udfs.wording import some
 from udfs.wsi.store import public_uri
 
@@ -38,10 +39,6 @@ _OUT_OF_REACH = re.compile(  # the file may be whole: nobody should delete anyth
 _STACK = re.compile(r"^\s+at .*$", re.MULTILINE)  # names of classes in it say nothing of the fault
 _GAP = re.compile(r"Versions \(?(?:List|Vector)?\(?([\d, ]+)\)? are not contiguous")
 _GLOB = re.compile(r"[\\{}\[\]*?]")  # what Spark takes for patterns in paths
-_NOT_MADE_ANEW = {
-    "splits": "its patients are dealt anew",
-    "runs": "the record of earlier runs is lost",
-}
 
 
 class DamagedTableError(Exception):
@@ -126,8 +123,7 @@ def damage_of(text: str, name: str, path: str) -> str | None:
         missing = sorted(set(range(min(there), max(there))) - there)
         file = f"_delta_log/{missing[0]:020}.json" if missing else "_delta_log"
     state = "is damaged" if is_damaged else "is missing"
-    anew = _NOT_MADE_ANEW.get(name, "the same command makes its rows anew")
-    remedy = f"restore it from a copy; without a copy, {anew} once you delete that folder"
+    remedy = f"restore it from a copy; without a copy, {TABLES[name].if_deleted} once you delete that folder"
     return f"table {name}: {file or '_delta_log'} in {public_uri(path)} {state}: {remedy}"
 
 
