@@ -163,12 +163,12 @@ def delta_options(uri: str, storage_options: StorageOptions | None) -> dict[str,
     """Returns the options of fsspec in the words of deltalake; without a word, deltalake asks the environment, as fsspec does."""
     given = options_for(uri, storage_options)
     words = _WORDS.get(uri.partition("://")[0], {})
-    options = _translated(given, words)
+    options = _renamed(given, words)
     if words is _S3:
-        options |= _translated(given.get("client_kwargs") or {}, words)
+        options |= _renamed(given.get("client_kwargs") or {}, words)
     if words is _AZURE and "connection_string" in given:
         parts = dict(part.split("=", 1) for part in str(given["connection_string"]).split(";") if "=" in part)
-        options |= _translated(parts, _CONNECTION)
+        options |= _renamed(parts, _CONNECTION)
         if "BlobEndpoint" in parts:
             options["azure_storage_endpoint"] = parts["BlobEndpoint"]
     if any(value.startswith("http://") for value in options.values()):
@@ -176,5 +176,5 @@ def delta_options(uri: str, storage_options: StorageOptions | None) -> dict[str,
     return options
 
 
-def _translated(given: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, str]:
+def _renamed(given: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, str]:
     return {words[name]: str(value) for name, value in given.items() if name in words and value is not None}

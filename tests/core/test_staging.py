@@ -212,6 +212,26 @@ def test_the_bound_is_half_of_what_the_disk_has_for_copies(
         pass
 
 
+def test_a_disk_that_keeps_the_folder_of_an_open_lock(memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS does: who removes a copy has its lock open."""
+    monkeypatch.setattr(staging, "_MAX_BYTES", SIZE)
+    remove = shutil.rmtree
+
+    def rmtree(path: Path, **options: Any) -> None:
+        is_kept = (path / "use.lock").exists()
+        remove(path, **options)
+        if is_kept:
+            path.mkdir()
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    uris = [slide(memory, name) for name in "ab"]
+    for uri in uris * 3:
+        with staged(uri) as path:
+            assert path.stat().st_size == SIZE
+    folders = [path for path in root.iterdir() if path.is_dir()]
+    assert len(folders) == 2  # the copy, and what is left of the one removed last: the next copy takes it away
+
+
 def test_other_files_in_the_folder_are_left_alone(memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "_MAX_BYTES", SIZE)
     (root / "my slides-123").mkdir(parents=True)

@@ -2,10 +2,14 @@
 
 import threading
 import time
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from petastorm.workers_pool import EmptyResultError
+from petastorm.workers_pool.thread_pool import ThreadPool
 
 from jobs.training.patches.patch_units import cut_units
 from jobs.training.patches.selection import PatchSpec
@@ -130,6 +134,24 @@ def test_a_batch_fits_the_windows_that_may_be_there_and_nobody_waits_for_the_oth
         match=r"batch_size = 16: at least 1 and at most 15, which is half of \(patches.most_unread - 1\) \* ",
     ):
         WindowFeed(tmp_path, 16)
+
+
+def test_a_window_that_petastorm_ends_too_early_is_read_on(
+    spec: PatchSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = WindowFolder(tmp_path)
+    plan_in(folder, spec)
+    produce(folder, spec, 0)
+    calls, read = count(), ThreadPool.get_results
+
+    def early(pool: ThreadPool) -> Any:
+        if next(calls) == 0:
+            raise EmptyResultError
+        return read(pool)
+
+    monkeypatch.setattr(ThreadPool, "get_results", early)
+    batches = list(WindowFeed(tmp_path, 16, patience_s=10, say=lambda _: None).epoch(0))
+    assert sorted(int(patch) for batch in batches for patch in batch.patch) == list(range(100))
 
 
 def test_a_trainer_is_told_why_nothing_comes(spec: PatchSpec, tmp_path: Path) -> None:

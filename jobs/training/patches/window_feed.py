@@ -28,6 +28,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.")
 
 _POLL_S = 0.05
 _ROW_GROUPS_AHEAD = 2  # that petastorm reads while the trainer is at its step
+_READINGS = 3  # of a window, at most: petastorm may take an empty queue for the end before it begins the last row group
 
 
 class WindowFeed(PatchFeed):
@@ -125,7 +126,6 @@ class WindowFeed(PatchFeed):
         self, epoch: int, todo: deque[int], meter: Meter, skipped: Skipped
     ) -> Iterator[tuple[int, Numbers, NDArray[np.uint8]]]:
         """Number of the window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
-        edge = self.spec.patch_px
         for window in tuple(todo):
             # The job waits for the trainer. If skipped slides left windows small, the first window goes although its rows are
             # in no batch yet. (A trainer that is killed at this moment lacks these rows in this epoch.)
@@ -136,20 +136,31 @@ class WindowFeed(PatchFeed):
             meter.loaded(manifest.n_patches, manifest.seconds)
             for image_id, (n_patches, reason) in manifest.skipped.items():
                 skipped.add(image_id, n_patches, reason, announce=True)
-            n_rows = 0
+            for patches, pixels in self._read(path.with_name(manifest.file), manifest.n_patches):
+                yield window, patches, pixels
+
+    def _read(self, path: Path, n_patches: int) -> Iterator[tuple[Numbers, NDArray[np.uint8]]]:
+        """Patches and pixels of each row group of a window's file. Reads on if petastorm ends before the last row group."""
+        edge, n_rows = self.spec.patch_px, 0
+        for _ in range(_READINGS):
+            n_known = n_rows
             with make_batch_reader(
-                f"file://{self._folder.epoch(epoch) / manifest.file}",  # petastorm does not unquote the path
+                f"file://{path}",  # petastorm does not unquote the path
                 workers_count=1,  # more workers would change the order of row groups
                 results_queue_size=_ROW_GROUPS_AHEAD,
                 shuffle_row_groups=False,
                 num_epochs=1,
             ) as reader:
                 for group in reader:
+                    if n_known:
+                        n_known -= len(group.patch)
+                        continue
                     n_rows += len(group.patch)
                     pixels = np.frombuffer(b"".join(group.pixels), np.uint8).reshape(-1, edge, edge, 3)
-                    yield window, np.asarray(group.patch, np.int64), pixels
-            if n_rows != manifest.n_patches:
-                raise RuntimeError(f"{manifest.file} gave {n_rows:,} patches of {manifest.n_patches:,}: report it")
+                    yield np.asarray(group.patch, np.int64), pixels
+            if n_rows == n_patches:
+                return
+        raise RuntimeError(f"{path} gave {n_rows:,} patches of {n_patches:,}: report it")
 
     def _finish(self, epoch: int, todo: deque[int], before: int) -> None:
         """Delete the windows before this one: the trainer is done with them, and the job reads further ahead."""

@@ -3,8 +3,6 @@
 A module of this folder adds an encoder: a subclass of `Network` under `encoder_named`. Nothing else names it.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +10,7 @@ import torch
 from torch import nn
 
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
+from udfs.wsi.registry import import_modules
 from udfs.wsi.store import StorageOptions
 
 Outputs = tuple[tuple[str, int], ...]
@@ -79,8 +78,6 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
         CheckpointError: the weights can't be read or do not fit the model.
         ValueError: no encoder has this name, or it does not do what the spec says.
     """
-    package = importlib.import_module(__name__.rpartition(".")[0])
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_modules(__package__)
     load = _loaders.get(spec.name) or _loaders[None]
     return load(spec, storage_options).eval().requires_grad_(False)

@@ -3,7 +3,8 @@
 A copy is a folder named by what it holds and how many bytes that is; a copy under way bears the suffix .part. The lock in it is
 shared by the processes that read the slide and exclusive while it is copied or removed; its time is that of the last use. The
 kernel drops the locks of processes that die, so what they left behind is known by its free lock. (filelock has no shared locks
-that threads and forked processes can hold.)
+that threads and forked processes can hold.) A copy that is removed gets another name first: network disks keep a folder while
+the lock in it is open.
 """
 
 import fcntl
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -29,6 +31,7 @@ _MAX_BYTES = 20 * 10**9  # of all copies together; half of what the disk has for
 _REQUEST_BYTES = 8 * 2**20
 _URLS = ("http://", "https://")
 _NAME = re.compile(r"[0-9a-f]{32}-[0-9]+(\.part)?")  # of a copy, whatever else lies in that folder
+_REMOVED = re.compile(r"[0-9a-f]{32}-[0-9]+\.[0-9a-f]{32}")  # of a copy that is being removed
 _LOCK = "use.lock"  # an empty file
 _INI_BYTES = 2**20  # more than any such text has
 DICOM_HEAD_BYTES = 2**16  # the series stands before everything long
@@ -263,10 +266,13 @@ def _entries(root: Path) -> list[Path]:
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove what processes that died have left: copies under way that nobody has locked."""
+    """Remove what processes have left: copies under way that nobody has locked, and removed ones that are still there."""
     for entry in _entries(root):
         if entry.suffix == ".part":
             _remove_unused(entry)
+    for entry in root.iterdir():
+        if _REMOVED.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _make_room(place: Path, uri: str) -> None:
@@ -295,9 +301,9 @@ def _remove_unused(entry: Path) -> bool:
 
 def _remove(entry: Path) -> None:
     """Remove a copy, first its name: a process that dies here leaves nothing that looks whole."""
-    part = entry.with_suffix(".part")
-    entry.rename(part)
-    shutil.rmtree(part, ignore_errors=True)
+    removed = entry.with_suffix(f".{uuid4().hex}")
+    entry.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _copy(file: File, target: Path) -> None:
