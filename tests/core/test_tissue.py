@@ -187,3 +187,8 @@ def test_tiles_on_whole_mask_pixels_are_counted_exactly() -> None:
 def test_a_slide_without_a_mask_pixel_is_background() -> None:
     mask = np.zeros((0, 0), np.bool_)
     assert mask_fractions(mask, np.zeros((1, 2), np.int32), 10.0).tolist() == [1.0]
+
+
+def test_a_tile_wholly_outside_the_mask_is_background() -> None:
+    outside = np.array([[128, 0], [0, 128], [128, 128], [127, 127]], np.int32)
+    assert mask_fractions(np.zeros((2, 2), bool), outside, 16, 64).tolist() == [1, 1, 1, 0]

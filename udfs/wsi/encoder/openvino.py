@@ -74,7 +74,8 @@ def _core() -> Any:
 
 def _model_of(core: Any, network: Network) -> Any:
     """The model in OpenVINO's own format, converted once per host; anew if the cache can't be used."""
-    key = key_of(_VERSION, network.identity, version("openvino"), version("timm"))
+    converted = [part for part in network.identity if not part.startswith("precision=")]  # of every precision the same
+    key = key_of(_VERSION, converted, version("openvino"), version("timm"))
     path: Path | None = None
     try:
         path = cache_folder() / f"openvino-{key}.zip"

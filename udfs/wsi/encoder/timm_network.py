@@ -24,7 +24,7 @@ class TimmNetwork(Network):
     def __init__(self, spec: EncoderSpec, model: nn.Module, shape: tuple[int, ...]) -> None:
         """`shape`: of what the model yields for one image: a feature map, or one vector."""
         data: dict[str, Any] = timm.data.resolve_model_data_config(model)
-        layout = str(getattr(model, "output_fmt", "NCHW")) if len(shape) == 4 else "NC"
+        layout = "NC" if len(shape) == 2 else "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
         dim = shape[layout.index("C")]
         super().__init__(
             spec,

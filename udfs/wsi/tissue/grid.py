@@ -40,7 +40,7 @@ def mask_fractions(
     height, width = mask.shape
     low = xy_px / downsample
     high = np.minimum(low + span_px / downsample, (width, height))
-    area = np.prod(high - low, axis=1)
+    area = np.prod(np.maximum(high - low, 0), axis=1)
     covered = np.zeros(len(xy_px))
     order = np.argsort(low[:, 1], kind="stable")
     at_x = np.arange(width + 1)
