@@ -94,7 +94,9 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
 
 
 def test_the_summary_says_what_was_read_of_what(finished: Finished) -> None:
-    survey = pd.DataFrame({"patient_id": [row[2] for row in COHORT], "removed": False}, index=[row[0] for row in COHORT])
+    survey = pd.DataFrame(
+        {"patient_id": [row[2] for row in COHORT], "removed": False}, index=[row[0] for row in COHORT]
+    )
     state = read_state(finished.run.tables, finished.run.job, survey)
     lines = summarise(finished.run.job, finished.run.record, finished.config, state).splitlines()
     [line] = [line for line in lines if line.startswith("  read ")]

@@ -76,15 +76,11 @@ def test_with_less_room_an_outdated_row_stays_and_is_named(
 def test_large_bags_are_built_by_as_many_tasks_as_the_heap_has_room_for(
     monkeypatch: pytest.MonkeyPatch, room: float, executors: int, tasks: int
 ) -> None:
-    dim, largest = 1280, 50_000
-    run: Any = SimpleNamespace(
-        spark=None,
-        models=SimpleNamespace(encoder=SimpleNamespace(dim=dim)),
-        config=SimpleNamespace(output=SimpleNamespace(embedding_dtype="float16")),
-    )
-    monkeypatch.setattr("jobs.patients.heap_bytes", lambda _: int(room * HEAP_A_BAG * largest * dim * 2))
+    largest, small = 50_000 * 1280 * 2, 1_000 * 1280 * 2  # bytes
+    run: Any = SimpleNamespace(spark=None)
+    monkeypatch.setattr("jobs.patients.heap_bytes", lambda _: int(room * HEAP_A_BAG * largest))
     monkeypatch.setattr("jobs.patients.plain_executors", lambda _: executors)
-    assert _tasks(run, [largest, 1_000] * 5) == tasks, "five files of a quarter of a gigabyte"
+    assert _tasks(run, [largest, small] * 5) == tasks, "five files of a quarter of a gigabyte"
     assert _tasks(run, []) == 1
 
 
