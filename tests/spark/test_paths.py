@@ -55,7 +55,7 @@ def test_the_printed_next_step_runs(spark: SparkSession, small_config: Callable[
     run = Run(small_config(output={"root": str(tmp_path / "ü b '\" #{1}")}), spark, preprocess.JOB)
     for name in ("slides", "patients"):
         run.tables.create(name)
-    survey = pd.DataFrame({"patient_id": [], "gone": []})
+    survey = pd.DataFrame({"patient_id": [], "removed": pd.Series(dtype=bool)})
     summary = summarise(run.job, run.record, run.config, read_state(run.tables, run.job, survey))
     [line] = [line for line in summary.splitlines() if line.startswith("  next")]
     step = line.removeprefix("  next").partition(", or")[0].strip()
