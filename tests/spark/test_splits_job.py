@@ -203,8 +203,7 @@ def test_a_slide_under_two_names_is_refused_before_anything_is_written(
         ConfigError, match=r"1 slides are in two splits under two names: k1 \(patient 009, \w+\) is k1_0 "
     ):
         split_in(spark, config)
-    assert not Path(config.output.root, "splits_csv").exists()
-    assert splits_of(config) == {}
+    assert not [name for name in ("splits_csv", "splits") if Path(config.output.root, name).exists()]
 
 
 @pytest.fixture
