@@ -44,10 +44,11 @@ def _stack_for_signals() -> None:
 def _logging_of_slidelake() -> Iterator[None]:
     """Let no entry point's handler outlive its test."""
     yield
-    logger = logging.getLogger("slidelake")
-    logger.handlers.clear()
-    logger.propagate = True
-    logger.setLevel(logging.NOTSET)
+    for name in ("slidelake", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

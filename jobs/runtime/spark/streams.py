@@ -27,10 +27,12 @@ def terminal() -> TextIO | None:
 
 def log_to_stderr(run_id: str = "-") -> None:
     """Let one handler write what `slidelake.*` logs; for entry points, as soon as they start and once they know their run."""
-    logger = logging.getLogger("slidelake")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # a platform's own handlers would write every line twice
-    logger.handlers = [_Messages(run_id)]
+    logging.captureWarnings(is_submitted())  # else spark-submit's one pipe would put Python's warnings on stdout
+    for name in ("slidelake", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # a platform's own handlers would write every line twice
+        logger.handlers = [_Messages(run_id)]
 
 
 class _Messages(logging.Handler):
