@@ -6,32 +6,11 @@ from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 
-# What R, pandas, Excel, SQL, SAS and people write if a value is missing, as `_folded`. A run of dashes is one of them too.
-_NO_VALUE = frozenset(
-    (
-        *(
-            "na",
-            "n/a",
-            "n.a.",
-            "n.a",
-            "n.d.",
-            "n.d",
-            "nan",
-            "-nan",
-            "+nan",
-            "nat",
-            "none",
-            "null",
-            "nil",
-            r"\n",
-            "?",
-            ".",
-        ),
-        *("<na>", "<none>", "<null>", "(none)", "(null)", "[null]", "(blank)", "notavailable"),
-        *("#n/a", "#na", "#n/an/a", "#nv", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
-    )
+# What R, pandas, Excel, SQL, SAS and people write if a value is missing, as `_folded`; #VALUE!, #NAME? in any language.
+_NO_VALUE = re.compile(
+    r"-*|\.|\?|\\n|n/?a|n\.[ad]\.?|[+-]?nan|nat|none|null|nil|<(na|none|null)>|\((none|null|blank)\)|\[null]|notavailable"
+    r"|#(n/a|na|n/an/a|nv)|-?1\.#(ind|qnan)|#[\w/\xa1\xbf]+[!?]"
 )
-_EXCEL_ERROR = re.compile(r"#[\w/\xa1\xbf]+[!?]")  # #VALUE!, #DIV/0!, #NAME?, in any language
 _MAY_BE_CLASSES = frozenset(("none", "nil"))  # as written: None is Python's
 _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"))
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,3})?")
@@ -39,8 +18,7 @@ _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,3})?")
 
 def is_no_value(text: str) -> bool:
     """Whether the text stands for a missing value: it is blank, NA, nan, None, null, N/A, a dash, ..."""
-    folded = _folded(text)
-    return folded in _NO_VALUE or not folded.strip("-") or _EXCEL_ERROR.fullmatch(folded) is not None
+    return _NO_VALUE.fullmatch(_folded(text)) is not None
 
 
 def is_dash(text: str) -> bool:

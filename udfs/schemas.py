@@ -11,12 +11,17 @@ import pyarrow as pa
 
 from udfs.wsi.quality.mask_metric import mask_metrics
 
+_STRING, _BINARY, _BOOL = pa.string(), pa.binary(), pa.bool_()
+_INT, _LONG, _DOUBLE, _FLOAT = pa.int32(), pa.int64(), pa.float64(), pa.float32()
+
 
 def _column(name: str, kind: pa.DataType, comment: str, *, required: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=not required, metadata={"comment": comment})
 
 
-_STRING, _INT, _LONG, _DOUBLE, _FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.float32()
+def _schema(*fields: pa.Field) -> pa.Schema:
+    return pa.schema(fields)
+
 
 _PROVENANCE = [
     _column("params_hash", _STRING, "hash of every setting, weight file, input and code version that shapes this row"),
@@ -26,241 +31,203 @@ _IMAGE = _column("image_id", _STRING, "the slide image, from the patient CSV", r
 _X = _column("x_px", _INT, "left edge of the tile, level-0 pixels from the slide's left edge", required=True)
 _Y = _column("y_px", _INT, "top edge of the tile, level-0 pixels from the slide's top edge", required=True)
 _PATIENT = _column("patient_id", _STRING, "the patient, from the patient CSV", required=True)
-_CENTER = _column("center_id", _STRING, "the centre that the patient was treated at, from the CSV")
+_CENTER = _column("center_id", _STRING, "the centre that treated the patient, from the CSV")
 _LABEL = _column("label", _STRING, "the patient's diagnosis from the CSV; null if the CSV has none")
-_SPLIT = _column("split", _STRING, "train, validation or test, as table splits has it; null until the job splits ran")
+_SPLIT = _column("split", _STRING, "train, validation or test, from table splits; null until the job splits ran")
 
-SLIDES = pa.schema(
-    [
-        _IMAGE,
-        _PATIENT,
-        _CENTER,
-        _column("image_num", _INT, "number of the image among those of the patient, from the CSV"),
-        _LABEL,
-        _column("uri", _STRING, "where the slide was read from, without user, password or query"),
-        _column("size_bytes", _LONG, "size of the file, bytes"),
-        _column("file_version", _STRING, "the store's etag, else size and mtime: changes when the file does"),
-        _column("vendor", _STRING, "scanner vendor, from the header"),
-        _column("width_px", _INT, "width of the slide, level-0 pixels"),
-        _column("height_px", _INT, "height of the slide, level-0 pixels"),
-        _column("mpp_x", _DOUBLE, "micrometres per level-0 pixel along x, by CSV or header; null if unknown"),
-        _column("mpp_y", _DOUBLE, "micrometres per level-0 pixel along y, by CSV or header; null if unknown"),
-        _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels per pixel of each level, level 0 first"),
-        _column("status", _STRING, "ok; no_tissue: no tile has enough tissue; too_small: no tile fits; or failed"),
-        _column("error_code", _STRING, "why the slide failed, a short code; null if it did not fail"),
-        _column("error_message", _STRING, "why the slide failed or is too small, and what to do"),
-        _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if nothing"),
-        _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
-        _column(
-            "tissue_fraction", _DOUBLE, "share of the mask that is not background, 0 to 1; null if it has no pixel"
-        ),
-        *_PROVENANCE,
-    ]
+SLIDES = _schema(
+    _IMAGE,
+    _PATIENT,
+    _CENTER,
+    _column("image_num", _INT, "number of the image among those of the patient, from the CSV"),
+    _LABEL,
+    _column("uri", _STRING, "where the slide was read from, without user, password or query"),
+    _column("size_bytes", _LONG, "size of the file, bytes"),
+    _column("file_version", _STRING, "the store's etag, else size and mtime: changes when the file does"),
+    _column("vendor", _STRING, "scanner vendor, from the header"),
+    _column("width_px", _INT, "width of the slide, level-0 pixels"),
+    _column("height_px", _INT, "height of the slide, level-0 pixels"),
+    _column("mpp_x", _DOUBLE, "micrometres per level-0 pixel along x, by CSV or header; null if unknown"),
+    _column("mpp_y", _DOUBLE, "micrometres per level-0 pixel along y, by CSV or header; null if unknown"),
+    _column("level_downsamples", pa.list_(_DOUBLE), "level-0 pixels per pixel of each level, level 0 first"),
+    _column("status", _STRING, "ok; no_tissue: no tile has enough tissue; too_small: no tile fits; or failed"),
+    _column("error_code", _STRING, "why the slide failed, a short code; null if it did not fail"),
+    _column("error_message", _STRING, "why the slide failed or is too small, and what to do"),
+    _column("warnings", pa.list_(_STRING), "what to know about a slide that was read; null if nothing"),
+    _column("n_tiles", _INT, "tiles with enough tissue, the rows of table tiles"),
+    _column("tissue_fraction", _DOUBLE, "share of the mask that is not background, 0 to 1; null if it has no pixel"),
+    *_PROVENANCE,
 )
 
 _METRICS = [_column(metric.column, pa.type_for_alias(metric.type), metric.comment) for metric in mask_metrics()]
 
-TILES = pa.schema(
-    [
-        _IMAGE,
-        _X,
-        _Y,
-        _PATIENT,
-        _column("tile_px", _INT, "edge of the finished tile, pixels of the target resolution"),
-        _column("level_read", _INT, "index of the level that the tile is read from, 0 the finest"),
-        _column("downsample", _DOUBLE, "level-0 pixels per pixel of the finished tile, along an edge"),
-        *_METRICS,
-        *_PROVENANCE,
-    ]
+TILES = _schema(
+    _IMAGE,
+    _X,
+    _Y,
+    _PATIENT,
+    _column("tile_px", _INT, "edge of the finished tile, pixels of the target resolution"),
+    _column("level_read", _INT, "index of the level that the tile is read from, 0 the finest"),
+    _column("downsample", _DOUBLE, "level-0 pixels per pixel of the finished tile, along an edge"),
+    *_METRICS,
+    *_PROVENANCE,
 )
 
-INDEXES = pa.schema(
-    [
-        _IMAGE,
-        _column("size_bytes", _LONG, "size of the file that was indexed, bytes"),
-        _column("file_version", _STRING, "the version of that file, as in slides"),
-        _column("index", pa.binary(), "the levels and where their blocks lie, to read tiles without the header"),
-        *_PROVENANCE,
-    ]
+INDEXES = _schema(
+    _IMAGE,
+    _column("size_bytes", _LONG, "size of the file that was indexed, bytes"),
+    _column("file_version", _STRING, "the version of that file, as in slides"),
+    _column("index", _BINARY, "the levels and where their blocks lie, to read tiles without the header"),
+    *_PROVENANCE,
 )
 
-HISTOGRAM = pa.struct([pa.field("bin", pa.list_(_INT)), pa.field("count", pa.list_(_INT))])
+HISTOGRAM = pa.struct({"bin": pa.list_(_INT), "count": pa.list_(_INT)})
 
-FEATURES = pa.schema(
-    [
-        _IMAGE,
-        _X,
-        _Y,
-        _PATIENT,
-        _column(
-            "embedding_avg",
-            pa.list_(_FLOAT),
-            "mean of the encoder's feature map over its positions, or the vector of an encoder that gives one; [dim]",
-        ),
-        _column(
-            "embedding_max",
-            pa.list_(_FLOAT),
-            "maximum of the encoder's feature map over its positions, [dim]; null if the encoder gives one vector",
-        ),
-        _column(
-            "color_histogram",
-            HISTOGRAM,
-            "pixels of the stain-normalised tile by colour, only bins that are not empty: bin ascending "
-            "(r>>4)<<8 | (g>>4)<<4 | b>>4 for 16 bins a channel, count in pixels; counts sum to tile_px squared",
-        ),
-        *_PROVENANCE,
-    ]
+FEATURES = _schema(
+    _IMAGE,
+    _X,
+    _Y,
+    _PATIENT,
+    _column(
+        "embedding_avg",
+        pa.list_(_FLOAT),
+        "mean of the encoder's feature map over its positions, or the vector of an encoder that gives one; [dim]",
+    ),
+    _column(
+        "embedding_max",
+        pa.list_(_FLOAT),
+        "maximum of the encoder's feature map over its positions, [dim]; null if the encoder gives one vector",
+    ),
+    _column(
+        "color_histogram",
+        HISTOGRAM,
+        "pixels of the stain-normalised tile by colour, only bins that are not empty: bin ascending "
+        "(r>>4)<<8 | (g>>4)<<4 | b>>4 for 16 bins per channel, count in pixels; counts sum to tile_px squared",
+    ),
+    *_PROVENANCE,
 )
 
 TILE_INDEX = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT}))
 
-PATIENTS = pa.schema(
-    [
-        _PATIENT,
-        _CENTER,
-        _LABEL,
-        _SPLIT,
-        _column("n_images", _INT, "slides of the patient in the CSV"),
-        _column("n_images_failed", _INT, "those among them that failed, see table slides"),
-        _column(
-            "n_images_without_tiles",
-            _INT,
-            "those among them that were read and have no tile: status no_tissue or too_small in table slides",
-        ),
-        _column("n_tiles", _INT, "rows of the bag"),
-        _column(
-            "complete",
-            pa.bool_(),
-            "true if every slide of the patient has status ok: none failed, none is without tiles",
-        ),
-        _column("embedding_dim", _INT, "columns of the bag"),
-        _column(
-            "embedding_dtype",
-            _STRING,
-            "type of the bag's numbers, float32 or float16, little-endian; null is float32, in rows of older versions",
-        ),
-        _column(
-            "embeddings_avg",
-            pa.binary(),
-            "bag of embedding_avg: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], rows by image_id, y_px, "
-            "x_px",
-        ),
-        _column(
-            "embeddings_max",
-            pa.binary(),
-            "bag of embedding_max, laid out as embeddings_avg; null if the encoder gives one vector per tile",
-        ),
-        _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
-        _column(
-            "color_histogram",
-            pa.list_(_FLOAT),
-            "mean over the tiles of the share of their pixels in each colour bin, sums to 1; bins numbered as in features",
-        ),
-        *_PROVENANCE,
-    ]
+PATIENTS = _schema(
+    _PATIENT,
+    _CENTER,
+    _LABEL,
+    _SPLIT,
+    _column("n_images", _INT, "slides of the patient in the CSV"),
+    _column("n_images_failed", _INT, "those among them that failed, see table slides"),
+    _column("n_images_without_tiles", _INT, "those among them with status no_tissue or too_small in table slides"),
+    _column("n_tiles", _INT, "rows of the bag"),
+    _column("complete", _BOOL, "true if every slide of the patient has status ok: none failed, none is without tiles"),
+    _column("embedding_dim", _INT, "columns of the bag"),
+    _column(
+        "embedding_dtype",
+        _STRING,
+        "type of the bag's numbers, float32 or float16, little-endian; null is float32, in rows of older versions",
+    ),
+    _column(
+        "embeddings_avg",
+        _BINARY,
+        "bag of embedding_avg: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], rows by image_id, y_px, "
+        "x_px",
+    ),
+    _column("embeddings_max", _BINARY, "bag of embedding_max, as embeddings_avg; null if the encoder gives one vector"),
+    _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
+    _column(
+        "color_histogram",
+        pa.list_(_FLOAT),
+        "mean over the tiles of the share of their pixels in each colour bin, sums to 1; bins numbered as in features",
+    ),
+    *_PROVENANCE,
 )
 
-SPLITS = pa.schema(
-    [
-        _PATIENT,
-        _column("split", _STRING, "train, validation or test: a patient keeps it, whatever is added", required=True),
-        _column("fold", _INT, "fold of splits.folds, from 0; null in test, and where folds are not asked for"),
-        _CENTER,
-        _LABEL,
-        _column("n_images", _INT, "slides of the patient in the CSV, by which patients are weighed"),
-        _column("seed", _LONG, "splits.seed that the patient was dealt with"),
-        *_PROVENANCE,
-    ]
+SPLITS = _schema(
+    _PATIENT,
+    _column("split", _STRING, "train, validation or test: a patient keeps it, whatever is added", required=True),
+    _column("fold", _INT, "fold of splits.folds, from 0; null in test, and if no folds are set"),
+    _CENTER,
+    _LABEL,
+    _column("n_images", _INT, "slides of the patient in the CSV, by which patients are weighed"),
+    _column("seed", _LONG, "splits.seed that the patient was dealt with"),
+    *_PROVENANCE,
 )
 
 _ATTENTION = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT, "attention": _FLOAT}))
 
-PREDICTIONS = pa.schema(
-    [
-        _PATIENT,
-        _column("model_id", _STRING, "the model, by the run that trained it", required=True),
-        _column("probabilities", pa.map_(_STRING, _DOUBLE), "probability by class; they sum to 1"),
-        _column("predicted_class", _STRING, "the most probable class; null where from_prior"),
-        _column(
-            "from_prior",
-            pa.bool_(),
-            "true where the patient has no bag, for there is no tile or more than a row can hold: the probabilities are the "
-            "classes' shares among the patients trained on",
-        ),
-        _column("n_tiles", _INT, "tiles that the model saw"),
-        _column(
-            "n_images_failed",
-            _INT,
-            "slides of the patient in the CSV that it did not see, for they failed, see table slides",
-        ),
-        _column(
-            "n_images_without_tiles",
-            _INT,
-            "slides of the patient in the CSV that were read and have no tile: status no_tissue or too_small in table slides",
-        ),
-        _column(
-            "attention",
-            _ATTENTION,
-            "weight of each tile in the patient's vector, they sum to 1; x_px, y_px in level-0 pixels, order as in patients",
-        ),
-        *_PROVENANCE,
-    ]
+PREDICTIONS = _schema(
+    _PATIENT,
+    _column("model_id", _STRING, "the model, by the run that trained it", required=True),
+    _column("probabilities", pa.map_(_STRING, _DOUBLE), "probability by class; they sum to 1"),
+    _column("predicted_class", _STRING, "the most probable class; null if from_prior"),
+    _column(
+        "from_prior",
+        _BOOL,
+        "true if the patient has no bag, because there is no tile or more than a row can hold: the probabilities are the "
+        "classes' shares among the training patients",
+    ),
+    _column("n_tiles", _INT, "tiles that the model saw"),
+    _column("n_images_failed", _INT, "slides of the patient in the CSV that the model did not see, see table slides"),
+    _column(
+        "n_images_without_tiles",
+        _INT,
+        "slides of the patient in the CSV that were read and have no tile: status no_tissue or too_small in table slides",
+    ),
+    _column(
+        "attention",
+        _ATTENTION,
+        "weight of each tile in the patient's vector, they sum to 1; x_px, y_px in level-0 pixels, order as in patients",
+    ),
+    *_PROVENANCE,
 )
 
-TRAINING_METRICS = pa.schema(
-    [
-        _column("run_id", _STRING, "the training run, which is the model's model_id too", required=True),
-        _column("epoch", _INT, "pass over split train, from 0", required=True),
-        _column(
-            "split", _STRING, "train or validation in each epoch; test once, by the weights of this, the best, epoch"
-        ),
-        _column(
-            "name", _STRING, "what was measured: loss (as it is minimised), auroc, log_loss, weighted_log_loss, ..."
-        ),
-        _column("value", _DOUBLE, "its value; null where it has none, such as AUROC of one class"),
-    ]
+TRAINING_METRICS = _schema(
+    _column("run_id", _STRING, "the training run, which is the model's model_id too", required=True),
+    _column("epoch", _INT, "pass over split train, from 0", required=True),
+    _column(
+        "split", _STRING, "train or validation in each epoch; test once, by the weights of the best epoch, this one"
+    ),
+    _column("name", _STRING, "what was measured: loss (as it is minimised), auroc, log_loss, weighted_log_loss, ..."),
+    _column("value", _DOUBLE, "its value; null if it has none, such as AUROC of one class"),
 )
 
 _READING = {"requests": _LONG, "bytes_read": _LONG, "seconds_waited": _DOUBLE}
-READS = pa.list_(pa.struct({"image_id": _STRING, "stage": _STRING, "size_bytes": _LONG} | _READING))
-WORK_OF_STAGE = pa.map_(_STRING, pa.struct(_READING | {"seconds_decoding": _DOUBLE, "seconds_encoding": _DOUBLE}))
+_READS = pa.list_(pa.struct({"image_id": _STRING, "stage": _STRING, "size_bytes": _LONG} | _READING))
+_WORK_OF_STAGE = pa.map_(_STRING, pa.struct(_READING | {"seconds_decoding": _DOUBLE, "seconds_encoding": _DOUBLE}))
 
-RUNS = pa.schema(
-    [
-        _column("run_id", _STRING, "the run", required=True),
-        _column("job", _STRING, "the job that ran"),
-        _column("status", _STRING, "done, or the error that ended it"),
-        _column("started_at", pa.timestamp("us", "UTC"), "start of the run"),
-        _column("finished_at", pa.timestamp("us", "UTC"), "end of the run"),
-        _column("config", _STRING, "the resolved settings as JSON, secrets masked"),
-        _column(
-            "versions",
-            pa.map_(_STRING, _STRING),
-            "versions of slidelake, Spark and what shapes results; encoder: the runtime and precision",
-        ),
-        _column(
-            "features",
-            pa.map_(_STRING, _STRING),
-            "what shapes features: settings, hashes of weights, code versions; empty where the job has no use for them",
-        ),
-        _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table of the job when the run began"),
-        _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
-        _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
-        _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
-        _column(
-            "reads",
-            READS,
-            "what reading each slide cost in stage slides or features: size of its file and bytes read of it, requests to the "
-            "store, seconds that workers waited for bytes; without attempts that died or never opened the file",
-        ),
-        _column(
-            "work",
-            WORK_OF_STAGE,
-            "what all workers together did in stage slides or features: requests to the store, bytes read, seconds by the "
-            "clock that they waited for bytes, made tiles or masks of them, and encoded tiles; as in reads, without attempts "
-            "that died",
-        ),
-    ]
+RUNS = _schema(
+    _column("run_id", _STRING, "the run", required=True),
+    _column("job", _STRING, "the job that ran"),
+    _column("status", _STRING, "done, or the error that ended it"),
+    _column("started_at", pa.timestamp("us", "UTC"), "start of the run"),
+    _column("finished_at", pa.timestamp("us", "UTC"), "end of the run"),
+    _column("config", _STRING, "the resolved settings as JSON, secrets masked"),
+    _column(
+        "versions",
+        pa.map_(_STRING, _STRING),
+        "versions of slidelake, Spark and what shapes results; encoder: the runtime and precision",
+    ),
+    _column(
+        "features",
+        pa.map_(_STRING, _STRING),
+        "what shapes features: settings, hashes of weights, code versions; empty if the job does not need them",
+    ),
+    _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table of the job when the run began"),
+    _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
+    _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
+    _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
+    _column(
+        "reads",
+        _READS,
+        "cost of reading each slide in stage slides or features: size of its file and bytes read of it, requests to the "
+        "store, seconds that workers waited for bytes; without attempts that died or never opened the file",
+    ),
+    _column(
+        "work",
+        _WORK_OF_STAGE,
+        "what all workers together did in stage slides or features: requests to the store, bytes read, seconds by the "
+        "clock that they waited for bytes, made tiles or masks of them, and encoded tiles; as in reads, without attempts "
+        "that died",
+    ),
 )
 
 
@@ -284,15 +251,13 @@ _STATISTICS = {"delta.dataSkippingStatsColumns": "image_id,patient_id"}
 _BAGS = {
     # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
     "parquet.page.size.row.check.min": "1",
-    # The smallest and largest bag of each row group would stay in memory until the file ends, and tell nobody anything.
+    # The smallest and largest bag of each row group would stay in memory until the file ends, and are of no use.
     "parquet.column.statistics.enabled#embeddings_avg": "false",
     "parquet.column.statistics.enabled#embeddings_max": "false",
 }
 
 _TABLES = [
-    Table(
-        "slides", SLIDES, "One row per image of the CSV: header, um/px, status, error, number of tiles, tissue fraction"
-    ),
+    Table("slides", SLIDES, "One row per image of the CSV: header, um/px, status, error, tiles, tissue fraction"),
     Table(
         "tiles", TILES, "One row per tile with enough tissue: its place, the level that it is read from", _STATISTICS
     ),
@@ -317,7 +282,7 @@ _TABLES = [
 ]
 TABLES = {table.name: table for table in _TABLES}
 
-# What the UDFs hand on, on the way to the tables.
+# What the passes hand on, on the way to the tables.
 
 # Seconds by the clock of the thread that reads or encodes. If these are two threads, they run at once.
 WORK = pa.struct(
@@ -332,46 +297,40 @@ WORK = pa.struct(
 
 PER_TILE = ["x_px", "y_px", *(metric.name for metric in _METRICS)]  # columns of tiles that are lists in FOUND_TISSUE
 
-FOUND_TISSUE = pa.schema(
-    [
-        *SLIDES,
-        *(pa.field(name, pa.list_(TILES.field(name).type)) for name in PER_TILE),
-        pa.field("level_read", _INT),
-        pa.field("downsample", _DOUBLE),
-        pa.field("index", pa.binary()),  # null if the slide failed or if OpenSlide reads it
-        pa.field("work", WORK),  # null if the slide did not open
-    ]
+FOUND_TISSUE = _schema(
+    *SLIDES,
+    *(pa.field(name, pa.list_(TILES.field(name).type)) for name in PER_TILE),
+    pa.field("level_read", _INT),
+    pa.field("downsample", _DOUBLE),
+    pa.field("index", _BINARY),  # null if the slide failed or if OpenSlide reads it
+    pa.field("work", WORK),  # null if the slide did not open
 )
 
 # A work unit: some tiles of one slide, and how to read them.
-UNITS = pa.schema(
-    [
-        _IMAGE,
-        pa.field("unit", _INT),  # number among the units of the slide
-        _PATIENT,
-        pa.field("uri", _STRING),  # as it is opened: may hold secrets, so it is in no table
-        pa.field("params_hash", _STRING),
-        pa.field("tile_px", _INT),
-        pa.field("level_read", _INT),
-        pa.field("downsample", _DOUBLE),
-        pa.field("x_px", pa.list_(_INT)),  # level-0 pixels, in the order of reading
-        pa.field("y_px", pa.list_(_INT)),
-        pa.field("index", pa.binary()),  # of just the blocks under these tiles; null: the header is read
-        pa.field("n_tiles", _INT),
-        pa.field("n_bytes", _LONG),  # compressed, of those blocks; null if unknown
-        pa.field("cost", _DOUBLE),  # relative to other units
-    ]
+UNITS = _schema(
+    _IMAGE,
+    pa.field("unit", _INT),  # number among the units of the slide
+    _PATIENT,
+    pa.field("uri", _STRING),  # as it is opened: may hold secrets, so it is in no table
+    pa.field("params_hash", _STRING),
+    pa.field("tile_px", _INT),
+    pa.field("level_read", _INT),
+    pa.field("downsample", _DOUBLE),
+    pa.field("x_px", pa.list_(_INT)),  # level-0 pixels, in the order of reading
+    pa.field("y_px", pa.list_(_INT)),
+    pa.field("index", _BINARY),  # of just the blocks under these tiles; null: the header is read
+    pa.field("n_tiles", _INT),
+    pa.field("n_bytes", _LONG),  # compressed, of those blocks; null if unknown
+    pa.field("cost", _DOUBLE),  # relative to other units
 )
 
-# A row a tile, and after those of each unit one row on how it went, with the columns of tiles null: tiles encoded, the
-# error where it ended in one, size of the file and work where it was opened.
-ENCODED = pa.schema(
-    [field.with_nullable(True) for field in FEATURES]
-    + [
-        pa.field("n_tiles", _INT),
-        pa.field("error_code", _STRING),
-        pa.field("error_message", _STRING),
-        pa.field("size_bytes", _LONG),
-        pa.field("work", WORK),
-    ]
+# A row per tile, and after those of each unit one row on how the unit went: the columns of tiles null, tiles encoded, the
+# error if there was one, and size of the file and work if it was opened.
+ENCODED = _schema(
+    *(column.with_nullable(True) for column in FEATURES),
+    pa.field("n_tiles", _INT),
+    pa.field("error_code", _STRING),
+    pa.field("error_message", _STRING),
+    pa.field("size_bytes", _LONG),
+    pa.field("work", WORK),
 )

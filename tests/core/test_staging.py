@@ -20,7 +20,8 @@ from tests.slides.foreign import write_dicom, write_mirax, write_vms
 from tests.slides.make import position_pixels
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.reading import staging
-from udfs.wsi.reading.staging import beside, staged
+from udfs.wsi.reading.companions import beside, path_in
+from udfs.wsi.reading.staging import staged
 from udfs.wsi.store import file
 
 SIZE = 1000  # bytes of most slides here; nothing looks into them
@@ -73,7 +74,7 @@ def test_a_local_slide_is_used_where_it_lies(tmp_path: Path, root: Path) -> None
 
 def test_a_copy_is_whole_and_serves_again(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     content = np.random.default_rng(1).bytes(
-        staging._REQUEST_BYTES * 6 + 12345
+        staging.REQUEST_BYTES * 6 + 12345
     )  # more requests than are under way at once
     memory.pipe("/bucket/a.czi", content)
     with staged("memory://bucket/a.czi") as path:
@@ -172,7 +173,7 @@ def test_a_file_that_is_named_twice_is_copied_once(memory: Any) -> None:
 
 
 def test_the_longest_unused_goes_first(memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "_MAX_BYTES", 3 * SIZE)
+    monkeypatch.setattr(staging, "MAX_BYTES", 3 * SIZE)
     for name in "abcad":  # a is used again before d needs room
         with staged(slide(memory, name)) if name not in names(root) else staged(f"memory://bucket/{name}"):
             pass
@@ -180,7 +181,7 @@ def test_the_longest_unused_goes_first(memory: Any, root: Path, monkeypatch: pyt
 
 
 def test_what_is_read_is_never_removed(memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "_MAX_BYTES", 2 * SIZE)
+    monkeypatch.setattr(staging, "MAX_BYTES", 2 * SIZE)
     with ExitStack() as stack:
         held = [stack.enter_context(staged(slide(memory, name))) for name in "ab"]
         with pytest.raises(SlideError) as caught, staged(slide(memory, "c")):
@@ -196,7 +197,7 @@ def test_what_is_read_is_never_removed(memory: Any, root: Path, monkeypatch: pyt
 def test_a_slide_that_can_never_fit_drives_out_no_other(
     memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_MAX_BYTES", 2 * SIZE)
+    monkeypatch.setattr(staging, "MAX_BYTES", 2 * SIZE)
     with staged(slide(memory, "a")):
         pass
     with pytest.raises(SlideError, match="may hold 2,000"), staged(slide(memory, "b", 2 * SIZE + 1)):
@@ -214,7 +215,7 @@ def test_the_bound_is_half_of_what_the_disk_has_for_copies(
 
 def test_a_disk_that_keeps_the_folder_of_an_open_lock(memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As NFS does: who removes a copy has its lock open."""
-    monkeypatch.setattr(staging, "_MAX_BYTES", SIZE)
+    monkeypatch.setattr(staging, "MAX_BYTES", SIZE)
     remove = shutil.rmtree
 
     def rmtree(path: Path, **options: Any) -> None:
@@ -233,7 +234,7 @@ def test_a_disk_that_keeps_the_folder_of_an_open_lock(memory: Any, root: Path, m
 
 
 def test_other_files_in_the_folder_are_left_alone(memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "_MAX_BYTES", SIZE)
+    monkeypatch.setattr(staging, "MAX_BYTES", SIZE)
     (root / "my slides-123").mkdir(parents=True)
     (root / "my slides-123" / "precious").write_text("x")
     for name in "ab":
@@ -246,7 +247,7 @@ def test_a_disk_that_refuses_is_named(memory: Any, root: Path, monkeypatch: pyte
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(staging, "_copy", full)
+    monkeypatch.setattr(staging, "in_parts", full)
     with pytest.raises(SlideError) as caught, staged(slide(memory, "a")):
         pass
     assert caught.value.code == ErrorCode.READ_FAILED
@@ -264,13 +265,13 @@ def test_the_folder_of_another_user_is_not_used(memory: Any, tmp_path: Path, mon
     stranger = os.getuid() + 1
     (tmp_path / f"slidelake-staging-{stranger}").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: stranger)
-    with pytest.raises(SlideError, match="another user made it"), staged(slide(memory, "b")):
+    with pytest.raises(SlideError, match="another user's"), staged(slide(memory, "b")):
         pass
 
 
 def test_a_store_that_fails_halfway_leaves_nothing(memory: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = slide(memory, "a", 3 * SIZE)
-    monkeypatch.setattr(staging, "_REQUEST_BYTES", SIZE)
+    monkeypatch.setattr(staging, "REQUEST_BYTES", SIZE)
     read = MemoryFileSystem.cat_file
 
     def failing(self: Any, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
@@ -307,7 +308,7 @@ def test_a_slide_that_is_not_there_is_missing() -> None:
     ],
 )
 def test_beside(uri: str, expected: str) -> None:
-    assert beside(uri, f"{staging.path_in(uri).stem}/S.ini") == expected
+    assert beside(uri, f"{path_in(uri).stem}/S.ini") == expected
 
 
 # Stages argv[1] from a store of its own that counts and can stop, tells what it does, and does as stdin says.
@@ -317,7 +318,7 @@ WORKER = """
     from udfs.wsi.reading import staging
 
     uri, size, stops = sys.argv[1], int(sys.argv[2]), "stops" in sys.argv
-    staging._REQUEST_BYTES, staging._MAX_BYTES = 1000, 10_000
+    staging.REQUEST_BYTES, staging.MAX_BYTES = 1000, 10_000
     read = MemoryFileSystem.cat_file
 
     def tell(text):

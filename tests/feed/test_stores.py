@@ -103,7 +103,7 @@ def test_copies_are_bounded_and_come_again_when_they_went(
     feed = make_feed(f"{store.uri}/long", storage_options=store.options, backend=backend)
     size = max(file.n_bytes for file in feed.table.files)
     monkeypatch.setattr(delivery, "_TOGETHER_BYTES", size)  # a file at a time, and the next meanwhile
-    monkeypatch.setattr(staging, "_MAX_BYTES", 4 * size)
+    monkeypatch.setattr(staging, "MAX_BYTES", 4 * size)
     for epoch in (0, 1):
         _check(feed, epoch, cohort(44))
         assert sum(path.stat().st_size for path in _copies(staged)) <= 4 * size
@@ -112,7 +112,7 @@ def test_copies_are_bounded_and_come_again_when_they_went(
 def test_a_folder_that_is_too_small_for_copies_is_named(
     store: Store, staged: Path, monkeypatch: pytest.MonkeyPatch, backend: Any
 ) -> None:
-    monkeypatch.setattr(staging, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(staging, "MAX_BYTES", 1000)
     feed = make_feed(f"{store.uri}/long", storage_options=store.options, backend=backend)
     with pytest.raises(
         FeedError, match=rf"bytes, {staged} may hold 1,000 .* name a folder on a larger disk in SLIDELAKE_STAGING"
@@ -128,7 +128,7 @@ def test_an_epoch_that_is_left_leaves_its_copies_free(
     epoch = feed.epoch(0)
     next(epoch)
     epoch.close()
-    monkeypatch.setattr(staging, "_MAX_BYTES", 2 * max(file.n_bytes for file in feed.table.files))
+    monkeypatch.setattr(staging, "MAX_BYTES", 2 * max(file.n_bytes for file in feed.table.files))
     _check(feed, 0, cohort(44))  # has room only where nobody holds the copies of before
 
 

@@ -10,18 +10,27 @@ from filelock import FileLock, Timeout
 
 
 def cache_folder() -> Path:
-    """The folder that SLIDELAKE_CACHE names, else one in the system's folder for temporary files; made if needed.
-
-    Local disks are meant: what is kept may fit the processor that made it.
+    """Returns the folder of the cache, on a local disk: what is kept may fit the processor that made it.
 
     Raises:
-        OSError: it can't be made, or another user made it.
+        OSError: see `own_folder`.
     """
-    named = os.environ.get("SLIDELAKE_CACHE")
-    folder = Path(named) if named else Path(tempfile.gettempdir()) / f"slidelake-cache-{os.getuid()}"
+    return own_folder("SLIDELAKE_CACHE", "cache")
+
+
+def own_folder(variable: str, purpose: str) -> Path:
+    """Returns the folder that an environment variable names, else one in the system's folder for temporary files.
+
+    The folder is made if it is missing.
+
+    Raises:
+        OSError: the folder cannot be made, or another user made it.
+    """
+    named = os.environ.get(variable)
+    folder = Path(named) if named else Path(tempfile.gettempdir()) / f"slidelake-{purpose}-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not named and folder.lstat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} is another user's: name a folder in SLIDELAKE_CACHE")  # anybody may make it
+        raise PermissionError(f"{folder} is another user's: name a folder in {variable}")  # anybody may make it
     return folder
 
 

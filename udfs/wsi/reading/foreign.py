@@ -17,9 +17,10 @@ from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.plausible import check_size, plausible_spacing
 from udfs.wsi.reading.averaging import AreaAverage
 from udfs.wsi.reading.blocks_of_tiles import corners_at
+from udfs.wsi.reading.companions import beside, path_in
 from udfs.wsi.reading.overview import nearest_finer
 from udfs.wsi.reading.refused import unread_property
-from udfs.wsi.reading.staging import beside, path_in, staged
+from udfs.wsi.reading.staging import staged
 from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic, public_uri
 from udfs.wsi.tiff.decode import WHITE, Pixels, on_white
 from udfs.wsi.tiff.index import PyramidLevel
@@ -33,7 +34,7 @@ _REGION_PX = 1024  # edge of what is read at once: tiles of all the formats are 
 def sniff(head: bytes) -> str | None:
     """Returns the format that the first 512 bytes of a file show, for `ForeignSlide`. None for a TIFF and everything else.
 
-    A JPEG may be "MIRAX": only the files beside it show whether it is.
+    "MIRAX" means that the file is a JPEG: only the files beside it show whether it is a slide.
     """
     if head.startswith(_TIFF):  # the file may be DICOM too, which then is the longer way to the same pixels
         return None
@@ -66,16 +67,8 @@ class ForeignSlide:
     A remote slide is copied to this machine first: see `udfs.wsi.reading.staging`.
     """
 
-    file: FileInfo
-    width_px: int
-    height_px: int
-    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
-    mpp_y: float | None
-    vendor: str
-    levels: tuple[ForeignLevel, ...]  # level 0 first
     warnings: tuple[str, ...] = ()
-    index: None = None  # of TIFFs only: OpenSlide reads its own
-    traffic: Traffic  # cost of reading its head and staging it, if it is remote
+    index: None = None  # only TIFFs have one
 
     def __init__(
         self,
@@ -101,11 +94,20 @@ class ForeignSlide:
         self.file, self.traffic = file, traffic or Traffic()
         self._uri, self._kind = public_uri(uri), kind
         self._check_kind(uri, storage_options)
-        self._library = self._import()
+        try:
+            import openslide  # noqa: PLC0415  # an extra
+        except ImportError as error:
+            raise SlideError(
+                ErrorCode.UNSUPPORTED_FORMAT,
+                f"{self._uri} is a {kind} slide, which OpenSlide reads, and OpenSlide is not installed here ({error}): "
+                "pip install 'slidelake[openslide]'",
+            ) from None
+        self._library: Any = openslide
+        self._handle: Any = None
         with ExitStack() as opened:
             self._path: Path = opened.enter_context(staged(uri, storage_options, kind, self.traffic))
-            self._handle: Any = None
             opened.callback(self._release)
+            self._open()
             self._read_header()
             self._opened = opened.pop_all()
 
@@ -173,21 +175,10 @@ class ForeignSlide:
         try:
             File(beside(uri, f"{path.stem}/Slidedat.ini"), storage_options, traffic=self.traffic).close()
         except SlideError as error:
-            if error.code is ErrorCode.FILE_MISSING:
-                return False
-            raise
+            if error.code is not ErrorCode.FILE_MISSING:
+                raise
+            return False
         return True
-
-    def _import(self) -> Any:
-        try:
-            import openslide  # noqa: PLC0415  # an extra
-        except ImportError as error:
-            raise SlideError(
-                ErrorCode.UNSUPPORTED_FORMAT,
-                f"{self._uri} is a {self._kind} slide, which OpenSlide reads, and that is not installed here ({error}): "
-                "pip install 'slidelake[openslide]'",
-            ) from None
-        return openslide
 
     def _open(self) -> None:
         library = self._library
@@ -196,22 +187,21 @@ class ForeignSlide:
         except library.OpenSlideUnsupportedFormatError:
             raise SlideError(
                 ErrorCode.UNSUPPORTED_FORMAT,
-                f"{self._uri}: OpenSlide {library.__library_version__} does not know this {self._kind} file for a slide: "
-                f"{_CONVERT}; if it is not whole, upload it again",
+                f"{self._uri}: OpenSlide {library.__library_version__} does not recognise this {self._kind} file: {_CONVERT}; "
+                "if it is not whole, upload it again",
             ) from None
         except library.OpenSlideError as error:
             reason = self._without_path(error)
             if unread := unread_property(self._path, self._kind):
-                raise SlideError(
-                    ErrorCode.UNSUPPORTED_FORMAT,
-                    f"{self._uri}: OpenSlide {library.__library_version__} does not read {self._kind} slides with {unread} "
-                    f"({reason}): {_CONVERT}",
-                ) from None
-            raise SlideError(
-                ErrorCode.HEADER_CORRUPT,
-                f"{self._uri}: OpenSlide can't open this {self._kind} slide ({reason}): upload it again, with all of its "
-                f"files; if it is whole, {_CONVERT}",
-            ) from None
+                code = ErrorCode.UNSUPPORTED_FORMAT
+                text = f"does not read {self._kind} slides with {unread} ({reason}): {_CONVERT}"
+            else:
+                code = ErrorCode.HEADER_CORRUPT
+                text = (
+                    f"cannot open this {self._kind} slide ({reason}): upload it again, with all of its files; "
+                    f"if it is whole, {_CONVERT}"
+                )
+            raise SlideError(code, f"{self._uri}: OpenSlide {library.__library_version__} {text}") from None
 
     def _release(self) -> None:
         if self._handle is not None:
@@ -219,25 +209,20 @@ class ForeignSlide:
             self._handle = None
 
     def _read_header(self) -> None:
-        self._open()
         self.width_px, self.height_px = self._handle.dimensions
         check_size(self._uri, self.width_px, self.height_px)
         properties = self._handle.properties
         mpp = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
         self.mpp_x, self.mpp_y = plausible_spacing(*mpp) or (None, None)
         self.vendor = str(properties.get("openslide.vendor") or "unknown")
-        self.levels = tuple(
-            ForeignLevel(width, height, self._downsample(width, height, scale), scale)
-            for (width, height), scale in zip(
-                self._handle.level_dimensions, self._handle.level_downsamples, strict=True
-            )
-        )
+        sizes = zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
+        self.levels = tuple(self._level(width, height, scale) for (width, height), scale in sizes)
 
-    def _downsample(self, width: int, height: int, scale: float) -> float:
+    def _level(self, width: int, height: int, scale: float) -> ForeignLevel:
         """Writers halve and drop or pad the odd pixel, so a near-integer scale is that integer."""
         nearest = max(round(scale), 1)
         off_by = max(abs(self.width_px / nearest - width), abs(self.height_px / nearest - height))
-        return float(nearest) if off_by < 2.0 else scale
+        return ForeignLevel(width, height, float(nearest) if off_by < 2.0 else scale, scale)
 
     def _read(self, index: int, x: int, y: int, width: int, height: int) -> Pixels:
         """A rectangle inside a level, its place and size in the level's pixels, composited on white.

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from udfs.wsi.reading.staging import DICOM_HEAD_BYTES, DICOM_SERIES
+from udfs.wsi.reading.companions import DICOM_HEAD_BYTES, DICOM_SERIES
 
 # Zeiss CZI. Its directory lists all rectangles of pixels: type, compression and place in each dimension.
 _CZI_FILE = struct.Struct("<84x q")  # the directory's place
