@@ -1,6 +1,6 @@
 """The features pass: work units of coordinates in, one row per tile with embeddings and colours out (mapInArrow).
 
-Pixels are read, normalised, embedded and counted inside the worker and dropped there.
+Pixels are read, normalised, embedded, counted and measured inside the worker and dropped there.
 """
 
 import os
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
 from udfs.wsi.encoder.network import Network, Outputs, load_network
 from udfs.wsi.inference import Encoded, Inference, inference
 from udfs.wsi.prefetch import prefetch
+from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import region_edge, resample
 from udfs.wsi.stain.colour_table import StainNormaliser
@@ -56,20 +57,20 @@ AnyEncoder = TypeVar("AnyEncoder", Network, Encoder)
 
 @dataclass(frozen=True)
 class Models(Generic[AnyEncoder]):
-    """The encoder and StainNet: on a device with an `Encoder`, on none yet with its `Network`."""
+    """The encoder and StainNet: an `Encoder` is on a device, a `Network` not yet."""
 
     encoder: AnyEncoder
     stain: StainNormaliser | None
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """All of them that shapes rows, each as ``name=value``."""
+        """What of the models shapes rows, each as ``name=value``."""
         stain = self.stain.net.fingerprint[:16] if self.stain else "null"
         return (*(f"encoder.{part}" for part in self.encoder.identity), f"stain.weights={stain}")
 
 
 def load_models(spec: FeatureSpec) -> Models[Network]:
-    """Load the encoder and StainNet, on no device.
+    """Returns the encoder and StainNet, on no device.
 
     Raises:
         CheckpointError: weights are missing or do not fit.
@@ -78,7 +79,7 @@ def load_models(spec: FeatureSpec) -> Models[Network]:
     stainnet = load_stainnet(spec.stain_weights, spec.storage_options) if spec.stain_weights else None
     encoder = load_network(spec.encoder, spec.storage_options)
     names = [name for name, _ in encoder.outputs]
-    if names[:1] != ["avg"] or any(_column(name) not in FEATURES.names for name in names):
+    if names[:1] != ["avg"] or any(f"embedding_{name}" not in FEATURES.names for name in names):
         raise ValueError(f"encoder.name = {spec.encoder.name} yields {names}: table features takes avg, and then max")
     return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
 
@@ -86,16 +87,16 @@ def load_models(spec: FeatureSpec) -> Models[Network]:
 def encode_tiles(
     spec: FeatureSpec, run_id: str, done: Callable[[int], None] = lambda _: None, *, tiles_ahead: int = 0
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """The mapInArrow function of the features pass; give it work units of one slide a partition.
+    """Returns the mapInArrow function of the features pass; each partition must hold work units of one slide.
 
-    Input columns are those of `udfs.schemas.UNITS`, of which unit, n_tiles, n_bytes and cost are not looked at. Output:
-    `udfs.schemas.ENCODED`: a row for each coordinate in the order of reading, then a row on how the unit went, with the
-    error if the slide can't be read (what was read before it precedes it).
+    Input columns are those of `udfs.schemas.UNITS`; unit, n_tiles, n_bytes and cost are not used. Output:
+    `udfs.schemas.ENCODED`: one row per coordinate in the order of reading, then one row on how the unit went, with the
+    error if the slide cannot be read (rows of tiles that were read before the error precede it).
 
     Args:
-        spec: what to do.
+        spec: the settings.
         run_id: of the run, for every row.
-        done: called with the number of tiles that are through.
+        done: called with numbers of finished tiles.
         tiles_ahead: how many tiles this host has to expect: many pay for a table of StainNet's colours.
     """
 
@@ -108,7 +109,7 @@ def encode_tiles(
             models = models_of_this_worker(spec)
             if models.stain:
                 models.stain.tiles_ahead = tiles_ahead
-            encode = inference(models.encoder, models.stain, spec.bins)
+            encode = inference(models.encoder, models.stain, spec.bins, PixelMetric.defined())
             encode.batch_size  # noqa: B018  measured here, where a failure is no slide's
             steps = _steps(chain([first], readings), encode)
             not_finite = 0  # tiles of the unit at hand
@@ -122,14 +123,14 @@ def encode_tiles(
                     if encoded and step.xy_px is not None:
                         not_finite += encoded.n_not_finite
                         yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded, models.encoder.outputs))
-                    else:
-                        if work := step.end.get("work"):
-                            work["encoded_s"] = spent.take() - pulled.take()
-                        if not_finite:
-                            constant |= _error_columns(_not_finite(not_finite, step, spec.encoder))
-                        not_finite = 0
-                        yield _batch(1, constant | step.end, {})
-                        done(len(step.unit["x_px"]))
+                        continue
+                    if work := step.end.get("work"):
+                        work["encoded_s"] = spent.take() - pulled.take()
+                    if not_finite:
+                        constant |= _error_columns(_not_finite(not_finite, step, spec.encoder))
+                    not_finite = 0
+                    yield _batch(1, constant | step.end, {})
+                    done(len(step.unit["x_px"]))
         if models.encoder.device.type == "cuda":  # an idle worker keeps nothing from those that work
             torch.cuda.empty_cache()
 
@@ -140,14 +141,14 @@ _loaded: dict[tuple[object, ...], Models[Encoder]] = {}
 
 
 def models_of_this_worker(spec: FeatureSpec) -> Models[Encoder]:
-    """Loaded once per worker process and device; Spark uses a process again for later tasks, which may get another GPU.
+    """Returns the models, loaded once per worker process and device: later tasks of a process may get another GPU.
 
     Raises:
         CheckpointError, ValueError: see `load_models` and `Encoder`.
     """
     torch.set_num_threads(slot_cpus())
     device = device_of_this_task(spec.encoder)
-    if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps what it once had: each task its part
+    if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps memory that it once had: each task has its part
         torch.cuda.set_per_process_memory_fraction(spec.gpu_share, device)
     what = (spec.encoder, spec.stain_weights)
     if not any(key[:-1] == what for key in _loaded):
@@ -162,7 +163,7 @@ def models_of_this_worker(spec: FeatureSpec) -> Models[Encoder]:
 
 
 def device_of_this_task(spec: EncoderSpec) -> torch.device:
-    """The GPU that Spark gave this task; if Spark gives none, tasks take turns with those of the machine."""
+    """Returns the GPU that Spark gave this task; if Spark gives none, tasks take turns with those of the machine."""
     device, address = device_of(spec), gpu_address()
     if device.type != "cuda":
         return device
@@ -177,7 +178,7 @@ def device_of_this_task(spec: EncoderSpec) -> torch.device:
 
 @dataclass
 class _Reading:
-    """A unit whose first bytes are on their way, or the error that came of it."""
+    """A unit whose first bytes are on their way, or the error that opening it raised."""
 
     unit: Unit
     storage_options: StorageOptions
@@ -191,16 +192,14 @@ class _Reading:
             self.slide.close()
 
 
-def _one_ahead(units: Iterable[Unit], storage_options: StorageOptions) -> Generator[_Reading, None, None]:
-    """Each unit opened, and the next one too, so that its bytes come while this one is encoded; closes them."""
+def _one_ahead(units: Iterator[Unit], storage_options: StorageOptions) -> Generator[_Reading, None, None]:
+    """Yields each unit opened, and opens the next one too, so that its bytes come while this one is encoded."""
     opened: deque[_Reading] = deque()
     try:
-        for unit in units:
-            opened.append(_open(unit, storage_options))
-            if len(opened) == 2:
-                yield opened[0]
-                opened.popleft().close()
-        while opened:
+        while True:
+            opened.extend(_open(unit, storage_options) for unit in islice(units, 2 - len(opened)))
+            if not opened:
+                return
             yield opened[0]
             opened.popleft().close()
     finally:
@@ -217,13 +216,13 @@ def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
         level = unit["level_read"]
         region_px = region_edge(unit["tile_px"] * unit["downsample"], slide.levels[level].downsample)
         reading.tiles = slide.read_tiles(reading.xy_px, region_px, level)
-    except Exception as error:  # told in the row of this unit, when it is its turn
+    except Exception as error:  # becomes the row of this unit, when it is its turn
         reading.error = error
     return reading
 
 
 class _Step(NamedTuple):
-    """A batch of a unit's tiles; or, behind the last, how the unit went."""
+    """A batch of a unit's tiles; or, after the last batch, how the unit went."""
 
     unit: Unit
     end: dict[str, Any]  # columns of the row on how the unit went, filled as it goes
@@ -232,7 +231,6 @@ class _Step(NamedTuple):
 
 
 def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, None, None]:
-    """Read unit after unit."""
     for reading in readings:
         end: dict[str, Any] = {"n_tiles": 0}
         watch, waited_s = Stopwatch(), reading.slide.traffic.waited_s if reading.slide else 0.0
@@ -250,7 +248,6 @@ def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, 
 
 
 def _error_columns(error: SlideError) -> dict[str, str]:
-    """Columns of the row on how a unit went."""
     return {"error_code": error.code.value, "error_message": error.message}
 
 
@@ -287,22 +284,19 @@ def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.R
     return pa.RecordBatch.from_pydict(columns, ENCODED)
 
 
-def _column(output: str) -> str:
-    return f"embedding_{output}"
-
-
 def _columns(xy_px: NDArray[np.int64], encoded: Encoded, outputs: Outputs) -> dict[str, Any]:
     embeddings = zip(outputs, encoded.embeddings, strict=True)
     return {
         "x_px": xy_px[:, 0],
         "y_px": xy_px[:, 1],
-        **{_column(name): _rows(vectors) for (name, _), vectors in embeddings},
+        **{f"embedding_{name}": _lists(vectors) for (name, _), vectors in embeddings},
         "color_histogram": _sparse(encoded.histograms),
+        **encoded.metrics,
     }
 
 
-def _rows(matrix: NDArray[np.float32]) -> pa.Array:
-    """float32 [n, dim] as a list column, without a Python object per number."""
+def _lists(matrix: NDArray[np.float32]) -> pa.Array:
+    """float32 [n, dim] as a list column, without one Python object per number."""
     offsets = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
 

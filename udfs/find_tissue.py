@@ -11,7 +11,7 @@ from udfs.failures import as_slide_error, check_quarantine
 from udfs.schemas import FOUND_TISSUE
 from udfs.spark_task import slot_cpus
 from udfs.wsi import Slide, SlideError, open_slide
-from udfs.wsi.quality.mask_metric import MaskedTiles, mask_metrics
+from udfs.wsi.quality.mask_metric import MaskedTiles, MaskMetric
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 from udfs.wsi.reading.foreign import ForeignSlide
 from udfs.wsi.reading.spacing import mean_mpp, plan_reading
@@ -89,7 +89,7 @@ def _read_slide(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | 
     mask = spec.method.background(pixels)
     grid = tile_grid(slide.width_px, slide.height_px, reading.span_px)
     tiles = MaskedTiles(pixels, mask, grid, reading.span_px, spec.mask_downsample)
-    measured = {metric.column: metric.measure(tiles) for metric in mask_metrics()}
+    measured = {metric.column: metric.measure(tiles) for metric in MaskMetric.defined()}
     keep = measured[BackgroundFraction.column] <= spec.max_background
     fits = len(grid) > 0
     too_small = (

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from udfs.wsi.quality.mask_metric import mask_metrics
+from udfs.wsi.quality.mask_metric import MaskMetric
+from udfs.wsi.quality.metric import Metric
+from udfs.wsi.quality.pixel_metric import PixelMetric
 
 _STRING, _BINARY, _BOOL = pa.string(), pa.binary(), pa.bool_()
 _INT, _LONG, _DOUBLE, _FLOAT = pa.int32(), pa.int64(), pa.float64(), pa.float32()
@@ -17,6 +19,10 @@ _INT, _LONG, _DOUBLE, _FLOAT = pa.int32(), pa.int64(), pa.float64(), pa.float32(
 
 def _column(name: str, kind: pa.DataType, comment: str, *, required: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=not required, metadata={"comment": comment})
+
+
+def _metric_column(metric: Metric) -> pa.Field:
+    return _column(metric.column, pa.type_for_alias(metric.type), metric.comment)
 
 
 def _schema(*fields: pa.Field) -> pa.Schema:
@@ -59,7 +65,7 @@ SLIDES = _schema(
     *_PROVENANCE,
 )
 
-_METRICS = [_column(metric.column, pa.type_for_alias(metric.type), metric.comment) for metric in mask_metrics()]
+_MASK_METRICS = [_metric_column(metric) for metric in MaskMetric.defined()]
 
 TILES = _schema(
     _IMAGE,
@@ -69,7 +75,7 @@ TILES = _schema(
     _column("tile_px", _INT, "edge of the finished tile, pixels of the target resolution"),
     _column("level_read", _INT, "index of the level that the tile is read from, 0 the finest"),
     _column("downsample", _DOUBLE, "level-0 pixels per pixel of the finished tile, along an edge"),
-    *_METRICS,
+    *_MASK_METRICS,
     *_PROVENANCE,
 )
 
@@ -104,6 +110,7 @@ FEATURES = _schema(
         "pixels of the stain-normalised tile by colour, only bins that are not empty: bin ascending "
         "(r>>4)<<8 | (g>>4)<<4 | b>>4 for 16 bins per channel, count in pixels; counts sum to tile_px squared",
     ),
+    *map(_metric_column, PixelMetric.defined()),
     *_PROVENANCE,
 )
 
@@ -295,7 +302,11 @@ WORK = pa.struct(
     ]
 )
 
-PER_TILE = ["x_px", "y_px", *(metric.name for metric in _METRICS)]  # columns of tiles that are lists in FOUND_TISSUE
+PER_TILE = [
+    "x_px",
+    "y_px",
+    *(metric.name for metric in _MASK_METRICS),
+]  # columns of tiles that are lists in FOUND_TISSUE
 
 FOUND_TISSUE = _schema(
     *SLIDES,

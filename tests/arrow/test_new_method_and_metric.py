@@ -65,7 +65,7 @@ udfs.wsi.quality.tile_metrics.__path__.append(sys.argv[1] + "/metrics")
 from jobs.runtime.settings.config import describe_settings, load_config
 from udfs.find_tissue import TissueSpec, find_tissue
 from udfs.schemas import FOUND_TISSUE, TILES
-from udfs.wsi.quality.mask_metric import mask_metrics
+from udfs.wsi.quality.mask_metric import MaskMetric
 
 def method(*overrides):
     return load_config(sys.argv[1] + "/config.yaml", ["tissue.method=left_side", *overrides]).tissue_method
@@ -81,7 +81,7 @@ print(json.dumps({
     "identities": [method(*one).identity for one in ([], ["tissue.left_columns=5"], ["tissue.left_notes=x"])],
     "other_method": load_config(sys.argv[1] + "/config.yaml", ["tissue.left_columns=5"]).tissue_method.identity,
     "columns": {field.name: [str(field.type), field.metadata[b"comment"].decode()] for field in TILES},
-    "versions": {metric.column: metric.version for metric in mask_metrics()},
+    "versions": {metric.column: metric.version for metric in MaskMetric.defined()},
 }))
 """
 

@@ -1,8 +1,8 @@
-"""Pixels of tiles to what is kept of them: normalised, counted and embedded. On a processor, or all of it on a GPU."""
+"""Pixels of tiles to what is kept of them: normalised, counted, measured and embedded. On a processor or a GPU."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,10 +14,10 @@ from udfs.wsi.encoder.encoder import Embeddings
 from udfs.wsi.encoder.pytorch import TorchRuntime
 from udfs.wsi.encoder.resize import resize_tensor
 from udfs.wsi.quality.histogram import color_histograms, color_histograms_on
+from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.stain.colour_table import StainNormaliser, lookup
 
 Tiles = NDArray[np.uint8]  # [n, h, w, 3], RGB
-Pending = Callable[[], tuple[NDArray[Any], ...]]  # waits for results that are on their way from a device
 Key = TypeVar("Key")
 
 # What each call costs is shared by so many tiles at least, and no more than fit a processor's cache; and by so many what it costs
@@ -31,6 +31,7 @@ class Encoded:
 
     embeddings: Embeddings  # float32 [n, dim] for each output of the encoder
     histograms: NDArray[np.int32]  # [n, bins ** 3], pixels counted
+    metrics: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # [n] for each metric of pixels, by column
 
     @property
     def n_not_finite(self) -> int:
@@ -41,18 +42,25 @@ class Encoded:
         return int((~np.logical_and.reduce([each.all(axis=1) for each in finite])).sum())
 
     @classmethod
-    def joined(cls, parts: Iterable[tuple[NDArray[Any], ...]]) -> "Encoded":
-        """Join parts: of each, the embeddings and then the histograms."""
-        *embeddings, histograms = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return cls(tuple(embeddings), histograms)
+    def joined(cls, parts: Sequence["Encoded"]) -> "Encoded":
+        """Join parts, one or more, in their order."""
+        embeddings = (np.concatenate(of_output) for of_output in zip(*(part.embeddings for part in parts), strict=True))
+        histograms = np.concatenate([part.histograms for part in parts])
+        metrics = {column: np.concatenate([part.metrics[column] for part in parts]) for column in parts[0].metrics}
+        return cls(tuple(embeddings), histograms, metrics)
+
+
+Pending = Callable[[], Encoded]  # waits for results that are on their way from a device
 
 
 class HostInference:
     """On a processor."""
 
-    def __init__(self, encoder: Encoder, stain: StainNormaliser | None, bins: int) -> None:
-        """`stain`: None for no normalisation; `bins`: of the colour histogram, per channel."""
-        self._encoder, self._stain, self._bins = encoder, stain, bins
+    def __init__(
+        self, encoder: Encoder, stain: StainNormaliser | None, bins: int, metrics: Sequence[PixelMetric] = ()
+    ) -> None:
+        """`stain`: None for no normalisation; `bins`: of the colour histogram, per channel; `metrics`: to measure."""
+        self._encoder, self._stain, self._bins, self._metrics = encoder, stain, bins, metrics
 
     @property
     def batch_size(self) -> int:
@@ -62,14 +70,15 @@ class HostInference:
     def __call__(self, batches: Iterable[tuple[Key, Tiles | None]]) -> Iterator[tuple[Key, Encoded | None]]:
         """Batch after batch; None for None."""
         for key, tiles in batches:
-            yield key, None if tiles is None else Encoded.joined(self._parts(tiles))
+            yield key, None if tiles is None else Encoded.joined(list(self._parts(tiles)))
 
-    def _parts(self, tiles: Tiles) -> Iterator[tuple[NDArray[Any], ...]]:
+    def _parts(self, tiles: Tiles) -> Iterator[Encoded]:
         size = self._whole_batches(_LEAST_TILES_A_CALL)
         for start in range(0, len(tiles), size):
             some = tiles[start : start + size]
             normalised = self._stain.normalise(some) if self._stain else some
-            yield *self._encoder.embed(normalised), color_histograms(normalised, self._bins)
+            metrics = {metric.column: metric.measure(normalised) for metric in self._metrics}
+            yield Encoded(self._encoder.embed(normalised), color_histograms(normalised, self._bins), metrics)
 
     def _whole_batches(self, tiles: int) -> int:
         """`tiles` or a few more."""
@@ -80,15 +89,19 @@ class HostInference:
 class DeviceInference:
     """On a GPU: bytes of pixels go over the bus, vectors and counts come back, and all between stays there.
 
+    Metrics are measured on the processor: if there are any, the normalised pixels come back too.
+
     While it works on a batch, the next one is read; its results are waited for after that. The same code runs on a
     processor, which is how it is tested where there is no GPU.
     """
 
-    def __init__(self, encoder: Encoder, stain: StainNormaliser | None, bins: int) -> None:
+    def __init__(
+        self, encoder: Encoder, stain: StainNormaliser | None, bins: int, metrics: Sequence[PixelMetric] = ()
+    ) -> None:
         """As `HostInference`; the encoder runs by PyTorch."""
         if not isinstance(encoder.runtime, TorchRuntime):
             raise TypeError("a device needs the runtime torch")
-        self._encoder, self._runtime, self._bins = encoder, encoder.runtime, bins
+        self._encoder, self._runtime, self._bins, self._metrics = encoder, encoder.runtime, bins, metrics
         self._device = encoder.device
         self._table = stain.table_on(self._device) if stain else None
 
@@ -123,31 +136,38 @@ class DeviceInference:
             pixels = lookup(self._table, pixels)
         histograms = color_histograms_on(pixels, self._bins)
         images = resize_tensor(pixels, self._encoder.input_px, self._encoder.interpolation)
-        results = (*self._runtime.forward(images), histograms)
+        measured = pixels if self._metrics else pixels[:0]
+        results = (measured, histograms, *self._runtime.forward(images))
         if not on_gpu:
-            return lambda: tuple(each.numpy() for each in results)
+            return lambda: self._kept(*(each.numpy() for each in results))
         # pinned memory: a copy to any other would wait for the GPU
         landing = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in results]
         on_host = tuple(to.copy_(one, non_blocking=True) for to, one in zip(landing, results, strict=True))
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(self._device))
 
-        def collect() -> tuple[NDArray[Any], ...]:
+        def collect() -> Encoded:
             arrived.synchronize()
-            return tuple(each.numpy() for each in on_host)
+            return self._kept(*(each.numpy() for each in on_host))
 
         return collect
+
+    def _kept(self, pixels: Tiles, histograms: NDArray[np.int32], *embeddings: NDArray[np.float32]) -> Encoded:
+        metrics = {metric.column: metric.measure(pixels) for metric in self._metrics}
+        return Encoded(embeddings, histograms, metrics)
 
 
 def _collected(batch: tuple[Key, list[Pending]]) -> tuple[Key, Encoded | None]:
     key, pending = batch
-    return key, Encoded.joined(collect() for collect in pending) if pending else None
+    return key, Encoded.joined([collect() for collect in pending]) if pending else None
 
 
 Inference = HostInference | DeviceInference
 
 
-def inference(encoder: Encoder, stain: StainNormaliser | None, bins: int) -> Inference:
-    """The one for the encoder's device."""
+def inference(
+    encoder: Encoder, stain: StainNormaliser | None, bins: int, metrics: Sequence[PixelMetric] = ()
+) -> Inference:
+    """Returns the inference for the encoder's device."""
     on = DeviceInference if encoder.device.type == "cuda" else HostInference
-    return on(encoder, stain, bins)
+    return on(encoder, stain, bins, metrics)

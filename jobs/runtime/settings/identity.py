@@ -13,7 +13,8 @@ from typing import Any
 from jobs.runtime.settings.config import Config, settings_by_key
 from jobs.runtime.settings.setting import shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
-from udfs.wsi.quality.mask_metric import mask_metrics
+from udfs.wsi.quality.mask_metric import MaskMetric
+from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
@@ -40,7 +41,6 @@ class Identity:
         self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
         self.slides |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
         self.slides |= {"code.slides": str(find_tissue.VERSION), "code.background": str(BackgroundFraction.version)}
-        self._metrics = {metric.column: metric.version for metric in mask_metrics()}  # columns of tiles, not bags
         self.selection = _values(config, "selection")
         self.draws_tiles = config.tiling.max_tiles_per_patient is not None
         if not self.draws_tiles:
@@ -77,11 +77,13 @@ class Identity:
 
     @cached_property
     def _of_slides(self) -> str:
-        return row_hash(self.slides, self._metrics)
+        # metrics are columns of tiles and features, not of bags
+        return row_hash(self.slides, {metric.column: metric.version for metric in MaskMetric.defined()})
 
     @cached_property
     def _of_features(self) -> str:
-        return row_hash(self.features)
+        metrics = {f"metric.{metric.column}": metric.version for metric in PixelMetric.defined()}
+        return row_hash(self.features | metrics)
 
 
 def row_hash(*values: Any) -> str:

@@ -1,13 +1,13 @@
-"""What a metric of tiles at the resolution of the tissue mask is. Each metric is a file of the folder `tile_metrics`."""
+"""What a metric of tiles at the resolution of the tissue mask is: a column of table tiles."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.wsi.registry import import_modules
+from udfs.wsi.quality.metric import Metric
 from udfs.wsi.tissue.grid import mask_fractions
 
 
@@ -22,24 +22,13 @@ class MaskedTiles:
     downsample: int  # level-0 pixels per pixel of `pixels`
 
     def share_of(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """The share of a mask, bool [h, w], under each tile: float64 [n], see `mask_fractions`."""
+        """Returns the share of a mask, bool [h, w], under each tile: float64 [n], see `mask_fractions`."""
         return mask_fractions(mask, self.xy_px, self.span_px, self.downsample)
 
 
-class MaskMetric(ABC):
-    """A number per tile, measured in the slides pass. A subclass is a column of table tiles."""
-
-    column: ClassVar[str]
-    comment: ClassVar[str]  # of the column: meaning, unit and range
-    type: ClassVar[Literal["bool", "int32", "int64", "float32", "float64"]]
-    version: ClassVar[int]  # raise it when the metric begins to give other values
+class MaskMetric(Metric):
+    """A number per tile of the grid, measured in the slides pass. A new one makes the rows of table tiles again."""
 
     @abstractmethod
     def measure(self, tiles: MaskedTiles) -> NDArray[Any]:
-        """The metric of each tile, [n]."""
-
-
-def mask_metrics() -> list[MaskMetric]:
-    """All metrics, in the order of their columns."""
-    import_modules("udfs.wsi.quality.tile_metrics")
-    return sorted((metric() for metric in MaskMetric.__subclasses__()), key=lambda metric: metric.column)
+        """Returns the metric of each tile, [n]."""

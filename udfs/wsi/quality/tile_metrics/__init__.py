@@ -1,1 +1,1 @@
-"""The metrics of tiles, one file per metric; a new file is a new column of table tiles."""
+"""The metrics of tiles, one file per metric; a new file is a new column of table tiles or features."""
