@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from udfs.wsi.encoder.pytorch import TorchRuntime
 from udfs.wsi.encoder.resize import resize_tensor
 from udfs.wsi.inference import DeviceInference, Encoded, HostInference, inference
 from udfs.wsi.quality.histogram import color_histograms_on
+from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.stain.colour_table import StainNormaliser, lookup
 from udfs.wsi.stain.stain_network import StainNet
 
@@ -78,6 +79,26 @@ def test_a_device_gives_what_the_processor_gives(
     normaliser = stain if stained else None
     expected = ran(HostInference(encoder, normaliser, BINS), batches(tiles))
     check_same(ran(DeviceInference(encoder, normaliser, BINS), batches(tiles)), expected)
+
+
+class MeanRed:
+    """A metric of pixels, without being a subclass of `PixelMetric`: those are columns of this process's tables."""
+
+    column = "mean_red"
+
+    def measure(self, tiles: Pixels) -> Any:
+        return tiles[..., 0].mean(axis=(1, 2))
+
+
+@pytest.mark.parametrize("stained", [False, True])
+def test_a_device_measures_the_pixels_that_the_processor_measures(
+    spec: EncoderSpec, stain: StainNormaliser, tiles: Pixels, stained: bool
+) -> None:
+    encoder, normaliser, metrics = Encoder(spec), stain if stained else None, cast(list[PixelMetric], [MeanRed()])
+    expected = (stain.net.normalise(tiles) if stained else tiles)[..., 0].mean(axis=(1, 2))
+    for kind in (HostInference, DeviceInference):
+        done = ran(kind(encoder, normaliser, BINS, metrics), batches(tiles)).values()
+        np.testing.assert_allclose(np.concatenate([each.metrics["mean_red"] for each in done if each]), expected)
 
 
 def test_a_device_works_on_a_batch_while_the_next_is_read(spec: EncoderSpec, tiles: Pixels) -> None:
