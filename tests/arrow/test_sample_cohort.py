@@ -1,5 +1,6 @@
 """What the doctor measures is the run's own work: its tiles, by its mask and spacing, in every way that is there."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.slides.damage import BAD_SLIDES
 from udfs.encode_tiles import FeatureSpec, encode_tiles
 from udfs.find_tissue import TissueSpec, find_tissue
 from udfs.sample_cohort import measure_runtimes
-from udfs.wsi.encoder import Encoder, EncoderSpec, openvino
+from udfs.wsi.encoder import Encoder, EncoderSpec
 from udfs.wsi.tissue.brightness import Brightness
 
 
@@ -58,17 +59,13 @@ def test_what_is_not_there_is_left_out_and_what_overflows_has_no_cosine(
     features: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of bf16, the maximum alone is no number: the other vector keeps its cosine."""
-
-    def missing() -> None:
-        raise ValueError("not installed")
-
     embed = Encoder.embed
 
     def overflowing(self: Encoder, tiles: NDArray[np.uint8]) -> Any:
         average, maximum = embed(self, tiles)
         return average, np.full_like(maximum, np.nan) if self.spec.precision == "bf16" else maximum
 
-    monkeypatch.setattr(openvino, "_core", missing)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
     monkeypatch.setattr(Encoder, "embed", overflowing)
     tissue = TissueSpec(448, None, 16, Brightness(190), 0.5)
     measured = measure_runtimes([(str(small_slides / "c1.tif"), None)], tissue, features, 0.0)

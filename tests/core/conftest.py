@@ -23,3 +23,10 @@ def memory() -> Iterator[Any]:
     yield fs
     fs.store.clear()
     fs.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def staging_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the copies of remote slides, of this test alone; it does not exist yet."""
+    monkeypatch.setenv("SLIDELAKE_STAGING", str(tmp_path / "staging"))
+    return tmp_path / "staging"

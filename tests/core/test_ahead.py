@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.wsi.reading import fetching as ahead
 from udfs.wsi.reading.fetching import Fetcher
 
 CONTENT = np.random.default_rng(1).integers(0, 256, 20_000, np.uint8).tobytes()
@@ -39,9 +37,9 @@ class Store:
         return Bytes()
 
 
-def reader(store: Store, ranges: Sequence[tuple[int, int]]) -> Fetcher:
+def reader(store: Store, ranges: Sequence[tuple[int, int]], **bounds: int) -> Fetcher:
     starts, counts = np.array(ranges, np.int64).reshape(-1, 2).T
-    return Fetcher(store, starts, counts)  # type: ignore[arg-type]
+    return Fetcher(store, starts, counts, **bounds)  # type: ignore[arg-type]
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
@@ -51,13 +49,10 @@ def reader(store: Store, ranges: Sequence[tuple[int, int]]) -> Fetcher:
     most=st.integers(1000, 8000),
 )
 def test_every_range_comes_and_no_byte_twice(ranges: list[tuple[int, int]], gap: int, most: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "_MOST_AHEAD_BYTES", most)
-        patch.setattr(ahead, "_MOST_REQUEST_BYTES", 1000)
-        store = Store(gap)
-        reading = reader(store, ranges)
-        for i, (start, count) in enumerate(ranges):
-            assert bytes(reading.take(i)) == CONTENT[start : start + count]
+    store = Store(gap)
+    reading = reader(store, ranges, ahead_bytes=most, request_bytes=1000)
+    for i, (start, count) in enumerate(ranges):
+        assert bytes(reading.take(i)) == CONTENT[start : start + count]
     fetched = np.zeros(len(CONTENT), int)
     for start, count in store.begun:
         fetched[start : start + count] += 1
@@ -65,12 +60,10 @@ def test_every_range_comes_and_no_byte_twice(ranges: list[tuple[int, int]], gap:
     assert not store.under_way
 
 
-def test_what_comes_next_is_on_its_way_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "_MOST_AHEAD_BYTES", 3000)
-    monkeypatch.setattr(ahead, "_MOST_REQUEST_BYTES", 1000)
+def test_what_comes_next_is_on_its_way_within_the_bound() -> None:
     ranges = [(start, 1000) for start in range(0, 20_000, 2000)]
     store = Store(gap_bytes=10)
-    reading = reader(store, ranges)
+    reading = reader(store, ranges, ahead_bytes=3000, request_bytes=1000)
     assert store.begun == ranges[:3]  # before anybody waits for any
     for i in range(10):
         reading.take(i)
@@ -78,9 +71,8 @@ def test_what_comes_next_is_on_its_way_within_the_bound(monkeypatch: pytest.Monk
         assert sum(store.under_way.values()) <= 3000
 
 
-def test_a_range_larger_than_the_bound_still_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "_MOST_AHEAD_BYTES", 10)
-    reading = reader(Store(0), [(0, 500), (600, 500)])
+def test_a_range_larger_than_the_bound_still_comes() -> None:
+    reading = reader(Store(0), [(0, 500), (600, 500)], ahead_bytes=10)
     assert bytes(reading.take(0)) == CONTENT[:500]
     assert bytes(reading.take(1)) == CONTENT[600:1100]
 

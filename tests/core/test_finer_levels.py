@@ -1,6 +1,6 @@
 """Coarse levels that lack blocks, or hold damaged ones, while a finer level is whole: what is read is the finer level's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.slides.vendors import jpeg_codec, write_encoded
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.reading.blocks import BlockReader
 from udfs.wsi.reading.blocks_of_tiles import needed_blocks
+from udfs.wsi.store import File
 from udfs.wsi.tiff.header import read_index
 from udfs.wsi.tiff.index import Level, SlideIndex
 
@@ -212,16 +213,19 @@ def test_a_block_that_is_smaller_than_it_ought_to_be_counts_as_damaged(tmp_path:
         assert np.abs(slide.downsampled().astype(int) - area_average(image, 16)).max() <= 3
 
 
-def test_nothing_is_asked_of_finer_levels_where_all_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_asked_of_finer_levels_if_all_is_whole(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "slide.tif", position_pixels(512, 512), compression="lzw", pyramid=True, levels=(4,))
+    with open_slide(str(path)) as slide:
+        assert slide.index
+        level = slide.index.levels[1]
 
-    def never(*_: Any) -> None:
+    def never() -> Sequence[Level]:
         raise AssertionError
 
-    monkeypatch.setattr(BlockReader, "_replaced", never)
-    with open_slide(str(path)) as slide:
-        assert len(dict(slide.read_tiles([(0, 0), (256, 256)], 50, level=1))) == 2
-        slide.downsampled()
+    blocks = list(range(level.rows * level.columns))
+    found = list(BlockReader(File(str(path)), level, blocks, finer=never))
+    assert [block for block, _ in found] == blocks
+    assert all(pixels is not None for _, pixels in found)
 
 
 @pytest.mark.parametrize("has_finer_data", [False, True])

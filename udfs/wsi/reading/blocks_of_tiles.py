@@ -1,7 +1,6 @@
 """Which blocks, byte ranges and work units tiles need. Pure functions of numbers: nothing is read here."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -162,8 +161,3 @@ def patch_edge(tile_px: int, block_px: int) -> int:
     """Returns the edge of a patch, pixels of the level: whole tiles and whole blocks if they fit, else some tiles."""
     common = math.lcm(tile_px, block_px)
     return common if common <= _MOST_TILES_A_CELL * tile_px else _CELL_TILES * tile_px
-
-
-def in_order_of_use(spans: Sequence[Span], uses: Sequence[int]) -> list[Span]:
-    """Sorts spans by the first use of their ranges; `uses` holds the moment of each range's use."""
-    return sorted(spans, key=lambda span: min(uses[member] for member in span.members))

@@ -3,23 +3,36 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.wsi.reading.blocks_of_tiles import Span, in_order_of_use, merge_ranges
+from udfs.wsi.reading.blocks_of_tiles import merge_ranges
 from udfs.wsi.store import File, Pending
-
-_MOST_AHEAD_BYTES = 32 * 1024 * 1024  # requested and not used yet, beside what is needed now
-_MOST_REQUEST_BYTES = 2 * 1024 * 1024
 
 
 class Fetcher:
     """Fetches ranges of a file; each is taken once, in the order given."""
 
-    def __init__(self, file: File, starts: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Begin to fetch. `starts` and `counts`: int64 [n], bytes, in the order of use; a count of 0 is no range."""
-        self._file = file
+    def __init__(
+        self,
+        file: File,
+        starts: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        *,
+        ahead_bytes: int = 32 << 20,
+        request_bytes: int = 2 << 20,
+    ) -> None:
+        """Begin to fetch.
+
+        Args:
+            file: the file.
+            starts: int64 [n], bytes, in the order of use.
+            counts: int64 [n], bytes; 0 is no range.
+            ahead_bytes: the most that is requested and not used yet, beside what is needed now.
+            request_bytes: the most of one request, unless one range is larger.
+        """
+        self._file, self._most_ahead_bytes = file, ahead_bytes
         self._starts, self._counts = starts.tolist(), counts.tolist()
         real = np.flatnonzero(counts)
-        spans = merge_ranges(starts[real], counts[real], file.gap_bytes, _MOST_REQUEST_BYTES)
-        self._spans = in_order_of_use(spans, range(len(real)))
+        spans = merge_ranges(starts[real], counts[real], file.gap_bytes, request_bytes)
+        self._spans = sorted(spans, key=lambda span: min(span.members))  # by the first use of a range
         numbers = real.tolist()
         self._span_of = {numbers[member]: i for i, span in enumerate(self._spans) for member in span.members}
         self._left = [len(span.members) for span in self._spans]
@@ -57,11 +70,11 @@ class Fetcher:
         self._next = len(self._spans)
 
     def _request_ahead(self) -> None:
-        while self._next < len(self._spans) and self._fits(self._spans[self._next]):
-            self._request(self._next)
-
-    def _fits(self, span: Span) -> bool:
-        return self._ahead_bytes + span.stop - span.start <= _MOST_AHEAD_BYTES
+        for number in range(self._next, len(self._spans)):
+            span = self._spans[number]
+            if self._ahead_bytes + span.stop - span.start > self._most_ahead_bytes:
+                return
+            self._request(number)
 
     def _request(self, number: int) -> None:
         span = self._spans[number]
