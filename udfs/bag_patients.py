@@ -17,22 +17,14 @@ MAX_BAG_BYTES = 1 << 29
 # for a task that makes its row, those of 64 times were not.
 HEAP_A_BAG = 64
 
-BAG_COLUMNS = (
-    "n_tiles",
-    "embedding_dim",
-    "embedding_dtype",
-    "embeddings_avg",
-    "embeddings_max",
-    "tile_index",
-    "color_histogram",
-)
-BAGS = pa.schema([PATIENTS.field("patient_id"), *(PATIENTS.field(name) for name in BAG_COLUMNS)])
+_EMBEDDINGS = ("embedding_dim", "embedding_dtype", "embeddings_avg", "embeddings_max")
+BAGS = pa.schema(map(PATIENTS.field, ("patient_id", "n_tiles", *_EMBEDDINGS, "tile_index", "color_histogram")))
 
 Dtype = Literal["float32", "float16"]  # of the numbers in a bag
 
 
 def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
-    """The applyInArrow function of the patients pass.
+    """Returns the applyInArrow function of the patients pass.
 
     Input: feature rows of one patient in any order. Output: one row of `BAGS`. Rows of the bags are ordered by
     image_id, y_px, x_px; the histogram is the mean over tiles of each tile's fractions, which sum to 1.
@@ -50,21 +42,21 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
         matrices = {name: matrix for name, matrix in vectors.items() if matrix is not None}
         kept: Dtype = dtype if all(_fits(matrix, dtype) for matrix in matrices.values()) else "float32"
         stored = np.dtype(kept).newbyteorder("<")
-        bags = {f"embeddings_{name}": matrix.astype(stored, copy=False).tobytes() for name, matrix in matrices.items()}
+        bags = {name: matrix.astype(stored, copy=False).tobytes() for name, matrix in matrices.items()}
         place = list(TILE_INDEX.value_type)
         index = pa.StructArray.from_arrays([features[f.name].combine_chunks() for f in place], fields=place)
-        row: dict[str, Any] = {
-            "n_tiles": len(features),
-            "embedding_dim": matrices["avg"].shape[1],
-            "embedding_dtype": kept,
-            "color_histogram": _mean_histogram(features["color_histogram"], bins),
-            **bags,
-        }
-        arrays = [pa.array([row.get(f.name)], f.type) for f in BAGS if f.name not in ("patient_id", "tile_index")]
         offsets = pa.array([0, len(features)], pa.int32())
-        arrays.insert(0, features["patient_id"].combine_chunks()[:1])
-        arrays.insert(BAGS.get_field_index("tile_index"), pa.ListArray.from_arrays(offsets, index).cast(TILE_INDEX))
-        return pa.Table.from_arrays(arrays, schema=BAGS)
+        row = {
+            "patient_id": features["patient_id"].combine_chunks()[:1],
+            "n_tiles": [len(features)],
+            "embedding_dim": [matrices["avg"].shape[1]],
+            "embedding_dtype": [kept],
+            "embeddings_avg": [bags["avg"]],
+            "embeddings_max": [bags.get("max")],
+            "tile_index": pa.ListArray.from_arrays(offsets, index).cast(TILE_INDEX),
+            "color_histogram": [_mean_histogram(features["color_histogram"], bins)],
+        }
+        return pa.Table.from_pydict(row, BAGS)
 
     return run
 

@@ -1,4 +1,4 @@
-"""The run's own work for some seconds, for the job doctor: the models, how fast a task is, and how fast it could be."""
+"""A sample of a run's work for some seconds, for the job doctor: the models, how fast a task is, and how fast it could be."""
 
 import math
 import socket
@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from udfs.encode_tiles import FeatureSpec, device_of_this_task, encode_tiles, models_of_this_worker
@@ -20,9 +21,8 @@ from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 
 _UNIT_TILES = 64  # few, so that a sample ends when its time is over
 _MANY_TILES = 10**6  # a run has many ahead: the sample makes StainNet's table, as the run will
-_RUNTIMES: dict[
-    str, tuple[tuple[Runtime, Precision], ...]
-] = {  # by device; the first is what the others are held against
+# by device; the first is what the others are held against
+_RUNTIMES: dict[str, tuple[tuple[Runtime, Precision], ...]] = {
     "cpu": (("torch", "fp32"), ("torch", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")),
     "cuda": (("torch", "fp32"), ("torch", "bf16"), ("torch", "fp16")),
 }
@@ -44,7 +44,7 @@ class Loaded:
 
 
 def load(spec: FeatureSpec) -> Loaded:
-    """Load the models, to be used by later tasks of this worker; raises what they raise if weights can't be had."""
+    """Load the models, to be used by later tasks of this worker; raises what `models_of_this_worker` raises."""
     models = models_of_this_worker(spec)
     return Loaded(socket.gethostname(), str(models.encoder.device), models.identity)
 
@@ -62,16 +62,13 @@ class MeasuredRuntime:
 def measure_runtimes(
     slides: Sequence[SlidePlace], tissue: TissueSpec, features: FeatureSpec, seconds: float
 ) -> list[MeasuredRuntime]:
-    """Encode the same tiles in every way that this worker has, by the stages slides and features.
+    """Encodes the same tiles in every way that this worker has, by the slides and features passes.
 
-    Args:
-        slides: where they are; the tiles are those of the first that has some.
-        tissue: settings of the slides pass.
-        features: settings of the features pass; of its encoder, runtime and precision are not used.
-        seconds: PyTorch in fp32 encodes for so long or until the tiles end, the others encode as many tiles.
+    The tiles are those of the first slide that has some. Runtime and precision of `features` are not used. PyTorch in fp32
+    encodes for `seconds` or until the tiles end; the others encode as many tiles.
 
     Returns:
-        PyTorch in fp32 first; nothing if no slide has tissue, or the first that has some does not decode.
+        PyTorch in fp32 first; nothing if no slide has tissue, or the first slide that has some does not decode.
     """
     found = (_found(tissue, slide) for slide in slides)
     units = next((_units(slide, tissue.tile_px)[:_MOST_UNITS] for slide in found if slide["status"] == "ok"), [])
@@ -86,25 +83,16 @@ def measure_runtimes(
             continue
         encode = encode_tiles(spec, "doctor", tiles_ahead=_MANY_TILES)
         list(encode(units[:1]))  # what a worker does once
-        vectors, n_units, first_s = _vectors(encode, units, math.inf if measured else seconds)
-        if not all(map(len, vectors)):
+        tiles, ends, first_s = _encode(encode, units, math.inf if measured else seconds)
+        if not len(tiles):
             break  # the slide does not decode
-        units, expected = units[:n_units], expected or vectors
-        _, _, second_s = _vectors(encode, units, math.inf)
+        columns = [tiles[name] for name in ENCODED.names if name.startswith("embedding_")]
+        vectors = [np.array(column.to_pylist(), np.float32) for column in columns if not column.null_count]
+        units, expected = units[: len(ends)], expected or vectors
+        _, _, second_s = _encode(encode, units, math.inf)
         cosine = float(np.min([_cosines(*pair).mean() for pair in zip(vectors, expected, strict=True)]))
-        measured.append(MeasuredRuntime(runtime, precision, len(vectors[0]) / min(first_s, second_s), cosine))
+        measured.append(MeasuredRuntime(runtime, precision, len(tiles) / min(first_s, second_s), cosine))
     return measured
-
-
-def _vectors(encode: Encode, units: Sequence[pa.RecordBatch], seconds: float) -> tuple[Vectors, int, float]:
-    """The vectors of each output, of how many units they are, and the seconds that this took."""
-    begun = time.monotonic()
-    batches = list(encode(_in_time(units, seconds)))
-    taken = time.monotonic() - begun
-    rows = pa.Table.from_batches([batch for batch in batches if _is_of_tiles(batch)], ENCODED)
-    columns = [rows[name] for name in ENCODED.names if name.startswith("embedding_")]
-    vectors = [np.array(column.to_pylist(), np.float32) for column in columns if not column.null_count]
-    return vectors, sum(not _is_of_tiles(batch) for batch in batches), taken
 
 
 def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -140,15 +128,10 @@ class Sample:
 
 
 def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: FeatureSpec, seconds: float) -> Sample:
-    """Find tissue on each slide and encode tiles of it, as the stages slides and features do, for so many seconds in all.
+    """Finds tissue on each slide and encodes tiles of it, as the slides and features passes do, for `seconds` in all.
 
-    What a worker does once (loading models, the first batches) is not in them; what was begun when they are over is ended.
-
-    Args:
-        slides: where they are.
-        tissue: settings of the slides pass.
-        features: settings of the features pass.
-        seconds: shared out evenly over the slides.
+    The seconds are shared out evenly over the slides. What a worker does once (loading models, the first batches) is not in
+    them; a unit that was begun when they are over is finished.
     """
     sample = Sample()
     encode = encode_tiles(features, "doctor", tiles_ahead=_MANY_TILES)
@@ -168,37 +151,35 @@ def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: Feat
         if not is_warm:
             list(encode(units[:1]))
             is_warm = True
-        _encode(sample, encode, units, max(0.0, seconds / len(slides) - taken))
+        tiles, ends, taken = _encode(encode, units, max(0.0, seconds / len(slides) - taken))
+        if len(tiles):
+            sample.dim = len(tiles["embedding_avg"][0])
+            sample.n_embeddings = 1 if tiles["embedding_max"].null_count else 2
+        sample.seconds += taken
+        sample.n_tiles += len(tiles)
+        sample.n_bytes += sum(end["work"]["bytes"] for end in ends if end["work"])
+        sample.errors += [end["error_message"] for end in ends if end["error_message"]]
     return sample
 
 
-def _encode(sample: Sample, encode: Encode, units: Sequence[pa.RecordBatch], seconds: float) -> None:
+def _encode(
+    encode: Encode, units: Sequence[pa.RecordBatch], seconds: float
+) -> tuple[pa.Table, list[dict[str, Any]], float]:
+    """Encodes unit after unit until the time is over, at least one.
+
+    Returns the rows of tiles, one row per unit on how it went, and the seconds that this took.
+    """
     begun = time.monotonic()
-    for batch in encode(_in_time(units, seconds)):
-        if _is_of_tiles(batch):
-            sample.dim = len(batch["embedding_avg"][0])
-            sample.n_embeddings = 1 if batch["embedding_max"].null_count else 2
-            continue
-        [end] = batch.to_pylist()
-        sample.n_tiles += end["n_tiles"]
-        sample.n_bytes += end["work"]["bytes"] if end["work"] else 0
-        if end["error_message"]:
-            sample.errors.append(end["error_message"])
-    sample.seconds += time.monotonic() - begun
 
+    def in_time() -> Iterator[pa.RecordBatch]:
+        for unit in units:
+            yield unit
+            if time.monotonic() - begun >= seconds:
+                return
 
-def _in_time(units: Sequence[pa.RecordBatch], seconds: float) -> Iterator[pa.RecordBatch]:
-    """Unit after unit until the time is over, at least one."""
-    begun = time.monotonic()
-    for unit in units:
-        yield unit
-        if time.monotonic() - begun >= seconds:
-            return
-
-
-def _is_of_tiles(batch: pa.RecordBatch) -> bool:
-    """Else it is the row on how a unit went."""
-    return bool(batch["x_px"].null_count == 0)
+    rows = pa.Table.from_batches(list(encode(in_time())), ENCODED)
+    taken = time.monotonic() - begun
+    return rows.filter(pc.is_valid(rows["x_px"])), rows.filter(pc.is_null(rows["x_px"])).to_pylist(), taken
 
 
 def _found(tissue: TissueSpec, slide: SlidePlace) -> dict[str, Any]:
@@ -210,7 +191,7 @@ def _found(tissue: TissueSpec, slide: SlidePlace) -> dict[str, Any]:
 
 
 def _units(found: dict[str, Any], tile_px: int) -> list[pa.RecordBatch]:
-    """Work units of a slide, a batch each."""
+    """The work units of a slide, one batch per unit."""
     names = [name for name in UNITS.names if name not in ("unit", "n_tiles", "n_bytes", "cost")]
     row = found | {"tile_px": tile_px}
     schema = UNITS.empty_table().select(names).schema

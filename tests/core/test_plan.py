@@ -63,7 +63,7 @@ def test_a_tile_needs_the_blocks_that_it_shares_a_pixel_with(
     width: int, height: int, block_width: int, block_height: int, corners: list[tuple[int, int]], edge: int
 ) -> None:
     level = grid(width, height, block_width, block_height)
-    pairs = overlaps(level, np.array(corners, np.int64), edge)
+    tiles, blocks = overlaps(level, np.array(corners, np.int64), edge)
     expected = {
         (i, row * level.columns + column)
         for i, (x, y) in enumerate(corners)
@@ -72,12 +72,12 @@ def test_a_tile_needs_the_blocks_that_it_shares_a_pixel_with(
         if max(x, column * block_width) < min(x + edge, (column + 1) * block_width, width)
         and max(y, row * block_height) < min(y + edge, (row + 1) * block_height, height)
     }
-    found = list(zip(pairs.tiles.tolist(), pairs.blocks.tolist(), strict=True))
+    found = list(zip(tiles.tolist(), blocks.tolist(), strict=True))
     assert len(found) == len(set(found))
     assert set(found) == expected
     assert needed_blocks(level, corners, edge).tolist() == sorted({block for _, block in expected})
-    changes = np.flatnonzero(np.diff(pairs.blocks)) + 1  # a block's pairs stand together: it is decoded once
-    assert len(changes) + (len(pairs.blocks) > 0) == len(set(pairs.blocks.tolist()))
+    changes = np.flatnonzero(np.diff(blocks)) + 1  # a block's pairs stand together: it is decoded once
+    assert len(changes) + (len(blocks) > 0) == len(set(blocks.tolist()))
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)

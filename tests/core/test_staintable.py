@@ -215,7 +215,7 @@ def test_a_folder_that_takes_no_table_costs_one_warning(negative: StainNet, tmp_
 
 def test_a_device_has_its_table_where_it_can_not_be_kept(negative: StainNet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.warns(RuntimeWarning, match="can't be kept"):
+    with pytest.warns(RuntimeWarning, match="cannot be kept"):
         table = StainNormaliser(negative, MANY, tmp_path / "file").table_on("cpu")
     assert lookup(table, torch.tensor([[1, 2, 3]], dtype=torch.uint8)).tolist() == [[254, 253, 252]]
 

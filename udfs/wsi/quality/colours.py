@@ -10,14 +10,7 @@ STRIP_PX = 2**15  # with what is made of it, a strip stays in a core's second ca
 
 
 def strips(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint32]]:
-    """The colours of an image, strip by strip.
-
-    Args:
-        pixels: uint8 [..., 3], RGB.
-
-    Yields:
-        uint32 [at most STRIP_PX]; the next strip overwrites it.
-    """
+    """Yields the colours of an image, uint8 [..., 3], strip by strip: uint32 [at most STRIP_PX], overwritten by the next."""
     flat = np.ascontiguousarray(pixels).reshape(-1)
     length = min(len(flat) // 3, STRIP_PX)
     strip = np.empty(3 * length + 1, np.uint8)
@@ -34,5 +27,5 @@ def strips(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint32]]:
 
 
 def rgb(first: int, last: int) -> NDArray[np.uint8]:
-    """The colours of the numbers from `first` up to `last`, without it: uint8 [last - first, 3]."""
+    """Returns the colours of the numbers from `first` up to `last`, without it: uint8 [last - first, 3]."""
     return np.arange(first, last, dtype="<u4").view(np.uint8).reshape(-1, 4)[:, :3]

@@ -8,11 +8,11 @@ from udfs.wsi.quality.colours import STRIP_PX, strips
 
 
 def color_histograms(tiles: NDArray[np.uint8], bins: int = 16) -> NDArray[np.int32]:
-    """Count the colours of each tile.
+    """Counts the colours of each tile.
 
     Args:
         tiles: uint8 [n, h, w, 3], RGB.
-        bins: bins a channel, a power of two up to 256.
+        bins: bins per channel, a power of two up to 256.
 
     Returns:
         int32 [n, bins ** 3]; with 16 bins, colour (r, g, b) is counted at ``(r >> 4) << 8 | (g >> 4) << 4 | b >> 4``.
@@ -32,15 +32,7 @@ def color_histograms(tiles: NDArray[np.uint8], bins: int = 16) -> NDArray[np.int
 
 
 def color_histograms_on(tiles: torch.Tensor, bins: int = 16) -> torch.Tensor:
-    """What `color_histograms` counts, on the device that the tiles are on.
-
-    Args:
-        tiles: uint8 [n, h, w, 3], RGB.
-        bins: bins a channel, a power of two up to 256.
-
-    Returns:
-        int32 [n, bins ** 3].
-    """
+    """Counts what `color_histograms` counts, on the device that the tiles are on."""
     bits = _bits(bins)
     r, g, b = (tiles >> 8 - bits).flatten(1, 2).int().unbind(-1)
     codes = (r << 2 * bits | g << bits | b).long()

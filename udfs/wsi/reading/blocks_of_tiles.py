@@ -16,17 +16,6 @@ _CELL_TILES = 4  # along an edge, if tiles and blocks have no useful common mult
 _MOST_WASTE = 0.1  # of the wanted bytes, read for nothing: networks and bills are shared
 
 
-@dataclass(frozen=True, eq=False)
-class Overlaps:
-    """Which tile needs which block: one entry per pair, in the order of reading.
-
-    Tiles are read patch by patch of the level, so that few of them are incomplete at a time.
-    """
-
-    tiles: Numbers  # int64 [pairs], index of the tile
-    blocks: Numbers  # int64 [pairs], number of the block; pairs of one block stand together
-
-
 @dataclass(frozen=True)
 class Span:
     """A stretch of the file that one request reads."""
@@ -42,13 +31,11 @@ def corners_at(level_downsample: float, xy_px: ArrayLike) -> Numbers:
     return corners
 
 
-def overlaps(level: Level, corners: Numbers, edge: int) -> Overlaps:
-    """Returns the blocks under square tiles.
+def overlaps(level: Level, corners: Numbers, edge: int) -> tuple[Numbers, Numbers]:
+    """Returns which tile needs which block: indices of tiles and numbers of blocks, each int64 [pairs].
 
-    Args:
-        level: the level of the blocks.
-        corners: int64 [n, 2] of (x, y), pixels of the level, inside or outside of it.
-        edge: edge of a tile, pixels of the level.
+    Pairs are in the order of reading, those of one block together: patch by patch of the level, so that few tiles are
+    incomplete at a time. Corners are int64 [n, 2] of (x, y) and `edge` is that of a tile, both in pixels of the level.
     """
     left, right = _touched(corners[:, 0], edge, level.block_width, level.width_px)
     top, bottom = _touched(corners[:, 1], edge, level.block_height, level.height_px)
@@ -64,12 +51,12 @@ def overlaps(level: Level, corners: Numbers, edge: int) -> Overlaps:
     first = np.full(len(distinct), np.iinfo(np.int64).max)  # the first patch that needs each of them
     np.minimum.at(first, which, patches[tiles])
     order = np.lexsort((tiles, blocks, first[which]))
-    return Overlaps(tiles[order], blocks[order])
+    return tiles[order], blocks[order]
 
 
 def needed_blocks(level: Level, xy_px: ArrayLike, edge: int) -> Numbers:
     """Returns the numbers of the blocks under tiles at level-0 corners `xy_px`: int64 [m], ascending."""
-    return np.unique(overlaps(level, corners_at(level.downsample, xy_px), edge).blocks)
+    return np.unique(overlaps(level, corners_at(level.downsample, xy_px), edge)[1])
 
 
 def merge_ranges(starts: Numbers, counts: Numbers, gap_bytes: int, most_bytes: int) -> list[Span]:

@@ -25,12 +25,12 @@ class TileReader:
         """See `Slide.read_tiles`, and `BlockReader` for `finer`."""
         self._level, self._tile_px = level, tile_px
         self._corners = corners_at(level.downsample, xy_px)
-        pairs = overlaps(level, self._corners, tile_px)
-        blocks, begins = np.unique(pairs.blocks, return_index=True)
+        of_tiles, of_blocks = overlaps(level, self._corners, tile_px)
+        blocks, begins = np.unique(of_blocks, return_index=True)
         order = np.argsort(begins)
-        self._begins = [*begins[order].tolist(), len(pairs.blocks)]  # of each block's pairs
-        self._cuts = self._cuts_of(pairs.tiles, pairs.blocks)
-        self._uses = np.bincount(pairs.tiles, minlength=len(self._corners)).tolist()
+        self._begins = [*begins[order].tolist(), len(of_blocks)]  # of each block's pairs
+        self._cuts = self._cuts_of(of_tiles, of_blocks)
+        self._uses = np.bincount(of_tiles, minlength=len(self._corners)).tolist()
         self._blocks = BlockReader(file, level, blocks[order].tolist(), finer=finer, threads=threads)
 
     def __iter__(self) -> Iterator[tuple[int, Pixels]]:

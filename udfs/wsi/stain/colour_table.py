@@ -31,28 +31,26 @@ class StainNormaliser:
         Args:
             net: StainNet.
             tiles_ahead: how many tiles of 448 px this host is going to normalise, as far as known; many pay for a table.
-            folder: where tables lie, None for `cache_folder`.
+            folder: folder of the tables, None for `cache_folder`.
         """
-        self.net = net
-        self.tiles_ahead = tiles_ahead
-        self._folder = folder
+        self.net, self.tiles_ahead, self._folder = net, tiles_ahead, folder
         self._name = f"stainnet-{net.fingerprint}-v{_LAYOUT}.table"
         self._table: Table | None = None
         self._on: dict[str, torch.Tensor] = {}  # by device
         self._is_shared = True
 
     def normalise(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Normalise pixels, uint8 [..., 3], to those that `StainNet.normalise` gives.
+        """Returns the pixels, uint8 [..., 3], that `StainNet.normalise` gives.
 
-        The first process for which a table pays builds it here; the others don't wait for it. If it can't be kept, a warning
-        says so once.
+        The first process for which a table pays builds it; the others do not wait for it. A warning says once if it cannot be
+        kept.
         """
         if self._table is None and self._is_shared:
             self._table = self._shared(build=self.tiles_ahead >= _PAYS_TILES, wait=False)
         return self.net.normalise(tiles) if self._table is None else _looked_up(self._table, tiles)
 
     def table_on(self, device: torch.device | str) -> torch.Tensor:
-        """The table for `lookup`, int32 [2**24] on a device. It is built if missing, in memory if it can't be kept."""
+        """Returns the table for `lookup`, int32 [2**24] on a device; built if missing, in memory if it cannot be kept."""
         if (key := str(device)) not in self._on:
             table = self._table if self._table is not None else self._shared(build=True, wait=True)
             if table is None:
@@ -73,7 +71,7 @@ class StainNormaliser:
         except OSError as error:
             self._is_shared = False
             warnings.warn(
-                f"the table of StainNet's colours can't be kept ({error}), so that normalising takes longer: "
+                f"the table of StainNet's colours cannot be kept ({error}), so that normalising takes longer: "
                 "name a folder with room for 64 MB in SLIDELAKE_CACHE",
                 RuntimeWarning,
                 stacklevel=3,
@@ -83,22 +81,14 @@ class StainNormaliser:
 
 
 def lookup(table: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
-    """Normalise pixels by table on the device that both are on.
-
-    Args:
-        table: from `StainNormaliser.table_on`, int32 [2**24].
-        tiles: uint8 [..., 3].
-
-    Returns:
-        uint8 [..., 3], the bytes that `StainNet.normalise` gives.
-    """
+    """Normalises pixels by table (`StainNormaliser.table_on`) on the device that both are on: uint8 [..., 3] to the same."""
     r, g, b = tiles.int().unbind(-1)
     packed = table[r | g << 8 | b << 16]
     return packed[..., None].view(torch.uint8)[..., :3]
 
 
 def map_table(path: Path) -> Table | None:
-    """A table in a file, mapped read-only; None if there is no whole one."""
+    """Returns the table in a file, mapped read-only; None if there is no whole one."""
     try:
         if path.stat().st_size == 4 * COLOURS:
             return np.asarray(np.memmap(path, "<u4", mode="r"))

@@ -33,19 +33,15 @@ class Teacher:
     """Reinhard's transfer from the appearance of the slides of a centre to that of the reference slide.
 
     Stains differ between laboratories. Slides of one laboratory differ by tissue as much as by stain, and a map of colours
-    can't tell slides apart.
+    cannot tell slides apart.
     """
 
     def __init__(
         self, tiles: Mapping[str, Tiles], centers: Mapping[str, str], reference: str, method: TissueMethod
     ) -> None:
-        """Measure appearances on the tissue of the tiles.
+        """Measures appearances on the tissue of the tiles, which `method` finds.
 
-        Args:
-            tiles: by image_id.
-            centers: center_id by image_id.
-            reference: the image_id whose appearance is the target.
-            method: tells tissue from glass.
+        Tiles and center_ids are by image_id; the slide `reference` has the appearance that is the target.
         """
         tissue = {}
         for name, pixels in tiles.items():
@@ -59,12 +55,12 @@ class Teacher:
         self._target = appearance(tissue[reference])
 
     def normalise(self, image_id: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Pixels of that slide, uint8 [..., 3], as the reference would look."""
+        """Returns pixels of that slide, uint8 [..., 3], as the reference would look."""
         return transfer(pixels, self._sources[image_id], self._target)
 
 
 def split_tiles(tiles: Mapping[str, Tiles]) -> tuple[dict[str, Tiles], dict[str, Tiles]]:
-    """(to fit, held out): every fifth tile of a slide is held out, none if it has fewer than two."""
+    """Returns (to fit, held out): every fifth tile of a slide is held out, none if it has fewer than two."""
     fit, held = {}, {}
     for name, pixels in tiles.items():
         out = np.arange(len(pixels)) % _HOLD_OUT_EVERY == 1
@@ -73,13 +69,10 @@ def split_tiles(tiles: Mapping[str, Tiles]) -> tuple[dict[str, Tiles], dict[str,
 
 
 def fit_stainnet(tiles: Mapping[str, Tiles], teacher: Teacher, steps: int, seed: int) -> StainNet:
-    """Fit on random pixels of the tiles, by the mean absolute error (Adam, learning rate falling to zero).
+    """Fits a StainNet to the teacher on random pixels of the tiles, by the mean absolute error.
 
-    Args:
-        tiles: by image_id, uint8 [n, h, w, 3].
-        teacher: what the student is to do.
-        steps: gradient steps.
-        seed: of the weights and of the pixels drawn; the same seed gives the same network on the same machine.
+    Adam takes so many steps, with a learning rate that falls to zero. The same seed, of the weights and of the pixels drawn,
+    gives the same network on the same machine.
     """
     random = np.random.default_rng(seed)
     sources, targets = [], []
@@ -107,7 +100,7 @@ def fit_stainnet(tiles: Mapping[str, Tiles], teacher: Teacher, steps: int, seed:
 
 
 def teacher_gaps(net: StainNet, tiles: Mapping[str, Tiles], teacher: Teacher) -> list[TeacherGap]:
-    """The differences between student and teacher on tiles that the student has not seen, slide by slide."""
+    """Returns the differences between student and teacher on tiles that the student has not seen, slide by slide."""
     gaps = []
     for name, pixels in sorted(tiles.items()):
         if len(pixels):

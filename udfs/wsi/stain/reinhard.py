@@ -19,7 +19,7 @@ class Appearance:
 
 
 def appearance(pixels: NDArray[np.uint8]) -> Appearance:
-    """The appearance of tissue pixels, uint8 [n, 3], RGB, of which at least two differ.
+    """Returns the appearance of tissue pixels, uint8 [n, 3], RGB, of which at least two differ.
 
     Raises:
         ValueError: all pixels are alike.
@@ -31,16 +31,7 @@ def appearance(pixels: NDArray[np.uint8]) -> Appearance:
 
 
 def transfer(pixels: NDArray[np.uint8], source: Appearance, target: Appearance) -> NDArray[np.uint8]:
-    """Give pixels of one appearance another; colours that sRGB does not have are cut.
-
-    Args:
-        pixels: uint8 [..., 3], RGB.
-        source: of the slide that they are from.
-        target: the one wanted.
-
-    Returns:
-        uint8, same shape.
-    """
+    """Gives pixels, uint8 [..., 3], RGB, of appearance `source` that of `target`; colours beyond sRGB are cut."""
     from skimage.color import lab2rgb  # noqa: PLC0415 - only the fit of a StainNet needs it
 
     lab = (_lab(pixels) - source.mean) * (target.std / source.std) + target.mean

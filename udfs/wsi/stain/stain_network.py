@@ -24,28 +24,22 @@ class StainNet(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map float [n, 3, h, w] to the same, both scaled as ``x / 127.5 - 1``."""
+        """Maps float [n, 3, h, w] to the same, both scaled as ``x / 127.5 - 1``."""
         result: torch.Tensor = self.rgb_trans(x)
         return result
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the weights."""
+        """Returns the hash of the weights."""
         return fingerprint(self.state_dict())
 
     @torch.inference_mode()
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Normalise colours: input ``x / 127.5 - 1``, output ``(y * 0.5 + 0.5) * 255`` rounded and cut to 0..255.
+        """Normalises uint8 [..., 3]: input ``x / 127.5 - 1``, output ``(y * 0.5 + 0.5) * 255`` rounded and cut to 0..255.
 
         A colour becomes the same whatever surrounds it and however many threads torch has: each layer is a matrix product,
         bit for bit torch's convolution on one thread. On several threads, torch's convolution rounds some colours otherwise.
         Strips that stay in the cache take a quarter of the time of a whole tile. Runs on the CPU, wherever the weights are.
-
-        Args:
-            pixels: uint8 [..., 3].
-
-        Returns:
-            uint8 [..., 3].
         """
         layers = [
             (layer.weight.cpu().flatten(1), layer.bias.cpu()[:, None])
@@ -65,7 +59,7 @@ class StainNet(nn.Module):
 
 
 def load_stainnet(uri: str, storage_options: StorageOptions | None = None) -> StainNet:
-    """A StainNet from a checkpoint in the published layout.
+    """Returns a StainNet from a checkpoint in the published layout.
 
     Raises:
         CheckpointError: tensors are missing, unknown or of another shape; the message names them.

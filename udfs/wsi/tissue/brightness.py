@@ -21,7 +21,7 @@ class Brightness(TissueMethod):
     )
 
     def background(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """The pixels of which R, G and B are all above `background_brightness`."""
+        """Returns True for pixels whose R, G and B are all above `background_brightness`."""
         mask = np.empty(pixels.shape[:2], np.bool_)
         for top in range(0, len(pixels), _ROWS):
             red, green, blue = np.moveaxis(pixels[top : top + _ROWS], -1, 0)

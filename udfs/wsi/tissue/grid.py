@@ -7,15 +7,9 @@ from numpy.typing import NDArray
 
 
 def tile_grid(width_px: int, height_px: int, span_px: float) -> NDArray[np.int32]:
-    """Top-left corners of the tiles that fit whole, side by side from the slide's top-left corner.
+    """Returns the corners of the tiles that fit whole, side by side from the slide's top-left corner, row by row.
 
-    Args:
-        width_px: width of the slide, level-0 pixels.
-        height_px: height of the slide, level-0 pixels.
-        span_px: edge of a tile in level-0 pixels; not a whole number if tiles are read at a target mpp.
-
-    Returns:
-        int32 [n, 2] of (x_px, y_px), level-0 pixels, row by row.
+    int32 [n, 2] of (x_px, y_px). All lengths are level-0 pixels; `span_px`, the edge of a tile, may be a fraction.
     """
     columns, rows = int(width_px // span_px), int(height_px // span_px)
     x = np.floor(np.arange(columns) * span_px).astype(np.int32)
@@ -26,7 +20,7 @@ def tile_grid(width_px: int, height_px: int, span_px: float) -> NDArray[np.int32
 def mask_fractions(
     mask: NDArray[np.bool_], xy_px: NDArray[np.int32], span_px: float, downsample: int = 16
 ) -> NDArray[np.float64]:
-    """The share of a mask under each tile, mask pixels counted by the area that the tile covers of them.
+    """Returns the share of a mask under each tile, mask pixels counted by the area that the tile covers of them.
 
     Args:
         mask: bool [h, w], such as the background by a tissue method.

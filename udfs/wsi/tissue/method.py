@@ -35,7 +35,7 @@ class TissueMethod(ABC):
 
     @abstractmethod
     def background(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """The mask of an image.
+        """Returns the mask of an image.
 
         Args:
             pixels: uint8 [h, w, 3], RGB, the slide at 1/mask_downsample.
@@ -46,18 +46,18 @@ class TissueMethod(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that shapes the mask: name, version and settings. Two equal ones give equal masks."""
+        """Returns everything that shapes the mask: name, version and settings. Equal identities give equal masks."""
         shaping = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["shapes_mask"]}
         return {"method": self.name, "version": self.version, **shaping}
 
 
 def tissue_methods() -> dict[str, type[TissueMethod]]:
-    """All methods by name."""
+    """Returns all methods by name."""
     import_modules(__package__)
     return {method.name: method for method in sorted(TissueMethod.__subclasses__(), key=lambda method: method.name)}
 
 
 def tissue_method(name: str, settings: Mapping[str, Any]) -> TissueMethod:
-    """The method of that name; `settings` may hold those of other methods too."""
+    """Returns the method of that name; `settings` may hold those of other methods too."""
     method = tissue_methods()[name]
     return method(**{one.name: settings[one.name] for one in fields(method)})
