@@ -9,7 +9,7 @@ DEATHS_BEFORE_QUARANTINE = 2
 
 
 def check_quarantine(image_id: str) -> None:
-    """Give up on what already killed its process twice. A task that a UDF calls this in must hold one slide only.
+    """Gives up on a slide that already killed its process twice. The task must hold one slide only.
 
     Raises:
         SlideError: `worker_died`.
@@ -25,7 +25,11 @@ def check_quarantine(image_id: str) -> None:
 
 
 def as_slide_error(error: Exception, uri: str | None, storage_options: StorageOptions) -> SlideError:
-    """The error as a row wants it: one that nobody foresaw keeps its type and text, and the run goes on."""
+    """Returns the error for the slide's row: an unforeseen error keeps its type and text, without secrets.
+
+    Raises:
+        MemoryError: the error is one.
+    """
     if isinstance(error, MemoryError):
         raise error  # the task is tried again, perhaps beside smaller ones, and quarantined if that does not help
     if isinstance(error, SlideError):

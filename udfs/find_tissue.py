@@ -20,7 +20,7 @@ from udfs.wsi.tissue.grid import tile_grid
 from udfs.wsi.tissue.method import TissueMethod
 
 VERSION = 2  # raise it when the same settings begin to give other rows: they are then redone
-WITHOUT_TILES = ("no_tissue", "too_small")  # statuses of slides that were read, and are neither good nor failed
+WITHOUT_TILES = ("no_tissue", "too_small")  # statuses of slides that were read and have no tile
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TissueSpec:
 def find_tissue(
     spec: TissueSpec, run_id: str, done: Callable[[int], None] = lambda _: None
 ) -> Callable[[Iterable[pd.DataFrame]], Iterable[pd.DataFrame]]:
-    """The mapInPandas function of the slides pass; give it one slide per partition.
+    """Returns the mapInPandas function of the slides pass; each partition must hold one slide.
 
     Input columns: image_id, patient_id, center_id, image_num, label, uri (as it is opened), mpp (um/px or null), params_hash,
     file_version, size_bytes. Output: `udfs.schemas.FOUND_TISSUE`, one row per input row, whatever is wrong with the slide.
@@ -56,7 +56,7 @@ def find_tissue(
 
 
 def failed_row(record: Mapping[str, Any], error: SlideError, run_id: str) -> dict[str, Any]:
-    """The row of table slides of an image that failed; `record` has the input columns of `find_tissue`."""
+    """Returns the row of table slides of an image that failed; `record` has the input columns of `find_tissue`."""
     uri = public_uri(record["uri"]) if record["uri"] else None
     failure = {"status": "failed", "n_tiles": 0, "error_code": error.code.value, "error_message": error.message}
     return {**record, "uri": uri, "run_id": run_id, **failure}
@@ -81,7 +81,7 @@ def _row(spec: TissueSpec, record: dict[str, Any], run_id: str) -> dict[str, Any
 
 
 def _read_slide(spec: TissueSpec, slide: Slide | ForeignSlide, csv_mpp: float | None) -> dict[str, Any]:
-    """Read the slide at 1/mask_downsample and return the columns that follow from it."""
+    """The columns of the slide's row that follow from its header and from the slide at 1/mask_downsample."""
     mpp_x, mpp_y = csv_mpp or slide.mpp_x, csv_mpp or slide.mpp_y
     downsamples = [level.downsample for level in slide.levels]
     reading = plan_reading(downsamples, spec.tile_px, mean_mpp(mpp_x, mpp_y), spec.mpp)

@@ -32,7 +32,7 @@ def may_be_class(text: str) -> bool:
 
 
 def twins(labels: Iterable[str]) -> list[list[str]]:
-    """Groups of labels that differ only in case, blanks, Unicode form or as numbers (1, 1.0, 01), each group sorted."""
+    """Returns groups of labels that differ only in case, blanks, Unicode form or as numbers (1, 1.0, 01), each group sorted."""
     groups: dict[str | Fraction, set[str]] = {}
     for label in labels:
         groups.setdefault(_key(label), set()).add(label)
@@ -40,12 +40,12 @@ def twins(labels: Iterable[str]) -> list[list[str]]:
 
 
 def _folded(text: str) -> str:
-    """The text without case, blanks and characters that nobody sees; its dashes are hyphens."""
+    """The text without case, blanks and invisible characters; its dashes are hyphens."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_DASHES)
     return "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
 
 
 def _key(label: str) -> str | Fraction:
-    """What twins have in common; numbers are compared exactly, however long they are."""
+    """Equal for twins; numbers are compared exactly, however long they are."""
     folded = _folded(label)
     return Fraction(Decimal(folded.replace(",", "."))) if _NUMBER.fullmatch(folded) else folded

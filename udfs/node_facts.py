@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def sees_folder(path: str) -> tuple[str, bool]:
-    """This host, and whether it has the folder."""
+    """Returns this host, and whether it has the folder."""
     return socket.gethostname(), Path(path).is_dir()
 
 
 def code_digest() -> str:
-    """A hash of what Spark runs on executors, package udfs as this process imports it."""
+    """Returns a hash of what Spark runs on executors: package udfs as this process imports it."""
     digest = hashlib.sha256()
     for name, text in sorted(_sources(files("udfs"))):
         digest.update(name.encode() + b"\0" + text + b"\0")

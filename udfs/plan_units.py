@@ -23,7 +23,7 @@ _TASKS_PER_SLOT = 16  # so that no slot waits long at the end of a wave, and a w
 
 
 def plan_units(unit_tiles: int) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """The mapInArrow function that cuts slides into work units of at most `unit_tiles` tiles.
+    """Returns the mapInArrow function that cuts slides into work units of at most `unit_tiles` tiles.
 
     Input columns, one row per slide: image_id, patient_id, uri, params_hash, tile_px, level_read, downsample, x_px and y_px
     (arrays, level-0 pixels), index (of the whole slide, or null). Output: `udfs.schemas.UNITS`.
@@ -52,14 +52,18 @@ def _units_of(slide: dict[str, Any], unit_tiles: int) -> Iterator[dict[str, Any]
     region_px = region_edge(slide["tile_px"] * slide["downsample"], downsample)
     for number, members in enumerate(work_units(level, downsample, xy_px, region_px, unit_tiles)):
         corners = xy_px[members]
-        unit = slide | {"unit": number, "n_tiles": len(members), "x_px": corners[:, 0], "y_px": corners[:, 1]}
+        unit = slide | {
+            "unit": number,
+            "n_tiles": len(members),
+            "x_px": corners[:, 0],
+            "y_px": corners[:, 1],
+            "index": None,
+        }
         n_bytes = len(members) * _BYTES_PER_TILE
         if index and level:
             blocks = needed_blocks(level, corners, region_px)
             n_bytes = int(level.byte_ranges(blocks)[1].sum())
             unit |= {"index": index.only(read, blocks).to_bytes(), "n_bytes": n_bytes}
-        else:
-            unit |= {"index": None, "n_bytes": None}
         yield unit | {"cost": len(members) * _ENCODE_MS_PER_TILE + n_bytes * _DECODE_MS_PER_BYTE}
 
 

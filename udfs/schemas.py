@@ -15,6 +15,7 @@ from udfs.wsi.quality.pixel_metric import PixelMetric
 
 _STRING, _BINARY, _BOOL = pa.string(), pa.binary(), pa.bool_()
 _INT, _LONG, _DOUBLE, _FLOAT = pa.int32(), pa.int64(), pa.float64(), pa.float32()
+_VECTOR, _TEXTS, _COUNTS = pa.list_(_FLOAT), pa.map_(_STRING, _STRING), pa.map_(_STRING, _LONG)
 
 
 def _column(name: str, kind: pa.DataType, comment: str, *, required: bool = False) -> pa.Field:
@@ -94,15 +95,9 @@ FEATURES = _schema(
     _X,
     _Y,
     _PATIENT,
+    _column("embedding_avg", _VECTOR, "mean of the encoder's feature map, or the encoder's only vector, [dim]"),
     _column(
-        "embedding_avg",
-        pa.list_(_FLOAT),
-        "mean of the encoder's feature map over its positions, or the vector of an encoder that gives one; [dim]",
-    ),
-    _column(
-        "embedding_max",
-        pa.list_(_FLOAT),
-        "maximum of the encoder's feature map over its positions, [dim]; null if the encoder gives one vector",
+        "embedding_max", _VECTOR, "maximum of the encoder's feature map, [dim]; null if the encoder gives one vector"
     ),
     _column(
         "color_histogram",
@@ -128,22 +123,19 @@ PATIENTS = _schema(
     _column("complete", _BOOL, "true if every slide of the patient has status ok: none failed, none is without tiles"),
     _column("embedding_dim", _INT, "columns of the bag"),
     _column(
-        "embedding_dtype",
-        _STRING,
-        "type of the bag's numbers, float32 or float16, little-endian; null is float32, in rows of older versions",
+        "embedding_dtype", _STRING, "float32 or float16, little-endian; null is float32, in rows of older versions"
     ),
     _column(
         "embeddings_avg",
         _BINARY,
-        "bag of embedding_avg: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], rows by image_id, y_px, "
-        "x_px",
+        "embedding_avg of all tiles: C order, [n_tiles, embedding_dim], by image_id, y_px, x_px",
     ),
-    _column("embeddings_max", _BINARY, "bag of embedding_max, as embeddings_avg; null if the encoder gives one vector"),
+    _column(
+        "embeddings_max", _BINARY, "embedding_max of all tiles, as embeddings_avg; null if the encoder gives one vector"
+    ),
     _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
     _column(
-        "color_histogram",
-        pa.list_(_FLOAT),
-        "mean over the tiles of the share of their pixels in each colour bin, sums to 1; bins numbered as in features",
+        "color_histogram", _VECTOR, "mean over tiles of the share of pixels per colour bin, as in features; sums to 1"
     ),
     *_PROVENANCE,
 )
@@ -174,15 +166,11 @@ PREDICTIONS = _schema(
     ),
     _column("n_tiles", _INT, "tiles that the model saw"),
     _column("n_images_failed", _INT, "slides of the patient in the CSV that the model did not see, see table slides"),
-    _column(
-        "n_images_without_tiles",
-        _INT,
-        "slides of the patient in the CSV that were read and have no tile: status no_tissue or too_small in table slides",
-    ),
+    _column("n_images_without_tiles", _INT, "slides of the patient with status no_tissue or too_small in table slides"),
     _column(
         "attention",
         _ATTENTION,
-        "weight of each tile in the patient's vector, they sum to 1; x_px, y_px in level-0 pixels, order as in patients",
+        "weight of each tile, in the order of patients; sums to 1; x_px, y_px in level-0 pixels",
     ),
     *_PROVENANCE,
 )
@@ -190,9 +178,7 @@ PREDICTIONS = _schema(
 TRAINING_METRICS = _schema(
     _column("run_id", _STRING, "the training run, which is the model's model_id too", required=True),
     _column("epoch", _INT, "pass over split train, from 0", required=True),
-    _column(
-        "split", _STRING, "train or validation in each epoch; test once, by the weights of the best epoch, this one"
-    ),
+    _column("split", _STRING, "train or validation in each epoch; test once, in the best epoch and by its weights"),
     _column("name", _STRING, "what was measured: loss (as it is minimised), auroc, log_loss, weighted_log_loss, ..."),
     _column("value", _DOUBLE, "its value; null if it has none, such as AUROC of one class"),
 )
@@ -208,19 +194,13 @@ RUNS = _schema(
     _column("started_at", pa.timestamp("us", "UTC"), "start of the run"),
     _column("finished_at", pa.timestamp("us", "UTC"), "end of the run"),
     _column("config", _STRING, "the resolved settings as JSON, secrets masked"),
+    _column("versions", _TEXTS, "versions of slidelake, Spark and what shapes results; encoder: runtime and precision"),
     _column(
-        "versions",
-        pa.map_(_STRING, _STRING),
-        "versions of slidelake, Spark and what shapes results; encoder: the runtime and precision",
+        "features", _TEXTS, "what shapes features: settings, hashes of weights, code versions; empty if not needed"
     ),
-    _column(
-        "features",
-        pa.map_(_STRING, _STRING),
-        "what shapes features: settings, hashes of weights, code versions; empty if the job does not need them",
-    ),
-    _column("tables_read", pa.map_(_STRING, _LONG), "Delta version of each table of the job when the run began"),
-    _column("tables_written", pa.map_(_STRING, _LONG), "Delta version of each table that the run changed"),
-    _column("counts", pa.map_(_STRING, _LONG), "slides, tiles and patients, by what became of them"),
+    _column("tables_read", _COUNTS, "Delta version of each table of the job when the run began"),
+    _column("tables_written", _COUNTS, "Delta version of each table that the run changed"),
+    _column("counts", _COUNTS, "slides, tiles and patients, by what became of them"),
     _column("timings", pa.map_(_STRING, _DOUBLE), "seconds by stage"),
     _column(
         "reads",
@@ -265,14 +245,10 @@ _BAGS = {
 
 _TABLES = [
     Table("slides", SLIDES, "One row per image of the CSV: header, um/px, status, error, tiles, tissue fraction"),
-    Table(
-        "tiles", TILES, "One row per tile with enough tissue: its place, the level that it is read from", _STATISTICS
-    ),
+    Table("tiles", TILES, "One row per tile with enough tissue: its place, the level that is read", _STATISTICS),
     Table("indexes", INDEXES, "One row per slide that was read: where its compressed blocks lie"),
     Table("features", FEATURES, "One row per encoded tile: embeddings, colour histogram", _ROW_GROUPS | _STATISTICS),
-    Table(
-        "patients", PATIENTS, "One row per patient with tiles: bags of embeddings, label, split", _ROW_GROUPS | _BAGS
-    ),
+    Table("patients", PATIENTS, "One row per patient with tiles: bags, label, split", _ROW_GROUPS | _BAGS),
     Table(
         "splits",
         SPLITS,

@@ -1,4 +1,4 @@
-"""How long a UDF spends on what, by the clock of its thread."""
+"""How long a pass spends on what, by the clock of its thread."""
 
 from collections.abc import Iterable, Iterator
 from time import perf_counter
@@ -15,7 +15,7 @@ class Stopwatch:
         self._seconds = 0.0
 
     def during(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; runs while each of them, or the error in its place, is made, and stands while it is worked on."""
+        """Yields the items; the watch runs while an item is made, and stands while the caller uses it."""
         iterator = iter(items)
         while True:
             begun = perf_counter()

@@ -12,22 +12,22 @@ _MOST_SHOWN = 80  # characters of a text of users
 
 
 def quoted(text: str) -> str:
-    """A text of users as messages show it: in quotes, control characters escaped, cut."""
+    """Returns a text of users as messages show it: in quotes, control characters escaped, cut."""
     return repr(text) if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]!r}... ({len(text):,} characters)"
 
 
 def named(text: str) -> str:
-    """A name as messages show it: as it is if it is short and printable, else `quoted`."""
+    """Returns a name as messages show it: unchanged if it is short and printable, else `quoted`."""
     return text if text.isprintable() and len(text) <= _MOST_SHOWN else quoted(text)
 
 
 def printable(text: str) -> str:
-    """A line of text in one line: line breaks, terminal escapes and other control characters escaped."""
+    """Returns a text as one line: line breaks, terminal escapes and other control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def some(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
-    """The first few, and how many more there are."""
+    """Returns the first few, and how many more there are."""
     more = [f"and {len(items) - most} more"] if len(items) > most else []
     return separator.join([*items[:most], *more])
 
@@ -43,7 +43,7 @@ def is_run_id(text: str) -> bool:
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of Python and of those packages that are there; others are extras."""
+    """Returns the versions of Python and of those packages that are installed; others are extras."""
     versions = {"python": platform.python_version()}
     for name in names:
         with suppress(PackageNotFoundError):

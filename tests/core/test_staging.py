@@ -180,7 +180,7 @@ def test_the_folder_of_another_user_is_not_used(memory: Any, tmp_path: Path, mon
         pass
 
 
-class ExpiringStore(MemoryFileSystem):
+class ExpiringStore(MemoryFileSystem):  # type: ignore[misc]
     """A store whose token expires before the third request."""
 
     protocol = "expiring"

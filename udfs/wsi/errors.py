@@ -1,4 +1,4 @@
-"""Why a slide can't be used: a code for machines, a message with the remedy for people."""
+"""Why a slide cannot be used: a code for machines, a message with the remedy for people."""
 
 from enum import StrEnum
 
@@ -14,7 +14,7 @@ class ErrorCode(StrEnum):
     FILE_CHANGED = "file_changed"  # replaced while a run was reading it
     FILE_TRUNCATED = "file_truncated"  # the header points past the end of the file
     NOT_A_SLIDE = "not_a_slide"  # not a TIFF, whatever its name says
-    HEADER_CORRUPT = "header_corrupt"  # a TIFF whose directory can't be read or contradicts itself
+    HEADER_CORRUPT = "header_corrupt"  # a TIFF whose directory cannot be read or contradicts itself
     SIZE_IMPLAUSIBLE = "size_implausible"  # the header claims more pixels than any scanner makes
     UNSUPPORTED_FORMAT = "unsupported_format"  # a valid file of a kind that is not supported (16 bit, CMYK, ...)
     TILE_DATA_CORRUPT = "tile_data_corrupt"  # compressed data that does not decode
@@ -26,7 +26,7 @@ class ErrorCode(StrEnum):
 
 
 class SlideError(Exception):
-    """A slide that can't be used. `code` is an `ErrorCode`, `message` names the thing, the number and the remedy."""
+    """A slide that cannot be used. `code` is an `ErrorCode`, `message` names the thing, the number and the remedy."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(code, message)  # both in args, so that it survives a pickle back from a worker

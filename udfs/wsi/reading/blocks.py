@@ -25,14 +25,7 @@ class BlockReader:
     """Reads blocks of one level. Fetching begins at once, decoding when the blocks are asked for."""
 
     def __init__(
-        self,
-        file: File,
-        level: Level,
-        blocks: Sequence[int],
-        *,
-        finer: Finer = tuple,
-        scale: int = 1,
-        threads: int = 1,
+        self, file: File, level: Level, blocks: Sequence[int], *, finer: Finer = tuple, scale: int = 1, threads: int = 1
     ) -> None:
         """Begin to fetch the blocks. `scale` is that of `decode_block`; `threads` is the number of threads that decode.
 
@@ -97,7 +90,6 @@ class BlockReader:
             return SlideError(error.code, f"{self._file.uri}: {error.message}")
 
     def _replaced(self, block: int, error: SlideError | None) -> Pixels | None:
-        """The pixels of a block that is missing or does not decode, made from a finer level."""
         if (error or block in self._lost) and self._source:
             source, finer = self._source
             is_whole = self._level.downsample % source.downsample == 0

@@ -24,11 +24,7 @@ _URLS = ("http://", "https://")
 def companions(file: File, uri: str, storage_options: StorageOptions | None, kind: str | None) -> dict[str, File]:
     """Opens the other files of a slide: by their paths from the slide's folder, without those that are named but missing.
 
-    Args:
-        file: the slide, open.
-        uri: its URI, with secrets.
-        storage_options: for fsspec.
-        kind: from `udfs.wsi.reading.foreign.sniff`.
+    `file` is the slide, open; `uri` holds its secrets; `kind` is from `udfs.wsi.reading.foreign.sniff`.
 
     Raises:
         SlideError: `read_failed` if a series is in a folder that cannot be listed, and what reading raises.

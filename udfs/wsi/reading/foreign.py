@@ -1,4 +1,4 @@
-"""Slides that TIFF can't express, read by OpenSlide: MIRAX, Hamamatsu VMS and VMU, DICOM, Zeiss CZI, Sakura SVSLIDE.
+"""Slides that TIFF cannot express, read by OpenSlide: MIRAX, Hamamatsu VMS and VMU, DICOM, Zeiss CZI, Sakura SVSLIDE.
 
 OpenSlide is an extra (`pip install 'slidelake[openslide]'`) that is imported when the first such slide is opened.
 """
@@ -78,14 +78,7 @@ class ForeignSlide:
         kind: str,
         traffic: Traffic | None = None,
     ) -> None:
-        """Open it.
-
-        Args:
-            uri: a path or any fsspec URI.
-            storage_options: for fsspec.
-            file: size and version of the file at the URI.
-            kind: from `sniff`.
-            traffic: the cost of staging is added to it.
+        """Use `open_slide`. `kind` is from `sniff`; the cost of staging is added to `traffic`.
 
         Raises:
             SlideError: `not_a_slide`, `unsupported_format` (also if OpenSlide is not installed), `header_corrupt`,
@@ -212,8 +205,8 @@ class ForeignSlide:
         self.width_px, self.height_px = self._handle.dimensions
         check_size(self._uri, self.width_px, self.height_px)
         properties = self._handle.properties
-        mpp = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-        self.mpp_x, self.mpp_y = plausible_spacing(*mpp) or (None, None)
+        mpp = plausible_spacing(*(properties.get(f"openslide.mpp-{axis}") for axis in "xy"))
+        self.mpp_x, self.mpp_y = mpp if mpp else (None, None)
         self.vendor = str(properties.get("openslide.vendor") or "unknown")
         sizes = zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
         self.levels = tuple(self._level(width, height, scale) for (width, height), scale in sizes)

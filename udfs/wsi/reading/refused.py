@@ -44,9 +44,7 @@ _VMU_READ = {"BitsPerPixel": ("36",), "PixelOrder": ("RGB",)}
 def unread_property(path: Path, kind: str) -> str | None:
     """Returns the property that OpenSlide does not read, in words; None if there is none, as in a damaged slide.
 
-    Args:
-        path: path of the slide; its other files lie beside it.
-        kind: from `udfs.wsi.reading.foreign.sniff`.
+    The slide's other files lie beside `path`; `kind` is from `udfs.wsi.reading.foreign.sniff`.
     """
     looks: dict[str, Callable[[Path], Iterator[str]]] = {
         "Zeiss CZI": _czi,

@@ -35,7 +35,7 @@ def plan_reading(
     target_mpp: float | None,
     setting: str = "tiling.mpp",
 ) -> Reading:
-    """Choose the level for a target spacing.
+    """Chooses the level for a target spacing.
 
     Args:
         level_downsamples: of each level, level 0 first.
