@@ -111,7 +111,7 @@ def encode_tiles(
                 models.stain.tiles_ahead = tiles_ahead
             encode = inference(models.encoder, models.stain, spec.bins, PixelMetric.defined())
             encode.batch_size  # noqa: B018  measured here, where a failure is no slide's
-            steps = _steps(chain([first], readings), encode)
+            steps = _steps(chain([first], readings), encode, spec.storage_options)
             not_finite = 0  # tiles of the unit at hand
             pulled, spent = Stopwatch(), Stopwatch()  # the latter runs on while the next batch is made or waited for
             if slot_cpus() > 1 or models.encoder.device.type != "cpu":  # else reading would take turns with the rest
@@ -181,7 +181,6 @@ class _Reading:
     """A unit whose first bytes are on their way, or the error that opening it raised."""
 
     unit: Unit
-    storage_options: StorageOptions
     xy_px: NDArray[np.int64]  # [n, 2], level-0 pixels
     slide: Slide | ForeignSlide | None = None
     tiles: Iterable[tuple[int, NDArray[np.uint8]]] = ()
@@ -208,7 +207,7 @@ def _one_ahead(units: Iterator[Unit], storage_options: StorageOptions) -> Genera
 
 
 def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
-    reading = _Reading(unit, storage_options, np.stack([unit["x_px"], unit["y_px"]], axis=1))
+    reading = _Reading(unit, np.stack([unit["x_px"], unit["y_px"]], axis=1))
     try:
         check_quarantine(unit["image_id"])
         index = SlideIndex.from_bytes(unit["index"]) if unit["index"] else None
@@ -230,7 +229,9 @@ class _Step(NamedTuple):
     tiles: NDArray[np.uint8] | None = None  # [n, tile_px, tile_px, 3]
 
 
-def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, None, None]:
+def _steps(
+    readings: Iterable[_Reading], encode: Inference, storage_options: StorageOptions
+) -> Generator[_Step, None, None]:
     for reading in readings:
         end: dict[str, Any] = {"n_tiles": 0}
         watch, waited_s = Stopwatch(), reading.slide.traffic.waited_s if reading.slide else 0.0
@@ -239,7 +240,7 @@ def _steps(readings: Iterable[_Reading], encode: Inference) -> Generator[_Step, 
                 yield _Step(reading.unit, end, xy_px, tiles)
                 end["n_tiles"] += len(tiles)
         except Exception as error:
-            end |= _error_columns(as_slide_error(error, reading.unit["uri"], reading.storage_options))
+            end |= _error_columns(as_slide_error(error, reading.unit["uri"], storage_options))
         if reading.slide:
             traffic = reading.slide.traffic
             work = asdict(traffic) | {"decoded_s": watch.take() - (traffic.waited_s - waited_s)}
@@ -280,8 +281,8 @@ def _batches(reading: _Reading, encode: Inference) -> Iterator[tuple[NDArray[np.
 
 
 def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.RecordBatch:
-    columns = {name: [constant.get(name)] * rows for name in ENCODED.names} | columns
-    return pa.RecordBatch.from_pydict(columns, ENCODED)
+    constants = {name: [constant.get(name)] * rows for name in ENCODED.names}
+    return pa.RecordBatch.from_pydict(constants | columns, ENCODED)
 
 
 def _columns(xy_px: NDArray[np.int64], encoded: Encoded, outputs: Outputs) -> dict[str, Any]:

@@ -205,8 +205,9 @@ class ForeignSlide:
         self.width_px, self.height_px = self._handle.dimensions
         check_size(self._uri, self.width_px, self.height_px)
         properties = self._handle.properties
-        mpp = plausible_spacing(*(properties.get(f"openslide.mpp-{axis}") for axis in "xy"))
-        self.mpp_x, self.mpp_y = mpp if mpp else (None, None)
+        x, y = (properties.get(f"openslide.mpp-{axis}") for axis in "xy")
+        mpp: tuple[float | None, float | None] = plausible_spacing(x, y) or (None, None)
+        self.mpp_x, self.mpp_y = mpp
         self.vendor = str(properties.get("openslide.vendor") or "unknown")
         sizes = zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True)
         self.levels = tuple(self._level(width, height, scale) for (width, height), scale in sizes)

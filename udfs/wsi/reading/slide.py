@@ -61,6 +61,8 @@ class Slide:
     levels: tuple[Level, ...]  # level 0 first
     warnings: tuple[str, ...]  # what to know about the slide, a sentence each; none if an index was given
     index: SlideIndex
+    file: FileInfo  # size and version of the file that was opened
+    traffic: Traffic  # the cost of reading so far
 
     def __init__(
         self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None = None, threads: int = 1
@@ -68,20 +70,10 @@ class Slide:
         """Use `open_slide`. `unchanged` raises if the file is not the one of the index any more."""
         self._file, self._unchanged, self._threads = file, unchanged, threads
         self._readers: list[TileReader] = []
-        self.index = index
+        self.index, self.file, self.traffic = index, file.info, file.traffic
         self.width_px, self.height_px = index.width_px, index.height_px
         self.mpp_x, self.mpp_y = index.mpp_x, index.mpp_y
         self.vendor, self.levels, self.warnings = index.vendor, index.levels, index.warnings
-
-    @property
-    def file(self) -> FileInfo:
-        """Size and version of the file that was opened."""
-        return self._file.info
-
-    @property
-    def traffic(self) -> Traffic:
-        """The cost of reading so far."""
-        return self._file.traffic
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +88,7 @@ class Slide:
         self._file.close()
 
     def downsampled(self, factor: int = 16) -> Pixels:
-        """The slide at 1/factor: each pixel the mean over factor x factor level-0 pixels, rounded half up.
+        """Returns the slide at 1/factor: each pixel is the mean over factor x factor level-0 pixels, rounded half up.
 
         Averaged from the nearest finer level whose downsample divides `factor`. If a result pixel stands for whole 8 x 8
         squares of JPEG blocks, their means are those that JPEG stores, off by a grey level now and then; everything else is
@@ -115,7 +107,7 @@ class Slide:
         return area_average(self._file, self.index, factor, threads=self._threads)
 
     def read_tiles(self, xy_px: ArrayLike, tile_px: int = 448, level: int = 0) -> Iterator[tuple[int, Pixels]]:
-        """Read square tiles.
+        """Reads square tiles.
 
         Each block is fetched and decoded once, however many tiles share it. The call itself requests the first bytes, so
         that they are on their way while the caller does something else.
