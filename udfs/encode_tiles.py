@@ -176,15 +176,23 @@ def device_of_this_task(spec: EncoderSpec) -> torch.device:
     return torch.device("cuda", number)
 
 
-@dataclass
 class _Reading:
     """A unit whose first bytes are on their way, or the error that opening it raised."""
 
-    unit: Unit
-    xy_px: NDArray[np.int64]  # [n, 2], level-0 pixels
     slide: Slide | ForeignSlide | None = None
-    tiles: Iterable[tuple[int, NDArray[np.uint8]]] = ()
     error: Exception | None = None
+
+    def __init__(self, unit: Unit, storage_options: StorageOptions) -> None:
+        self.unit, self.xy_px = unit, np.stack([unit["x_px"], unit["y_px"]], axis=1)  # int64 [n, 2], level-0 pixels
+        try:
+            check_quarantine(unit["image_id"])
+            index = SlideIndex.from_bytes(unit["index"]) if unit["index"] else None
+            self.slide = open_slide(unit["uri"], storage_options, index=index, threads=slot_cpus())
+            level = unit["level_read"]
+            region_px = region_edge(unit["tile_px"] * unit["downsample"], self.slide.levels[level].downsample)
+            self.tiles = self.slide.read_tiles(self.xy_px, region_px, level)
+        except Exception as error:  # becomes the row of this unit, when it is its turn
+            self.error = error
 
     def close(self) -> None:
         if self.slide:
@@ -196,7 +204,7 @@ def _one_ahead(units: Iterator[Unit], storage_options: StorageOptions) -> Genera
     opened: deque[_Reading] = deque()
     try:
         while True:
-            opened.extend(_open(unit, storage_options) for unit in islice(units, 2 - len(opened)))
+            opened.extend(_Reading(unit, storage_options) for unit in islice(units, 2 - len(opened)))
             if not opened:
                 return
             yield opened[0]
@@ -204,20 +212,6 @@ def _one_ahead(units: Iterator[Unit], storage_options: StorageOptions) -> Genera
     finally:
         for reading in opened:
             reading.close()
-
-
-def _open(unit: Unit, storage_options: StorageOptions) -> _Reading:
-    reading = _Reading(unit, np.stack([unit["x_px"], unit["y_px"]], axis=1))
-    try:
-        check_quarantine(unit["image_id"])
-        index = SlideIndex.from_bytes(unit["index"]) if unit["index"] else None
-        slide = reading.slide = open_slide(unit["uri"], storage_options, index=index, threads=slot_cpus())
-        level = unit["level_read"]
-        region_px = region_edge(unit["tile_px"] * unit["downsample"], slide.levels[level].downsample)
-        reading.tiles = slide.read_tiles(reading.xy_px, region_px, level)
-    except Exception as error:  # becomes the row of this unit, when it is its turn
-        reading.error = error
-    return reading
 
 
 class _Step(NamedTuple):
@@ -253,8 +247,8 @@ def _error_columns(error: SlideError) -> dict[str, str]:
 
 
 def _not_finite(n_tiles: int, end: _Step, encoder: EncoderSpec) -> SlideError:
-    precisions = "fp32" if encoder.precision == "bf16" else "bf16 or fp32"
-    remedy = "give other encoder.weights" if encoder.precision == "fp32" else f"set encoder.precision to {precisions}"
+    wider = {"fp16": "bf16 or fp32", "bf16": "fp32"}.get(encoder.precision)
+    remedy = f"set encoder.precision to {wider}" if wider else "give other encoder.weights"
     return SlideError(
         ErrorCode.EMBEDDING_NOT_FINITE,
         f"{public_uri(end.unit['uri'])}: embeddings of {n_tiles:,} of {end.end['n_tiles']:,} tiles are NaN or infinite in "

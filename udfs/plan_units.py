@@ -52,13 +52,8 @@ def _units_of(slide: dict[str, Any], unit_tiles: int) -> Iterator[dict[str, Any]
     region_px = region_edge(slide["tile_px"] * slide["downsample"], downsample)
     for number, members in enumerate(work_units(level, downsample, xy_px, region_px, unit_tiles)):
         corners = xy_px[members]
-        unit = slide | {
-            "unit": number,
-            "n_tiles": len(members),
-            "x_px": corners[:, 0],
-            "y_px": corners[:, 1],
-            "index": None,
-        }
+        unit = slide | {"unit": number, "n_tiles": len(members), "x_px": corners[:, 0], "y_px": corners[:, 1]}
+        unit["index"] = None
         n_bytes = len(members) * _BYTES_PER_TILE
         if index and level:
             blocks = needed_blocks(level, corners, region_px)

@@ -22,7 +22,7 @@ _Decoded = Pixels | SlideError | None
 
 
 class BlockReader:
-    """Reads blocks of one level. Fetching begins at once, decoding when the blocks are asked for."""
+    """Reads blocks of one level. Fetching begins at once, decoding when the blocks are iterated over."""
 
     def __init__(
         self, file: File, level: Level, blocks: Sequence[int], *, finer: Finer = tuple, scale: int = 1, threads: int = 1

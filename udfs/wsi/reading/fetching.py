@@ -1,9 +1,8 @@
 """Bytes of blocks in the order of their use, fetched ahead in few requests, with a bound on the bytes in memory."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from udfs.wsi.reading.blocks_of_tiles import merge_ranges
+from udfs.wsi.reading.blocks_of_tiles import Numbers, merge_ranges
 from udfs.wsi.store import File, Pending
 
 
@@ -11,22 +10,12 @@ class Fetcher:
     """Fetches ranges of a file; each is taken once, in the order given."""
 
     def __init__(
-        self,
-        file: File,
-        starts: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        *,
-        ahead_bytes: int = 32 << 20,
-        request_bytes: int = 2 << 20,
+        self, file: File, starts: Numbers, counts: Numbers, *, ahead_bytes: int = 32 << 20, request_bytes: int = 2 << 20
     ) -> None:
-        """Begin to fetch.
+        """Begin to fetch. `starts` and `counts`: int64 [n], bytes, in the order of use; a count of 0 is no range.
 
-        Args:
-            file: the file.
-            starts: int64 [n], bytes, in the order of use.
-            counts: int64 [n], bytes; 0 is no range.
-            ahead_bytes: the most that is requested and not used yet, beside what is needed now.
-            request_bytes: the most of one request, unless one range is larger.
+        `ahead_bytes` is the most that is requested and not used yet, beside what is needed now; `request_bytes` is the most of
+        one request, unless one range is larger.
         """
         self._file, self._most_ahead_bytes = file, ahead_bytes
         self._starts, self._counts = starts.tolist(), counts.tolist()

@@ -147,7 +147,7 @@ class ForeignSlide:
             yield int(i), tile
 
     def _check_kind(self, uri: str, storage_options: StorageOptions | None) -> None:
-        """Refuse what OpenSlide does not read, before anybody installs it for this slide."""
+        """Refuse what OpenSlide does not read, before the message that OpenSlide is not installed."""
         if self._kind == "Zeiss ZVI":
             raise SlideError(
                 ErrorCode.UNSUPPORTED_FORMAT,

@@ -145,7 +145,7 @@ def _copy_unless_another_process_does(place: Path, files: Mapping[str, File]) ->
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove what processes have left: copies under way that nobody has locked, and removed ones that are still there."""
+    """Remove what processes have left: copies under way without a held lock, and removed copies."""
     for entry in root.iterdir():
         if _REMOVED.fullmatch(entry.name):
             shutil.rmtree(entry, ignore_errors=True)

@@ -25,7 +25,7 @@ def method_setting(default: Any, description: str, *, shapes_mask: bool = True, 
 
 @dataclass(frozen=True)
 class TissueMethod(ABC):
-    """A way to tell tissue from background. A subclass is a frozen dataclass whose fields are `method_setting`.
+    """A way to separate tissue from background. A subclass is a frozen dataclass whose fields are `method_setting`.
 
     Names of settings are unique over all methods.
     """
