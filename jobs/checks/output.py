@@ -34,9 +34,9 @@ def output(place: Place) -> Row:
             try:
                 place.spark.range(0, 1, 1, 1).selectExpr("'slidelake' AS text").write.text(f"{folder}/executor")
             except Exception as error:
-                return Row("FAIL", f"{shown} can't be written by executors ({telling_line(error)})", _REMEDY)
+                return Row("FAIL", f"{shown} cannot be written by executors ({telling_line(error)})", _REMEDY)
     except Py4JJavaError as error:
-        return Row("FAIL", f"{shown} can't be written by the driver ({telling_line(error)})", _REMEDY)
+        return Row("FAIL", f"{shown} cannot be written by the driver ({telling_line(error)})", _REMEDY)
     return Row("ok", f"driver and an executor can write to {shown}")
 
 

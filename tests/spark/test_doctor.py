@@ -89,7 +89,7 @@ def test_a_check_that_fails_or_hangs_keeps_no_other_from_running(place: Place) -
 @pytest.mark.parametrize(
     ("root", "said"),
     [
-        ("{tmp}/file/tables", "can't be written by the driver"),
+        ("{tmp}/file/tables", "cannot be written by the driver"),
         ("az://container/tables", 'No FileSystem for scheme "az"'),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_failed_look_at_the_output_leaves_nothing_and_takes_nothing(
 
     monkeypatch.setattr(place, "ask", loses_its_folder)
     row = output(place)
-    assert row.status == "FAIL" and f"{root} can't be written by executors (" in row.found
+    assert row.status == "FAIL" and f"{root} cannot be written by executors (" in row.found
     assert sorted(root.iterdir()) == [root / "mine"]
 
 

@@ -13,7 +13,7 @@ from jobs.runtime.settings.config import ConfigError
 from udfs.labels import is_dash, is_no_value, may_be_class, twins
 from udfs.wording import named, quoted, some
 from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
-from udfs.wsi.store import public_uri
+from udfs.wsi.store import StoreUri, public_uri
 
 REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
 OPTIONAL = ("label", "uri", "mpp")
@@ -49,7 +49,7 @@ class Image:
     patient_id: str
     image_num: int
     label: str | None
-    uri: str | None  # as the CSV gives it
+    uri: StoreUri | None  # as the CSV gives it
     mpp: float | None  # um a level-0 pixel; wins over the header's
     label_cell: str = field(
         default="", compare=False
@@ -192,7 +192,7 @@ def _image(record: Mapping[str, str]) -> Image:
         patient_id=record["patient_id"],
         image_num=int(record["image_num"].partition(".")[0]),
         label=None if is_no_value(record["label"]) else record["label"],
-        uri=None if is_no_value(record["uri"]) else record["uri"],
+        uri=None if is_no_value(record["uri"]) else StoreUri(record["uri"]),
         mpp=None if is_no_value(record["mpp"]) else float(record["mpp"]),
         label_cell=record["label"],
     )

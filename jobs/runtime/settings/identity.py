@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from jobs.runtime.settings.config import Config, settings_by_key
-from jobs.runtime.settings.setting import shapes_of
+from jobs.runtime.settings.setting import at_key, shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.wsi.quality.mask_metric import mask_metrics
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
@@ -121,9 +121,8 @@ def differences(now: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> l
 
 def settings_of(config: Config, table: str) -> dict[str, Any]:
     """The settings that shape a table's rows by their value, by dotted key."""
-    settings = config.model_dump(mode="json")
-    shaping = [key for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content]
-    return {key: _at(settings, key) for key in shaping}
+    values = config.by_key()
+    return {key: values[key] for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content}
 
 
 def _values(config: Config, table: str) -> Recipe:
@@ -135,10 +134,4 @@ def _values(config: Config, table: str) -> Recipe:
 
 def _at_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that shape features, as they are written."""
-    return {key: _at(settings, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}
-
-
-def _at(settings: Any, key: str) -> Any:
-    for name in key.split("."):
-        settings = settings.get(name) if isinstance(settings, Mapping) else None
-    return settings
+    return {key: at_key(settings, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}

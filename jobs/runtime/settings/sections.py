@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, Field, ValidationInfo, create_model, field_validator, model_validator
 
 from jobs.runtime.settings.setting import NO_ROW, Location, Mpp, Section, Shapes, Source, setting
-from udfs.wsi.store import TIMEOUT_S, StoreOptions, why_not_for_tables
+from udfs.wsi.store import TIMEOUT_S, StoreOptions, StoreUri, why_not_for_tables
 from udfs.wsi.tissue.method import tissue_methods
 
 
@@ -63,7 +63,7 @@ def _place_of_tables(root: str) -> str:
 class OutputSettings(Section):
     """Where the tables go."""
 
-    root: Annotated[str, Location(written="folder"), AfterValidator(_place_of_tables)] = setting(
+    root: Annotated[StoreUri, Location(written="folder"), AfterValidator(_place_of_tables)] = setting(
         ..., "folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...", NO_ROW
     )
     schema_name: str | None = setting(  # BaseModel has a `schema` of its own
