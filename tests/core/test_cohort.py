@@ -85,7 +85,7 @@ REFUSED = {
     f"sep=;\n{HEADER}\na,n,1,0\n".replace(",", ";"): ["separated by semicolons: save it with commas"],
     f"{HEADER}\na,n,1,0\n".replace(",", "\t"): [r"image_id\tcenter_id", "separated by tabs: save it with commas"],
     f"{HEADER}\na,n,1,0\n".replace(",", "|"): ["separated by bars"],
-    f"{HEADER}\na,n,1,0\n{HEADER}\nb,n,2,0\n": ["line 3 is the header once more"],
+    f"{HEADER}\na,n,1,0\n{HEADER}\nb,n,2,0\n": ["line 3 repeats the header"],
     f"{HEADER},Label,LABEL\na,n,1,0,x,y\n": ["label twice"],
     "PK\3\4\0\1": ["Excel workbook", "CSV UTF-8"],
     "  <!doctype HTML><p>Sign in": ["HTML", "login"],
