@@ -20,8 +20,8 @@ class Location:
 
 
 Source = Annotated[StoreUri | None, Location()]
-WrittenFolder = Annotated[StoreUri | None, Location(written="folder")]
-WrittenFile = Annotated[StoreUri | None, Location(written="file")]
+OutFolder = Annotated[StoreUri | None, Location(written="folder")]
+OutFile = Annotated[StoreUri | None, Location(written="file")]
 
 
 class Shapes:
