@@ -72,7 +72,7 @@ def filled(spec: type[Spec], *sections: Section, **given: Any) -> Spec:
         TypeError: a field without a default is neither, or two sections have a setting of its name.
     """
     values: dict[str, Any] = {}
-    for name in {field.name for field in fields(spec)} - given.keys():  # type: ignore[arg-type]
+    for name in [field.name for field in fields(spec) if field.name not in given]:  # type: ignore[arg-type]
         found = [getattr(section, name) for section in sections if name in type(section).model_fields]
         if len(found) > 1:
             raise TypeError(
