@@ -6,7 +6,7 @@ from functools import partial
 
 from py4j.protocol import Py4JJavaError
 
-from jobs.checks.place import TASKS_AN_EXECUTOR, Place, telling_line
+from jobs.checks.place import TASKS_PER_EXECUTOR, Place, telling_line
 from jobs.checks.table import Row
 from jobs.runtime.spark.jvm import hadoop_path
 from udfs.node_facts import sees_folder
@@ -27,7 +27,7 @@ def output(place: Place) -> Row:
         with _made(place, folder):
             if "://" not in folder or folder.startswith("file://"):
                 look = partial(sees_folder, folder.removeprefix("file://"))
-                answers = place.ask(*[look] * (TASKS_AN_EXECUTOR * place.n_executors))
+                answers = place.ask(*[look] * (TASKS_PER_EXECUTOR * place.n_executors))
                 blind = sorted({host for host, sees in answers if not sees})
                 if blind:  # before they write to their own disks, where it would stay
                     return Row("FAIL", f"{shown} on the driver is another folder on {some(blind, 3)}", _REMEDY)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
-from jobs.checks.place import TASKS_AN_EXECUTOR, ExecutorError, Place, telling_line
+from jobs.checks.place import TASKS_PER_EXECUTOR, ExecutorError, Place, telling_line
 from jobs.checks.table import INSTALL, Row
 from jobs.runtime.spark.jvm import call_static
 from jobs.runtime.spark.resources import executors_of
@@ -105,7 +105,7 @@ def code(place: Place) -> Row:
     here = code_digest()
     remedy = "ship the code with the job (--py-files), or install the same slidelake on every node"
     try:
-        there = set(place.ask(*[code_digest] * (TASKS_AN_EXECUTOR * place.n_executors)))
+        there = set(place.ask(*[code_digest] * (TASKS_PER_EXECUTOR * place.n_executors)))
     except (ExecutorError, Py4JJavaError) as error:
         return Row("FAIL", f"slidelake does not import on executors ({telling_line(error)})", remedy)
     if there != {here}:
@@ -116,7 +116,7 @@ def code(place: Place) -> Row:
 def _on_executors(place: Place, name: str, method: str, *arguments: str) -> set[str]:
     """What a static method gives in the JVMs of executors."""
     call = F.expr(f"java_method({', '.join([repr(name), repr(method), *arguments])})").alias("value")
-    n = TASKS_AN_EXECUTOR * place.n_executors
+    n = TASKS_PER_EXECUTOR * place.n_executors
     return {str(row.value) for row in place.spark.range(0, n, numPartitions=n).select(call).collect()}
 
 
