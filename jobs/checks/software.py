@@ -16,20 +16,19 @@ from udfs.wording import package_versions, some
 
 
 def executors(place: Place) -> Row:
-    """Whether there are any, and what they offer."""
-    place.spark.range(1).count()  # Spark waits here until one has come
+    """Says whether there are any, and what they offer."""
+    place.spark.range(1).count()  # Spark waits here until one has started
     place.executors = [] if place.is_local else executors_of(place.spark)
     at_once = place.stage.slots()
     if place.is_local:
         return Row("ok", f"Spark runs on this machine alone, {at_once} tasks at once")
     cores = sorted({executor.cores for executor in place.executors})
-    return Row(
-        "ok", f"{len(place.executors)} of {some([str(n) for n in cores])} cores, {at_once} tasks of features at once"
-    )
+    each = some([str(n) for n in cores])
+    return Row("ok", f"{len(place.executors)} of {each} cores, {at_once} tasks of features at once")
 
 
 def java(place: Place) -> Row:
-    """The same Java everywhere; on one that is too old, Spark 4 does not start."""
+    """Says whether Java is the same everywhere; on one that is too old, Spark 4 does not start."""
     here = call_static(place.spark, "java.lang.System", "getProperty", "java.version")
     there = _on_executors(place, "java.lang.System", "getProperty", "'java.version'")
     if there != {here}:
@@ -38,16 +37,16 @@ def java(place: Place) -> Row:
 
 
 def spark(place: Place) -> Row:
-    """The same Spark everywhere, and one that the jobs can use."""
+    """Says whether Spark is the same everywhere, and one that the jobs can use."""
     here, there = place.spark.version, _on_executors(place, "org.apache.spark.package", "SPARK_VERSION")
     if there != {here}:
         return Row("FAIL", _differ(here, there), "submit with the Spark that the cluster runs")
-    refuse_unusable_spark()  # by a ConfigError, which has the remedy
+    refuse_unusable_spark()  # raises ConfigError with a remedy
     return Row("ok", _same(here))
 
 
 def delta(place: Place) -> Row:
-    """Delta's jar, the same everywhere."""
+    """Says whether Delta's jar is the same everywhere."""
     remedy = delta_remedy(place.spark.version)
     if not has_delta(place.spark):
         return Row("FAIL", "not on Spark's class path", remedy)
@@ -61,7 +60,7 @@ def delta(place: Place) -> Row:
 
 
 def python(place: Place) -> Row:
-    """A Python of the driver's version on every executor."""
+    """Says whether every executor has a Python of the driver's version."""
     here = ".".join(str(part) for part in sys.version_info[:3])
     what = place.spark.sparkContext.pythonExec
     setting = "spark.pyspark.python" if place.conf("spark.pyspark.python") == what else "PYSPARK_PYTHON"
@@ -77,7 +76,7 @@ def python(place: Place) -> Row:
 
 
 def packages(place: Place) -> Row:
-    """The driver's packages on every executor, in the driver's versions."""
+    """Says whether every executor has the driver's packages in the driver's versions."""
     here = package_versions(place.packages)
     other = {
         f"{name} {there} on {one.host} (driver {here.get(name, 'none')})"
@@ -89,19 +88,15 @@ def packages(place: Place) -> Row:
     wrong = [f"{what}: {some(names)}" for what, names in kinds if names]
     if wrong:
         return Row("FAIL", "; ".join(wrong), INSTALL)
-    lacking = [name for name in place.packages if name not in here]
-    if lacking:
-        return Row(
-            "FAIL", f"missing on the driver: {some(lacking)}", "pip install slidelake with its extras on the driver"
-        )
-    return Row(
-        "ok",
-        f"{len(here) - 1} that matter, the same on driver and executors: torch {here['torch']}, pyarrow {here['pyarrow']}",
-    )
+    if lacking := [name for name in place.packages if name not in here]:
+        remedy = "pip install slidelake with its extras on the driver"
+        return Row("FAIL", f"missing on the driver: {some(lacking)}", remedy)
+    examples = f"torch {here['torch']}, pyarrow {here['pyarrow']}"
+    return Row("ok", f"{len(here) - 1} that matter, the same on driver and executors: {examples}")
 
 
 def code(place: Place) -> Row:
-    """The driver's own code on the executors."""
+    """Says whether executors have the driver's own code."""
     here = code_digest()
     remedy = "ship the code with the job (--py-files), or install the same slidelake on every node"
     try:
@@ -114,7 +109,7 @@ def code(place: Place) -> Row:
 
 
 def _on_executors(place: Place, name: str, method: str, *arguments: str) -> set[str]:
-    """What a static method gives in the JVMs of executors."""
+    """The results of a static method in the JVMs of executors."""
     call = F.expr(f"java_method({', '.join([repr(name), repr(method), *arguments])})").alias("value")
     n = TASKS_PER_EXECUTOR * place.n_executors
     return {str(row.value) for row in place.spark.range(0, n, numPartitions=n).select(call).collect()}
