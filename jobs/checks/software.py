@@ -1,13 +1,12 @@
 """Checks of what is installed: executors, Java, Spark, Delta, Python, packages, slidelake's own code."""
 
 import sys
-from collections.abc import Iterable
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
 from jobs.checks.place import TASKS_PER_EXECUTOR, ExecutorError, Place, telling_line
-from jobs.checks.table import INSTALL, Row
+from jobs.checks.table import INSTALL, Row, Status
 from jobs.runtime.spark.jvm import call_static
 from jobs.runtime.spark.resources import executors_of
 from jobs.runtime.spark.session import DELTA_PACKAGE, delta_remedy, has_delta, refuse_unusable_spark
@@ -31,18 +30,16 @@ def java(place: Place) -> Row:
     """Says whether Java is the same everywhere; on one that is too old, Spark 4 does not start."""
     here = call_static(place.spark, "java.lang.System", "getProperty", "java.version")
     there = _on_executors(place, "java.lang.System", "getProperty", "'java.version'")
-    if there != {here}:
-        return Row("warn", _differ(here, there), "give all nodes one Java, 17 or later")
-    return Row("ok", _same(here))
+    return _compared(here, there, "give all nodes one Java, 17 or later", "warn")
 
 
 def spark(place: Place) -> Row:
     """Says whether Spark is the same everywhere, and one that the jobs can use."""
-    here, there = place.spark.version, _on_executors(place, "org.apache.spark.package", "SPARK_VERSION")
-    if there != {here}:
-        return Row("FAIL", _differ(here, there), "submit with the Spark that the cluster runs")
-    refuse_unusable_spark()  # raises ConfigError with a remedy
-    return Row("ok", _same(here))
+    there = _on_executors(place, "org.apache.spark.package", "SPARK_VERSION")
+    row = _compared(place.spark.version, there, "submit with the Spark that the cluster runs")
+    if row.status == "ok":
+        refuse_unusable_spark()  # raises ConfigError with a remedy
+    return row
 
 
 def delta(place: Place) -> Row:
@@ -52,11 +49,10 @@ def delta(place: Place) -> Row:
         return Row("FAIL", "not on Spark's class path", remedy)
     remedy += ", which sends it to all executors"
     try:
-        here = call_static(place.spark, DELTA_PACKAGE, "VERSION")
-        there = _on_executors(place, DELTA_PACKAGE, "VERSION")
+        here, there = call_static(place.spark, DELTA_PACKAGE, "VERSION"), _on_executors(place, DELTA_PACKAGE, "VERSION")
     except Exception as error:
         return Row("FAIL", f"on the driver, not on executors ({telling_line(error)})", remedy)
-    return Row("ok", _same(here)) if there == {here} else Row("FAIL", _differ(here, there), remedy)
+    return _compared(here, there, remedy)
 
 
 def python(place: Place) -> Row:
@@ -67,12 +63,10 @@ def python(place: Place) -> Row:
     remedy = f"point {setting} (now {what}) at Python {here} on every node, or ship an environment by --archives"
     if place.unprobed:
         return Row("FAIL", f"does not run on executors: {some(place.unprobed, 3, '; ')}", remedy)
-    wrong = [(one.host, one.python) for one in place.probes if one.python != here]
-    if wrong:
-        found = some([f"{version} on {host}" for host, version in wrong], 3)
-        of = f"{len(wrong)} of {len(place.probes)} executors"
-        return Row("FAIL", f"{of} have another than the driver's {here}: {found}", remedy)
-    return Row("ok", f"{_same(here)} ({len(place.probes)} of {place.n_executors} looked at)")
+    if wrong := [f"{one.python} on {one.host}" for one in place.probes if one.python != here]:
+        found = f"{len(wrong)} of {len(place.probes)} executors have another than the driver's {here}: {some(wrong, 3)}"
+        return Row("FAIL", found, remedy)
+    return Row("ok", f"{here} on driver and executors ({len(place.probes)} of {place.n_executors} looked at)")
 
 
 def packages(place: Place) -> Row:
@@ -115,9 +109,7 @@ def _on_executors(place: Place, name: str, method: str, *arguments: str) -> set[
     return {str(row.value) for row in place.spark.range(0, n, numPartitions=n).select(call).collect()}
 
 
-def _same(version: str) -> str:
-    return f"{version} on driver and executors"
-
-
-def _differ(here: str, there: Iterable[str]) -> str:
-    return f"{here} on the driver, {', '.join(sorted(there))} on executors"
+def _compared(here: str, there: set[str], remedy: str, otherwise: Status = "FAIL") -> Row:
+    if there == {here}:
+        return Row("ok", f"{here} on driver and executors")
+    return Row(otherwise, f"{here} on the driver, {', '.join(sorted(there))} on executors", remedy)
