@@ -194,11 +194,12 @@ class Place:
             raise NoPythonError
         tries = Retrying(stop=stop_after_attempt(_TRIES), retry=retry_if_exception_type(Py4JJavaError), reraise=True)
         try:
-            return tries(self.ask, function)[0]
+            answers: list[Answer] = tries(self.ask, function)
         except Py4JJavaError:
             if self.unprobed or not all(serve):
                 raise NoPythonError from None
             raise
+        return answers[0]
 
 
 def telling_line(error: Exception) -> str:

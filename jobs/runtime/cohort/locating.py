@@ -10,21 +10,11 @@ from jobs.runtime.cohort.patient_csv import Image, parse_cohort
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.sections import SlidesSettings
 from udfs.wording import named, printable
-from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.store import (
-    File,
-    FileInfo,
-    StorageOptions,
-    StoreUri,
-    absolute_uri,
-    list_files,
-    public_uri,
-    read_bytes,
-    redact,
-    secrets_of,
-)
+from udfs.wsi import ErrorCode, SlideError, store
+from udfs.wsi.store import FileInfo, StorageOptions, StoreUri, public_uri
 
 _THREADS = 32
+_Listed = Sequence[tuple[StoreUri, FileInfo | None]]  # the files of one name
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ def read_cohort(config: Config) -> Cohort:
     uri, options = config.patients, config.slides.storage_options
     name = public_uri(uri)
     try:
-        data = read_bytes(uri, options)
+        data = store.read_bytes(uri, options)
         return Cohort(parse_cohort(data), data)
     except FileNotFoundError:
         raise ConfigError(f"patients: no file at {name}") from None
@@ -65,9 +55,9 @@ def read_cohort(config: Config) -> Cohort:
 
 def secrets_in(config: Config, images: Iterable[Image] = ()) -> tuple[str, ...]:
     """Returns every text in settings and CSV that must not be shown, longest first: see `redact`."""
-    found = set(secrets_of(None, config.slides.storage_options))
+    found = set(store.secrets_of(None, config.slides.storage_options))
     for text in (*config.by_key().values(), *(image.uri for image in images)):
-        found.update(secrets_of(text, None) if isinstance(text, str) else ())
+        found.update(store.secrets_of(text, None) if isinstance(text, str) else ())
     return tuple(sorted(found, key=len, reverse=True))
 
 
@@ -84,7 +74,7 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     files = _list_root(slides, by_name) if by_name else {}
     spellings = _by_spelling(files) if not all(name in files for name in by_name) else {}
     located = {
-        image.image_id: Located(absolute_uri(image.uri))
+        image.image_id: Located(store.absolute_uri(image.uri))
         if image.uri is not None
         else _named_file(image.image_id, files.get(image.image_id, []), spellings, slides)
         for image in images
@@ -95,16 +85,14 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
         return located | dict(zip(unknown, looked_up, strict=True))
 
 
-_Files = Mapping[str, Sequence[tuple[StoreUri, FileInfo | None]]]  # by name without the ending
-
-
-def _list_root(slides: SlidesSettings, wanted: Sequence[str]) -> _Files:
+def _list_root(slides: SlidesSettings, wanted: Sequence[str]) -> Mapping[str, _Listed]:
+    """The files below slides.root by name, without the ending."""
     root, example = slides.root, f"({named(wanted[0])}, ...)"
     if root is None:
         raise ConfigError(f"slides.root is not set and {len(wanted)} rows of the CSV have no uri {example}", "set one")
     shown, files = public_uri(root), dict[str, list[tuple[StoreUri, FileInfo | None]]]()
     try:
-        for uri, info in list_files(root, slides.extensions, slides.storage_options):
+        for uri, info in store.list_files(root, slides.extensions, slides.storage_options):
             name = unicodedata.normalize("NFC", PurePosixPath(uri).stem)  # macOS stores names in form NFD
             files.setdefault(name, []).append((StoreUri(uri), info))
     except NotADirectoryError:
@@ -127,7 +115,7 @@ def _list_root(slides: SlidesSettings, wanted: Sequence[str]) -> _Files:
 
 
 def _redacted(error: Exception, uri: StoreUri, options: StorageOptions) -> str:
-    return redact(f"{type(error).__name__}: {error}", secrets_of(uri, options))
+    return store.redact(f"{type(error).__name__}: {error}", store.secrets_of(uri, options))
 
 
 def _by_spelling(names: Iterable[str]) -> dict[str, str]:
@@ -150,12 +138,7 @@ def _similar_name(image_id: str, spellings: Mapping[str, str], slides: SlidesSet
     return ""
 
 
-def _named_file(
-    image_id: str,
-    files: Sequence[tuple[StoreUri, FileInfo | None]],
-    spellings: Mapping[str, str],
-    slides: SlidesSettings,
-) -> Located:
+def _named_file(image_id: str, files: _Listed, spellings: Mapping[str, str], slides: SlidesSettings) -> Located:
     """The only file of a name, or the error that there is none or more than one."""
     if len(files) == 1:
         return Located(*files[0])
@@ -183,6 +166,6 @@ def _look_up(uri: StoreUri, options: StorageOptions) -> Located:
 
 def _file_at(uri: StoreUri, options: StorageOptions) -> Located:
     try:
-        return Located(uri, File(uri, options).info)
+        return Located(uri, store.File(uri, options).info)
     except SlideError as error:
         return Located(uri, error=error)
