@@ -13,10 +13,9 @@ _log = logging.getLogger("slidelake.command")
 
 
 def main() -> int:
-    """Dispatch; returns the exit status."""
+    """Runs the job; returns the exit status."""
     job, *rest = sys.argv[1:] or ["--help"]
     log_to_stderr()
-    status: int
     if job in JOBS:
         parse_arguments(job, rest)  # --help and bad arguments end here: the job's own imports take seconds
         try:
@@ -27,11 +26,9 @@ def main() -> int:
             remedy = "pip install 'slidelake[spark]', or use the Python of a platform that has Spark"
             _log.error("slidelake %s: PySpark is missing: %s", job, remedy)
             return BAD_CONFIG
-        status = run(rest)
-        return status
+        return int(run(rest))
     if job == "submit":
-        status = import_module("jobs.submit").main(rest)
-        return status
+        return int(import_module("jobs.submit").main(rest))
     if job in ("-h", "--help", "help"):
         lines = [f"  {name:<12} {text}" for name, text in JOBS.items()]
         print("usage: slidelake JOB --config FILE [key=value ...]\n\njobs:", *lines, sep="\n")
@@ -46,13 +43,8 @@ def main() -> int:
 
 
 def task() -> None:
-    """The same for platforms that drop what an entry point returns.
-
-    Raises:
-        SystemExit: the exit status is not 0.
-    """
-    status = main()
-    if status:
+    """Runs the job and raises SystemExit if the exit status is not 0, for platforms that drop what an entry point returns."""
+    if status := main():
         raise SystemExit(status)
 
 

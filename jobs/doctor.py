@@ -1,8 +1,8 @@
-"""What works here and what does not: looks at driver, executors, store, models, memory and GPUs, and says what to do.
+"""Says what works here and what does not: driver, executors, store, models, memory and GPUs, and what to do.
 
-Give it the spark-submit settings and the configuration of the run that is to come. It changes nothing, and ends within minutes
-whatever hangs: a row a check, and below each that failed its remedy. Last it takes a sample of the run's own work, and tells
-from it how long the cohort takes.
+Start the doctor with the spark-submit settings and the configuration of the run to come. It changes nothing, and ends within
+minutes whatever hangs. It prints one row per check, and a remedy below each check that failed. Last it samples the run's own
+work, and estimates how long the cohort takes.
 """
 
 import argparse
@@ -21,10 +21,8 @@ from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.session import open_session
 from udfs.wsi.store import redact
 
-_QUICK_S, _LONG_S = (
-    60.0,
-    180.0,
-)  # the latter for what may load models on a cold disk, or wait for a store that stays silent
+_QUICK_S = 60.0
+_LONG_S = 180.0  # of checks that may load models from a cold disk, or wait for a store that is silent
 CHECKS = (
     Check("executors", software.executors, _LONG_S),
     Check("java", software.java, _QUICK_S, ("executors",)),
@@ -60,7 +58,7 @@ def examine(config: Config, arguments: argparse.Namespace) -> int:
         print(f"\n{failed or 'none'} of {len(CHECKS)} checks failed")
     finally:
         spark.stop()
-    if place.left:  # Python would wait for what their threads have begun, hours if a store is silent
+    if place.left:  # Python would wait for their threads, for hours if a store is silent
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FAILED)

@@ -1,6 +1,6 @@
-"""The command `slidelake submit`: runs a job at a place that a file of conf/places describes, by that place's own client.
+"""The command `slidelake submit`: runs a job at a place of conf/places, by the place's own client.
 
-What runs stands in the file, word for word; what goes along is the settings file and what `make dist` built.
+The place's file has the commands, word for word; the settings file and what `make dist` built go along.
 """
 
 import json
@@ -33,18 +33,25 @@ from udfs.wording import named, new_run_id, printable, some
 ROOT = Path(__file__).parents[1]
 _log = logging.getLogger("slidelake.submit")
 _FAILED = 1
-_SIGNALLED = 128  # and the number of the signal, as shells have it
+_SIGNALLED = 128  # plus the number of the signal, as in shells
+_BUILT = {  # by name in commands: what `make TARGET` builds, and TARGET
+    "zip": ("dist/slidelake-{version}.zip", "dist"),
+    "wheel": ("dist/slidelake-{version}-py3-none-any.whl", "dist"),
+    "environment": ("dist/environment.tar.gz", "dist-env"),
+}
 
 
 class Destination(Section):
-    """A place where jobs can run, as its file describes it."""
+    """A place where jobs can run, as its file describes it.
 
-    yours: dict[str, str | None] = Field({}, description="what the place's owner fills in, if a command asks for it")
-    commands: list[str] = Field(
-        min_length=1,
-        description="one after the other, as in a shell, each only if the one before was done; $NAME stands for what "
-        "`yours` and `_names` have, the word $arguments for the job's. A word that is JSON has them in its texts",
-    )
+    Attributes:
+        yours: what the place's owner fills in, if a command needs it.
+        commands: run one after the other, as in a shell, until one fails. $NAME stands for a name of `yours` or `_names`, the
+            word $arguments for the job's arguments; in a word that is JSON, its texts have them.
+    """
+
+    yours: dict[str, str | None] = Field({})
+    commands: list[str] = Field(min_length=1)
 
     def names(self) -> set[str]:
         """Returns the names that the commands use."""
@@ -52,7 +59,7 @@ class Destination(Section):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print or run what brings a job to a place; returns the exit status, the last command's if all ran."""
+    """Prints or runs the commands of a place; returns the exit status, the last command's if all ran."""
     log_to_stderr()
     known = sorted(path.stem for path in (ROOT / "conf/places").glob("*.yaml"))
     parser = Parser(
@@ -75,10 +82,8 @@ def main(argv: Sequence[str]) -> int:
         _check_settings(given.job, given.config, settings, place)
         names = _names(place, given.job, Path(given.config).absolute())
         if given.dry_run:
-            masked = [
-                shown.get(word) or safe
-                for word, safe in zip(arguments, arguments_without_secrets(arguments), strict=True)
-            ]
+            safe = zip(arguments, arguments_without_secrets(arguments), strict=True)
+            masked = [shown.get(word) or without_secret for word, without_secret in safe]
             print("\n".join(shlex.join(command) for command in commands(place, names, masked)))
             return 0
         with stop_signals():
@@ -92,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def commands(place: Destination, names: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
-    """The commands of a place, each as its words; `arguments` are the job's, behind --config FILE."""
+    """Returns the commands of a place, each as its words; `arguments` are the job's, after --config FILE."""
 
     def fill(part: Any) -> Any:
         if isinstance(part, dict):
@@ -111,10 +116,10 @@ def commands(place: Destination, names: Mapping[str, str], arguments: Sequence[s
 
 
 def _destination(name: str, known: Sequence[str]) -> Destination:
-    """The description of a place, filled in as far as its commands ask."""
+    """The description of a place. Refuses one whose commands need a name that is not filled in."""
     if name not in known:
-        here = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
-        raise ConfigError(f"no place {described(name)} in conf/places; {here}")
+        others = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
+        raise ConfigError(f"no place {described(name)} in conf/places; {others}")
     file = f"conf/places/{name}.yaml"
     try:
         place = Destination.model_validate(parse_yaml((ROOT / file).read_text()))
@@ -123,14 +128,13 @@ def _destination(name: str, known: Sequence[str]) -> Destination:
     except ValidationError as error:
         wrong = some([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], separator="; ")
         raise ConfigError(f"{file} is no place: {wrong}") from None
-    empty = sorted(name for name, value in place.yours.items() if name in place.names() and not value)
-    if empty:
+    if empty := sorted(name for name, value in place.yours.items() if name in place.names() and not value):
         raise ConfigError(f"{file}: fill in {', '.join(empty)} under yours, as the file explains")
     return place
 
 
 def _check_settings(job: str, config: str, settings: Sequence[str], place: Destination) -> None:
-    """Refuse here what the job would refuse there, or would take for something else."""
+    """Refuses here what the job would refuse there, or would misread."""
     if not Path(config).is_file():
         raise ConfigError(
             f"--config {file_shown(config)}: no such file here: it goes along, so give one of this machine"
@@ -149,14 +153,14 @@ def _check_settings(job: str, config: str, settings: Sequence[str], place: Desti
 
 
 def _is_whole(path: str) -> bool:
-    """Whether a path or URI means the same on any machine that has it: it is not below a current folder or a home."""
+    """Whether a path or URI means the same on any machine: it is not below a current folder or a home."""
     link = path.rpartition("::")[2]  # of simplecache::s3://...
     local = re.match(r"(file|local):(//)?(.*)", link, re.DOTALL)
     return Path(local[3]).is_absolute() if local else "://" in link or Path(link).is_absolute()
 
 
 def _names(place: Destination, job: str, config: Path) -> dict[str, str]:
-    """Returns what a place's commands may use, beside the words of the job."""
+    """What a place's commands may use, beside the arguments of the job."""
     names = {
         "job": job,
         "script": str(ROOT / f"jobs/{job}.py"),
@@ -168,49 +172,42 @@ def _names(place: Destination, job: str, config: Path) -> dict[str, str]:
         "submission": new_run_id(),  # a folder per submission: a job that waits finds its files as they were sent
     }
     needed = place.names()
-    for name, file, target in (
-        ("zip", f"dist/slidelake-{names['version']}.zip", "dist"),
-        ("wheel", f"dist/slidelake-{names['version']}-py3-none-any.whl", "dist"),
-        ("environment", "dist/environment.tar.gz", "dist-env"),
-    ):
-        if name in needed:
-            names[name] = str(_built(ROOT / file, target))
+    names |= {name: str(_built(*_BUILT[name])) for name in needed & _BUILT.keys()}
     names |= {name: value for name, value in place.yours.items() if value}
-    unknown = sorted(needed - names.keys() - {"arguments"})
-    if unknown:
-        raise ConfigError(f"conf/places: no ${unknown[0]}: there are {', '.join(sorted(names))}, and what yours has")
+    if unknown := sorted(needed - names.keys() - {"arguments"}):
+        raise ConfigError(
+            f"conf/places: no ${unknown[0]}: there are {', '.join(sorted(names))}, and the names under yours"
+        )
     return names
 
 
-def _built(file: Path, target: str) -> Path:
-    """What `make target` built, as new as its sources."""
+def _built(name: str, target: str) -> Path:
+    """A file that `make target` built. Refuses a file that is missing or older than its sources."""
+    file = ROOT / name.format(version=version("slidelake"))
     if not file.exists():
-        raise ConfigError(f"{file} is not there: run `make {target}`")
+        raise ConfigError(f"{file} does not exist: run `make {target}`")
     modules = [path for top in ("jobs", "udfs") for path in (ROOT / top).rglob("*.py")]
     sources = [ROOT / "conf/locks/runtime.txt"] if target == "dist-env" else [ROOT / "pyproject.toml", *modules]
-    newer = [path for path in sources if path.stat().st_mtime > file.stat().st_mtime]
-    if newer:
+    if newer := [path for path in sources if path.stat().st_mtime > file.stat().st_mtime]:
         raise ConfigError(f"{file} is older than {newer[0].relative_to(ROOT)}: run `make {target}`")
     if target == "dist":
         # By name: no time shows that a module was deleted, since a new __pycache__ changes its folder's time too.
         packed = {name for name in ZipFile(file).namelist() if name.endswith(".py")}
-        moved = sorted(packed ^ {path.relative_to(ROOT).as_posix() for path in modules})
-        if moved:
+        if moved := sorted(packed ^ {path.relative_to(ROOT).as_posix() for path in modules}):
             raise ConfigError(f"{file} and the checkout differ in {moved[0]}: run `make {target}`")
     return file
 
 
 def _run(lines: Sequence[Sequence[str]]) -> int:
     """Run one after the other; returns the exit status of the first that failed, or 0."""
-    missing = sorted(client for client in {line[0] for line in lines} if not shutil.which(client))
-    if missing:
+    if missing := sorted({line[0] for line in lines if not shutil.which(line[0])}):
         raise ConfigError(f"no {missing[0]} on PATH: install it, or activate the environment that has it")
     return next((status for line in lines if (status := _status_of(line))), 0)
 
 
 def _status_of(line: Sequence[str]) -> int:
-    """Run a command and return its exit status. It gets the signals that end this process, and its time to end in order; Ctrl-C
-    reaches it in the terminal.
+    """Run a command and return its exit status. The command gets the signals of this process, and its time to end in order;
+    Ctrl-C reaches it in the terminal.
     """
     received: list[int] = []
 
@@ -218,7 +215,7 @@ def _status_of(line: Sequence[str]) -> int:
         del frame
         received.append(number)
         if number != signal.SIGINT:
-            say(f"submit: stopped by {NAMES[signal.Signals(number)]}: {line[0]} gets it, too, and ends in order")
+            say(f"submit: stopped by {NAMES[signal.Signals(number)]}: {line[0]} gets it too, and ends in order")
             client.send_signal(number)
 
     with stop_signals(), subprocess.Popen(line) as client:  # between two clients, a signal stops this command

@@ -9,7 +9,7 @@ trap 'rm -rf "$new"' EXIT
 
 "${JAVA_HOME:+$JAVA_HOME/bin/}java" -cp "$(echo "$jars"/ivy-*.jar)" org.apache.ivy.Main -warn -confs default \
   -dependency "${@:3}" -retrieve "$new/[artifact]-[revision].[ext]" >/dev/null \
-  || { echo "$3:$4:$5 can't be had from Maven Central" >&2; exit 1; }
+  || { echo "$3:$4:$5 cannot be downloaded from Maven Central" >&2; exit 1; }
 for jar in "$new"/*.jar; do
   name=$(basename "$jar")
   if sum=$(grep -F "  $name" "$sums"); then

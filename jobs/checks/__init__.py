@@ -1,1 +1,1 @@
-"""What the job doctor looks at, a file a kind; no check writes anything that stays."""
+"""What the job doctor checks, one file per subject; no check leaves anything behind."""

@@ -1,4 +1,4 @@
-"""The check that takes a sample of the run's own work, and tells from it how long the cohort takes and how much it reads."""
+"""The check that samples the run's own work, and estimates how long the cohort takes and how much it reads."""
 
 import math
 import statistics
@@ -16,41 +16,39 @@ from udfs.sample_cohort import Sample, take_sample
 from udfs.wording import some
 
 SAMPLE_S = 30.0  # at most, plus the work that was begun; less for a small cohort
-_MOST_TASKS = 64  # of a sample: more tell nothing new
-_SLIDES_A_TASK = 3
-_OTHER_BYTES = 1_000  # of a tile in tables features and patients together, beside its embeddings
+_MOST_TASKS = 64  # of a sample: more tasks add nothing
+_SLIDES_PER_TASK = 3
+_OTHER_BYTES = 1_000  # per tile in tables features and patients together, beside its embeddings
+_FAILURES = "see README, How to read a failure"
 
 
 @dataclass(frozen=True)
 class Workforce:
-    """Who does it."""
+    """The tasks and executors that do the work."""
 
     tasks: int  # at once
     executors: int
-    heap_bytes: int  # of each of these
+    heap_bytes: int  # per executor
     is_local: bool
 
 
 def clock(place: Place) -> Row:
-    """Tiles per second now; hours between two bounds, bytes and, for a deadline, executors for the whole cohort."""
-    found = [(image, place.located[image.image_id]) for image in place.images]
-    there = [(image, file.uri, file.info.size_bytes) for image, file in found if file.uri and file.info]
-    if not there:
-        return Row("FAIL", "no slide of the cohort is there", "upload them, or mend slides.root and the CSV's uri")
-    run = place.run
-    at_once = place.stage.slots()
-    n_tasks = min(at_once, _MOST_TASKS, len(there))
-    n_sampled = min(len(there), n_tasks * _SLIDES_A_TASK)
-    sizes = [size for _, _, size in there]
-    sampled = [(there[i][1], there[i][0].mpp) for i in spread_over(sizes, n_sampled)]
-    samples = place.ask(
-        *(
-            partial(take_sample, sampled[i::n_tasks], run.tissue_spec, run.feature_spec, SAMPLE_S)
-            for i in range(n_tasks)
+    """Says tiles per second now; for the whole cohort hours between two bounds, bytes and, for a deadline, executors."""
+    files = [(image, place.located[image.image_id]) for image in place.images]
+    found = [(image, file.uri, file.info.size_bytes) for image, file in files if file.uri and file.info]
+    if not found:
+        return Row(
+            "FAIL", "no slide of the cohort was found", "upload the slides, or correct slides.root and the CSV's uri"
         )
+    run, at_once = place.run, place.stage.slots()
+    n_tasks = min(at_once, _MOST_TASKS, len(found))
+    chosen = spread_over([size for *_, size in found], min(len(found), n_tasks * _SLIDES_PER_TASK))
+    slides = [(found[i][1], found[i][0].mpp) for i in chosen]
+    samples = place.ask(
+        *(partial(take_sample, slides[i::n_tasks], run.tissue_spec, run.feature_spec, SAMPLE_S) for i in range(n_tasks))
     )
     of_patient: dict[str, list[int]] = defaultdict(list)
-    for image, _, size in there:
+    for image, _, size in found:
         of_patient[image.patient_id].append(size)
     cohort = CohortSize(of_patient, place.config.tiling.max_tiles_per_patient)
     workforce = Workforce(at_once, place.n_executors, place.heap_bytes, place.is_local)
@@ -68,13 +66,13 @@ def estimate(
     bag_number_bytes: int = 4,
     deadline_h: float | None = None,
 ) -> Row:
-    """What the samples of some tasks that ran at once say of the whole cohort.
+    """Says what the samples of some tasks that ran at once mean for the whole cohort.
 
     Args:
-        samples: one a task.
-        cohort: what there is to do.
-        workforce: all tasks at once; as fast as those of the samples.
-        bag_number_bytes: what a number of an embedding takes in table patients; in table features it is 4.
+        samples: one per task.
+        cohort: all work.
+        workforce: all tasks at once, each as fast as those of the samples.
+        bag_number_bytes: size of a number of an embedding in table patients; in table features it is 4.
         deadline_h: hours that the run may take.
     """
     seen = [slide for sample in samples for slide in sample.slides]
@@ -84,12 +82,13 @@ def estimate(
     if not busy:
         causes = errors or [slide.too_small for slide in seen if slide.too_small]
         reason = some(causes, 1) if causes else f"no tissue on {len(seen)} slides"
-        return Row("FAIL", reason, "see README, How to read a failure" if errors else "check tiling and the slides")
+        return Row("FAIL", reason, _FAILURES if errors else "check tiling and the slides")
     rates = [sample.n_tiles / sample.seconds * workforce.tasks for sample in busy]
     rate, sizes = statistics.fmean(rates), cohort.sizes
     bags = cohort.bags(PerSlide([(slide.size_bytes, slide.n_tiles) for slide in good], sizes))
     n_tiles = total(bags)
-    masks = [PerSlide([(slide.size_bytes, slide.seconds) for slide in good], sizes).of(size) for size in sizes]
+    mask_seconds = PerSlide([(slide.size_bytes, slide.seconds) for slide in good], sizes)
+    masks = [mask_seconds.of(size) for size in sizes]
     mask_s = total(masks)
     hours = Bounds(
         (mask_s.low / workforce.tasks + n_tiles.low / max(rates)) / 3600,
@@ -98,15 +97,14 @@ def estimate(
         (mask_s.high / workforce.tasks + max(mask.high for mask in masks) + n_tiles.high / min(rates)) / 3600,
     )
     encoded = sum(sample.n_tiles for sample in busy)
-    reads = total(
-        PerSlide([(slide.size_bytes, slide.n_bytes) for slide in good], sizes).of(size) for size in sizes
-    ).likely
+    mask_bytes = PerSlide([(slide.size_bytes, slide.n_bytes) for slide in good], sizes)
+    reads = total(map(mask_bytes.of, sizes)).likely
     reads += n_tiles.likely * sum(sample.n_bytes for sample in busy) / encoded
-    tables = n_tiles.likely * (busy[0].n_embeddings * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
+    writes = n_tiles.likely * (busy[0].n_embeddings * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
     found = (
         f"{rate:,.1f} tiles/s by {workforce.tasks} tasks at once, from {encoded:,} tiles of {len(good)} slides. Cohort: "
         f"{len(sizes):,} slides, about {_rounded(n_tiles.likely)} tiles{_between(n_tiles)}, {_span(hours)} beside the start-up, "
-        f"reads {readable_size(round(reads))} of {readable_size(sum(sizes))}, writes {readable_size(round(tables))}"
+        f"reads {readable_size(round(reads))} of {readable_size(sum(sizes))}, writes {readable_size(round(writes))}"
     )
     remedies = []
     if len(good) < FEWEST_SLIDES and n_tiles.low < n_tiles.high:
@@ -115,30 +113,29 @@ def estimate(
         )
     if errors:
         found += f"; {len(errors)} failures in the sample, such as {errors[0]}"
-        remedies.append("see README, How to read a failure")
+        remedies.append(_FAILURES)
     most = max(bag.likely for bag in bags)
-    tile = busy[0].dim * bag_number_bytes
-    heap = HEAP_A_BAG * most * tile
-    if most * tile > MAX_BAG_BYTES:
+    tile_bytes = busy[0].dim * bag_number_bytes
+    heap = HEAP_A_BAG * most * tile_bytes
+    if most * tile_bytes > MAX_BAG_BYTES:
         found += f"; the largest patient's {_rounded(most)} tiles are more than a row can have"
-        remedies.append(f"set tiling.max_tiles_per_patient to {MAX_BAG_BYTES // tile:,} or less")
+        remedies.append(f"set tiling.max_tiles_per_patient to {MAX_BAG_BYTES // tile_bytes:,} or less")
     elif heap > workforce.heap_bytes:
         found += (
             f"; the largest patient's {_rounded(most)} tiles need a heap of {readable_size(round(heap))}, which is "
+            f"{readable_size(workforce.heap_bytes)}"
         )
-        found += readable_size(workforce.heap_bytes)
-        setting = "spark.driver.memory" if workforce.is_local else "spark.executor.memory"
+        setting = f"spark.{'driver' if workforce.is_local else 'executor'}.memory"
         remedies.append(
             f"set {setting} to {math.ceil(heap / 2**30)}g or more, or tiling.max_tiles_per_patient, see README, Sizing"
         )
     if deadline_h is not None:
         needed = math.ceil(workforce.executors * hours.high / deadline_h)
-        who, these = ("machine", "this") if workforce.is_local else ("executor", "these")
-        found += f"; for {deadline_h:g} h: {_count(needed, who)} like {these}"
+        kind, these = ("machine", "this") if workforce.is_local else ("executor", "these")
+        count = f"{needed:,} {kind}{'s' * (needed != 1)}"
+        found += f"; for {deadline_h:g} h: {count} like {these}"
         if needed > workforce.executors:
-            remedies.append(
-                f"run on {_count(needed, who)}, of which there are {workforce.executors:,} now, or give it {_hours(hours.high)}"
-            )
+            remedies.append(f"run on {count} instead of {workforce.executors:,}, or give it {_hours(hours.high)}")
     return Row("warn" if remedies else "ok", found, "; ".join(remedies))
 
 
@@ -147,7 +144,6 @@ def _hours(hours: float) -> str:
 
 
 def _span(hours: Bounds) -> str:
-    """Both ends, if they differ in what is shown."""
     low, high = _hours(hours.low), _hours(hours.high)
     return low if low == high else f"{low} to {high}"
 
@@ -155,10 +151,6 @@ def _span(hours: Bounds) -> str:
 def _between(tiles: Bounds) -> str:
     low, high = _rounded(tiles.low), _rounded(tiles.high)
     return "" if low == high else f" ({low} to {high})"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _rounded(count: float) -> str:

@@ -1,4 +1,4 @@
-"""Checks of what comes from elsewhere: slides from their store, weights of the models."""
+"""Checks of what is read: slides from their store, weights of the models."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,14 +12,14 @@ from udfs.reach_store import read_range
 from udfs.sample_cohort import load
 from udfs.wording import some
 from udfs.wsi import ErrorCode
-from udfs.wsi.store import absolute_uri, public_uri
+from udfs.wsi.store import StoreUri, absolute_uri, public_uri
 
-_SLIDES_TRIED = 5  # one may be missing without anything being wrong with the store
+_SLIDES_TRIED = 5  # a slide may be missing though the store is fine
 
 
 def store(place: Place) -> Row:
-    """A range of a slide, read by an executor."""
-    problem = "the CSV names no slide that is there"
+    """Says whether an executor reads a range of a slide."""
+    problem = "no slide of the CSV was found"
     for uri in islice(_uris(place), _SLIDES_TRIED):
         reached = place.ask_any(partial(read_range, uri, place.config.slides.storage_options))
         if reached.error is None:
@@ -28,7 +28,7 @@ def store(place: Place) -> Row:
         problem = f"{reached.host}: {reached.error.value}: {reached.message}"
         if reached.error is not ErrorCode.FILE_MISSING:
             break
-    if lacking := place.lacking(place.store_packages):  # which says nothing of the store
+    if lacking := place.lacking(place.store_packages):  # then nothing is known of the store
         raise MissingPackageError(some(lacking))
     return Row(
         "FAIL",
@@ -39,22 +39,21 @@ def store(place: Place) -> Row:
 
 
 def encoder(place: Place) -> Row:
-    """The models, loaded by an executor, the same that the driver loads."""
+    """Says whether an executor loads the same models as the driver."""
     remedy = "put encoder.weights and stain.weights where all nodes can read them: a URI, or a path on every node"
-    here = place.run.models  # raises ConfigError, with a remedy
+    here = place.run.models  # raises ConfigError with a remedy
     try:
         loaded = place.ask_any(partial(load, place.run.feature_spec))
     except (ExecutorError, Py4JJavaError) as error:
-        return Row("FAIL", f"executors can't load it: {telling_line(error)}", remedy)
+        return Row("FAIL", f"executors cannot load it: {telling_line(error)}", remedy)
     if loaded.identity != here.identity:
         return Row("FAIL", f"{loaded.host} has other weights than the driver at the same place", remedy)
     name = place.config.encoder.name
-    return Row(
-        "ok", f"{name} ({here.encoder.weights[:8]}) on driver and executors, on {loaded.host} by {loaded.device}"
-    )
+    where = f"on driver and executors, on {loaded.host} by {loaded.device}"
+    return Row("ok", f"{name} ({here.encoder.weights[:8]}) {where}")
 
 
-def _uris(place: Place) -> Iterator[str]:
+def _uris(place: Place) -> Iterator[StoreUri]:
     """URIs of slides as the CSV gives them; if it gives none, of the files that were found."""
     given = [absolute_uri(image.uri) for image in place.images if image.uri]
     yield from given or (found.uri for found in place.located.values() if found.uri)

@@ -1,4 +1,4 @@
-"""The check that measures the ways to run the encoder, on tiles that the run would encode, and names the fastest right one."""
+"""The check that measures all runtimes and precisions on tiles of the run, and names the fastest one that is right."""
 
 from functools import partial
 
@@ -7,14 +7,14 @@ from jobs.checks.place import Place
 from jobs.checks.table import Row
 from udfs.sample_cohort import MeasuredRuntime, measure_runtimes
 
-MEASURE_S = 5.0  # that PyTorch in fp32 encodes, at most; the other ways encode as many tiles
+MEASURE_S = 5.0  # of PyTorch in fp32, at most; the other ways encode as many tiles
 LEAST_COSINE = 0.999  # to PyTorch's fp32
 _WORTHWHILE = 1.1  # times as fast as the settings
-_SLIDES = 64  # at most, from all over the cohort: tiles are taken from the first that has some
+_SLIDES = 64  # at most, spread over the cohort: the first that has tissue gives the tiles
 
 
 def encoder_runtimes(place: Place) -> Row:
-    """The speed of each runtime and precision that executors have, and the settings to take."""
+    """Says how fast each runtime and precision of the executors is, and which settings to take."""
     files = [(place.located[image.image_id], image.mpp) for image in place.images]
     slides = [(file.uri, mpp, file.info.size_bytes) for file, mpp in files if file.uri and file.info]
     chosen = [slides[i][:2] for i in spread_over([size for *_, size in slides], min(_SLIDES, len(slides)))]
@@ -25,7 +25,7 @@ def encoder_runtimes(place: Place) -> Row:
 
 
 def recommended(measured: list[MeasuredRuntime], runtime: str, precision: str) -> Row:
-    """What the measurement says to somebody with these settings."""
+    """Says what the measurement means for these settings."""
     right = [way for way in measured if way.cosine >= LEAST_COSINE]
     if not right:
         return Row("skip", "no tile with tissue to measure runtimes by")

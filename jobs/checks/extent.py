@@ -1,4 +1,4 @@
-"""What a cohort takes, from a sample of its slides: bounds that follow the sizes of all files, since cohorts are skewed."""
+"""What a cohort takes, estimated from a sample of its slides: bounds that follow the sizes of all files."""
 
 import math
 from bisect import bisect_left
@@ -7,48 +7,48 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_NEIGHBOURS = 3  # sampled slides below and above in size that a slide is held against
-_BEYOND = 1.5  # times as far from the mean as the sampled slides that are furthest: few have not seen the extremes
-FEWEST_SLIDES = 3  # fewer sampled slides say nothing of the spread
-UNKNOWN_SPREAD = 3  # bounds by fewer reach from the mean divided by this to the mean times this, or further
+_NEIGHBOURS = 3  # sampled slides below, and as many above in size, that a slide is compared with
+_BEYOND = 1.5  # bounds lie so many times as far from the mean as the furthest sampled slides: samples miss extremes
+FEWEST_SLIDES = 3  # fewer sampled slides do not show the spread
+UNKNOWN_SPREAD = 3  # bounds then reach from the mean divided by this to the mean times this, or further
 
 
 class Bounds(NamedTuple):
-    """An estimate, and what it is between."""
+    """An estimate between two bounds."""
 
     low: float
     likely: float
     high: float
 
     def at_most(self, most: float) -> "Bounds":
-        """Return the bounds, each cut to `most`."""
+        """Returns the bounds, each cut to `most`."""
         return Bounds(*(min(value, most) for value in self))
 
 
 def total(bounds: Iterable[Bounds]) -> Bounds:
-    """Return the sum of bounds."""
+    """Returns the sum of bounds."""
     parts = list(bounds)
     return Bounds(*(math.fsum(part[i] for part in parts) for i in range(3)))
 
 
 class PerSlide:
-    """A number per slide (tiles, seconds) for slides of any size, by those of a sample."""
+    """A number per slide (tiles, seconds) for slides of any size, from a sample of slides."""
 
     def __init__(self, sampled: Sequence[tuple[int, float]], sizes: Iterable[int]) -> None:
-        """`sampled`: size of the file in bytes and the number, for each slide of the sample; `sizes`: of all slides."""
+        """Takes size of the file in bytes and number for each slide of the sample, and the sizes of all slides."""
         self._sampled = sorted(sampled)
-        there, seen = Counter(sizes), Counter(size for size, _ in sampled)
-        self._is_known = {
-            size: count == there[size] for size, count in seen.items()
-        }  # all slides of that size were seen
+        n_all, n_sampled = Counter(sizes), Counter(size for size, _ in sampled)
+        self._known = {
+            size for size, n in n_sampled.items() if n == n_all[size]
+        }  # all slides of these sizes are sampled
 
     def of(self, size_bytes: int) -> Bounds:
-        """Return the bounds for a slide: its size times what the sampled slides nearest in size have per byte.
+        """Returns the bounds for a slide: its size times the numbers per byte of the sampled slides nearest in size.
 
         If fewer than FEWEST_SLIDES are near, the bounds are at least as wide as UNKNOWN_SPREAD says.
         """
         first, end = (bisect_left(self._sampled, (size, -math.inf)) for size in (size_bytes, size_bytes + 1))
-        if self._is_known.get(size_bytes):
+        if size_bytes in self._known:
             return Bounds(*[math.fsum(value for _, value in self._sampled[first:end]) / (end - first)] * 3)
         near = self._sampled[max(0, first - _NEIGHBOURS) : end + _NEIGHBOURS]
         rates = [value / size for size, value in near]
@@ -60,9 +60,9 @@ class PerSlide:
 
 
 def spread_over(sizes: Sequence[int], n: int) -> list[int]:
-    """Return n of the slides to sample, the largest first: half evenly by their rank in size, half evenly by bytes.
+    """Returns the indices of n slides to sample, the largest first: half evenly by rank in size, half evenly by bytes.
 
-    So the few slides that hold most of the bytes are among them, and the many small ones too.
+    The sample so has some of the few slides with most of the bytes, and some of the many small ones.
     """
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
     ends, end = [], 0
@@ -79,10 +79,10 @@ def spread_over(sizes: Sequence[int], n: int) -> list[int]:
 
 @dataclass(frozen=True)
 class CohortSize:
-    """The slides that a run has to do, by patient."""
+    """The slides of a run, by patient."""
 
-    patients: Mapping[str, Sequence[int]]  # sizes of the files of each one's slides that are there, bytes
-    most_tiles: int | None  # a patient, tiling.max_tiles_per_patient
+    patients: Mapping[str, Sequence[int]]  # sizes of the files of a patient's slides, bytes
+    most_tiles: int | None  # per patient, tiling.max_tiles_per_patient
 
     @property
     def sizes(self) -> list[int]:
@@ -90,6 +90,6 @@ class CohortSize:
         return [size for sizes in self.patients.values() for size in sizes]
 
     def bags(self, tiles: PerSlide) -> list[Bounds]:
-        """Return the bounds on the number of tiles of each patient, in the order of `patients`."""
+        """Returns the bounds on the number of tiles of each patient, in the order of `patients`."""
         most = self.most_tiles or math.inf
         return [total(map(tiles.of, sizes)).at_most(most) for sizes in self.patients.values()]

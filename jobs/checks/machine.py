@@ -7,21 +7,22 @@ from jobs.checks.place import Place
 from jobs.checks.table import Row
 from udfs.wording import some
 
-# What `make bench ONLY=memory,predict` measures, torch and a network of EfficientNet-B0's size.
-WORKER_BYTES = 1.1e9  # a Python worker of the features stage at its most
-_ADDRESSES_BYTES = (
-    6e9  # that it maps, which is what spark.executor.pyspark.memory limits: importing torch takes 3.6 of them
-)
+# What `make bench ONLY=memory,predict` measures, with torch and a network of EfficientNet-B0's size.
+WORKER_BYTES = 1.1e9  # a Python worker of the features stage, at most
+_MAPPED_BYTES = 6e9  # by such a worker; spark.executor.pyspark.memory limits it. The import of torch maps 3.6e9
 _JVM_BESIDE_BYTES = 0.4e9  # of a JVM, beside its heap
 _LITTLE_HEAP_BYTES = 2e9  # enough for a JVM, except for patients with tens of thousands of tiles
-_SCRATCH_A_TASK_BYTES = 1e9  # rows of 8 slides of 5,000 tiles, as the features stage keeps and sorts them
+_SCRATCH_BYTES = 1e9  # per task: rows of 8 slides of 5,000 tiles, as the features stage keeps and sorts them
 _OVERHEAD_FACTOR, _LEAST_OVERHEAD_BYTES = "0.1", 384 << 20  # Spark's own
 _MORE_HEAP = "set spark.driver.memory to 2g or more (spark-submit: --driver-memory), see README, Sizing"
+_MORE_SCRATCH = (
+    "set spark.local.dir (YARN: yarn.nodemanager.local-dirs; Kubernetes: a volume spark-local-dir-1) to a local disk"
+)
 _GPU = "spark.executor.resource.gpu"
 
 
 def scratch_space(place: Place) -> Row:
-    """Room for what Spark keeps between stages."""
+    """Says whether there is room for what Spark keeps between stages."""
     executors = Counter(one.host for one in place.probes)
     free: dict[str, dict[int, int]] = {host: {} for host in executors}  # by device: several folders may share one
     folders, unusable = set(), set()
@@ -32,65 +33,57 @@ def scratch_space(place: Place) -> Row:
                 free[one.host][disk[0]] = disk[1]
             else:
                 unusable.add(f"{folder} on {one.host}")
-    remedy = "set spark.local.dir (YARN: yarn.nodemanager.local-dirs; Kubernetes: a volume spark-local-dir-1) to a local disk"
     if unusable:
-        return Row("FAIL", f"can't be written: {some(sorted(unusable))}", remedy)
+        return Row("FAIL", f"cannot be written: {some(sorted(unusable))}", _MORE_SCRATCH)
     at_once = math.ceil(place.stage.slots() / place.n_executors)
     short = []
     for host, n in executors.items():
-        has, needs = sum(free[host].values()), n * at_once * _SCRATCH_A_TASK_BYTES
-        if has < needs:
-            short.append(f"{_gb(has)} on {host} for {n * at_once} tasks, which may take {_gb(needs)}")
+        room, need = sum(free[host].values()), n * at_once * _SCRATCH_BYTES
+        if room < need:
+            short.append(f"{_gb(room)} on {host} for {n * at_once} tasks, which may take {_gb(need)}")
     if short:
-        return Row("FAIL", some(short, 3, "; "), f"{remedy} with more room, or set run.wave_slides lower")
-    return Row(
-        "ok", f"{_gb(min(sum(disks.values()) for disks in free.values()))} free or more in {some(sorted(folders), 1)}"
-    )
+        return Row("FAIL", some(short, 3, "; "), f"{_MORE_SCRATCH} with more room, or set run.wave_slides lower")
+    least = min(sum(disks.values()) for disks in free.values())
+    return Row("ok", f"{_gb(least)} free or more in {some(sorted(folders), 1)}")
 
 
 def memory(place: Place) -> Row:
-    """Memory for the Python worker of every task, beside the JVM."""
-    hosts = Counter(one.host for one in place.probes)
-    machine = {one.host: one.memory_bytes for one in place.probes}
-    tasks = math.ceil(place.stage.slots() / place.n_executors)
-    limit = None if place.is_local else place.mib("spark.executor.pyspark.memory")
-    if limit is not None:
-        limit //= int(place.conf("spark.executor.cores", "1"))  # as Spark shares it out
-        if limit < _ADDRESSES_BYTES:
+    """Says whether there is memory for the Python worker of every task, beside the JVM."""
+    tasks, limit = math.ceil(place.stage.slots() / place.n_executors), place.mib("spark.executor.pyspark.memory")
+    if limit is not None and not place.is_local:
+        worker = limit // int(place.conf("spark.executor.cores", "1"))  # as Spark divides it
+        if worker < _MAPPED_BYTES:
             return Row(
                 "FAIL",
-                f"spark.executor.pyspark.memory gives a worker {_gb(limit)}; importing torch maps {_gb(_ADDRESSES_BYTES)}",
+                f"spark.executor.pyspark.memory gives a worker {_gb(worker)}; a worker with torch maps {_gb(_MAPPED_BYTES)}",
                 "leave it unset, and let spark.executor.memoryOverhead have the memory of the workers",
             )
-    heap, rooms = place.heap_bytes, []
-    for host, n in hosts.items():
-        room = machine[host] / n
-        if place.spark.sparkContext.master == "yarn":  # which ends a container that takes more
-            room = min(room, heap + _overhead(place, heap) + (place.mib("spark.executor.pyspark.memory") or 0))
-        rooms.append(room)
-    return judge_memory(min(rooms), heap, tasks, is_local=place.is_local)
+    heap, executors = place.heap_bytes, Counter(one.host for one in place.probes)
+    room = min(one.memory_bytes / executors[one.host] for one in place.probes)
+    if place.spark.sparkContext.master == "yarn":  # which ends a container that takes more
+        room = min(room, heap + _overhead(place, heap) + (limit or 0))
+    return judge_memory(room, heap, tasks, is_local=place.is_local)
 
 
 def judge_memory(room: float, heap: float, tasks: int, *, is_local: bool = False) -> Row:
-    """Whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes; and if the JVM is the
-    driver's, whether its heap is large enough. For executors, check clock looks at the heap.
+    """Says whether the workers of so many tasks at once, and the JVM with its heap, have room in so many bytes.
+
+    In local mode, the heap is the driver's and must be large enough too. For executors, check clock looks at the heap.
     """
-    need = tasks * WORKER_BYTES + _JVM_BESIDE_BYTES
-    each = max(0.0, room - heap - _JVM_BESIDE_BYTES) / tasks
+    need, left = tasks * WORKER_BYTES + _JVM_BESIDE_BYTES, room - heap - _JVM_BESIDE_BYTES
     figures = (
-        f"{_gb(room)} an executor, {_gb(heap)} of it heap: {_gb(each)} for each of {tasks} at once; a worker takes "
+        f"{_gb(room)} an executor, {_gb(heap)} of it heap: {_gb(max(0.0, left) / tasks)} for each of {tasks} at once; a worker "
+        f"takes {_gb(WORKER_BYTES)}"
     )
-    figures += _gb(WORKER_BYTES)
-    fits = max(1, int((room - heap - _JVM_BESIDE_BYTES) // WORKER_BYTES))
+    fits = max(1, int(left // WORKER_BYTES))
     remedy = (
         f"give executors {_gb(heap + need)} (YARN, Kubernetes: spark.executor.memoryOverhead={need / 2**30:.0f}g), "
         f"or {fits} {'task' if fits == 1 else 'tasks'} at once (spark.executor.cores, resources.cpus_per_task), or a smaller heap"
     )
-    if room >= heap + need and is_local and heap < _LITTLE_HEAP_BYTES:
-        return Row(
-            "warn", f"{figures}; a driver that does all needs a heap of {_gb(_LITTLE_HEAP_BYTES)} at least", _MORE_HEAP
-        )
     if room >= heap + need:
+        if is_local and heap < _LITTLE_HEAP_BYTES:
+            figures += f"; a driver that runs all tasks needs a heap of {_gb(_LITTLE_HEAP_BYTES)} at least"
+            return Row("warn", figures, _MORE_HEAP)
         return Row("ok", figures)
     if room >= min(heap, _LITTLE_HEAP_BYTES) + need:
         return Row("warn", f"{figures}: enough unless the heap fills up", remedy)
@@ -98,48 +91,43 @@ def judge_memory(room: float, heap: float, tasks: int, *, is_local: bool = False
 
 
 def scheduled_gpus(place: Place) -> Row:
-    """GPUs that are asked for, scheduled and visible."""
+    """Says whether the GPUs that are requested are scheduled and visible."""
     requested = place.config.resources.gpus_per_task or (1.0 if place.config.encoder.device == "cuda" else 0.0)
     visible = min((one.gpus for one in place.probes), default=0)
     scheduled = min((executor.gpus for executor in place.executors), default=0)
     later = place.conf(f"{_GPU}.amount") == "0" and place.conf("spark.dynamicAllocation.enabled") == "true"
     if requested and later:
-        return Row("ok", "executors with GPUs are started for the features stage, see encoder for what it finds there")
+        return Row(
+            "ok", "executors with GPUs are started for the features stage: check encoder says what it finds there"
+        )
     return judge_gpus(requested, None if place.is_local else scheduled, visible)
 
 
 def judge_gpus(requested: float, scheduled: int | None, visible: int) -> Row:
-    """What is wrong with so many GPUs a task asked for, and an executor's scheduled (None: local mode) and visible ones."""
+    """Says what is wrong with the GPUs requested per task, and an executor's scheduled (None: local mode) and visible ones."""
     figures = f"{visible} visible" if scheduled is None else f"an executor has {scheduled} by Spark, {visible} visible"
-    amount = f"spark.executor.resource.gpu.amount={visible or 1}"
+    amount = f"--conf {_GPU}.amount={visible or 1}"
+    wanted = f"{figures}; {requested:g} per task requested"
     if requested and not visible:
-        return Row(
-            "FAIL",
-            f"{figures}; {requested:g} a task asked for",
+        remedy = (
             "take nodes with GPUs, and check that nvidia-smi runs where executors do; or set resources.gpus_per_task to null and "
-            "encoder.device to auto",
+            "encoder.device to auto"
         )
+        return Row("FAIL", wanted, remedy)
     if requested and scheduled == 0:
-        return Row(
-            "FAIL",
-            f"{figures}; {requested:g} a task asked for",
-            f"tell Spark of them: --conf {amount}, see README, On GPUs",
-        )
+        return Row("FAIL", wanted, f"declare them to Spark: {amount}, see README, On GPUs")
     if scheduled is not None and scheduled > visible:
-        return Row(
-            "FAIL",
-            figures,
-            "mend the discovery script, or the driver and isolation of the node: nvidia-smi does not see them",
+        remedy = (
+            "correct the discovery script, or the driver and isolation of the node: nvidia-smi does not see the GPUs"
         )
+        return Row("FAIL", figures, remedy)
     if visible and scheduled == 0:
         return Row(
-            "warn",
-            f"{figures}: left idle by Spark",
-            f"--conf {amount} and resources.gpus_per_task, see README, On GPUs",
+            "warn", f"{figures}: left idle by Spark", f"{amount} and resources.gpus_per_task, see README, On GPUs"
         )
     if scheduled and not requested:
-        return Row("warn", f"{figures}, and no task asks for one", "set resources.gpus_per_task to 1, or to a share")
-    return Row("ok", figures if visible or requested else "none, and none asked for: the encoder runs on processors")
+        return Row("warn", f"{figures}, and no task requests one", "set resources.gpus_per_task to 1, or to a share")
+    return Row("ok", figures if visible or requested else "none, and none requested: the encoder runs on processors")
 
 
 def _overhead(place: Place, heap: int) -> int:

@@ -1,7 +1,7 @@
-"""A program, run by the Python that executors run: what this Python and this machine have, as a line of JSON.
+"""A program for the Python of executors: prints what this Python and this machine have, as a line of JSON.
 
-It goes to executors as text and needs nothing there but a Python from 3.7 on, so that a wrong one can say so. Its argument is
-JSON: {"packages": [names], "scratch": [folders, if the environment names none]}.
+Executors get it as text and need only Python 3.7 or later, so that a wrong Python can say so. Its argument is JSON:
+{"packages": [names], "scratch": [folders, if the environment names none]}.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 
 try:
     from importlib.metadata import distribution
-except ImportError:  # Python 3.7, of which the version is all that matters
+except ImportError:  # Python 3.7: only its version matters
     distribution = None  # type: ignore[assignment]
 
 _GROUPS = Path("/sys/fs/cgroup")
 
 
 def version_of(name: str) -> str | None:
-    """The version of a package, None if it is missing."""
+    """Returns the version of a package, None if it is missing."""
     try:
         return distribution(name).version
     except Exception:
@@ -34,7 +34,7 @@ def version_of(name: str) -> str | None:
 
 
 def memory_bytes() -> int:
-    """What processes here may take: the machine's memory, or its container's if that is less."""
+    """Returns what processes here may take: the machine's memory, or its container's if that is less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
         names = [line.rpartition(":")[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()]
@@ -49,7 +49,7 @@ def memory_bytes() -> int:
 
 
 def scratch_folders(configured: list[str]) -> dict[str, list[int] | None]:
-    """By folder that Spark spills to: its device and the bytes free there; None if nothing can be written."""
+    """Returns device and free bytes of each folder that Spark spills to; None if the folder cannot be written."""
     named = os.environ.get("LOCAL_DIRS") or os.environ.get("SPARK_EXECUTOR_DIRS") or os.environ.get("SPARK_LOCAL_DIRS")
     found: dict[str, list[int] | None] = {}
     for folder in named.replace(":", ",").split(",") if named else configured or [tempfile.gettempdir()]:
@@ -63,7 +63,7 @@ def scratch_folders(configured: list[str]) -> dict[str, list[int] | None]:
 
 
 def visible_gpus() -> int:
-    """How many GPUs of NVIDIA can be seen."""
+    """Returns the number of NVIDIA GPUs that are visible."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.SubprocessError):

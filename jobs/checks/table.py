@@ -1,4 +1,4 @@
-"""Checks and their rows: each check by itself and within its time, whatever becomes of the others; the table for people."""
+"""Checks and their rows: each check by itself and within its time, whatever happens to the others; the table for people."""
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -14,14 +14,10 @@ Status = Literal["ok", "warn", "FAIL", "skip"]
 INSTALL = (
     "install slidelake and its extras on every node from the driver's lock file, or ship an environment by --archives"
 )
-_SETTINGS = "mend what it names, in the settings or where they point: conf/cohort.yaml tells of each"
-_LOGS = "look for it in the logs of driver and executors"
-_DEAD_EXECUTORS = (
-    "look at the logs of those executors, and at what the page of the master or ResourceManager says of their end"
-)
+_SETTINGS = "correct what it names, in the settings or where they point: conf/cohort.yaml explains each setting"
+_DEAD_EXECUTORS = "look at their logs, and at the page of the master or ResourceManager for how they ended"
 _SILENT_STORE = (
-    "it is the driver that waits: give it, too, a route to slides, tables and weights (proxy, firewall, endpoint), "
-    "and look at its log"
+    "the driver waits: give it a route to slides, tables and weights (proxy, firewall, endpoint), and look at its log"
 )
 
 
@@ -46,12 +42,12 @@ class Check:
     what: str
     look: Callable[[Place], Row]
     limit_s: float
-    needs: tuple[str, ...] = ()  # checks without which this one could not tell its own fault from theirs
-    is_advice: bool = False  # a run works without what this check finds out: it warns and does not fail
+    needs: tuple[str, ...] = ()  # checks whose faults this check could not tell from its own
+    is_advice: bool = False  # a run works without the result of this check: the check warns and does not fail
 
 
 def look(place: Place, checks: Iterable[Check]) -> Iterator[Row]:
-    """A row for each check, as soon as it is there."""
+    """Yields a row for each check as soon as the check is done."""
     failed: set[str] = set()
     for check in checks:
         missing = [name for name in check.needs if name in failed]
@@ -64,20 +60,18 @@ def look(place: Place, checks: Iterable[Check]) -> Iterator[Row]:
 
 
 def as_text(row: Row) -> str:
-    """A line, and below it the remedy."""
-    remedy = f"\n{'':18}-> {row.remedy}" if row.remedy else ""
-    text = f"  {row.status:<4}  {row.what:<9} {row.found}{remedy}"
-    return "\n".join(printable(line) for line in text.split("\n"))
+    """Returns the row as a line, with the remedy on a second line."""
+    line = printable(f"  {row.status:<4}  {row.what:<9} {row.found}")
+    return f"{line}\n{'':18}-> {printable(row.remedy)}" if row.remedy else line
 
 
 def _skipped(needs: str) -> Row:
-    return Row("skip", f"not looked at, for it needs {needs}")
+    return Row("skip", f"not checked: it needs {needs}")
 
 
 def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
-    """What the check finds. A check that takes too long is left to itself (`Place.left`), and its jobs are cancelled."""
-    context = place.spark.sparkContext
-    rows: list[Row] = []
+    """What the check finds. A check that takes too long goes on in its thread (`Place.left`), and its jobs are cancelled."""
+    context, rows = place.spark.sparkContext, list[Row]()
 
     def run() -> None:
         context.setJobGroup(check.what, f"slidelake doctor: {check.what}", interruptOnCancel=True)
@@ -88,10 +82,10 @@ def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
         except NoPythonError:
             rows.append(_skipped("python"))
         except MissingPackageError as error:
-            lacks = str(error)
-            rows.append(_skipped(f"packages ({lacks})") if "packages" in failed else Row("FAIL", lacks, INSTALL))
+            is_known = "packages" in failed
+            rows.append(_skipped(f"packages ({error})") if is_known else Row("FAIL", str(error), INSTALL))
         except Exception as error:
-            rows.append(Row("FAIL", telling_line(error), _LOGS))
+            rows.append(Row("FAIL", telling_line(error), "look for it in the logs of driver and executors"))
 
     thread = threading.Thread(target=run, name=check.what, daemon=True)
     thread.start()
@@ -106,12 +100,13 @@ def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
 
 
 def _overdue(place: Place, limit_s: float, *, waits_for_tasks: bool) -> Row:
-    """Who does not answer: executors, executors that never came, or a store that the driver waits for."""
+    """What does not answer: executors, executors that never started, or a store that the driver waits for."""
+    no_answer = f"no answer in {limit_s:g} s"
     if not waits_for_tasks:
-        return Row("FAIL", f"no answer in {limit_s:g} s", _SILENT_STORE)
+        return Row("FAIL", no_answer, _SILENT_STORE)
     if place.is_local or executors_of(place.spark):
-        return Row("FAIL", f"no answer in {limit_s:g} s", "look at the logs of the executors for what holds it up")
+        return Row("FAIL", no_answer, "look at the logs of the executors for what holds the check up")
     if n_ended := len(ended_executors(place.spark)):
-        return Row("FAIL", f"no executor is there after {limit_s:g} s: {n_ended} came and went", _DEAD_EXECUTORS)
-    found = f"no executor has come in {limit_s:g} s, of those that Spark asks for: {executor_request(place.spark)}"
+        return Row("FAIL", f"no executor after {limit_s:g} s: {n_ended} started and ended", _DEAD_EXECUTORS)
+    found = f"no executor started in {limit_s:g} s, of those that Spark requests: {executor_request(place.spark)}"
     return Row("FAIL", found, REQUEST_REMEDY)

@@ -118,7 +118,7 @@ def test_five_things_that_are_broken_are_told_apart(
         ),
         "packages": ("missing: timm on", "from the driver's lock file"),
         "memory": ("spark.executor.pyspark.memory gives a worker 1.1 GB", "leave it unset"),
-        "gpus": ("an executor has 0 by Spark, 0 visible; 1 a task asked for", "resources.gpus_per_task to null"),
+        "gpus": ("an executor has 0 by Spark, 0 visible; 1 per task requested", "resources.gpus_per_task to null"),
         "store": ("read_failed", "http://127.0.0.1", "a route to the store"),
     }
     for what, texts in broken.items():

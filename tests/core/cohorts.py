@@ -12,7 +12,7 @@ from jobs.runtime.run.survey import FEATURES_COLUMNS, SLIDES_COLUMNS, TILES_COLU
 from jobs.runtime.settings.config import Config
 from jobs.runtime.settings.identity import Identity, row_hash
 from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.store import FileInfo, public_uri
+from udfs.wsi.store import FileInfo, StoreUri, public_uri
 
 Corner = tuple[int, int]
 CORNERS: tuple[Corner, ...] = ((0, 0), (448, 0), (0, 448))
@@ -35,11 +35,11 @@ def image(image_id: str, patient_id: str, label: str | None = "CE", mpp: float |
 
 def file_of(image_id: str, version: str = "1") -> Located:
     """A file that is there."""
-    return Located(f"/slides/{image_id}.tif", FileInfo(9, version), None)
+    return Located(StoreUri(f"/slides/{image_id}.tif"), FileInfo(9, version), None)
 
 
 def lost(code: ErrorCode) -> Located:
-    """A file that can't be had."""
+    """A file that cannot be reached."""
     return Located(None, None, SlideError(code, "why"))
 
 

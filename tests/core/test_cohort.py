@@ -11,6 +11,7 @@ from jobs.runtime.cohort.locating import Located, locate, read_cohort
 from jobs.runtime.cohort.patient_csv import Image, parse_cohort, rows_as_written
 from jobs.runtime.settings.config import Config, ConfigError
 from udfs.wsi import ErrorCode
+from udfs.wsi.store import StoreUri
 
 HEADER = "image_id,center_id,patient_id,image_num"
 GOOD = f"{HEADER},label\na,n,001,0,CE\nb,n,001,1,CE\nc,s,2,0,LAA\n"
@@ -23,7 +24,7 @@ def config_for(folder: Path, **slides: Any) -> Config:
 
 
 def image(image_id: str, uri: str | None = None) -> Image:
-    return Image(image_id, "n", "p", 0, None, uri, None)
+    return Image(image_id, "n", "p", 0, None, None if uri is None else StoreUri(uri), None)
 
 
 REFUSED = {
@@ -84,7 +85,7 @@ REFUSED = {
     f"sep=;\n{HEADER}\na,n,1,0\n".replace(",", ";"): ["separated by semicolons: save it with commas"],
     f"{HEADER}\na,n,1,0\n".replace(",", "\t"): [r"image_id\tcenter_id", "separated by tabs: save it with commas"],
     f"{HEADER}\na,n,1,0\n".replace(",", "|"): ["separated by bars"],
-    f"{HEADER}\na,n,1,0\n{HEADER}\nb,n,2,0\n": ["line 3 is the header once more"],
+    f"{HEADER}\na,n,1,0\n{HEADER}\nb,n,2,0\n": ["line 3 repeats the header"],
     f"{HEADER},Label,LABEL\na,n,1,0,x,y\n": ["label twice"],
     "PK\3\4\0\1": ["Excel workbook", "CSV UTF-8"],
     "  <!doctype HTML><p>Sign in": ["HTML", "login"],
@@ -254,7 +255,7 @@ def test_a_csv_is_read_from_any_fsspec_uri_and_named_where_it_fails(tmp_path: Pa
     (tmp_path / "patients.csv").write_text(HEADER)
     with pytest.raises(ConfigError, match=r"patients: .*patients\.csv: it has a header and no rows"):
         read_cohort(config)
-    with pytest.raises(ConfigError, match=r"can't be read") as caught:
+    with pytest.raises(ConfigError, match=r"cannot be read") as caught:
         read_cohort(config.model_copy(update={"patients": "nosuch://u:SECRETSECRET@host/p.csv?sig=SECRETSECRET"}))
     assert "SECRET" not in str(caught.value)
 
@@ -323,7 +324,7 @@ def test_a_file_that_bears_nearly_the_name_is_told(slides: Path, image_id: str, 
     if not alone:
         assert told in str(locate([image(image_id), image("a")], config)[image_id].error)
     elif image_id != "x":  # none of the CSV's slides is there
-        with pytest.raises(ConfigError, match="holds none of the 1 slides") as caught:
+        with pytest.raises(ConfigError, match="has none of the 1 slides") as caught:
             locate([image(image_id)], config)
         assert told in str(caught.value)
 
@@ -380,14 +381,14 @@ def test_a_root_that_is_needed_and_not_there_stops_the_job(slides: Path) -> None
         locate([image("a"), image("b")], config_for(slides.parent))
     with pytest.raises(ConfigError, match=r"slides\.root: no folder at .*nowhere: set it to the folder"):
         locate([image("a")], config_for(slides.parent, root=str(slides / "nowhere")))
-    with pytest.raises(ConfigError, match=r"slides\.root: nosuch://host/x can't be listed") as caught:
+    with pytest.raises(ConfigError, match=r"slides\.root: nosuch://host/x cannot be listed") as caught:
         locate([image("a")], config_for(slides.parent, root="nosuch://u:SECRETSECRET@host/x"))
     assert "SECRET" not in str(caught.value) and "credentials" in caught.value.remedy
 
 
 def test_a_root_that_holds_none_of_the_slides_stops_the_job(slides: Path) -> None:
     """A bucket that is not mounted is no hundred thousand missing slides."""
-    with pytest.raises(ConfigError, match=r"slides\.root: .*deep holds none of the 2 slides .*\(a, \.\.\.\).*mounted"):
+    with pytest.raises(ConfigError, match=r"slides\.root: .*deep has none of the 2 slides .*\(a, \.\.\.\).*mounted"):
         locate([image("a"), image("gone")], config_for(slides.parent, root=str(slides / "deep")))
 
 

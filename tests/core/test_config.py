@@ -1,6 +1,7 @@
 """Settings: typed, checked before anything starts, and never told with their secrets."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
+from jobs.runtime.settings.sections import TilingSettings
+from jobs.runtime.settings.setting import NO_ROW, filled, setting
+from udfs.find_tissue import TissueSpec
+from udfs.wsi.store import PublicUri, StoreUri, public_uri
 from udfs.wsi.tissue.brightness import Brightness
 
 MINIMAL = {"patients": "patients.csv", "output": {"root": "tables"}}
@@ -203,7 +208,7 @@ def test_refusals_hold_no_secret(tmp_path: Path, content: str) -> None:
     assert "slides is a section: write its settings below it, not a value (list)" in refusal(
         tmp_path, MINIMAL, "slides=[SECRET]"
     )
-    with pytest.raises(ConfigError, match=r"--config nosuch://host/a\.yaml: can't be read") as caught:
+    with pytest.raises(ConfigError, match=r"--config nosuch://host/a\.yaml: cannot be read") as caught:
         load_config("nosuch://u:SECRET@host/a.yaml?sig=SECRET")
     assert "SECRET" not in str(caught.value)
 
@@ -254,3 +259,43 @@ def test_every_settings_file_of_the_project_is_valid() -> None:
     assert files
     for file in files:
         assert set(yaml.safe_load(file.read_text())) <= set(Config.model_fields)
+
+
+class WiderTiling(TilingSettings):
+    """A section with a setting more."""
+
+    overlap_px: int = setting(0, "overlap of neighbouring tiles, pixels", NO_ROW)
+
+
+@dataclass(frozen=True)
+class WiderSpec(TissueSpec):
+    """A pass's spec with a field of the same name."""
+
+    overlap_px: int = 0
+
+
+def test_a_setting_reaches_a_pass_by_a_field_of_its_name() -> None:
+    config = Config.model_validate(MINIMAL)
+    tiling = WiderTiling(overlap_px=8)
+    spec = filled(WiderSpec, tiling, config.slides, method=config.tissue_method)
+    assert (spec.overlap_px, spec.tile_px, spec.method) == (8, 448, config.tissue_method)
+    with pytest.raises(TypeError, match="method"):
+        filled(WiderSpec, tiling, config.slides)
+    with pytest.raises(TypeError, match=r"WiderSpec\.tile_px: 2 sections have a setting of this name"):
+        filled(WiderSpec, tiling, config.tiling, config.slides, method=config.tissue_method)
+
+
+def test_mypy_tells_uris_that_may_hold_secrets_from_those_to_show() -> None:
+    """An `ignore` that mypy does not need is an error of its own."""
+
+    def open_it(uri: StoreUri) -> str:
+        return uri
+
+    def show_it(uri: PublicUri) -> str:
+        return uri
+
+    signed = Config.model_validate(MINIMAL | {"patients": "https://u:SECRET@h/p.csv?sig=SECRET"}).patients
+    assert "SECRET" in open_it(signed)
+    assert "SECRET" in show_it(signed)  # type: ignore[arg-type]
+    assert "SECRET" not in show_it(public_uri(signed))
+    assert "SECRET" not in open_it(public_uri(signed))  # type: ignore[arg-type]

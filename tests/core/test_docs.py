@@ -26,29 +26,37 @@ def conf(folder: str) -> list[Path]:
     return sorted(path for path in (ROOT / "conf" / folder).iterdir() if not path.name.startswith("mine"))
 
 
-def _keys(settings: dict[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
-    for key, value in settings.items():
-        nested = isinstance(value, dict) and f"{prefix}{key}" not in known()
-        found |= _keys(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}"}
-    return found
+EXAMPLES = ("patients", "slides.root", "output.root")  # conf/cohort.yaml has a value for these, no default
 
 
-def known() -> set[str]:
-    return {key for key, _, _ in describe_settings()}
+def lines_to_write(written: dict[str, Any], described: list[tuple[str, str, str]]) -> list[str]:
+    """What conf/cohort.yaml lacks: each line as it must be, and below which section."""
+    lines = []
+    for key, default, meaning in described:
+        section, _, name = key.rpartition(".")
+        present = (written.get(section) or {}) if section else written
+        if name not in present or (key not in EXAMPLES and present[name] != yaml.safe_load(default)):
+            where = f"below `{section}:`" if section else "at the left margin"
+            lines.append(f"{where}, write:\n{'  ' * bool(section) + f'{name}: {default}':<34} # {meaning}")
+    return lines
 
 
 def test_the_annotated_configuration_has_every_setting_at_its_default() -> None:
-    path = ROOT / "conf/cohort.yaml"
-    keys = _keys(yaml.safe_load(path.read_text()))
-    lacking = [f"{key}: {default}  # {meaning}" for key, default, meaning in describe_settings() if key not in keys]
-    assert not lacking, f"write into {path}, each below its section: {lacking}"
-    assert keys <= known()
-    config = load_config(str(path))
-    bare = Config.model_validate(
-        {"patients": config.patients, "output": {"root": config.output.root}, "slides": {"root": config.slides.root}}
-    )
-    assert config == bare
+    path, described = ROOT / "conf/cohort.yaml", describe_settings()
+    written = yaml.safe_load(path.read_text())
+    lines = lines_to_write(written, described)
+    assert not lines, f"{path}: " + "\n".join(lines)
+    config = load_config(str(path))  # which refuses unknown settings
+    bare = {"patients": config.patients, "output": {"root": config.output.root}, "slides": {"root": config.slides.root}}
+    assert config == Config.model_validate(bare)
+
+
+def test_a_setting_that_the_annotated_configuration_lacks_is_named_by_its_line() -> None:
+    described = [("tiling.tile_px", "448", "edge of a tile"), ("tiling.overlap_px", "0", "overlap of tiles, pixels")]
+    line = "below `tiling:`, write:\n  overlap_px: 0                    # overlap of tiles, pixels"
+    assert lines_to_write({"tiling": {"tile_px": 448}}, described) == [line]
+    assert lines_to_write({"tiling": {"tile_px": 448, "overlap_px": 1}}, described) == [line]
+    assert lines_to_write({"tiling": {"tile_px": 448, "overlap_px": 0}}, described) == []
 
 
 def test_the_demo_configuration_is_valid() -> None:

@@ -291,11 +291,11 @@ def test_no_check_fails_without_a_remedy() -> None:
     [
         (1, 0, "no answer in 0.1 s", "look at the logs of the executors"),
         (1, 2, "no answer in 0.1 s", "look at the logs of the executors"),
-        (0, 2, "no executor is there after 0.1 s: 2 came and went", "look at the logs of those executors"),
+        (0, 2, "no executor after 0.1 s: 2 started and ended", "look at their logs"),
         (
             0,
             0,
-            "no executor has come in 0.1 s, of those that Spark asks for: 8g of memory (spark.executor.memory), "
+            "no executor started in 0.1 s, of those that Spark requests: 8g of memory (spark.executor.memory), "
             "2 GPUs (spark.executor.resource.gpu.amount)",
             "lower these settings to what a worker has free",
         ),

@@ -325,11 +325,11 @@ def test_without_what_make_dist_builds_or_with_what_is_older_than_the_code_nothi
         assert say(*command) == (2, "", older)
         os.utime(file, (then, then))
     packages.unlink()
-    assert say(*command) == (2, "", f"slidelake submit: {packages} is not there: run `make dist-env`\n")
+    assert say(*command) == (2, "", f"slidelake submit: {packages} does not exist: run `make dist-env`\n")
     standalone = ("--on", "standalone", *command[2:])
     assert say(*standalone)[0] == 0  # which asks for no environment
     code.unlink()
-    assert say(*standalone) == (2, "", f"slidelake submit: {code} is not there: run `make dist`\n")
+    assert say(*standalone) == (2, "", f"slidelake submit: {code} does not exist: run `make dist`\n")
 
 
 @pytest.mark.parametrize(("place", "end"), [("standalone", ".zip"), ("databricks", "-py3-none-any.whl")])
@@ -400,7 +400,7 @@ def test_a_signal_to_submit_alone_is_passed_on_to_the_client(
         f"def end(*_):\n    time.sleep(0.5)\n    print('ended in order', flush=True)\n    {ends}\n"
         f"signal.signal(signal.{sent}, end)\nos.kill(os.getppid(), signal.{sent})\ntime.sleep(60)\n"
     )
-    line = f"slidelake: submit: stopped by {sent}: aws gets it, too, and ends in order\n"
+    line = f"slidelake: submit: stopped by {sent}: aws gets it too, and ends in order\n"
     assert say("--on", "emr", "slides", "--config", "my.yaml") == (status, "ended in order\n", line)
 
 

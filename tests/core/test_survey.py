@@ -25,6 +25,7 @@ from tests.core.cohorts import (
     survey_of,
 )
 from udfs.wsi import ErrorCode
+from udfs.wsi.store import StoreUri
 
 UNLIMITED = replace(
     World(),
@@ -50,7 +51,7 @@ CHANGES: dict[str, tuple[World, dict[str, set[str]]]] = {  # what a run finds, a
     ),
     "an image's number": (UNLIMITED.change(replace(image("b1", "B"), image_num=3)), {"metadata": {"b1"}}),
     "where a file lies": (
-        UNLIMITED.change(b1=replace(file_of("b1"), uri="s3://u:secret@bucket/b1.tif")),
+        UNLIMITED.change(b1=replace(file_of("b1"), uri=StoreUri("s3://u:secret@bucket/b1.tif"))),
         {"metadata": {"b1"}},
     ),
     "mpp of the CSV": (UNLIMITED.change(image("b1", "B", mpp=0.5)), {"slide": {"b1"}, "features": {"b1"}}),

@@ -39,12 +39,12 @@ TEXTS = {
     "of no setting": ("oops:\n" + laughs("[x, y]", "[@]"), "more than 10,000 values"),
     "a list in itself": (
         "slides: {storage_options: {hosts: &a [1, *a]}}",
-        "line 1, column 35 holds an alias of itself",
+        "line 1, column 35 has an alias of itself",
     ),
-    "a mapping in itself": ("slides: {storage_options: &a {key: *a}}", "holds an alias of itself"),
-    "in itself, further down": ("slides: {storage_options: {k: &a {b: [{c: *a}]}}}", "holds an alias of itself"),
-    "merged with itself": ("tiling: &a {<<: *a}", "holds an alias of itself"),
-    "the root in itself": ("&a {patients: *a}", "holds an alias of itself"),
+    "a mapping in itself": ("slides: {storage_options: &a {key: *a}}", "has an alias of itself"),
+    "in itself, further down": ("slides: {storage_options: {k: &a {b: [{c: *a}]}}}", "has an alias of itself"),
+    "merged with itself": ("tiling: &a {<<: *a}", "has an alias of itself"),
+    "the root in itself": ("&a {patients: *a}", "has an alias of itself"),
     "brackets": ("slides: {storage_options: {k: " + "[" * 60 + "]" * 60 + "}}", "nested deeper than 50 levels"),
     "many brackets": ("k: " + "[" * 40_000, "nested deeper than 50 levels"),
     "many questions": ("? " * 40_000, "nested deeper than 50 levels"),
@@ -83,7 +83,7 @@ def test_a_text_that_unfolds_is_refused_in_one_line(tmp_path: Path, kind: str) -
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("{b: &a [*a]}", "holds an alias of itself"),
+        ("{b: &a [*a]}", "has an alias of itself"),
         (LAUGHS, "more than 10,000 values"),
         ("[" * 60 + "]" * 60, "nested deeper than 50 levels"),
         ("[2020-99-99]", "not YAML"),

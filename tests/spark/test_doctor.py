@@ -82,14 +82,14 @@ def test_a_check_that_fails_or_hangs_keeps_no_other_from_running(place: Place) -
     assert (hung.status, hung.found) == ("FAIL", "no answer in 2 s") and "logs of the executors" in hung.remedy
     assert failed.status == "FAIL" and "ZeroDivisionError" in failed.found
     assert (refused.status, refused.found) == ("FAIL", "slides.root: no folder at /nowhere")
-    assert (waited.status, waited.found) == ("skip", "not looked at, for it needs refuses")
+    assert (waited.status, waited.found) == ("skip", "not checked: it needs refuses")
     assert (worked.status, worked.what) == ("ok", "works")
 
 
 @pytest.mark.parametrize(
     ("root", "said"),
     [
-        ("{tmp}/file/tables", "can't be written by the driver"),
+        ("{tmp}/file/tables", "cannot be written by the driver"),
         ("az://container/tables", 'No FileSystem for scheme "az"'),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_failed_look_at_the_output_leaves_nothing_and_takes_nothing(
 
     monkeypatch.setattr(place, "ask", loses_its_folder)
     row = output(place)
-    assert row.status == "FAIL" and f"{root} can't be written by executors (" in row.found
+    assert row.status == "FAIL" and f"{root} cannot be written by executors (" in row.found
     assert sorted(root.iterdir()) == [root / "mine"]
 
 
@@ -138,7 +138,7 @@ def test_it_ends_though_the_driver_waits_for_a_store_that_stays_silent(
         file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         done = run_to_end([sys.executable, "-c", LOCATES, "--config", str(file)], os.environ, 60)
     assert done.returncode == 1, done.stderr
-    assert "FAIL  slides    no answer in 2 s\n" in done.stdout and "it is the driver that waits" in done.stdout
+    assert "FAIL  slides    no answer in 2 s\n" in done.stdout and "the driver waits" in done.stdout
     assert done.stdout.endswith("1 of 1 checks failed\n") and "Traceback" not in done.stderr
 
 

@@ -39,7 +39,7 @@ def test_all_is_well_and_memory_is_that_of_the_container(
         "an executor has 1 by Spark, 1 visible" in rows["gpus"] and "2 tasks of features at once" in rows["executors"]
     )
     assert not Path(config.output.root).exists()
-    # YARN rounds up what Spark asks for, and the doctor counts on no more than was asked for
+    # YARN rounds up what Spark asks for, and the doctor counts on no more than was requested
     asked = (_HEAP_MB + _OVERHEAD_MB) << 20
     assert re.findall(r"([\d.]+) GB an executor, ([\d.]+) GB of it heap", rows["memory"]) == [
         (f"{asked / 1e9:.1f}", f"{(_HEAP_MB << 20) / 1e9:.1f}")

@@ -1,186 +1,171 @@
-"""The cohort: its CSV, read from where it lies, and the file that each of its rows means."""
+"""The cohort: its CSV, read from where it lies, and the file of each of its rows."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from jobs.runtime.cohort.patient_csv import Image, parse_cohort
 from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.sections import SlidesSettings
 from udfs.wording import named, printable
-from udfs.wsi import ErrorCode, SlideError
-from udfs.wsi.store import File, FileInfo, absolute_uri, list_files, public_uri, read_bytes, redact, secrets_of
+from udfs.wsi import ErrorCode, SlideError, store
+from udfs.wsi.store import FileInfo, StorageOptions, StoreUri, public_uri
 
-_LISTING_THREADS = 32
+_THREADS = 32
+_Listed = Sequence[tuple[StoreUri, FileInfo | None]]  # the files of one name
 
 
 @dataclass(frozen=True)
 class Located:
-    """The file of an image, or why there is none."""
+    """The file of an image, or why there is none. A listing may give neither `info` nor `error`."""
 
-    uri: str | None  # as it is opened: may hold secrets
-    info: FileInfo | None
-    error: SlideError | None
+    uri: StoreUri | None
+    info: FileInfo | None = None
+    error: SlideError | None = None
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The CSV: its rows, and its bytes as they are."""
+    """The CSV: its rows, and its bytes."""
 
     images: Sequence[Image]
     csv: bytes
 
 
 def read_cohort(config: Config) -> Cohort:
-    """Read the CSV.
+    """Returns the CSV.
 
     Raises:
-        ConfigError: it can't be read, or one line that gives the rows at fault.
+        ConfigError: the CSV cannot be read, or has faults; one line that names the rows.
     """
-    name = public_uri(config.patients)
+    uri, options = config.patients, config.slides.storage_options
+    name = public_uri(uri)
     try:
-        data = read_bytes(config.patients, config.slides.storage_options)
+        data = store.read_bytes(uri, options)
         return Cohort(parse_cohort(data), data)
     except FileNotFoundError:
         raise ConfigError(f"patients: no file at {name}") from None
     except ConfigError as error:
         raise ConfigError(f"patients: {name}: {error}") from None
     except Exception as error:
-        text = redact(f"{type(error).__name__}: {error}", secrets_of(config.patients, config.slides.storage_options))
-        raise ConfigError(f"patients: {name} can't be read ({text})") from None
+        raise ConfigError(f"patients: {name} cannot be read ({_redacted(error, uri, options)})") from None
 
 
 def secrets_in(config: Config, images: Iterable[Image] = ()) -> tuple[str, ...]:
-    """Every text in settings and CSV that must not be shown, longest first: see `redact`."""
-    found = set(secrets_of(None, config.slides.storage_options))
-    for text in (*_texts(config.model_dump(mode="json")), *(image.uri for image in images)):
-        found.update(secrets_of(text, None))
+    """Returns every text in settings and CSV that must not be shown, longest first: see `redact`."""
+    found = set(store.secrets_of(None, config.slides.storage_options))
+    for text in (*config.by_key().values(), *(image.uri for image in images)):
+        found.update(store.secrets_of(text, None) if isinstance(text, str) else ())
     return tuple(sorted(found, key=len, reverse=True))
 
 
-def _texts(settings: Any) -> Iterator[str]:
-    """All that may be URIs, however deep."""
-    if isinstance(settings, Mapping):
-        for value in settings.values():
-            yield from _texts(value)
-    elif isinstance(settings, str):
-        yield settings
-
-
 def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
-    """The file of each image by image_id: the CSV's uri, else what bears the name under slides.root.
+    """Returns the file of each image by image_id: the CSV's uri, or the file of that name under slides.root.
 
-    One recursive listing serves slides.root; files named by uri, and links that lead nowhere, are asked for one by one, in
-    threads.
+    slides.root is listed once. Files named by uri, and links that lead nowhere, are looked up one by one, in threads.
 
     Raises:
-        ConfigError: slides.root is needed and missing, can't be listed, or holds not one of the slides looked for.
+        ConfigError: slides.root is needed and missing, cannot be listed, or has none of the slides.
     """
-    by_name = [image for image in images if image.uri is None]
-    if by_name and config.slides.root is None:
-        raise ConfigError(
-            f"slides.root is not set and {len(by_name)} rows of the CSV have no uri ({named(by_name[0].image_id)}, ...)",
-            "set one",
-        )
-    found = _list_root(config) if by_name else {}
-    if by_name and not any(image.image_id in found for image in by_name):
-        raise ConfigError(
-            f"slides.root: {public_uri(str(config.slides.root))} holds none of the {len(by_name)} slides of the CSV "
-            f"({named(by_name[0].image_id)}, ...)",
-            _nearly(by_name[0].image_id, _by_spelling(found), config)
-            or f"is it mounted, and the right folder? slides.extensions are {', '.join(config.slides.extensions)}",
-        )
-    is_missing = any(image.image_id not in found for image in by_name)
-    spellings = _by_spelling(found) if is_missing else {}
-    located = {image.image_id: _choose(image, found.get(image.image_id, []), spellings, config) for image in by_name}
-    located |= {
-        image.image_id: Located(absolute_uri(image.uri), None, None) for image in images if image.uri is not None
+    slides = config.slides
+    by_name = [image.image_id for image in images if image.uri is None]
+    files = _list_root(slides, by_name) if by_name else {}
+    spellings = _by_spelling(files) if not all(name in files for name in by_name) else {}
+    located = {
+        image.image_id: Located(store.absolute_uri(image.uri))
+        if image.uri is not None
+        else _named_file(image.image_id, files.get(image.image_id, []), spellings, slides)
+        for image in images
     }
-
-    def ask(uri: str) -> Located:
-        given = _located_at(uri, config)
-        if given.error is None or given.error.code is not ErrorCode.FILE_MISSING:
-            return given
-        # An ü has two forms, which are two names to most stores, and the CSV may have come by a Mac.
-        others = {unicodedata.normalize(form, uri) for form in ("NFC", "NFD")} - {uri}
-        return next((found for found in (_located_at(other, config) for other in others) if not found.error), given)
-
     unknown = {name: one.uri for name, one in located.items() if one.uri and not one.info}
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        located |= zip(unknown, pool.map(ask, unknown.values()), strict=True)
-    return located
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looked_up = pool.map(lambda uri: _look_up(uri, slides.storage_options), unknown.values())
+        return located | dict(zip(unknown, looked_up, strict=True))
 
 
-def _located_at(uri: str, config: Config) -> Located:
+def _list_root(slides: SlidesSettings, wanted: Sequence[str]) -> Mapping[str, _Listed]:
+    """The files below slides.root by name, without the ending."""
+    root, example = slides.root, f"({named(wanted[0])}, ...)"
+    if root is None:
+        raise ConfigError(f"slides.root is not set and {len(wanted)} rows of the CSV have no uri {example}", "set one")
+    shown, files = public_uri(root), dict[str, list[tuple[StoreUri, FileInfo | None]]]()
     try:
-        return Located(uri, File(uri, config.slides.storage_options).info, None)
-    except SlideError as error:
-        return Located(uri, None, error)
-
-
-def _list_root(config: Config) -> dict[str, list[tuple[str, FileInfo | None]]]:
-    """URIs and what is known of the files below slides.root, by name without the ending."""
-    root = str(config.slides.root)
-    options = config.slides.storage_options
-    found: dict[str, list[tuple[str, FileInfo | None]]] = {}
-    try:
-        for uri, info in list_files(root, config.slides.extensions, options):
+        for uri, info in store.list_files(root, slides.extensions, slides.storage_options):
             name = unicodedata.normalize("NFC", PurePosixPath(uri).stem)  # macOS stores names in form NFD
-            found.setdefault(name, []).append((uri, info))
+            files.setdefault(name, []).append((StoreUri(uri), info))
     except NotADirectoryError:
         raise ConfigError(
-            f"slides.root: no folder at {public_uri(root)}",
-            "set it to the folder or bucket with the slides, and mount it where it is a folder",
+            f"slides.root: no folder at {shown}", "set it to the folder or bucket of the slides, and mount the folder"
         ) from None
     except Exception as error:
-        text = redact(f"{type(error).__name__}: {error}", secrets_of(root, options))
         raise ConfigError(
-            f"slides.root: {public_uri(root)} can't be listed ({text})",
+            f"slides.root: {shown} cannot be listed ({_redacted(error, root, slides.storage_options)})",
             "the driver needs credentials (slides.storage_options, or an identity of its own) with the right to list it, and a "
             "route to it (proxy, firewall, endpoint)",
         ) from None
-    return found
+    if not any(name in files for name in wanted):
+        raise ConfigError(
+            f"slides.root: {shown} has none of the {len(wanted)} slides of the CSV {example}",
+            _similar_name(wanted[0], _by_spelling(files), slides)
+            or f"is it mounted, and the right folder? slides.extensions are {', '.join(slides.extensions)}",
+        )
+    return files
+
+
+def _redacted(error: Exception, uri: StoreUri, options: StorageOptions) -> str:
+    return store.redact(f"{type(error).__name__}: {error}", store.secrets_of(uri, options))
 
 
 def _by_spelling(names: Iterable[str]) -> dict[str, str]:
-    """The names of files by what is the same for names that differ only in case."""
+    """Names by what is equal for names that differ only in case."""
     return {name.casefold(): name for name in names}
 
 
-def _nearly(image_id: str, spellings: Mapping[str, str], config: Config) -> str:
-    """What to do where a file bears nearly the name of an image; empty where none does."""
-    spelled = image_id.casefold()
-    endings = [ending for ending in config.slides.extensions if spelled.endswith(ending)]
-    for spelling, how in (
-        (spelled, "in case"),
-        *((spelled.removesuffix(ending), "in the file's ending") for ending in endings),
-        (f"{spelled}.ome", "in the .ome of its file"),
-        (spelled.removesuffix(".0"), "in the .0 that pandas writes behind numbers"),
+def _similar_name(image_id: str, spellings: Mapping[str, str], slides: SlidesSettings) -> str:
+    """What to do if a file has nearly the name of an image; empty if none has."""
+    spelling = image_id.casefold()
+    endings = [ending for ending in slides.extensions if spelling.endswith(ending)]
+    for similar, how in (
+        (spelling, "in case"),
+        *((spelling.removesuffix(ending), "in the file's ending") for ending in endings),
+        (f"{spelling}.ome", "in the .ome of its file"),
+        (spelling.removesuffix(".0"), "in the .0 that pandas writes behind numbers"),
     ):
-        if spelling in spellings:
-            return f"{named(image_id)} differs from a file only {how}: write {named(spellings[spelling])} as image_id"
+        if similar in spellings:
+            return f"{named(image_id)} differs from a file only {how}: write {named(spellings[similar])} as image_id"
     return ""
 
 
-def _choose(
-    image: Image, candidates: Sequence[tuple[str, FileInfo | None]], spellings: Mapping[str, str], config: Config
-) -> Located:
-    """The one file that bears the name of an image; neither info nor error if the listing does not say what the file is."""
-    where = public_uri(str(config.slides.root))
-    if not candidates:
-        endings = ", ".join(config.slides.extensions)
-        remedy = _nearly(image.image_id, spellings, config) or "upload it, or give its uri in the CSV"
-        message = f"no file {named(image.image_id)} with an ending of {endings} under {where}: {remedy}"
-        return Located(None, None, SlideError(ErrorCode.FILE_MISSING, message))
-    if len(candidates) > 1:
-        paths: list[str] = [public_uri(uri) for uri, _ in candidates[:3]]
+def _named_file(image_id: str, files: _Listed, spellings: Mapping[str, str], slides: SlidesSettings) -> Located:
+    """The only file of a name, or the error that there is none or more than one."""
+    if len(files) == 1:
+        return Located(*files[0])
+    if files:
+        paths: list[str] = [public_uri(uri) for uri, _ in files[:3]]
         if len({unicodedata.normalize("NFC", path) for path in paths}) < len(paths):  # they look alike
             paths = [path.encode("ascii", "backslashreplace").decode() for path in paths]
-        names = ", ".join(paths)
-        name = named(image.image_id)
-        message = f"{len(candidates)} files bear the name {name} ({printable(names)}): give its uri in the CSV"
-        return Located(None, None, SlideError(ErrorCode.FILE_AMBIGUOUS, message))
-    uri, info = candidates[0]
-    return Located(uri, info, None)
+        shown = printable(", ".join(paths))
+        message = f"{len(files)} files have the name {named(image_id)} ({shown}): give its uri in the CSV"
+        return Located(None, error=SlideError(ErrorCode.FILE_AMBIGUOUS, message))
+    remedy = _similar_name(image_id, spellings, slides) or "upload it, or give its uri in the CSV"
+    where = f"with an ending of {', '.join(slides.extensions)} under {public_uri(str(slides.root))}"
+    return Located(None, error=SlideError(ErrorCode.FILE_MISSING, f"no file {named(image_id)} {where}: {remedy}"))
+
+
+def _look_up(uri: StoreUri, options: StorageOptions) -> Located:
+    """The file at a URI, in either Unicode form: most stores take the two forms of an umlaut for two names."""
+    forms = dict.fromkeys((uri, *(StoreUri(unicodedata.normalize(form, uri)) for form in ("NFC", "NFD"))))
+    found = (_file_at(form, options) for form in forms)
+    first = next(found)
+    if first.error is None or first.error.code is not ErrorCode.FILE_MISSING:
+        return first
+    return next((one for one in found if one.error is None), first)
+
+
+def _file_at(uri: StoreUri, options: StorageOptions) -> Located:
+    try:
+        return Located(uri, store.File(uri, options).info)
+    except SlideError as error:
+        return Located(uri, error=error)

@@ -1,4 +1,4 @@
-"""The patient CSV: how its text is read, what it must hold, and what is wrong with it."""
+"""The patient CSV: how its text is read, what its rows must have, and what is wrong with them."""
 
 import codecs
 import csv
@@ -13,16 +13,16 @@ from jobs.runtime.settings.config import ConfigError
 from udfs.labels import is_dash, is_no_value, may_be_class, twins
 from udfs.wording import named, quoted, some
 from udfs.wsi.plausible import MPP_WANTED, plausible_mpp
-from udfs.wsi.store import public_uri
+from udfs.wsi.store import StoreUri, public_uri
 
-REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
-OPTIONAL = ("label", "uri", "mpp")
+_REQUIRED = ("image_id", "center_id", "patient_id", "image_num")
+_COLUMNS = (*_REQUIRED, "label", "uri", "mpp")
 _IDENTIFIERS = ("image_id", "center_id", "patient_id")
 _LONGEST, _LONGEST_URI = 255, 8192  # characters: no file has a longer name; a signed URI has a long query
 _URI_BEGINS = re.compile(r"(?<![A-Za-z0-9+.:-])(?=[A-Za-z][A-Za-z0-9+.:-]*://)")
 _BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _MOST_AMBIGUOUS = 10  # rows, or one in 20 of those that have a label: as many are a class
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,10}(\.0*)?")  # pandas writes 1.0 where a column has gaps
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,10}(\.0*)?")  # pandas writes 1.0 if a column has gaps
 _DECIMAL = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _LARGEST_NUMBER = 2**31 - 1  # of an int column
 _QUOTES = "'\"`\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb"  # the last eight are those of word processors
@@ -35,45 +35,43 @@ _OTHER_FILES = {
     b"PAR1": "a Parquet file: write the table as CSV",
     b"%PDF": "a PDF: save the table as CSV UTF-8",
     b"version https://git-lfs": "a Git LFS pointer, not the file: run `git lfs pull`",
-    b"<": "an HTML or XML page, as a server sends that wants a login: download the CSV itself",
+    b"<": "an HTML or XML page, such as a login page: download the CSV itself",
     b"{": "JSON: write the table as CSV",
 }
+_Record = Mapping[str, str]  # the value of each column
+_Numbered = Sequence[tuple[int, _Record]]  # each with its line
 
 
 @dataclass(frozen=True)
 class Image:
-    """A row of the CSV. All identifiers are text in Unicode's form NFC, so leading zeros survive."""
+    """A row of the CSV. All identifiers are text in Unicode's form NFC, so leading zeros stay."""
 
     image_id: str
     center_id: str
     patient_id: str
     image_num: int
     label: str | None
-    uri: str | None  # as the CSV gives it
-    mpp: float | None  # um a level-0 pixel; wins over the header's
-    label_cell: str = field(
-        default="", compare=False
-    )  # what the CSV has for label, also where this stands for no label
+    uri: StoreUri | None  # as the CSV gives it
+    mpp: float | None  # um per level-0 pixel; wins over the header's
+    label_cell: str = field(default="", compare=False)  # what the CSV has for label, also if that stands for no label
 
 
 def parse_cohort(data: bytes) -> list[Image]:
-    """The rows of a CSV in UTF-8, with or without a byte order mark.
+    """Returns the rows of a CSV in UTF-8, with or without a byte order mark.
 
     Raises:
-        ConfigError: one line that gives the rows at fault.
+        ConfigError: one line that names the rows with faults.
     """
     text = _decoded(data)
     rows = [(line, cells) for line, cells, _ in _rows(text)]
     if not rows:
-        raise ConfigError("it is empty: a header and one row per image are wanted")
-    header = _columns(rows[0][1])
-    missing = [column for column in REQUIRED if column not in header]
-    if missing:
-        has = some([_name(column) for column in header if column], 20)
-        raise ConfigError(f"the header lacks {', '.join(missing)}; it has {has}", _header_remedy(text))
-    twice = sorted({column for column in header if column in (*REQUIRED, *OPTIONAL) and header.count(column) > 1})
-    if twice:
-        raise ConfigError(f"the header has {', '.join(twice)} twice")
+        raise ConfigError("it is empty: it needs a header and one row per image")
+    header = _column_names(rows[0][1])
+    if missing := [column for column in _REQUIRED if column not in header]:
+        present = [name if re.fullmatch(r"[\w.-]{1,80}", name) else _shown(name) for name in header if name]
+        raise ConfigError(f"the header lacks {', '.join(missing)}; it has {some(present, 20)}", _header_remedy(text))
+    if repeated := [column for column in sorted(_COLUMNS) if header.count(column) > 1]:
+        raise ConfigError(f"the header has {', '.join(repeated)} twice")
     if len(rows) == 1:
         raise ConfigError("it has a header and no rows")
     records = [(line, _record(header, cells, line)) for line, cells in rows[1:]]
@@ -82,33 +80,32 @@ def parse_cohort(data: bytes) -> list[Image]:
     for column in _IDENTIFIERS:
         _refuse_floats(records, column)
     images = [(line, _image(record)) for line, record in records]
-    _check_unique(images)
-    _check_agreement(images, "center_id", lambda image: image.center_id)
-    _check_agreement(images, "label", lambda image: image.label)
-    _check_labels(images)
+    _refuse_repeated_ids(images)
+    _refuse_disagreement(images, "center_id", lambda image: image.center_id)
+    _refuse_disagreement(images, "label", lambda image: image.label or "")
+    _refuse_unclear_labels(images)
     return [image for _, image in images]
 
 
 def unlabelled(images: Sequence[Image]) -> str:
-    """One line on the rows that have no label, and on what they have instead; empty if no row has a text for one."""
+    """Returns one line on the rows that have no label and on their texts; empty if no row has a text for a label."""
     without = Counter(image.label_cell for image in images if image.label is None)
-    has_column = any(image.label_cell for image in images)
-    if not without or not has_column:
+    if not without or not any(image.label_cell for image in images):
         return ""
-    texts = [f"{_text(text)} ({count:,})" for text, count in without.most_common()]
+    texts = [f"{_shown(text)} ({count:,})" for text, count in without.most_common()]
     total = without.total()
     return f"{total:,} {'row has' if total == 1 else 'rows have'} no label: {some(texts)}"
 
 
 def rows_as_written(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """The text of a CSV that `parse_cohort` accepts, row by row.
+    """Returns the text of a CSV that `parse_cohort` accepts, row by row.
 
     Returns:
-        The header with the byte order mark, if there is one, and (patient_id, row) for each row that is not blank. Each ends
-        in its own line ending; the last has the header's where it had none.
+        The header, with the byte order mark if there is one, and (patient_id, row) for each row that is not blank. Each row
+        keeps its own line ending; a last row without one gets the header's.
     """
     (_, names, header), *rows = _rows(_decoded(data))
-    column = _columns(names).index("patient_id")
+    column = _column_names(names).index("patient_id")
     ending = header[len(header.rstrip("\r\n")) :]
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     return mark + header.encode(), [
@@ -125,7 +122,7 @@ def _decoded(data: bytes) -> str:
         if begins.startswith(signature):
             raise ConfigError(f"it is {what}")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
-        raise ConfigError("it holds NUL bytes, as UTF-16 does: save it as CSV UTF-8")
+        raise ConfigError("it has NUL bytes, as UTF-16 does: save it as CSV UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -134,7 +131,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str], str]]:
-    """Of each row that is not blank: the number of its last line, its cells, and its text as it is."""
+    """The number of the last line, the cells and the text of each row that is not blank."""
     taken: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -152,67 +149,57 @@ def _rows(text: str) -> Iterator[tuple[int, list[str], str]]:
         raise ConfigError(f"line {reader.line_num} is not CSV: {error}") from None
 
 
-def _columns(cells: Iterable[str]) -> list[str]:
-    """The names of a header's columns; those that are read in lower case."""
+def _column_names(cells: Iterable[str]) -> list[str]:
+    """The names of a header; in lower case if they are columns of ours."""
     names = [cell.strip() for cell in cells]
-    return [name.lower() if name.lower() in (*REQUIRED, *OPTIONAL) else name for name in names]
+    return [name.lower() if name.lower() in _COLUMNS else name for name in names]
 
 
 def _header_remedy(text: str) -> str:
-    """What to do where the header is not the first line, or its columns are not separated by commas."""
+    """What to do if the header is not the first line, or its columns are not separated by commas."""
     for number, line in enumerate(text.splitlines()[:_LINES_ABOVE_HEADER], 1):
         for separator, name in _SEPARATORS.items():
-            if set(REQUIRED) <= set(_columns(cell.strip(' "') for cell in line.split(separator))):
+            if set(_REQUIRED) <= set(_column_names(cell.strip(' "') for cell in line.split(separator))):
                 above = f"the header is in line {number}: delete the lines above it"
                 return above if separator == "," else f"its columns are separated by {name}: save it with commas"
     return ""
 
 
-def _record(columns: Sequence[str], cells: Sequence[str], line: int) -> dict[str, str]:
-    """The values of a row by column."""
-    if any(cell.strip() for cell in cells[len(columns) :]):  # Excel ends rows in commas
-        raise ConfigError(f"line {line} has {len(cells)} cells, the header {len(columns)}: quote cells with commas")
-    if _columns(cells) == list(columns):
-        raise ConfigError(f"line {line} is the header once more, as where two CSVs were joined: delete that line")
-    record = dict.fromkeys((*REQUIRED, *OPTIONAL), "")
-    record.update((name, _value(name, cell)) for name, cell in zip(columns, cells, strict=False) if name in record)
-    return record
+def _record(header: Sequence[str], cells: Sequence[str], line: int) -> _Record:
+    if any(cell.strip() for cell in cells[len(header) :]):  # Excel ends rows in commas
+        raise ConfigError(f"line {line} has {len(cells)} cells, the header {len(header)}: quote cells with commas")
+    if _column_names(cells) == list(header):
+        raise ConfigError(f"line {line} repeats the header, as in joined CSVs: delete that line")
+    values = {name: _value(name, cell) for name, cell in zip(header, cells, strict=False) if name in _COLUMNS}
+    return dict.fromkeys(_COLUMNS, "") | values
 
 
 def _value(column: str, cell: str) -> str:
-    """What a cell holds: without blanks round it, in Unicode's form NFC if it is no URI."""
     value = cell.strip()
     return value if column == "uri" else unicodedata.normalize("NFC", value)
 
 
-def _image(record: Mapping[str, str]) -> Image:
+def _image(record: _Record) -> Image:
+    label, uri, mpp = (None if is_no_value(record[name]) else record[name] for name in ("label", "uri", "mpp"))
     return Image(
         image_id=record["image_id"],
         center_id=record["center_id"],
         patient_id=record["patient_id"],
         image_num=int(record["image_num"].partition(".")[0]),
-        label=None if is_no_value(record["label"]) else record["label"],
-        uri=None if is_no_value(record["uri"]) else record["uri"],
-        mpp=None if is_no_value(record["mpp"]) else float(record["mpp"]),
+        label=label,
+        uri=None if uri is None else StoreUri(uri),
+        mpp=None if mpp is None else float(mpp),
         label_cell=record["label"],
     )
 
 
-def _is_empty(value: str) -> bool:
-    return not value
-
-
-def _controls(value: str) -> bool:
-    """Whether it has characters that break lines or steer terminals; unusual blanks and joiners belong to many scripts."""
+def _has_controls(value: str) -> bool:
+    """Whether a text has characters that break lines or steer terminals; many scripts need unusual blanks and joiners."""
     return any(c in _BIDI_CONTROLS or unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in value)
 
 
 def _is_no_name(value: str) -> bool:
     return any(c in "/\\" for c in value) or value in (".", "..") or not value.isprintable()
-
-
-def _is_in_quotes(value: str) -> bool:
-    return len(value) > 1 and value[0] in _QUOTES and value[-1] in _QUOTES
 
 
 def _is_no_whole_number(value: str) -> bool:
@@ -223,22 +210,22 @@ def _is_no_mpp(value: str) -> bool:
     return not is_no_value(value) and (not _DECIMAL.fullmatch(value) or plausible_mpp(value) is None)
 
 
-# (columns, what is wrong with the cells at fault, whether a cell is at fault); the first fault that any cell has is told
+# (columns, what is wrong with the cells at fault, whether a cell is at fault); the first fault of any cell is reported
 _FAULTS: tuple[tuple[tuple[str, ...], str, Callable[[str], bool]], ...] = (
-    (_IDENTIFIERS, "empty identifiers", _is_empty),
+    (_IDENTIFIERS, "empty identifiers", lambda value: not value),
     (("image_id", "patient_id"), "identifiers that stand for an empty cell", is_no_value),  # a centre may be called NA
     (_IDENTIFIERS, "path separators, control characters or invisible characters in identifiers", _is_no_name),
-    (("label", "uri"), "line breaks or control characters, those of right-to-left text among them", _controls),
+    (("label", "uri"), "line breaks or control characters, such as those of right-to-left text", _has_controls),
     ((*_IDENTIFIERS, "label"), f"texts of more than {_LONGEST} characters", lambda value: len(value) > _LONGEST),
     (("uri",), f"URIs of more than {_LONGEST_URI} characters", lambda value: len(value) > _LONGEST_URI),
     (
         (*_IDENTIFIERS, "label"),
-        "quotes that are no straight double ones, or doubled (take them out)",
-        _is_in_quotes,
+        "texts in quotes that are doubled, or not straight double quotes (remove them)",
+        lambda value: len(value) > 1 and value[0] in _QUOTES and value[-1] in _QUOTES,
     ),
     (
         _IDENTIFIERS,
-        "identifiers that Excel made numbers of (format the column as text and enter them again)",
+        "identifiers that Excel changed to numbers (format the column as text and enter them again)",
         lambda value: re.fullmatch(r"[0-9]([.,][0-9]+)?E\+[0-9]+", value) is not None,
     ),
     (("image_num",), f"image_num must be a whole number, 0 to {_LARGEST_NUMBER:,}", _is_no_whole_number),
@@ -246,14 +233,9 @@ _FAULTS: tuple[tuple[tuple[str, ...], str, Callable[[str], bool]], ...] = (
 )
 
 
-def _refuse_cells(
-    records: Iterable[tuple[int, Mapping[str, str]]],
-    columns: Sequence[str],
-    fault: str,
-    is_at_fault: Callable[[str], bool],
-) -> None:
+def _refuse_cells(records: _Numbered, columns: Sequence[str], fault: str, is_at_fault: Callable[[str], bool]) -> None:
     found = [
-        f"line {line} ({column}{f' {_text(record[column])}' if record[column] else ''})"
+        f"line {line} ({column}{f' {_shown(record[column])}' if record[column] else ''})"
         for line, record in records
         for column in columns
         if is_at_fault(record[column])
@@ -262,13 +244,53 @@ def _refuse_cells(
         raise ConfigError(f"{fault}: {some(found, separator='; ')}")
 
 
-def _refuse_floats(records: Sequence[tuple[int, Mapping[str, str]]], column: str) -> None:
-    """Refuse 55.0 beside 55, and a column of nothing else: pandas makes such of 55 where a cell of the column is empty."""
+def _refuse_floats(records: _Numbered, column: str) -> None:
+    """Refuse 55.0 beside 55, and a column of such numbers alone: pandas writes 55.0 if a cell of the column is empty."""
     values = {record[column] for _, record in records}
     floats = {value for value in values if re.fullmatch(r"[0-9]+\.0", value)}
     if floats == values or any(value.removesuffix(".0") in values for value in floats):
-        what = "identifiers that pandas made numbers of (read the column with dtype=str)"
-        _refuse_cells(records, (column,), what, floats.__contains__)
+        fault = "identifiers that pandas changed to numbers (read the column with dtype=str)"
+        _refuse_cells(records, (column,), fault, floats.__contains__)
+
+
+def _refuse_repeated_ids(images: Sequence[tuple[int, Image]]) -> None:
+    lines = _lines((line, image.image_id) for line, image in images)
+    repeated = [f"{named(_public(name))} {_at(at)}" for name, at in lines.items() if len(at) > 1]
+    if repeated:
+        raise ConfigError(f"image_id is not unique: {some(repeated, separator='; ')}")
+
+
+def _refuse_disagreement(images: Sequence[tuple[int, Image]], column: str, value_of: Callable[[Image], str]) -> None:
+    of_patient: dict[str, list[tuple[int, str]]] = {}
+    for line, image in images:
+        of_patient.setdefault(image.patient_id, []).append((line, value_of(image)))
+    differ = [
+        f"patient {named(_public(patient))}: " + _with_lines(lines)
+        for patient, values in of_patient.items()
+        if len(lines := _lines(values)) > 1
+    ]
+    if differ:
+        raise ConfigError(f"images of one patient disagree on {column}: {some(differ, separator='; ')}")
+
+
+def _refuse_unclear_labels(images: Sequence[tuple[int, Image]]) -> None:
+    labels = _lines((line, image.label) for line, image in images if image.label is not None)
+    missing = _lines((line, image.label_cell) for line, image in images if image.label is None)
+    n_labelled = sum(map(len, labels.values()))
+    for text, at in missing.items():
+        if may_be_class(text) and (len(at) >= _MOST_AMBIGUOUS or 20 * len(at) > n_labelled):
+            raise ConfigError(
+                f"label {quoted(text)} {_at(at)} stands for no label, and is the name of a class in many cohorts",
+                "leave the cell empty if there is no label, else give the class another name",
+            )
+    if groups := [_with_lines({label: labels[label] for label in group}) for group in twins(labels)]:
+        raise ConfigError(
+            f"labels differ only in case, blanks or as numbers: {some(groups, separator='; ')}: write each class in one way"
+        )
+    dashes = {text: at for text, at in missing.items() if is_dash(text)}
+    if "+" in labels and dashes:
+        found = _with_lines({"+": labels["+"], **dashes})
+        raise ConfigError(f"labels are {found}, and a dash stands for no label: write positive and negative")
 
 
 def _lines(values: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
@@ -279,61 +301,18 @@ def _lines(values: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
     return found
 
 
+def _with_lines(lines: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{_shown(value)} {_at(at)}" for value, at in lines.items())
+
+
 def _at(lines: Sequence[int]) -> str:
     return f"(line{'s' if len(lines) > 1 else ''} {some([str(line) for line in lines], 10)})"
 
 
 def _public(text: str) -> str:
-    """A text of the CSV without credentials of the URIs in it."""
+    """A text of the CSV without the credentials of URIs in it."""
     return "".join(public_uri(part) for part in _URI_BEGINS.split(text))
 
 
-def _text(text: str) -> str:
+def _shown(text: str) -> str:
     return quoted(_public(text))
-
-
-def _name(text: str) -> str:
-    """A name as it is if it is one word, else in quotes."""
-    return text if re.fullmatch(r"[\w.-]+", text) and named(text) == text else _text(text)
-
-
-def _check_unique(images: Iterable[tuple[int, Image]]) -> None:
-    lines = _lines((line, image.image_id) for line, image in images)
-    twice = [f"{named(_public(name))} {_at(at)}" for name, at in lines.items() if len(at) > 1]
-    if twice:
-        raise ConfigError(f"image_id is not unique: {some(twice, separator='; ')}")
-
-
-def _check_agreement(images: Iterable[tuple[int, Image]], column: str, value_of: Callable[[Image], str | None]) -> None:
-    values: dict[str, list[tuple[int, str]]] = {}
-    for line, image in images:
-        values.setdefault(image.patient_id, []).append((line, value_of(image) or ""))
-    differ = [
-        f"patient {named(_public(patient))}: "
-        + ", ".join(f"{_text(value)} {_at(at)}" for value, at in _lines(found).items())
-        for patient, found in values.items()
-        if len({value for _, value in found}) > 1
-    ]
-    if differ:
-        raise ConfigError(f"images of one patient disagree on {column}: {some(differ, separator='; ')}")
-
-
-def _check_labels(images: Iterable[tuple[int, Image]]) -> None:
-    lines = _lines((line, image.label) for line, image in images if image.label is not None)
-    missing = _lines((line, image.label_cell) for line, image in images if image.label is None)
-    n_labelled = sum(map(len, lines.values()))
-    for text, at in missing.items():
-        if may_be_class(text) and (len(at) >= _MOST_AMBIGUOUS or 20 * len(at) > n_labelled):
-            raise ConfigError(
-                f"label {quoted(text)} {_at(at)} stands for no label, and is the name of a class in many cohorts",
-                "leave the cell empty if that is meant, else give the class another name",
-            )
-    groups = [", ".join(f"{_text(label)} {_at(lines[label])}" for label in group) for group in twins(lines)]
-    if groups:
-        raise ConfigError(
-            f"labels differ only in case, blanks or as numbers: {some(groups, separator='; ')}: write each class in one way"
-        )
-    dashes = {text: at for text, at in missing.items() if is_dash(text)}
-    if "+" in lines and dashes:
-        found = ", ".join(f"{quoted(text)} {_at(at)}" for text, at in {"+": lines["+"], **dashes}.items())
-        raise ConfigError(f"labels are {found}, and a dash stands for no label: write positive and negative")

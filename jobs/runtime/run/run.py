@@ -17,6 +17,7 @@ from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import Identity
+from jobs.runtime.settings.setting import filled
 from jobs.runtime.settings.withheld import described, may_be_secret
 from jobs.runtime.spark.resources import StageResources, features_resources
 from jobs.runtime.tables.tables import Tables, spark_schema
@@ -84,30 +85,22 @@ class Run:
     @property
     def tissue_spec(self) -> TissueSpec:
         """The settings of the slides pass, as the workers get them."""
-        tiling = self.config.tiling
-        return TissueSpec(
-            tiling.tile_px,
-            tiling.mpp,
-            tiling.mask_downsample,
-            self.config.tissue_method,
-            tiling.max_background,
-            self.config.slides.storage_options,
-        )
+        config = self.config
+        return filled(TissueSpec, config.tiling, config.slides, method=config.tissue_method)
 
     @property
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
-        encoder = self.config.encoder.model_dump()
-        encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
-        if encoder["weights"]:
-            encoder["weights"] = absolute_uri(encoder["weights"])
-        stain = self.config.stain.weights
-        return FeatureSpec(
-            EncoderSpec(**encoder),
-            absolute_uri(stain) if stain else None,
-            self.config.histogram.bins,
-            self.stage_resources.gpu_share,
-            self.config.slides.storage_options,
+        config, stain = self.config, self.config.stain.weights
+        weights = config.encoder.weights and absolute_uri(config.encoder.weights)
+        batch_size = None if config.encoder.batch_size == "auto" else config.encoder.batch_size
+        return filled(
+            FeatureSpec,
+            config.histogram,
+            config.slides,
+            encoder=filled(EncoderSpec, config.encoder, weights=weights, batch_size=batch_size),
+            stain_weights=absolute_uri(stain) if stain else None,
+            gpu_share=self.stage_resources.gpu_share,
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The arguments of every command: what `--help` says and what is refused. Imports neither torch nor pyspark nor pandas."""
+"""The arguments of every command: what `--help` says and what is refused. No import of torch, pyspark or pandas."""
 
 import argparse
 import ast
@@ -20,13 +20,13 @@ JOBS = {
     "slides": "tables slides and tiles: headers, tissue, tile coordinates",
     "features": "table features: embeddings and colours of the tiles",
     "patients": "table patients: one row per patient, with its bags",
-    "splits": "table splits, column patients.split and CSVs: who is in train, validation and test",
-    "train": "a model on table patients, and how good it is on those held out",
+    "splits": "table splits, column patients.split and CSVs: which patients are in train, validation and test",
+    "train": "a model on table patients, and its metrics on held-out patients",
     "predict": "table predictions and a CSV: probabilities of new patients by a trained model, from their slides on",
-    "patches": "read patches of pixels ahead of a trainer",
-    "stainnet": "fit a StainNet checkpoint to your slides",
-    "compact": "join the small files that many waves and runs leave",
-    "doctor": "what works here and what does not, and how long the cohort would take",
+    "patches": "reads patches of pixels ahead of a trainer",
+    "stainnet": "fits a StainNet checkpoint to your slides",
+    "compact": "joins the small files that many waves and runs leave",
+    "doctor": "what works here and what does not, and how long the cohort takes",
 }
 
 _EXIT_STATUS = """\
@@ -34,7 +34,7 @@ exit status:
   0  done, every slide is accounted for and none failed
   3  done, but slides failed: each is named on stderr and in table slides (on_failed_slides: ignore makes this 0)
   2  bad settings, CSV or arguments: one line says what and where
-  1  anything else; of doctor: a check failed
+  1  any other error; of the doctor: a check failed
 """
 
 
@@ -42,56 +42,45 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line."""
+        """Say in one line what is wrong, and exit."""
         _log.error("%s: %s; see --help", self.prog, printable(without_secrets(message)))
         self.exit(BAD_CONFIG)
 
 
 def hours(text: str) -> float:
-    """Returns a time above 0; raises ValueError."""
+    """Returns a time above 0. Raises ValueError."""
     value = float(text)
     if not 0 < value < math.inf:
         raise ValueError
     return value
 
 
-_RETRY: dict[str, dict[str, Any]] = {
-    "--retry-failed": {"action": "store_true", "help": "work on failed slides again, though nothing changed"}
+_Options = dict[str, dict[str, Any]]  # an option's arguments of `add_argument`, by its name
+_RETRY: _Options = {
+    "--retry-failed": {"action": "store_true", "help": "work on failed slides again, even if nothing changed"}
 }
-_OWN_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # by job; a command line may have one of them
+_REDO = "deal all patients anew if the settings of splits changed; without this option, changed settings are refused"
+_RESUME = "continue a stopped run after its last epoch, with its own settings"
+_REPRODUCE = (
+    "train the model of a finished run again, with its own settings and version of the table, and compare: exit status 1 if a "
+    "number of any epoch differs"
+)
+_DEADLINE = "say how many executors the cohort needs to be done in HOURS"
+_OWN_OPTIONS: dict[str, _Options] = {  # by job; a command line may have one of them
     "slides": _RETRY,
     "preprocess": _RETRY,
     "predict": _RETRY,
-    "splits": {
-        "--redo": {
-            "action": "store_true",
-            "help": "if other settings dealt the patients, deal all of them anew; else that is refused, since a patient keeps "
-            "its split",
-        }
-    },
+    "splits": {"--redo": {"action": "store_true", "help": _REDO}},
     "train": {
-        "--resume": {
-            "metavar": "RUN_ID",
-            "help": "go on with a run that was stopped, from its last epoch, with its own settings",
-        },
-        "--reproduce": {
-            "metavar": "RUN_ID",
-            "help": "train a finished run's model again, on the same version of the table and with its own settings, and "
-            "compare: exit status 1 if a figure of any epoch differs",
-        },
+        "--resume": {"metavar": "RUN_ID", "help": _RESUME},
+        "--reproduce": {"metavar": "RUN_ID", "help": _REPRODUCE},
     },
-    "doctor": {
-        "--deadline": {
-            "type": hours,
-            "metavar": "HOURS",
-            "help": "tell how many executors the cohort needs to be done in so many hours",
-        }
-    },
+    "doctor": {"--deadline": {"type": hours, "metavar": "HOURS", "help": _DEADLINE}},
 }
 
 
 def parse_arguments(job: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns config, overrides, print_config and the job's own options; exits on --help and on bad arguments."""
+    """Returns config, overrides, print_config and the job's own options. Exits on --help and on bad arguments."""
     # pydantic and the store's clients, which `slidelake --help` does without
     from jobs.runtime.settings.config import describe_settings  # noqa: PLC0415
     from jobs.runtime.settings.job_sections import ONE_JOBS  # noqa: PLC0415
@@ -120,7 +109,7 @@ def parse_arguments(job: str, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _docstring(module: str) -> str | None:
-    """The docstring of a module that is not imported."""
+    """The docstring of a module, read without an import."""
     spec = find_spec(module)
     loader: Any = spec.loader if spec else None
     return ast.get_docstring(ast.parse(loader.get_source(module))) if loader else None

@@ -1,4 +1,4 @@
-"""What shapes the rows of the tables, by name, and the hashes made of it: settings, weights, file versions and code versions.
+"""What shapes the rows of the tables, by name, and its hashes: settings, weights, file versions and code versions.
 
 A setting says beside its definition which rows it shapes (`Shapes`). The survey, the record of a run, the properties of tables
 and the check of job predict derive from this module.
@@ -7,11 +7,10 @@ and the check of job predict derive from this module.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from jobs.runtime.settings.config import Config, settings_by_key
-from jobs.runtime.settings.setting import shapes_of
+from jobs.runtime.settings.setting import at_key, shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.wsi.quality.mask_metric import MaskMetric
 from udfs.wsi.quality.pixel_metric import PixelMetric
@@ -26,16 +25,16 @@ class Identity:
     """What shapes rows under some settings.
 
     Attributes:
-        models: what the loaded models add to the settings, weights by the hash of their numbers; None if it is not known.
+        models: what the loaded models add to the settings, weights by the hash of their numbers; None if not known.
         slides: what shapes the rows of slides, tiles and indexes, beside the image's own file and patient.
-        selection: what says which tiles have a row in features.
-        draws_tiles: whether these are drawn, so that a patient's slides have a say in each other's tiles.
-        features: what shapes the rows of features, beside the image's own file and patient; not which rows there are.
+        selection: what decides which tiles have a row in features.
+        draws_tiles: whether these tiles are drawn: then each slide of a patient affects the tiles of the others.
+        features: what shapes the rows of features, beside the image's own file and patient; not which rows exist.
         patients: what shapes the rows of patients, beside their features.
     """
 
     def __init__(self, config: Config, models: Mapping[str, str] | None = None) -> None:
-        """Without `models`, features have no hash."""
+        """Takes what shapes rows from settings and models; without `models`, features have no hash."""
         self.models = models
         # Of the tissue methods, only the chosen one shapes masks.
         self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
@@ -48,23 +47,27 @@ class Identity:
         self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
         self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
         self._is_resampled = config.tiling.mpp is not None
+        # metrics are columns of tiles and features, not of bags
+        self._of_slides = row_hash(self.slides, {metric.column: metric.version for metric in MaskMetric.defined()})
+        of_pixels = {f"metric.{metric.column}": metric.version for metric in PixelMetric.defined()}
+        self._of_features = row_hash(self.features | of_pixels)
 
     @property
     def recipe(self) -> Recipe:
-        """What shapes a bag: a model is good for bags of the recipe that it learned from.
+        """What shapes a bag, except for its dtype: a model is good for bags of the recipe that it learned from.
 
-        A row's params_hash can't tell that: it holds the row's own file and patient too. The dtype of bags does not matter.
+        A row's params_hash does not say this, because it also covers the row's own file and patient.
         """
         return self.slides | self.selection | self.features | {"code.patients": self.patients["code.patients"]}
 
     def slide_hash(self, patient_id: str, file_version: str | None, mpp: float | None) -> str:
-        """The params_hash of an image's rows in slides, tiles and indexes; `mpp`: of the CSV."""
+        """Returns the params_hash of an image's rows in slides, tiles and indexes; `mpp` is that of the CSV."""
         return row_hash(self._of_slides, patient_id, file_version, mpp)
 
     def features_hash(self, patient_id: str, file_version: str | None, mpp: float | None) -> str | None:
-        """The params_hash of an image's rows in features; None if the models are not known.
+        """Returns the params_hash of an image's rows in features; None if the models are not known.
 
-        It leaves out what decides where tiles lie: a tile that stays where it was is not encoded again.
+        The hash leaves out what decides where tiles lie: a tile that stays where it was is not encoded again.
         """
         if self.models is None:
             return None
@@ -72,28 +75,18 @@ class Identity:
         return row_hash(self._of_features, patient_id, file_version, mpp if self._is_resampled else None)
 
     def patient_hash(self, center_id: str, label: str | None, images: Sequence[Any]) -> str:
-        """The params_hash of a patient's row; `images`: the plain values that tell its images apart."""
+        """Returns the params_hash of a patient's row; `images` are the plain values that tell its images apart."""
         return row_hash(self.patients, center_id, label, images)
-
-    @cached_property
-    def _of_slides(self) -> str:
-        # metrics are columns of tiles and features, not of bags
-        return row_hash(self.slides, {metric.column: metric.version for metric in MaskMetric.defined()})
-
-    @cached_property
-    def _of_features(self) -> str:
-        metrics = {f"metric.{metric.column}": metric.version for metric in PixelMetric.defined()}
-        return row_hash(self.features | metrics)
 
 
 def row_hash(*values: Any) -> str:
-    """A short hash of plain values; the same in every process and on every machine."""
+    """Returns a short hash of plain values, the same in every process and on every machine."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH]
 
 
 def recorded_models(config: Config, runs: Iterable[tuple[str, Mapping[str, str]]]) -> Recipe | None:
-    """What the models added to the settings in the first of some runs that had the same settings of features.
+    """Returns what the models added to the settings in the first of some runs that had the same settings of features.
 
     Args:
         config: the settings now.
@@ -102,30 +95,29 @@ def recorded_models(config: Config, runs: Iterable[tuple[str, Mapping[str, str]]
     Returns:
         None if no run had these settings.
     """
-    wanted = _at_keys(config.masked())
-    # Also settings that only the recorded run had, such as the seed of a draw.
+    wanted = _of_features(config.masked())
+    # Settings that only the recorded run had, such as the seed of a draw, are no part of the models.
     known = Identity(config).recipe.keys() | {key for key, shapes in _SHAPES.items() if not shapes.by_content}
     for settings, recipe in runs:
-        if _at_keys(json.loads(settings)) == wanted:
+        if _of_features(json.loads(settings)) == wanted:
             return {key: value for key, value in recipe.items() if key not in known}
     return None
 
 
 def differences(now: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> list[str]:
-    """What in `now`, as far as it goes, differs from the nearest of the known recipes; nothing if one is the same."""
+    """Returns how `now` differs from the nearest of the known recipes, one text per value; empty if one agrees."""
 
     def differing(recipe: Mapping[str, str]) -> list[str]:
-        # what one of them does not have says nothing: tiling.seed if no tiles are drawn
+        # a value that one of them lacks does not count: tiling.seed if no tiles are drawn
         return [f"{key} is {value}, not {recipe[key]}" for key, value in now.items() if recipe.get(key, value) != value]
 
     return min((differing(recipe) for recipe in known), key=len, default=[])
 
 
 def settings_of(config: Config, table: str) -> dict[str, Any]:
-    """The settings that shape a table's rows by their value, by dotted key."""
-    settings = config.model_dump(mode="json")
-    shaping = [key for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content]
-    return {key: _at(settings, key) for key in shaping}
+    """Returns the settings that shape a table's rows by their value, by dotted key."""
+    values = config.by_key()
+    return {key: values[key] for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content}
 
 
 def _values(config: Config, table: str) -> Recipe:
@@ -135,12 +127,6 @@ def _values(config: Config, table: str) -> Recipe:
     return found
 
 
-def _at_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _of_features(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that shape features, as they are written."""
-    return {key: _at(settings, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}
-
-
-def _at(settings: Any, key: str) -> Any:
-    for name in key.split("."):
-        settings = settings.get(name) if isinstance(settings, Mapping) else None
-    return settings
+    return {key: at_key(settings, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}

@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, Field, ValidationInfo, create_model, field_validator, model_validator
 
 from jobs.runtime.settings.setting import NO_ROW, Location, Mpp, Section, Shapes, Source, setting
-from udfs.wsi.store import TIMEOUT_S, StoreOptions, why_not_for_tables
+from udfs.wsi.store import TIMEOUT_S, StoreOptions, StoreUri, why_not_for_tables
 from udfs.wsi.tissue.method import tissue_methods
+
+_SLIDES, _FEATURES, _ALL_ROWS = Shapes("slides"), Shapes("features"), Shapes("slides", "features")
+_LOADED = Shapes("features", by_content=True)
 
 
 def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
@@ -25,23 +28,21 @@ def _power_of_two(value: int) -> int:
 class SlidesSettings(Section):
     """Where the slides are."""
 
-    root: Source = setting(
-        None, "folder or bucket of the slides, any fsspec URI; files are found at any depth by image_id", NO_ROW
-    )
+    root: Source = setting(None, "folder or bucket of the slides, any fsspec URI; searched at any depth", NO_ROW)
     extensions: Annotated[tuple[str, ...], AfterValidator(_with_dots)] = setting(
         (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".bif"), "file name endings that are slides", NO_ROW
     )
     timeout_s: float = setting(
         TIMEOUT_S,
-        "seconds that a slide may wait for its store in all, and one more for each MB that arrives; then it is "
-        "read_failed; also for the CSV and weights",
+        "seconds that a slide may wait for its store in all, and one more for each MB that arrives; then it is read_failed; "
+        "also for the CSV and weights",
         NO_ROW,
         gt=0,
     )
     storage_options: dict[str, Any] = setting(
         {},
-        "for fsspec, only for the store of root (not for weights on s3:// beside az://); ${NAME} takes an "
-        "environment variable; never logged, never stored",
+        "for fsspec, only for the store of root (not for weights on s3:// beside az://); ${NAME} takes an environment variable; "
+        "never logged, never stored",
         NO_ROW,
         repr=False,
     )
@@ -52,7 +53,7 @@ class SlidesSettings(Section):
         return StoreOptions(options, info.data.get("root"), info.data.get("timeout_s", TIMEOUT_S))
 
 
-def _place_of_tables(root: str) -> str:
+def _table_root(root: str) -> str:
     if not root.strip():
         raise ValueError("names no folder: give a path or a URI")
     if why := why_not_for_tables(root):
@@ -63,21 +64,19 @@ def _place_of_tables(root: str) -> str:
 class OutputSettings(Section):
     """Where the tables go."""
 
-    root: Annotated[str, Location(written="folder"), AfterValidator(_place_of_tables)] = setting(
+    root: Annotated[StoreUri, Location(written="folder"), AfterValidator(_table_root)] = setting(
         ..., "folder or URI of the tables: ROOT/slides, ROOT/tiles, ROOT/features, ...", NO_ROW
     )
     schema_name: str | None = setting(  # BaseModel has a `schema` of its own
         None,
-        "an existing SCHEMA or CATALOG.SCHEMA of Spark's catalog (Unity Catalog, Hive), in which the tables get "
-        "their names too; null registers none",
+        "an existing SCHEMA or CATALOG.SCHEMA of Spark's catalog (Unity Catalog, Hive), in which the tables get names too",
         NO_ROW,
         alias="schema",
         pattern=r"^[^\s.`]+(\.[^\s.`]+)?$",
     )
     embedding_dtype: Literal["float32", "float16"] = setting(
         "float32",
-        "of the bags in patients; float16 halves them and rounds to 3 digits; a patient with numbers above "
-        "65504 has float32",
+        "of the bags in patients; float16 halves them and rounds to 3 digits; a patient with numbers above 65504 has float32",
         Shapes("patients"),
     )
 
@@ -85,13 +84,12 @@ class OutputSettings(Section):
 def _tissue_section() -> Any:
     """The section `tissue`: the method, and the settings that each method declares."""
     methods = tissue_methods()
-    choice = setting("brightness", f"how the mask is made: {', '.join(methods)}", Shapes("slides"))
+    choice = setting("brightness", f"how the mask is made: {', '.join(methods)}", _SLIDES)
     settings: dict[str, Any] = {"method": (Literal[*methods], choice)}
     for name, method in methods.items():
         for one in fields(method):
-            shapes = Shapes("slides") if one.metadata["shapes_mask"] else NO_ROW
-            meaning = f"{name}: {one.metadata['description']}"
-            field = setting(one.default, meaning, shapes, **one.metadata["bounds"])
+            shapes = _SLIDES if one.metadata["shapes_mask"] else NO_ROW
+            field = setting(one.default, f"{name}: {one.metadata['description']}", shapes, **one.metadata["bounds"])
             settings[one.name] = (get_type_hints(method)[one.name], field)
     return create_model("TissueSettings", __base__=Section, **settings)
 
@@ -102,61 +100,44 @@ TissueSettings = _tissue_section()
 class TilingSettings(Section):
     """Which squares of a slide are tiles."""
 
-    tile_px: int = setting(
-        448, "edge of a tile, pixels at the reading resolution", Shapes("slides", "features"), ge=16, le=8192
-    )
-    mpp: Mpp | None = setting(
-        None, "target micrometres per pixel; null reads level 0 as scanned", Shapes("slides", "features")
-    )
-    mask_downsample: int = setting(16, "the tissue mask is computed at 1/this", Shapes("slides"), ge=1, le=256)
-    max_background: float = setting(
-        0.10, "a tile is kept if its background share is <= this", Shapes("slides"), ge=0, le=1
-    )
+    tile_px: int = setting(448, "edge of a tile, pixels at the reading resolution", _ALL_ROWS, ge=16, le=8192)
+    mpp: Mpp | None = setting(None, "um/px that tiles are read at; null reads level 0 as scanned", _ALL_ROWS)
+    mask_downsample: int = setting(16, "the tissue mask is computed at 1/this", _SLIDES, ge=1, le=256)
+    max_background: float = setting(0.10, "a tile is kept if its background share is <= this", _SLIDES, ge=0, le=1)
     max_tiles_per_patient: int | None = setting(
-        None,
-        "encode at most this many tiles per patient, drawn by a hash of seed and patient_id",
-        Shapes("selection"),
-        ge=1,
+        None, "tiles encoded per patient, at most, drawn by a hash of seed and patient_id", Shapes("selection"), ge=1
     )
-    seed: int = setting(0, "of this draw", Shapes("selection"))
+    seed: int = setting(0, "seed of this draw", Shapes("selection"))
 
 
 class StainSettings(Section):
     """Stain normalisation."""
 
-    weights: Source = setting(
-        None, "URI of a StainNet checkpoint; null does not normalise", Shapes("features", by_content=True)
-    )
+    weights: Source = setting(None, "URI of a StainNet checkpoint; null does not normalise", _LOADED)
 
 
 class EncoderSettings(Section):
     """The network that embeds tiles."""
 
-    name: str = setting("efficientnet_b0", "a timm model", Shapes("features"))
+    name: str = setting("efficientnet_b0", "a timm model", _FEATURES)
     weights: Source = setting(
-        None,
-        "URI of its checkpoint (safetensors or state dict); null takes the hub's pretrained weights",
-        Shapes("features", by_content=True),
+        None, "URI of its checkpoint (safetensors or state dict); null: the hub's pretrained weights", _LOADED
     )
-    input_px: int = setting(224, "edge of what the encoder sees", Shapes("features"), ge=32, le=2048)
+    input_px: int = setting(224, "edge of the images that the encoder takes", _FEATURES, ge=32, le=2048)
     interpolation: Literal["area", "model"] = setting(
-        "area", "how a tile is brought to input_px: area average, or as the model was trained", Shapes("features")
+        "area", "how a tile is brought to input_px: area average, or as the model was trained", _FEATURES
     )
     pooling: Literal["auto", "map", "pooled"] = setting(
         "auto",
         "map: mean and max over the positions of the model's feature map; pooled: the model's own vector, and no maximum; "
         "auto: map if the model yields one",
-        Shapes("features", by_content=True),
+        _LOADED,
     )
     runtime: Literal["torch", "openvino"] = setting(
-        "torch",
-        "openvino is fastest on processors, and an extra; the job doctor measures both on your slides",
-        Shapes("features", by_content=True),
+        "torch", "openvino is fastest on processors, and an extra; the job doctor measures both on your slides", _LOADED
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32",
-        "bf16 and fp16 are faster on some processors and on GPUs; the job doctor measures them",
-        Shapes("features", by_content=True),
+        "fp32", "bf16 and fp16 are faster on some processors and on GPUs; the job doctor measures them", _LOADED
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = setting(
         "auto", "tiles per forward pass; auto measures once per host", NO_ROW
@@ -188,8 +169,8 @@ class ResourcesSettings(Section):
 
     gpus_per_task: float | None = setting(
         None,
-        "GPUs per task, at most 1; 0.5 lets two tasks share one; null asks for none. Without "
-        "effect where executors have no GPU and in local mode",
+        "GPUs per task, at most 1; 0.5 lets two tasks share one; null requests none. No effect if executors have no GPU, nor in "
+        "local mode",
         NO_ROW,
         ge=0,
         le=1,
@@ -200,9 +181,7 @@ class ResourcesSettings(Section):
 class HistogramSettings(Section):
     """Colour counts."""
 
-    bins: Annotated[int, AfterValidator(_power_of_two)] = setting(
-        16, "bins per channel", Shapes("features"), ge=2, le=32
-    )
+    bins: Annotated[int, AfterValidator(_power_of_two)] = setting(16, "bins per channel", _FEATURES, ge=2, le=32)
 
 
 class RunSettings(Section):
@@ -210,10 +189,8 @@ class RunSettings(Section):
 
     wave_slides: int | None = setting(
         None,
-        "slides committed at once, beside at most 4,096 missing ones; null takes 8 a task slot, at most 512",
+        "slides committed at once; null: 8 per task slot, at most 512; up to 4,096 missing ones more",
         NO_ROW,
         ge=1,
     )
-    unit_tiles: int = setting(
-        256, "at most so many neighbouring tiles are read and encoded together", NO_ROW, ge=1, le=100_000
-    )
+    unit_tiles: int = setting(256, "neighbouring tiles read and encoded together, at most", NO_ROW, ge=1, le=100_000)

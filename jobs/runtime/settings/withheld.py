@@ -1,7 +1,7 @@
-"""What of settings and arguments messages may show: a secret may stand in any of them, where its owner did not mean to put it.
+"""What of settings and arguments messages may show: any of them may have a secret that its owner put in the wrong place.
 
-One rule: a text is shown if it is made of plain words and numbers, and is no value of an environment variable whose name speaks
-of a secret. Of any other, messages tell the type and the length. Imports little, so that arguments are refused at once.
+One rule: a text is shown if it consists of plain words and numbers, and is no value of an environment variable whose name
+stands for a secret. Of any other text, messages give the type and the length. Few imports: arguments are refused at once.
 """
 
 import os
@@ -11,13 +11,13 @@ from typing import Any
 
 from udfs.wording import is_run_id, named, quoted
 
-_SHORTEST, _LONGEST = 6, 80  # characters: what is shorter is no secret, what is longer is no plain text
+_SHORTEST, _LONGEST = 6, 80  # characters: a shorter text is no secret, a longer text is not plain
 # Up to three words that run together, with a number and a unit behind: patch16, in21k, EfficientNetB0. Or a number: 384x384.
 _WORD = re.compile(
     r"(?:[A-Z]{1,15}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{0,14}){0,2})[0-9]{0,9}[a-z]{0,2}|[0-9]{1,10}(?:x[0-9]{1,9})?[A-Za-z]{0,2}"
 )
 _WORD_OF_MESSAGE = re.compile(r"""[^\s'"(),;:\[\]{}|]+""")
-_SPEAKS_OF_SECRETS = re.compile(
+_NAMES_A_SECRET = re.compile(
     r"secret|passw|passphrase|pwd|token|credential|private|api_?key|access_?key|account_?key|(^|[^a-z])(key|sas|sig|signature|auth)([^a-z]|$)",
     re.IGNORECASE,
 )
@@ -25,13 +25,11 @@ _SPEAKS_OF_SECRETS = re.compile(
 
 def may_be_secret(text: str) -> bool:
     """Whether a value must not be shown."""
-    if len(text) < _SHORTEST:
-        return False
-    return not _is_plain(text) or _SPEAKS_OF_SECRETS.search(text) is not None
+    return len(text) >= _SHORTEST and (not _is_plain(text) or _NAMES_A_SECRET.search(text) is not None)
 
 
 def described(value: Any) -> str:
-    """A value as refusals show it: itself, or its type and length where it may be a secret."""
+    """Returns a value as refusals show it: itself, or its type and length if it may be a secret."""
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, Mapping):
@@ -45,21 +43,20 @@ def described(value: Any) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A message that quotes arguments, with *** for words that may be secrets, and for all behind an option for secrets.
+    """Returns a message that quotes arguments, with *** for words that may be secrets and for all after an option for secrets.
 
-    A message does not say where an argument with blanks ends: of ``--password one two`` both words are the password.
+    A message does not say where an argument with blanks ends: in ``--password one two`` both words are the password.
     """
     for match in _WORD_OF_MESSAGE.finditer(text):
         if _is_for_secrets(match[0]):
-            before = _WORD_OF_MESSAGE.sub(lambda word: _argument_shown(word[0]), text[: match.start()])
             name, equals, _ = match[0].partition("=")
-            has_value = equals or text[match.end() :].strip()
-            return f"{before}{_name_shown(name)}{equals or ' '}***" if has_value else f"{before}{_name_shown(name)}"
+            value = f"{equals or ' '}***" if equals or text[match.end() :].strip() else ""
+            return f"{without_secrets(text[: match.start()])}{_name_shown(name)}{value}"
     return _WORD_OF_MESSAGE.sub(lambda word: _argument_shown(word[0]), text)
 
 
 def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
-    """The same of the words of a command line, of which each is shown or hidden as a whole."""
+    """Returns the words of a command line, each shown or hidden as a whole."""
     before = ["", *arguments]
     return [
         "***" if "=" not in option and _is_for_secrets(option) else _argument_shown(argument)
@@ -68,19 +65,19 @@ def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def file_shown(path: str) -> str:
-    """The path of a settings file; its type and length if it is no name of one and may be a secret."""
+    """Returns the path of a settings file; its type and length if it has another ending and may be a secret."""
     return named(path) if path.endswith((".yaml", ".yml")) or not may_be_secret(path) else described(path)
 
 
 def key_shown(key: str) -> str:
-    """A dotted key, with *** for parts that are no names."""
-    return ".".join(part if len(part) < _SHORTEST or _is_plain(part) else "***" for part in key.split("."))
+    """Returns a dotted key, with *** for parts that are no names."""
+    return ".".join(part if len(part) < _SHORTEST else _name_shown(part) for part in key.split("."))
 
 
 def _is_for_secrets(argument: str) -> bool:
-    """Whether it is an option or a setting whose name speaks of a secret."""
+    """Whether an argument is an option or a setting whose name stands for a secret."""
     name, equals, _ = argument.partition("=")
-    return bool(equals or name.startswith("-")) and _SPEAKS_OF_SECRETS.search(name) is not None
+    return bool(equals or name.startswith("-")) and _NAMES_A_SECRET.search(name) is not None
 
 
 def _argument_shown(argument: str) -> str:
@@ -96,11 +93,8 @@ def _name_shown(name: str) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    is_secret = any(
-        len(value) >= _SHORTEST and value in text
-        for name, value in os.environ.items()
-        if _SPEAKS_OF_SECRETS.search(name)
-    )
-    parts = [part for part in re.split(r"[/,\[\] ]+", text) if not is_run_id(part)] if len(text) <= _LONGEST else [text]
-    words = [word for part in parts for word in re.split(r"[-+~_.:]+", part) if word]
-    return all(_WORD.fullmatch(word) for word in words) and not is_secret
+    secrets = [value for name, value in os.environ.items() if _NAMES_A_SECRET.search(name) and len(value) >= _SHORTEST]
+    if len(text) > _LONGEST or any(secret in text for secret in secrets):
+        return False
+    parts = [part for part in re.split(r"[/,\[\] ]+", text) if not is_run_id(part)]
+    return all(_WORD.fullmatch(word) for part in parts for word in re.split(r"[-+~_.:]+", part) if word)

@@ -1,4 +1,4 @@
-"""Settings as they are written: YAML, which stays small when its aliases are followed, and values on a command line."""
+"""Settings as they are written: YAML that is small, aliases included, and values on a command line."""
 
 import re
 from typing import Any
@@ -10,28 +10,22 @@ _MOST_VALUES = 10_000
 _MOST_LEVELS = 50  # of nesting
 _LONGEST_INTEGER = 100  # characters; Python refuses to print integers of more than 4,300 digits
 _NULL = ("", "~", "null", "Null", "NULL")
-_BOOLEANS = {  # those of YAML 1.1
-    written: value
-    for word, value in {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.items()
-    for written in (word, word.capitalize(), word.upper())
-}
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan", re.IGNORECASE)
 
 
 class YamlTextError(Exception):
-    """A text that is no YAML of settings. The message quotes nothing of the text, which may hold secrets."""
+    """A text is no YAML of settings. The message quotes nothing of the text, which may have secrets."""
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """The value of a YAML document, None for an empty one.
+    """Returns the value of a YAML document, None for an empty one.
 
     Raises:
-        YamlTextError: the text is no YAML, is too large, or becomes too large when its aliases are followed.
+        YamlTextError: the text is no YAML, or is too large, by itself or with its aliases written out.
     """
     if len(text) > _MOST_BYTES:
         raise YamlTextError(f"more than {_MOST_BYTES:,} bytes: settings are shorter")
-    loader = None
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -47,21 +41,18 @@ def parse_yaml(text: str | bytes) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise YamlTextError(f"not YAML{where}: check quotes, colons and brackets") from None
-    finally:
-        if loader:
-            loader.dispose()
 
 
 def value_of(text: str, *, is_text: bool) -> Any:
-    """The value of a setting.
+    """Returns the value of a setting.
 
-    A list, a mapping and a text in quotes are YAML, null is none. Anything else is taken whole, whatever YAML means by its
-    characters (#, :, @, *, !, %). If the setting is not a text, a number is a number, YAML's booleans (yes, off, True) are
-    booleans, and blanks at either end do not count. Carriage returns at the end, as of files from Windows, never count.
+    Lists, mappings and texts in quotes are YAML, and null is None. Any other text is taken whole, with all characters that mean
+    something in YAML (#, :, @, *, !, %). If the setting is not a text, numbers and YAML's booleans (yes, off, True) are read as
+    such, and blanks at either end are dropped. Carriage returns at the end, as in files from Windows, are always dropped.
 
     Args:
         text: what follows the = of ``dotted.key=value``.
-        is_text: the setting is a text, so that 007 stays 007.
+        is_text: whether the setting is a text, so that 007 stays 007.
 
     Raises:
         YamlTextError: a list or mapping is not YAML, or too large.
@@ -84,18 +75,15 @@ def value_of(text: str, *, is_text: bool) -> Any:
         return int(bare)
     if _DECIMAL.fullmatch(bare):
         return float(bare.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return _BOOLEANS.get(bare, bare)
+    word = bare.lower()
+    is_yaml = bare in (word, word.capitalize(), word.upper())
+    return yaml.SafeLoader.bool_values.get(word, bare) if is_yaml else bare
 
 
 def _measure(node: yaml.Node, measured: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """How many values a node holds and how deep they are nested, each alias counted as what it stands for.
+    """How many values a node has and how deep they are nested, each alias counted as what it stands for.
 
-    Args:
-        node: of the document.
-        measured: by identity, the nodes measured before; None while a node is being measured.
-
-    Raises:
-        YamlTextError: there are too many or they lie too deep.
+    `measured` has the results by identity of the node; None while a node is being measured.
     """
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > _LONGEST_INTEGER:
@@ -104,14 +92,14 @@ def _measure(node: yaml.Node, measured: dict[int, tuple[int, int] | None]) -> tu
     if id(node) in measured:
         known = measured[id(node)]
         if known is None:
-            raise YamlTextError(f"the value at {_place(node)} holds an alias of itself: write the value out")
+            raise YamlTextError(f"the value at {_place(node)} has an alias of itself: write the value out")
         return known
     measured[id(node)] = None
     children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
     sizes = [_measure(child, measured) for child in children]
     values, levels = 1 + sum(size[0] for size in sizes), 1 + max((size[1] for size in sizes), default=0)
     if values > _MOST_VALUES:
-        raise YamlTextError(f"more than {_MOST_VALUES:,} values at {_place(node)}, aliases followed: write fewer")
+        raise YamlTextError(f"more than {_MOST_VALUES:,} values at {_place(node)}, aliases written out: write fewer")
     if levels > _MOST_LEVELS:
         raise YamlTextError(f"nested deeper than {_MOST_LEVELS} levels at {_place(node)}: write it flatter")
     measured[id(node)] = values, levels

@@ -39,7 +39,7 @@ def _room(tables: Tables) -> str:
     scratch = os.environ.get("SPARK_LOCAL_DIRS") or tables.spark.sparkContext.getConf().get(
         "spark.local.dir", tempfile.gettempdir()
     )
-    places = [("output.root", absolute_uri(tables.root))]
+    places: list[tuple[str, str]] = [("output.root", absolute_uri(tables.root))]
     if is_local(tables.spark):
         places += [("spark.local.dir", folder) for folder in str(scratch).split(",")]
     return ", ".join(f"{setting} {public_uri(place)} {_free(place)}" for setting, place in places)

@@ -12,8 +12,10 @@ from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
 StorageOptions = Mapping[str, Any]
+StoreUri = NewType("StoreUri", str)
+"""A path or URI as it is opened. It may hold secrets: messages and tables show `public_uri` of it."""
 PublicUri = NewType("PublicUri", str)
-"""A path or URI without secrets, fit for tables and messages. Any other text that is called a URI may hold some."""
+"""A path or URI without secrets, fit for tables and messages, and not for opening."""
 
 TIMEOUT_S = 180.0  # that a slide may wait for its store, by default
 _SHORTEST_SECRET = 6  # characters; shorter texts are words of any text
@@ -103,12 +105,12 @@ def why_not_for_tables(uri: str) -> str | None:
     return None
 
 
-def absolute_uri(uri: str) -> str:
+def absolute_uri(uri: str) -> StoreUri:
     """A plain path made absolute and without ``..``, for processes that run elsewhere; a URI as it is."""
     if "://" in uri:
-        return uri
+        return StoreUri(uri)
     path = Path(uri)
-    return str(path.resolve() if ".." in path.parts else path.absolute())
+    return StoreUri(str(path.resolve() if ".." in path.parts else path.absolute()))
 
 
 def public_uri(uri: str) -> PublicUri:
