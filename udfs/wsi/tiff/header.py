@@ -14,6 +14,7 @@ from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.plausible import check_size
 from udfs.wsi.store import File
 from udfs.wsi.tiff.chain import check_chain
+from udfs.wsi.tiff.damaged import damaged
 from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
@@ -23,7 +24,7 @@ from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, i
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
 _MASK, _MACRO = 4, 8  # bits of NewSubfileType; the latter is Aperio's
-_NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
+_LENS, _FOCAL_PLANE = 65421, 65424  # Hamamatsu's tags
 _OVERLAP = re.compile(r"""<TileJointInfo [^<>]*?Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
 _OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's description: pixels along x and y, level by level
 
@@ -56,8 +57,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
     _check_magic(stream.read(16), file)
     vendor, warnings = "unknown", list[str]()
     try:
-        is_ndpi = _is_ndpi(stream, size)
-        check_chain(stream, is_ndpi=is_ndpi)
+        is_ndpi = check_chain(stream)
         tiff = tifffile.TiffFile(stream, is_ndpi=is_ndpi)
         texts = texts_of(tiff.pages.first)
         vendor = "hamamatsu" if is_ndpi else texts.vendor or vendor
@@ -114,22 +114,6 @@ def _check_magic(head: bytes, file: File) -> None:
             ErrorCode.FILE_TRUNCATED,
             f"{file.uri} has {file.info.size_bytes:,} bytes, its directory begins at {first:,}: upload it again",
         )
-
-
-def _is_ndpi(stream: BinaryIO, size: int) -> bool:
-    """Whether this is Hamamatsu's dialect: 64-bit offsets behind the magic number of the 32-bit ones.
-
-    Leaves the stream at its beginning.
-    """
-    stream.seek(0)
-    head = stream.read(12)
-    entries = b""
-    directory = int.from_bytes(head[4:], "little")
-    if head.startswith(b"II*\0") and directory < size:
-        stream.seek(directory)
-        entries = stream.read(12 * int.from_bytes(stream.read(2), "little"))
-    stream.seek(0)
-    return any(int.from_bytes(entries[at : at + 2], "little") == _NDPI for at in range(0, len(entries), 12))
 
 
 def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
@@ -197,8 +181,7 @@ def _reduction(base: Any, page: Any) -> float | None:
     """The downsample of a page that is a smaller copy of level 0, else None."""
     if page.samplesperpixel != base.samplesperpixel or page.dtype != base.dtype:
         return None
-    full_size_px = int(base.imagewidth), int(base.imagelength)
-    downsample = downsample_of(int(page.imagewidth), int(page.imagelength), full_size_px)
+    downsample = downsample_of(page, base)
     if downsample is None or downsample <= 1.5:
         return None
     # A thumbnail has the slide's shape too, but scanners store it in strips beside a tiled level 0. Hamamatsu stores all
@@ -210,10 +193,7 @@ def _reduction(base: Any, page: Any) -> float | None:
 def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     """The directories of the area that was scanned, as the XML lists them."""
     if "scn" in texts.broken:
-        raise SlideError(
-            ErrorCode.HEADER_CORRUPT,
-            f"its Leica XML can't be parsed ({texts.broken['scn']}): the header is damaged; upload the slide again",
-        )
+        raise damaged(f"its Leica XML can't be parsed ({texts.broken['scn']})")
     area = scanned_area(texts.xml["scn"])
     if area.focal_planes > 1:
         warnings.append(f"it has {area.focal_planes} focal planes: the first is read")

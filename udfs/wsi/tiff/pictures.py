@@ -137,8 +137,7 @@ def _is_vendors(tiff: Any, base: Any, page: Any) -> bool:
 
 def _is_smaller(page: Any, original: Any) -> bool:
     """Whether a page has the shape of another and fewer pixels: a level of it or a thumbnail."""
-    full_size_px = int(original.imagewidth), int(original.imagelength)
-    downsample = downsample_of(int(page.imagewidth), int(page.imagelength), full_size_px)
+    downsample = downsample_of(page, original)
     return downsample is not None and downsample > 1.5
 
 
