@@ -28,12 +28,13 @@ _APERIO_PHOTOMETRICS = {33003: PHOTOMETRIC.YCBCR, 33005: PHOTOMETRIC.RGB}
 Offsets = NDArray[np.uint64]
 
 
-def level_of(page: Any, downsample: float = 1.0) -> Level:
-    """Returns the level that a `tifffile.TiffPage` holds. `downsample` is from `downsample_of`.
+def level_of(page: Any, file_bytes: int, downsample: float = 1.0) -> Level:
+    """Returns the level that a `tifffile.TiffPage` holds in a file of `file_bytes`. `downsample` is from `downsample_of`.
 
     Raises:
         SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` if the directory contradicts
-            itself, `size_implausible` and `tile_data_corrupt` for blocks that are too many or too large.
+            itself, `size_implausible` and `tile_data_corrupt` for blocks that are too many or too large, `file_truncated` if
+            the file ends before the last block.
     """
     if fault := next(_faults(page), None):
         raise SlideError(ErrorCode.UNSUPPORTED_FORMAT, f"{fault}: convert it, for example with QuPath or libvips")
@@ -61,11 +62,18 @@ def level_of(page: Any, downsample: float = 1.0) -> Level:
         counts = (np.minimum(block_height, height - tops) * row_bytes).astype(np.uint64)
     level = Level(width, height, downsample, block_width, block_height, planes, coding, offsets, counts)
     _check_blocks(level, _name(page.compression))
+    highest = max(int(numbers.max(initial=0)) for numbers in (offsets, counts))
+    end = highest if highest >= 2**62 else int((offsets + counts).max(initial=0))  # the sum would wrap
+    if end > file_bytes:
+        raise SlideError(
+            ErrorCode.FILE_TRUNCATED,
+            f"the file has {file_bytes:,} bytes, its directory counts on {end:,}: upload it again",
+        )
     return level
 
 
 def downsample_of(page: Any, full: Any) -> float | None:
-    """Returns the downsample of a `tifffile.TiffPage`; None if its shape is not that of the page `full`.
+    """Returns the downsample of a `tifffile.TiffPage`; None if it is no smaller copy of the page `full`.
 
     Writers halve repeatedly and drop or pad the odd pixel. So the downsample is a power of 2 if that explains the size,
     however far the ratios of a small level's edges are from it; else a near-integer ratio is rounded.
@@ -76,7 +84,7 @@ def downsample_of(page: Any, full: Any) -> float | None:
     ratio = ratios[0] if full_edges[0] > full_edges[1] else ratios[1]  # the longer edge is the more exact
     for downsample in (2.0 ** round(math.log2(ratio)), float(round(ratio)), sum(ratios) / 2):
         if downsample and all(abs(n / downsample - edge) < 2 for n, edge in zip(full_edges, edges, strict=True)):
-            return downsample
+            return downsample if downsample > 1.5 else None
     return None
 
 

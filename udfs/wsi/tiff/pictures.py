@@ -137,8 +137,7 @@ def _is_vendors(tiff: Any, base: Any, page: Any) -> bool:
 
 def _is_smaller(page: Any, original: Any) -> bool:
     """Whether a page has the shape of another and fewer pixels: a level of it or a thumbnail."""
-    downsample = downsample_of(page, original)
-    return downsample is not None and downsample > 1.5
+    return downsample_of(page, original) is not None
 
 
 def _is_padded(page: Any, original: Any) -> bool:
