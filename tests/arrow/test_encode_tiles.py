@@ -303,7 +303,7 @@ def test_an_index_of_another_version_is_passed_over(
     spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = indexed(small_slides / "a1.tif", CORNERS)
-    monkeypatch.setattr("udfs.wsi.tiff.index._FORMAT", 99)
+    monkeypatch.setattr("udfs.wsi.tiff.index.FORMAT", 99)
     rows, [end] = encode(spec, row)
     assert (len(rows), end["error_code"]) == (len(CORNERS), None)
 

@@ -120,7 +120,7 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     planes = {page.tags.valueof(_FOCAL_PLANE, default=0) for page in images if page.is_ndpi and not _is_of_glass(page)}
     if len(planes) > 1:
         warnings.append(f"it has {len(planes)} focal planes: the middle one is read")
-    numbers = directories_added(texts.xml.get("OME"))
+    numbers = directories_added(texts.xml["OME"]) if "OME" in texts.xml else set()
     is_left_out = [_is_no_level(page) or page.treeindex[0] in numbers for page in images]
     kept = [page for page, left_out in zip(images, is_left_out, strict=True) if not left_out]
     if not kept:
