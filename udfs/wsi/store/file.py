@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +29,7 @@ from udfs.wsi.store.faults import (
     slide_error_of,
     status_of,
 )
-from udfs.wsi.store.ranges import Part, bring_range, strong_etag
+from udfs.wsi.store.ranges import bring_range, strong_etag
 from udfs.wsi.store.uris import StorageOptions, filesystem, public_uri, redact, secrets_of, store_of, timeout_of
 
 ATTEMPTS = 7  # per request, with some 15 s of waiting between them in all
@@ -57,14 +56,14 @@ class Pending:
 
 @lru_cache(maxsize=16)
 def _asynchronous(fs: AbstractFileSystem, _process: int) -> AsyncFileSystemWrapper:
-    """Made once per filesystem and process, whose loop it runs on: its constructor takes longer than reading a tile."""
+    """Made once per filesystem and process, whose loop it uses: its constructor takes longer than reading a tile."""
     return AsyncFileSystemWrapper(fs, asynchronous=False)
 
 
 class Calls:
     """Calls to the store of one file: each tried again if that may help, all together within a bound of time.
 
-    The bound is `timeout_s` of the storage options, plus one second per MB received. Only time spent in `wait` counts.
+    The bound is `timeout_s` of the storage options, plus one second per MB received. Only time spent in waiting counts.
     Raises what the store's client raises. (The coroutines of fsspec's filesystems begin with _, as its documentation says.)
     """
 
@@ -112,11 +111,21 @@ class Calls:
                 return future.result()
             future.cancel()
             waited_s = traffic.waited_s + perf_counter() - begun
-            raise OutOfTimeError(
+            text = (
                 f"{traffic.bytes:,} bytes came in {waited_s:.0f} s of waiting, slides.timeout_s is {self._timeout_s:g}"
-            ) from None
+            )
+            raise OutOfTimeError(text) from None
         finally:
             traffic.waited_s += perf_counter() - begun
+
+    def result(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> T:
+        """Run a call and wait for its result."""
+        return self.wait(self.begin(call, deadline_s))
+
+    def request(self, start: int, count: int, size_bytes: int) -> Pending:
+        """Begin to read the bytes [start, start + count) of the file, which has `size_bytes`."""
+        future = self.begin(lambda: self._range(start, count, size_bytes))
+        return Pending(lambda: self.wait(future), future.cancel)
 
     def close(self) -> None:
         """Give up what is on its way."""
@@ -137,15 +146,6 @@ class Calls:
         self._fs.invalidate_cache()
         return await self._fs._ls(self.path.rpartition("/")[0], detail=True)
 
-    async def range(self, start: int, count: int, size_bytes: int) -> bytes:
-        """The bytes [start, start + count) of the file, which has `size_bytes`, checked against the store's description."""
-        begun = perf_counter()
-        part = await bring_range(self._fs, self.path, start, count)
-        self.traffic.bytes += len(part.data)
-        self._check(part, count, size_bytes)
-        self.link.learn(count, perf_counter() - begun)
-        return part.data
-
     async def whole(self, size_bytes: int) -> bytes:
         """All of the file by one request. `size_bytes` is its least size; 0 if that is unknown."""
         data: bytes = await self._fs._cat_file(self.path)
@@ -154,16 +154,23 @@ class Calls:
             raise ShortReadError(f"{len(data):,} of {size_bytes:,} bytes came")
         return data
 
-    def _check(self, part: Part, count: int, size_bytes: int) -> None:
-        if len(part.data) < count:
-            raise ShortReadError(f"{len(part.data):,} of {count:,} bytes came")
-        if len(part.data) > count:
-            raise WrongAnswerError(f"{len(part.data):,} bytes came where {count:,} were asked for")
+    async def _range(self, start: int, count: int, size_bytes: int) -> bytes:
+        """Bytes of the file, checked against the store's description."""
+        begun = perf_counter()
+        part = await bring_range(self._fs, self.path, start, count)
+        n_bytes = len(part.data)
+        self.traffic.bytes += n_bytes
+        if n_bytes < count:
+            raise ShortReadError(f"{n_bytes:,} of {count:,} bytes came")
+        if n_bytes > count:
+            raise WrongAnswerError(f"{n_bytes:,} bytes came, {count:,} were requested")
         if part.size_bytes not in (None, size_bytes):
             raise ContradictionError(f"its server says {part.size_bytes:,} bytes, and before said {size_bytes:,}")
         self._etag = self._etag or part.etag
         if part.etag not in (None, self._etag):
             raise ContradictionError("its server sent parts of two versions of the file (their ETag differs)")
+        self.link.learn(count, perf_counter() - begun)
+        return part.data
 
 
 class File:
@@ -215,9 +222,8 @@ class File:
             raise self._truncated(start, start + count - self.info.size_bytes)
         if self.is_local:
             return Pending(lambda: self._read(start, count), lambda: None)
-        size = self.info.size_bytes
-        future = self._calls.begin(lambda: self._calls.range(start, count, size))
-        return Pending(lambda: self._received(future), future.cancel)
+        pending = self._calls.request(start, count, self.info.size_bytes)
+        return Pending(lambda: self._received(pending), pending.cancel)
 
     def ranges(self, starts: Sequence[int], counts: Sequence[int]) -> list[bytes]:
         """The bytes [start, start + count) of each pair, read all at once; see `request`."""
@@ -226,7 +232,7 @@ class File:
 
     def siblings(self) -> Sequence[Mapping[str, Any]]:
         """The store's listing of this file's folder, in fsspec's form; raises what the store's client raises."""
-        listed: Sequence[Mapping[str, Any]] = self._calls.wait(self._calls.begin(self._calls.siblings))
+        listed: Sequence[Mapping[str, Any]] = self._calls.result(self._calls.siblings)
         return listed
 
     def check_unchanged(self) -> Callable[[], None]:
@@ -234,18 +240,15 @@ class File:
 
         The function raises SlideError, `file_changed` if it is another file.
         """
-        answer: Future[Any] | None = None if self.is_local else self._calls.begin(self._calls.info)
+        answer = None if self.is_local else self._calls.begin(self._calls.info)
 
         def wait() -> None:
             now = self._ask(answer)
-            if now != self.info:
-                remedy = "run again"
-                if answer and self.info.size_bytes == now.size_bytes:
-                    remedy += f"; {DISAGREEING}"
-                raise SlideError(
-                    ErrorCode.FILE_CHANGED,
-                    f"{self.uri} was replaced since its header was read ({self.info.version} became {now.version}): {remedy}",
-                )
+            if now == self.info:
+                return
+            remedy = f"run again; {DISAGREEING}" if answer and now.size_bytes == self.info.size_bytes else "run again"
+            text = f"was replaced since its header was read ({self.info.version} became {now.version}): {remedy}"
+            raise SlideError(ErrorCode.FILE_CHANGED, f"{self.uri} {text}")
 
         return wait
 
@@ -264,10 +267,14 @@ class File:
         found = None
         try:
             if self.is_local:
-                stat = self._stat()
+                path = Path(self._calls.path)
+                try:  # without the loop, which takes longer than reading a tile
+                    stat = path.stat()
+                except OSError:
+                    stat = self._calls.result(lambda: asyncio.to_thread(path.stat))
                 is_folder, found = S_ISDIR(stat.st_mode), FileInfo.from_stat(stat)
             else:
-                info = self._calls.wait(answer or self._calls.begin(self._calls.info))
+                info = self._calls.wait(answer) if answer else self._calls.result(self._calls.info)
                 is_folder = info.get("type") == "directory"
                 found = None if info.get("size") is None else FileInfo.from_fsspec(info)
         except Exception as error:
@@ -275,19 +282,11 @@ class File:
         if is_folder:
             raise SlideError(ErrorCode.NOT_A_SLIDE, f"{self.uri} is a folder: give the URI of a slide file")
         if found is None:
-            raise SlideError(
-                ErrorCode.READ_FAILED, f"{self.uri}: its server does not tell sizes: put the slide in another store"
-            )
+            text = f"{self.uri}: its server does not tell sizes: put the slide in another store"
+            raise SlideError(ErrorCode.READ_FAILED, text)
         if found.size_bytes == 0:
             raise SlideError(ErrorCode.FILE_EMPTY, f"{self.uri} has 0 bytes: upload it again")
         return found
-
-    def _stat(self) -> os.stat_result:
-        """The file's size and time. The first attempt avoids the loop, which takes longer than reading a tile."""
-        path = Path(self._calls.path)
-        with suppress(OSError):
-            return path.stat()
-        return self._calls.wait(self._calls.begin(lambda: asyncio.to_thread(path.stat)))
 
     def _read(self, start: int, count: int) -> bytes:
         """Bytes of a local file."""
@@ -309,19 +308,18 @@ class File:
         self.traffic.waited_s += perf_counter() - begun
         return data
 
-    def _received(self, future: "Future[bytes]") -> bytes:
-        """Bytes of a remote file. If the store contradicts what it said of the file, the file may have been replaced."""
+    def _received(self, pending: Pending) -> bytes:
+        """Bytes of a remote file. If the store contradicts its own description, the file may have been replaced."""
         try:
-            return self._calls.wait(future)
+            return pending.result()
         except Exception as error:
             if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
                 self.check_unchanged()()
             raise self._translate(error) from None
 
     def _truncated(self, start: int, missing: int) -> SlideError:
-        return SlideError(
-            ErrorCode.FILE_TRUNCATED, f"{self.uri} ends {missing} bytes into a block at byte {start}: upload it again"
-        )
+        text = f"{self.uri} ends {missing} bytes into a block at byte {start}: upload it again"
+        return SlideError(ErrorCode.FILE_TRUNCATED, text)
 
     def _translate(self, error: Exception) -> SlideError:
         return slide_error_of(error, self.uri, self._secrets)

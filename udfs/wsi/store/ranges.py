@@ -3,8 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from udfs.wsi.store.faults import NoRangesError, ShortReadError, WrongAnswerError
 
@@ -12,8 +11,7 @@ _CONTENT_RANGE = re.compile(r"bytes[ =](\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
 _AZURE_TIMEOUTS = ("timeout", "connection_timeout", "read_timeout")  # options of adlfs
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Bytes of a file, and what else the store's answer says; None if it says nothing."""
 
     data: bytes
@@ -42,7 +40,7 @@ def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
     """Checks that an answer of status 206 holds the requested range, as far as the file has it.
 
     Args:
-        headers: headers of the answer; the case of their names does not matter.
+        headers: headers of the answer, whatever the case of their names.
         wanted: the header Range of the request, bytes=FIRST-LAST.
 
     Returns:
@@ -51,10 +49,9 @@ def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
     Raises:
         WrongAnswerError: the answer holds another range, several, or an encoded one.
     """
-    sent = headers.get("Content-Range", "")
-    encoding = headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
+    if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
         raise WrongAnswerError(f"its server sent {wanted} encoded as {encoding}")
+    sent = headers.get("Content-Range", "")
     match = _CONTENT_RANGE.fullmatch(sent.strip())
     size = int(match[3]) if match and match[3] != "*" else None
     first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
@@ -71,11 +68,10 @@ def strong_etag(etag: Any) -> str | None:
 
 async def _http(fs: Any, url: str, start: int, count: int) -> Part:
     """By fsspec's session, which refuses a wrong range: see `udfs.wsi.store.http`."""
-    options = dict(fs.kwargs)
     wanted = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
-    headers = {**options.pop("headers", {}), **wanted}
+    options = fs.kwargs | {"headers": fs.kwargs.get("headers", {}) | wanted}
     session = await fs.set_session()
-    async with session.get(fs.encode_url(url), headers=headers, **options) as answer:
+    async with session.get(fs.encode_url(url), **options) as answer:
         answer.raise_for_status()
         if answer.status == 206:
             size = check_range(answer.headers, wanted["Range"])
@@ -93,18 +89,11 @@ async def _http(fs: Any, url: str, start: int, count: int) -> Part:
 async def _azure(fs: Any, path: str, start: int, count: int) -> Part:
     """By Azure's client, without its own retries, the first of which waits for 15 s."""
     container, blob, version = fs.split_path(path)
-    timeouts = {name: fs.storage_options[name] for name in _AZURE_TIMEOUTS if name in fs.storage_options}
+    options = {name: fs.storage_options[name] for name in _AZURE_TIMEOUTS if name in fs.storage_options}
     answers: list[Any] = []
+    options |= {"version_id": version, "retry_total": 0, "raw_response_hook": answers.append}
     async with fs.service_client.get_blob_client(container=container, blob=blob) as client:
-        stream = await client.download_blob(
-            offset=start,
-            length=count,
-            version_id=version,
-            retry_total=0,
-            raw_response_hook=answers.append,
-            **timeouts,
-        )
-        data = await stream.readall()
+        data = await (await client.download_blob(offset=start, length=count, **options)).readall()
     size = etag = None
     for answer in answers:
         if answer.http_response.status_code == 206:

@@ -27,22 +27,17 @@ def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes
     if calls.is_local:
         return Path(calls.path).read_bytes()
     try:
-        info = calls.wait(calls.begin(calls.info))
+        info = calls.result(calls.info)
         if info.get("type") == "directory":
             raise IsADirectoryError(uri)
         size = info.get("size") or 0
-
-        def request(start: int, count: int) -> Pending:
-            future = calls.begin(lambda: calls.range(start, count, size))
-            return Pending(lambda: calls.wait(future), future.cancel)
-
         if size > _REQUEST_BYTES:
             with suppress(NoRangesError):
-                data = b"".join(in_parts(request, size, _REQUEST_BYTES))
-                if FileInfo.from_fsspec(calls.wait(calls.begin(calls.info))) != FileInfo.from_fsspec(info):
+                data = b"".join(in_parts(lambda start, count: calls.request(start, count, size), size, _REQUEST_BYTES))
+                if FileInfo.from_fsspec(calls.result(calls.info)) != FileInfo.from_fsspec(info):
                     raise WrongAnswerError("it was replaced while it was read: run again")
                 return data
-        return calls.wait(calls.begin(lambda: calls.whole(size), timeout_of(storage_options)))
+        return calls.result(lambda: calls.whole(size), timeout_of(storage_options))
     except FileNotFoundError as error:
         raise unmasked(error) from None
     finally:

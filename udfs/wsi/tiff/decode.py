@@ -21,14 +21,13 @@ JPEG2000 = (33003, 33004, 33005, 34712)
 UNCOMPRESSED = 1
 _LZW, _WEBP = 5, 50001
 _HORIZONTAL = 2  # predictor
-
-# Decoders to bytes. They never return more than the block's size, whatever the data claims.
-_TO_BYTES: dict[int, Callable[[bytes, int], bytes | bytearray]] = {
-    UNCOMPRESSED: lambda data, size: data,
-    8: lambda data, size: imagecodecs.deflate_decode(data, out=size),
-    32946: lambda data, size: imagecodecs.deflate_decode(data, out=size),
-    32773: lambda data, size: imagecodecs.packbits_decode(data, out=size),
-    50000: lambda data, size: imagecodecs.zstd_decode(data, out=size),
+# Decoders to bytes. They never return more than `out` bytes, whatever the data claims.
+_TO_BYTES: dict[int, Callable[..., bytes | bytearray]] = {
+    UNCOMPRESSED: lambda data, out: data,
+    8: imagecodecs.deflate_decode,
+    32946: imagecodecs.deflate_decode,
+    32773: imagecodecs.packbits_decode,
+    50000: imagecodecs.zstd_decode,
 }
 SUPPORTED = (JPEG, _LZW, _WEBP, *JPEG2000, *_TO_BYTES)
 
@@ -58,9 +57,9 @@ def decode_block(
     """Returns the RGB pixels of a block, cut to the level.
 
     Args:
-        level: its level.
-        block: its number.
-        data: its bytes, one item per plane, empty if the writer left it out.
+        level: level of the block.
+        block: number of the block.
+        data: bytes of the block, one item per plane, empty if the writer left it out.
         out: from `new_buffer`; the result may be a view of it.
         scale: from `scale_for`: the block is shrunk by it.
 
@@ -85,7 +84,10 @@ def decode_block(
     height, width = -(-height // scale), -(-width // scale)
     if pixels.shape[0] < height or pixels.shape[1] < width:
         raise _corrupt(level, row, column, f"decodes to {pixels.shape[1]} x {pixels.shape[0]} px")
-    return _to_rgb(pixels[:height, :width], level.coding)
+    pixels = pixels[:height, :width]
+    if pixels.shape[-1] in (2, 4):
+        pixels = on_white(pixels, level.coding.premultiplied)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 def _decode(level: Level, data: Sequence[memoryview], height: int, out: NDArray[np.uint8], scale: int) -> Pixels:
@@ -105,20 +107,17 @@ def _decode_plane(coding: Coding, data: memoryview, width: int, height: int, sam
         out = np.empty(width * height, np.uint8)
         return decode_jpeg(whole_jpeg(data, coding.jpeg_tables, is_ycbcr=False), width, height, out, grey=True)
     if coding.compression in JPEG2000:
-        return _with_samples(decode_jpeg2000(data, width, height, samples, is_ycbcr=coding.photometric == YCBCR))
+        pixels = decode_jpeg2000(data, width, height, samples, is_ycbcr=coding.photometric == YCBCR)
+        return pixels.reshape(*pixels.shape[:2], -1)
+    if coding.compression == _WEBP:
+        return imagecodecs.webp_decode(bytes(data), out=np.empty((height, width, samples), np.uint8))
     if coding.compression == _LZW:
         return decode_lzw(bytes(data), width, height, samples, coding.predictor)
-    if coding.compression == _WEBP:
-        return _with_samples(imagecodecs.webp_decode(bytes(data), out=np.empty((height, width, samples), np.uint8)))
-    content = _TO_BYTES[coding.compression](bytes(data), width * height * samples)
+    content = _TO_BYTES[coding.compression](bytes(data), out=width * height * samples)
     pixels = np.frombuffer(content, np.uint8).reshape(-1, width, samples)
     if coding.predictor == _HORIZONTAL:
         pixels = pixels.cumsum(axis=1, dtype=np.uint8)
     return pixels
-
-
-def _with_samples(pixels: Pixels) -> Pixels:
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _corrupt(level: Level, row: int, column: int, reason: str) -> SlideError:
@@ -127,14 +126,6 @@ def _corrupt(level: Level, row: int, column: int, reason: str) -> SlideError:
         ErrorCode.TILE_DATA_CORRUPT,
         f"the block at x={x}, y={y} (level-0 px) does not decode ({reason}): upload or scan the slide again",
     )
-
-
-def _to_rgb(pixels: Pixels, coding: Coding) -> Pixels:
-    """Converts [h, w, 1 to 4] to [h, w, 3]: grey is repeated, alpha (2 or 4 samples) is composited on white."""
-    samples = pixels.shape[-1]
-    if samples in (2, 4):
-        pixels = on_white(pixels, coding.premultiplied)
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 def on_white(pixels: Pixels, premultiplied: bool = False) -> Pixels:
