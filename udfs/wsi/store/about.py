@@ -25,7 +25,7 @@ class FileInfo:
 
     @classmethod
     def from_fsspec(cls, info: Mapping[str, Any]) -> "FileInfo":
-        """Made of what `fs.info`, `fs.ls` and `fs.find` return; each store has its own word for the same thing."""
+        """Makes it of what `fs.info`, `fs.ls` and `fs.find` return; each store has its own word for the same thing."""
         size = int(info["size"])
         for key in _VERSION_KEYS:
             if info.get(key):
@@ -34,7 +34,7 @@ class FileInfo:
 
     @classmethod
     def from_stat(cls, stat: os.stat_result) -> "FileInfo":
-        """Made of `Path.stat`, which follows links: size and time are those of the target."""
+        """Makes it of `Path.stat`, which follows links: size and time are those of the target."""
         return cls(stat.st_size, f"{stat.st_size}-{stat.st_mtime}")
 
 

@@ -111,10 +111,8 @@ class Calls:
                 return future.result()
             future.cancel()
             waited_s = traffic.waited_s + perf_counter() - begun
-            text = (
-                f"{traffic.bytes:,} bytes came in {waited_s:.0f} s of waiting, slides.timeout_s is {self._timeout_s:g}"
-            )
-            raise OutOfTimeError(text) from None
+            text = f"{traffic.bytes:,} bytes came in {waited_s:.0f} s of waiting"
+            raise OutOfTimeError(f"{text}, slides.timeout_s is {self._timeout_s:g}") from None
         finally:
             traffic.waited_s += perf_counter() - begun
 
@@ -128,7 +126,7 @@ class Calls:
         return Pending(lambda: self.wait(future), future.cancel)
 
     def close(self) -> None:
-        """Give up what is on its way."""
+        """Cancel the calls under way."""
         for future in tuple(self._under_way):
             future.cancel()
 
@@ -176,9 +174,6 @@ class Calls:
 class File:
     """One file, opened by URI."""
 
-    info: FileInfo
-    traffic: Traffic
-
     def __init__(
         self,
         uri: str,
@@ -186,16 +181,10 @@ class File:
         info: FileInfo | None = None,
         traffic: Traffic | None = None,
     ) -> None:
-        """Ask the store for the file's size and version, unless they are given.
+        """Asks the store of a path or any fsspec URI for the file's size and version, unless `info` has them.
 
-        Args:
-            uri: a path or any fsspec URI.
-            storage_options: for fsspec. Of `StoreOptions`, `timeout_s` bounds the time of waiting for the store.
-            info: of the file, if it is known.
-            traffic: the cost of reading is added to it; files that share it share the bound of time.
-
-        Raises:
-            SlideError: `file_missing`, `access_denied`, `read_failed`, `not_a_slide` (a folder) or `file_empty`.
+        The cost of reading is added to `traffic`. Files that share it share the bound of time (see `Calls`). Raises
+        SlideError: `file_missing`, `access_denied`, `read_failed`, `not_a_slide` (a folder) or `file_empty`.
         """
         self.uri = public_uri(uri)
         self.traffic = Traffic() if traffic is None else traffic
@@ -264,7 +253,6 @@ class File:
             self._descriptor = None
 
     def _ask(self, answer: "Future[Any] | None" = None) -> FileInfo:
-        found = None
         try:
             if self.is_local:
                 path = Path(self._calls.path)

@@ -15,14 +15,10 @@ from udfs.wsi.store.uris import StorageOptions, filesystem
 def list_files(
     root: str, suffixes: Collection[str], storage_options: StorageOptions | None = None
 ) -> Iterator[tuple[str, FileInfo | None]]:
-    """The files below a folder whose name ends in one of `suffixes`, in any case of letters.
+    """Lists the files below a folder whose name ends in one of `suffixes`, in any case of letters.
 
-    Yields:
-        (URI, size and version); None instead of the latter if the listing lacks it, as for a link that leads nowhere.
-
-    Raises:
-        NotADirectoryError: there is no such folder.
-        Exception: what fsspec and the store's client raise.
+    Yields each URI with the size and version; None if the listing lacks them, as for a link that leads nowhere. Raises
+    NotADirectoryError if there is no such folder, and what fsspec and the store's client raise.
     """
     fs, path = filesystem(root, storage_options)
     if not fs.isdir(path):

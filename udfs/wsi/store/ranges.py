@@ -22,11 +22,7 @@ class Part(NamedTuple):
 async def bring_range(fs: Any, path: str, start: int, count: int) -> Part:
     """Requests the bytes [start, start + count), at least one, of a file in an asynchronous fsspec filesystem.
 
-    Raises:
-        NoRangesError: the server sends whole files only.
-        WrongAnswerError: the server sends another range, or an encoded one.
-        ShortReadError: the server sends fewer bytes than requested or announced.
-        Exception: what the store's client raises.
+    Raises NoRangesError, WrongAnswerError, ShortReadError and what the store's client raises.
     """
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if "https" in protocols:
@@ -37,17 +33,10 @@ async def bring_range(fs: Any, path: str, start: int, count: int) -> Part:
 
 
 def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
-    """Checks that an answer of status 206 holds the requested range, as far as the file has it.
+    """Returns the size of the whole file by the headers of an answer of status 206; None if they do not give it.
 
-    Args:
-        headers: headers of the answer, whatever the case of their names.
-        wanted: the header Range of the request, bytes=FIRST-LAST.
-
-    Returns:
-        The size of the whole file; None if the answer does not give it.
-
-    Raises:
-        WrongAnswerError: the answer holds another range, several, or an encoded one.
+    Raises WrongAnswerError unless the answer holds the range `wanted` (bytes=FIRST-LAST), as far as the file has it, and
+    nothing else, not encoded.
     """
     if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
         raise WrongAnswerError(f"its server sent {wanted} encoded as {encoding}")

@@ -136,15 +136,10 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
     found: set[str] = set()
 
     def collect(value: Any) -> None:
-        if isinstance(value, Mapping):
-            for item in value.values():
+        if isinstance(value, Mapping | list | tuple):
+            for item in value.values() if isinstance(value, Mapping) else value:
                 collect(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                collect(item)
-        elif (
-            not isinstance(value, bool) and len(str(value)) >= _SHORTEST_SECRET
-        ):  # a password of digits is a number in YAML
+        elif not isinstance(value, bool) and len(str(value)) >= _SHORTEST_SECRET:  # also numbers: passwords of digits
             found.add(str(value))
 
     collect(storage_options or {})

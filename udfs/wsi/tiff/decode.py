@@ -54,20 +54,10 @@ def scale_for(level: Level, edge: int) -> int:
 def decode_block(
     level: Level, block: int, data: Sequence[memoryview], out: NDArray[np.uint8], scale: int = 1
 ) -> Pixels | None:
-    """Returns the RGB pixels of a block, cut to the level.
+    """Returns the RGB pixels of a block, cut to the level and shrunk by `scale` (from `scale_for`): uint8 [h, w, 3].
 
-    Args:
-        level: level of the block.
-        block: number of the block.
-        data: bytes of the block, one item per plane, empty if the writer left it out.
-        out: from `new_buffer`; the result may be a view of it.
-        scale: from `scale_for`: the block is shrunk by it.
-
-    Returns:
-        uint8 [h, w, 3]; None for a block that the writer left out: background, white.
-
-    Raises:
-        SlideError: `tile_data_corrupt`, naming the block.
+    `data` has the bytes of each plane. Returns None if they are empty: the writer left out white background. `out` is from
+    `new_buffer`; the result may be a view of it. Raises SlideError `tile_data_corrupt`, which names the block.
     """
     if not any(len(part) for part in data):
         return None

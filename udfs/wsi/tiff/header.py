@@ -5,7 +5,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import compress
 from typing import Any, BinaryIO, Literal
 
 import tifffile
@@ -46,11 +45,10 @@ def _without_tifffile_logs() -> Iterator[None]:
 
 @_without_tifffile_logs()
 def read_index(file: File, stream: BinaryIO) -> SlideIndex:
-    """Read the directories of a file through a stream of its bytes.
+    """Reads the directories of a file through a stream of its bytes.
 
-    Raises:
-        SlideError: `not_a_slide`, `header_corrupt`, `file_truncated`, `size_implausible`, `unsupported_format` and what
-            reading raises.
+    Raises SlideError: `not_a_slide`, `header_corrupt`, `file_truncated`, `size_implausible`, `unsupported_format` and what
+    reading raises.
     """
     uri = file.uri
     stream.seek(0)
@@ -68,7 +66,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         _check_grid(texts, base)
         warnings += check_pictures(tiff, base, pages)
         levels = _pyramid(base, pages, file.info.size_bytes, warnings)
-        mpp_x, mpp_y = spacing_of(texts, base, warnings)
+        mpp = spacing_of(texts, base, warnings)
     except SlideError as error:
         if uri in error.message:
             raise
@@ -77,10 +75,8 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise
     except Exception as error:
         text = file.redact(f"{type(error).__name__}: {error}")
-        raise SlideError(
-            ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
-        ) from None
-    return SlideIndex(file.info, width, height, mpp_x, mpp_y, vendor, levels, tuple(warnings))
+        raise damaged(f"{uri}: the TIFF directory can't be read ({text})") from None
+    return SlideIndex(file.info, width, height, *mpp, vendor, levels, tuple(warnings))
 
 
 def _check_magic(head: bytes, file: File) -> None:
@@ -117,28 +113,29 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     images = [page for page in pages if page.imagewidth and page.imagelength]
     if not images:
         raise ValueError("no directory holds an image")
-    planes = {page.tags.valueof(_FOCAL_PLANE, default=0) for page in images if page.is_ndpi and not _is_of_glass(page)}
+    planes = {_focal_plane(page) for page in images} - {None}
     if len(planes) > 1:
         warnings.append(f"it has {len(planes)} focal planes: the middle one is read")
     numbers = directories_added(texts.xml["OME"]) if "OME" in texts.xml else set()
-    is_left_out = [_is_no_level(page) or page.treeindex[0] in numbers for page in images]
-    kept = [page for page, left_out in zip(images, is_left_out, strict=True) if not left_out]
-    if not kept:
-        return images
-    warnings += warnings_of_added(compress(images, is_left_out), kept)
-    return kept
+    kept, added = [], []
+    for page in images:
+        (added if _is_added(page) or page.treeindex[0] in numbers else kept).append(page)
+    if kept:
+        warnings += warnings_of_added(added, kept)
+    return kept or images
 
 
-def _is_no_level(page: Any) -> bool:
+def _is_added(page: Any) -> bool:
     """Whether a page is marked as a label, the whole glass slide, a mask or another focal plane."""
-    if page.is_ndpi and (_is_of_glass(page) or page.tags.valueof(_FOCAL_PLANE, default=0)):
-        return True
-    return bool(page.subfiletype & (_MASK | _MACRO)) or is_added(text_of(page, DESCRIPTION))
+    is_marked = _focal_plane(page) != 0 or page.subfiletype & (_MASK | _MACRO)
+    return is_marked or is_added(text_of(page, DESCRIPTION))
 
 
-def _is_of_glass(page: Any) -> bool:
-    """Whether a page of Hamamatsu's is a macro image or a map."""
-    return bool(page.tags.valueof(_LENS, default=1) <= 0)
+def _focal_plane(page: Any) -> float | None:
+    """Returns the distance of a page of Hamamatsu's from the middle plane; None for a macro image or a map."""
+    if not page.is_ndpi:
+        return 0
+    return page.tags.valueof(_FOCAL_PLANE, default=0) if page.tags.valueof(_LENS, default=1) > 0 else None
 
 
 def _pyramid(base: Any, pages: list[Any], file_bytes: int, warnings: list[str]) -> tuple[Level, ...]:

@@ -82,14 +82,11 @@ class Level(PyramidLevel):
         Raises KeyError if this is a part of an index and does not list one of the blocks.
         """
         at = np.asarray(blocks, np.int64)
-        total = self.columns * self.rows
         if self.listed is not None:
-            total = len(self.listed)
-            places = np.searchsorted(self.listed, at)
-            if (places >= total).any() or (self.listed[np.minimum(places, total - 1)] != at).any():
+            if not np.isin(at, self.listed).all():
                 raise KeyError("the index was cut down to other blocks")
-            at = places
-        at = at[:, None] + np.arange(self.planes) * total
+            at = np.searchsorted(self.listed, at)
+        at = at[:, None] + np.arange(self.planes) * (len(self.offsets) // self.planes)
         starts = self.offsets[at].astype(np.int64)
         return starts, np.where(starts > 0, self.counts[at], 0).astype(np.int64)
 

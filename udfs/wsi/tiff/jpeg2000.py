@@ -21,22 +21,11 @@ _FEW_PACKETS = 10_000
 
 
 def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
-    """Decode a codestream or a JP2 file.
+    """Decodes a codestream or a JP2 file in a block of width x height pixels to uint8 [h, w] or [h, w, samples].
 
-    Args:
-        data: the block.
-        width: width of the block, pixels; the image may be smaller.
-        height: height of the block, pixels.
-        samples: number of samples per pixel.
-        is_ycbcr: whether the directory says that the three samples are Y, Cb and Cr. The block's own header takes
-            precedence: decoders undo a codestream's colour transform, and convert a JP2 file in sYCC.
-
-    Returns:
-        uint8 [h, w] or [h, w, samples].
-
-    Raises:
-        ValueError: the image is larger than the block, or has other samples.
-        imagecodecs.Jpeg2kError, OSError: the data is damaged.
+    If the directory says that the three samples are Y, Cb and Cr (`is_ycbcr`), the block's own header still takes
+    precedence: decoders undo a codestream's colour transform, and convert a JP2 file in sYCC. Raises ValueError if the image
+    is larger than the block or has other samples, imagecodecs.Jpeg2kError or OSError if the data is damaged.
     """
     content = bytes(data)
     codestream = _checked_codestream(content, width, height, samples)

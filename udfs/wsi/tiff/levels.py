@@ -100,8 +100,8 @@ def _check_blocks(level: Level, compression: str) -> None:
             f"{size}, {compression}, are stored in blocks of {block_size}: too large to read in parts; convert it, for "
             "example with `vips tiffsave in out.tif --tile --pyramid --compression jpeg`",
         )
-    if len(level.offsets) != expected or len(level.counts) != expected:
-        found = len(level.offsets)
+    found = len(level.offsets)
+    if found != expected or len(level.counts) != expected:
         raise damaged(f"{size} in blocks of {block_size} need {expected} blocks, the directory lists {found}")
     if n_blocks > _MANY_BLOCKS and block_px < _LEAST_BLOCK_PX:
         raise SlideError(

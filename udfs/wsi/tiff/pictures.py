@@ -66,16 +66,8 @@ def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
     lose the others silently. A picture that is far larger than all others, or the largest and the only one in tiles, is the
     slide. It is read with a warning, because the others may be sections as well as macro images.
 
-    Args:
-        tiff: a `tifffile.TiffFile`.
-        base: the `tifffile.TiffPage` of level 0, from `level_0_of`.
-        pages: pages that may hold the slide or a level of it, without those that scanners are known to add.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        SlideError: `unsupported_format`, with the number of pictures.
+    `base` is the page of level 0, and one of `pages`, which may hold the slide or a level of it. Returns warnings. Raises
+    SlideError `unsupported_format` with the number of pictures.
     """
     if (planes := _planes_behind(tiff, base)) > 1:
         raise _unclear(f"{planes} pictures of {_size(base)}", "bfconvert in.tif out_z%z_c%c_t%t.ome.tif")
