@@ -9,7 +9,7 @@ from udfs.wsi.store.uris import PublicUri, redact
 DISAGREEING = "if nobody replaces it, servers behind one address disagree about it: give the address of one of them"
 
 _GONE = (404, 410)
-# What clients raise for options and URIs that they can't use, unlike a store's answers.
+# What clients raise for options and URIs that they cannot use, unlike a store's answers.
 _REFUSED = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 
@@ -38,7 +38,7 @@ class OutOfTimeError(StoreError):
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of a store's answer; None if the client does not give it."""
+    """Returns the HTTP status of a store's answer; None if the client does not give it."""
     response = getattr(error, "response", None)  # botocore's is a mapping
     amazons = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
     # the first is aiohttp's, the second Azure's
@@ -47,10 +47,10 @@ def status_of(error: BaseException) -> int | None:
 
 
 def unmasked(error: Exception) -> Exception:
-    """The cause of a FileNotFoundError if the file may exist; any other error as it is.
+    """Returns the cause of a FileNotFoundError if the file may exist; any other error as it is.
 
     Over HTTP, fsspec raises FileNotFoundError for every failure to ask for a size: also if the connection is refused, or
-    the client can't use an option.
+    the client cannot use an option.
     """
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
@@ -62,7 +62,7 @@ def unmasked(error: Exception) -> Exception:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a second try can help: not after a definite answer of the store, nor after a fault of ours."""
+    """Returns whether a second try can help: not after a definite answer of the store, nor after a fault of ours."""
     if not isinstance(error, Exception):
         return False
     error = unmasked(error)
@@ -81,7 +81,7 @@ def _is_missing(error: BaseException) -> bool:
 
 
 def slide_error_of(error: Exception, uri: PublicUri, secrets: Sequence[str]) -> SlideError:
-    """The error of the store of a file, from `uri`, in words for users and without `secrets`; a `SlideError` as it is."""
+    """Returns the error of the store of a file, from `uri`, in words for users and without `secrets`; a `SlideError` as it is."""
     if isinstance(error, SlideError):
         return error
     error = unmasked(error)

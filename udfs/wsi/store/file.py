@@ -82,7 +82,7 @@ class Calls:
         self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
 
     def begin(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> "Future[T]":
-        """Run a call on fsspec's event loop, where the clients of stores live; `deadline_s` is that of one attempt."""
+        """Runs a call on fsspec's event loop, on which the clients of stores live; `deadline_s` is that of one attempt."""
 
         async def attempt() -> T:
             async with self._slots:
@@ -101,7 +101,7 @@ class Calls:
         return future
 
     def wait(self, future: "Future[T]") -> T:
-        """The result of a call that was begun; raises OutOfTimeError."""
+        """Returns the result of a call that was begun; raises OutOfTimeError."""
         begun, traffic = perf_counter(), self.traffic
         left = self._timeout_s + traffic.bytes / _LEAST_BYTES_PER_S - traffic.waited_s
         try:
@@ -111,27 +111,27 @@ class Calls:
                 return future.result()
             future.cancel()
             waited_s = traffic.waited_s + perf_counter() - begun
-            text = f"{traffic.bytes:,} bytes came in {waited_s:.0f} s of waiting"
+            text = f"{traffic.bytes:,} bytes arrived in {waited_s:.0f} s of waiting"
             raise OutOfTimeError(f"{text}, slides.timeout_s is {self._timeout_s:g}") from None
         finally:
             traffic.waited_s += perf_counter() - begun
 
     def result(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> T:
-        """Run a call and wait for its result."""
+        """Runs a call and waits for its result."""
         return self.wait(self.begin(call, deadline_s))
 
     def request(self, start: int, count: int, size_bytes: int) -> Pending:
-        """Begin to read the bytes [start, start + count) of the file, which has `size_bytes`."""
+        """Begins to read the bytes [start, start + count) of the file, which has `size_bytes`."""
         future = self.begin(lambda: self._range(start, count, size_bytes))
         return Pending(lambda: self.wait(future), future.cancel)
 
     def close(self) -> None:
-        """Cancel the calls under way."""
+        """Cancels the calls under way."""
         for future in tuple(self._under_way):
             future.cancel()
 
     async def info(self) -> Any:
-        """The store's description of the file, in fsspec's form."""
+        """Returns the store's description of the file, in fsspec's form."""
         self._fs.invalidate_cache()  # listings that a client keeps would hide a replaced file
         begun = perf_counter()
         info = await self._fs._info(self.path)
@@ -140,16 +140,16 @@ class Calls:
         return info
 
     async def siblings(self) -> Any:
-        """The store's listing of the file's folder, in fsspec's form."""
+        """Returns the store's listing of the file's folder, in fsspec's form."""
         self._fs.invalidate_cache()
         return await self._fs._ls(self.path.rpartition("/")[0], detail=True)
 
     async def whole(self, size_bytes: int) -> bytes:
-        """All of the file by one request. `size_bytes` is its least size; 0 if that is unknown."""
+        """Returns all of the file by one request. `size_bytes` is its least size; 0 if that is unknown."""
         data: bytes = await self._fs._cat_file(self.path)
         self.traffic.bytes += len(data)
         if len(data) < size_bytes:
-            raise ShortReadError(f"{len(data):,} of {size_bytes:,} bytes came")
+            raise ShortReadError(f"{len(data):,} of {size_bytes:,} bytes arrived")
         return data
 
     async def _range(self, start: int, count: int, size_bytes: int) -> bytes:
@@ -158,12 +158,13 @@ class Calls:
         part = await bring_range(self._fs, self.path, start, count)
         n_bytes = len(part.data)
         self.traffic.bytes += n_bytes
-        if n_bytes < count:
-            raise ShortReadError(f"{n_bytes:,} of {count:,} bytes came")
-        if n_bytes > count:
-            raise WrongAnswerError(f"{n_bytes:,} bytes came, {count:,} were requested")
+        if n_bytes != count:
+            fault = ShortReadError if n_bytes < count else WrongAnswerError
+            raise fault(f"{n_bytes:,} bytes arrived, {count:,} were requested")
         if part.size_bytes not in (None, size_bytes):
-            raise ContradictionError(f"its server says {part.size_bytes:,} bytes, and before said {size_bytes:,}")
+            raise ContradictionError(
+                f"its server reports {part.size_bytes:,} bytes, earlier it reported {size_bytes:,}"
+            )
         self._etag = self._etag or part.etag
         if part.etag not in (None, self._etag):
             raise ContradictionError("its server sent parts of two versions of the file (their ETag differs)")
@@ -199,11 +200,11 @@ class File:
 
     @property
     def gap_bytes(self) -> int:
-        """The largest gap between two wanted ranges for which one request is cheaper than two."""
+        """The largest gap, in bytes, between two wanted ranges for which one request is cheaper than two."""
         return _LOCAL_GAP_BYTES if self.is_local else self._calls.link.gap_bytes
 
     def request(self, start: int, count: int) -> Pending:
-        """Begin to read the bytes [start, start + count).
+        """Begins to read the bytes [start, start + count).
 
         Its result raises SlideError: `file_truncated` if the file ends before the range does, else as the constructor.
         """
@@ -212,20 +213,30 @@ class File:
         if self.is_local:
             return Pending(lambda: self._read(start, count), lambda: None)
         pending = self._calls.request(start, count, self.info.size_bytes)
-        return Pending(lambda: self._received(pending), pending.cancel)
+
+        def result() -> bytes:
+            try:
+                return pending.result()
+            except Exception as error:
+                # the store may contradict its own description because the file was replaced
+                if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
+                    self.check_unchanged()()
+                raise self._translate(error) from None
+
+        return Pending(result, pending.cancel)
 
     def ranges(self, starts: Sequence[int], counts: Sequence[int]) -> list[bytes]:
-        """The bytes [start, start + count) of each pair, read all at once; see `request`."""
+        """Returns the bytes [start, start + count) of each pair, read all at once; see `request`."""
         pending = [self.request(start, count) for start, count in zip(starts, counts, strict=True)]
         return [request.result() for request in pending]
 
     def siblings(self) -> Sequence[Mapping[str, Any]]:
-        """The store's listing of this file's folder, in fsspec's form; raises what the store's client raises."""
+        """Returns the store's listing of this file's folder, in fsspec's form; raises what the store's client raises."""
         listed: Sequence[Mapping[str, Any]] = self._calls.result(self._calls.siblings)
         return listed
 
     def check_unchanged(self) -> Callable[[], None]:
-        """Ask whether this is still the file of `info`. Returns a function that waits for the answer.
+        """Asks whether this is still the file of `info`. Returns a function that waits for the answer.
 
         The function raises SlideError, `file_changed` if it is another file.
         """
@@ -242,11 +253,11 @@ class File:
         return wait
 
     def redact(self, text: str) -> str:
-        """The text without any secret of this file's URI or storage options."""
+        """Returns the text without any secret of this file's URI or storage options."""
         return redact(text, self._secrets)
 
     def close(self) -> None:
-        """Close the file and give up what is on its way."""
+        """Closes the file and cancels its calls."""
         self._calls.close()
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -254,23 +265,23 @@ class File:
 
     def _ask(self, answer: "Future[Any] | None" = None) -> FileInfo:
         try:
-            if self.is_local:
+            if not self.is_local:
+                info = self._calls.wait(answer) if answer else self._calls.result(self._calls.info)
+                is_folder = info.get("type") == "directory"
+                found = None if info.get("size") is None else FileInfo.from_fsspec(info)
+            else:
                 path = Path(self._calls.path)
-                try:  # without the loop, which takes longer than reading a tile
+                try:  # avoids the loop, which takes longer than reading a tile
                     stat = path.stat()
                 except OSError:
                     stat = self._calls.result(lambda: asyncio.to_thread(path.stat))
                 is_folder, found = S_ISDIR(stat.st_mode), FileInfo.from_stat(stat)
-            else:
-                info = self._calls.wait(answer) if answer else self._calls.result(self._calls.info)
-                is_folder = info.get("type") == "directory"
-                found = None if info.get("size") is None else FileInfo.from_fsspec(info)
         except Exception as error:
             raise self._translate(error) from None
         if is_folder:
             raise SlideError(ErrorCode.NOT_A_SLIDE, f"{self.uri} is a folder: give the URI of a slide file")
         if found is None:
-            text = f"{self.uri}: its server does not tell sizes: put the slide in another store"
+            text = f"{self.uri}: its server does not give sizes: put the slide in another store"
             raise SlideError(ErrorCode.READ_FAILED, text)
         if found.size_bytes == 0:
             raise SlideError(ErrorCode.FILE_EMPTY, f"{self.uri} has 0 bytes: upload it again")
@@ -295,15 +306,6 @@ class File:
         self.traffic.bytes += len(data)
         self.traffic.waited_s += perf_counter() - begun
         return data
-
-    def _received(self, pending: Pending) -> bytes:
-        """Bytes of a remote file. If the store contradicts its own description, the file may have been replaced."""
-        try:
-            return pending.result()
-        except Exception as error:
-            if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
-                self.check_unchanged()()
-            raise self._translate(error) from None
 
     def _truncated(self, start: int, missing: int) -> SlideError:
         text = f"{self.uri} ends {missing} bytes into a block at byte {start}: upload it again"

@@ -1,4 +1,4 @@
-"""One range of a file by the client of its store, checked against what the answer says of it."""
+"""One range of a file by the client of its store, checked against the headers of the answer."""
 
 import asyncio
 import re
@@ -12,7 +12,7 @@ _AZURE_TIMEOUTS = ("timeout", "connection_timeout", "read_timeout")  # options o
 
 
 class Part(NamedTuple):
-    """Bytes of a file, and what else the store's answer says; None if it says nothing."""
+    """Bytes of a file, and what the headers of the store's answer give; None if they do not."""
 
     data: bytes
     size_bytes: int | None = None  # of the whole file
@@ -51,7 +51,7 @@ def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
 
 
 def strong_etag(etag: Any) -> str | None:
-    """An ETag without its quotes; None if it is weak: weak ones say nothing about single bytes (RFC 9110, 8.8.1)."""
+    """Returns an ETag without its quotes; None if it is weak: weak ones say nothing about single bytes (RFC 9110, 8.8.1)."""
     return None if not etag or str(etag).startswith("W/") else str(etag).strip('"')
 
 
@@ -71,7 +71,7 @@ async def _http(fs: Any, url: str, start: int, count: int) -> Part:
         try:
             data = await answer.content.readexactly(count)
         except asyncio.IncompleteReadError as error:
-            raise ShortReadError(f"{len(error.partial):,} of {count:,} bytes came") from None
+            raise ShortReadError(f"{len(error.partial):,} of {count:,} bytes arrived") from None
         return Part(data + await answer.content.read(1), size, strong_etag(answer.headers.get("ETag")))
 
 

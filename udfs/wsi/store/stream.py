@@ -14,7 +14,7 @@ _MOST_READ = 64 * 1024 * 1024  # at once: the offsets of a million blocks take 8
 
 
 def open_stream(file: File) -> BinaryIO:
-    """A seekable stream, which keeps what it reads from a store in memory until it is closed."""
+    """Returns a seekable stream, which keeps what it reads from a store in memory until it is closed."""
     return cast(BinaryIO, _Buffered(_Stream(file), 64 * 1024))
 
 

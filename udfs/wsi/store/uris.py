@@ -87,7 +87,7 @@ async def _http_session(**options: Any) -> Any:
 
 
 def why_not_for_tables(uri: str) -> str | None:
-    """Why Delta tables can't lie at a path or URI; None if they can.
+    """Why Delta tables cannot lie at a path or URI; None if they can.
 
     Spark takes a path as it is, except for backticks. deltalake and polars read ``%41`` as ``A`` and a backslash as a slash.
     """

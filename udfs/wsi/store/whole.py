@@ -18,7 +18,7 @@ _REQUESTS_AHEAD = 4
 
 
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
-    """The content of a file, read by ranges if it is large and its server knows them.
+    """Returns the content of a file, read by ranges if it is large and its server knows them.
 
     Raises what the store's client raises, FileNotFoundError only if there is no file, OutOfTimeError after `timeout_s` of
     the storage options.
@@ -45,22 +45,21 @@ def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes
 
 
 def in_parts(request: Callable[[int, int], Pending], size_bytes: int, part_bytes: int) -> Generator[bytes, None, None]:
-    """Yields the bytes of a file in order, with a few requests under way. `request` takes the first byte and a count."""
+    """Yields the bytes of a file in order, with a few requests under way, which end with the file's `close`.
+
+    `request` takes the first byte and a count.
+    """
     pending = deque[Pending]()
-    try:
-        for start in range(0, size_bytes, part_bytes):
-            pending.append(request(start, min(part_bytes, size_bytes - start)))
-            if len(pending) == _REQUESTS_AHEAD:
-                yield pending.popleft().result()
-        while pending:
+    for start in range(0, size_bytes, part_bytes):
+        pending.append(request(start, min(part_bytes, size_bytes - start)))
+        if len(pending) == _REQUESTS_AHEAD:
             yield pending.popleft().result()
-    finally:
-        for one in pending:
-            one.cancel()
+    while pending:
+        yield pending.popleft().result()
 
 
 def write_bytes(uri: str, data: bytes, storage_options: StorageOptions | None = None) -> None:
-    """Make `data` the content of a file, whatever it was before. Missing folders are made.
+    """Makes `data` the content of a file, whatever it was before. Missing folders are made.
 
     Readers find the old content or the new: on a disk by renaming, in an object store because a put is whole.
     """

@@ -1,6 +1,7 @@
 """The chain of a TIFF's directories, checked before a parser follows a loop or reads whatever sizes they claim."""
 
 import io
+import struct
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -79,7 +80,8 @@ class _Chain:
         head = stream.read(16)
         self._order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
         is_big = self._number(head[2:4]) == 43
-        self._count_bytes, self._entry_bytes, self._offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
+        self._count_bytes, self._offset_bytes, fields = (8, 8, "HHQ8s") if is_big else (2, 4, "HHI4s")
+        self._entry = struct.Struct(("<" if self._order == "little" else ">") + fields)
         # Hamamatsu's dialect has 64-bit links behind the magic number of the 32-bit ones.
         first = self._directory(self._number(head[4:12])) if head.startswith(b"II*\0") else None
         self.is_ndpi = first is not None and any(entry.code == _NDPI for entry in first[0])
@@ -93,7 +95,7 @@ class _Chain:
         at = self._first
         while found := self._directory(at):
             if at in seen:
-                raise damaged(f"the directory at byte {at:,} follows upon itself")
+                raise damaged(f"the directory at byte {at:,} follows itself")
             seen.add(at)
             entries, link = found
             at = self._number(link[: self._link_bytes])
@@ -120,14 +122,8 @@ class _Chain:
         count = self._number(self._stream.read(self._count_bytes))
         if count > _MAX_ENTRIES:
             return None
-        size, value_at = count * self._entry_bytes, 4 + self._offset_bytes
-        content = self._stream.read(size + 8)
-        entries = []
-        for begin in range(0, size, self._entry_bytes):
-            entry = content[begin : begin + self._entry_bytes]
-            code, kind, n_values = (self._number(part) for part in (entry[:2], entry[2:4], entry[4:value_at]))
-            entries.append(_Entry(code, kind, n_values, entry[value_at:]))
-        return entries, content[size:]
+        content = self._stream.read(count * self._entry.size).ljust(count * self._entry.size, b"\0")
+        return [_Entry(*values) for values in self._entry.iter_unpack(content)], self._stream.read(8)
 
     def _number(self, data: bytes) -> int:
         return int.from_bytes(data, self._order)

@@ -1,5 +1,6 @@
 """From compressed blocks of a level to RGB pixels."""
 
+import struct
 from collections.abc import Callable, Sequence
 
 import imagecodecs
@@ -10,7 +11,6 @@ from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.tiff.index import Coding, Level
 from udfs.wsi.tiff.jpeg import DC_SCALE, decode_jpeg, restarted_jpeg, whole_jpeg
 from udfs.wsi.tiff.jpeg2000 import decode_jpeg2000
-from udfs.wsi.tiff.lzw import decode_lzw
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 
@@ -21,6 +21,7 @@ JPEG2000 = (33003, 33004, 33005, 34712)
 UNCOMPRESSED = 1
 _LZW, _WEBP = 5, 50001
 _HORIZONTAL = 2  # predictor
+_LONG, _MINISBLACK, _RGB, _CONTIG, _UNASSALPHA = 4, 1, 2, 1, 2  # type of an entry, photometric, planes, extra sample
 # Decoders to bytes. They never return more than `out` bytes, whatever the data claims.
 _TO_BYTES: dict[int, Callable[..., bytes | bytearray]] = {
     UNCOMPRESSED: lambda data, out: data,
@@ -33,7 +34,7 @@ SUPPORTED = (JPEG, _LZW, _WEBP, *JPEG2000, *_TO_BYTES)
 
 
 def new_buffer(level: Level) -> NDArray[np.uint8]:
-    """Memory for the pixels of one block, for any number of calls of `decode_block`."""
+    """Returns memory for the pixels of one block, for any number of calls of `decode_block`."""
     return np.empty(level.block_height * level.block_width * 3, np.uint8)
 
 
@@ -102,12 +103,25 @@ def _decode_plane(coding: Coding, data: memoryview, width: int, height: int, sam
     if coding.compression == _WEBP:
         return imagecodecs.webp_decode(bytes(data), out=np.empty((height, width, samples), np.uint8))
     if coding.compression == _LZW:
-        return decode_lzw(bytes(data), width, height, samples, coding.predictor)
+        return _decode_lzw(bytes(data), width, height, samples, coding.predictor)
     content = _TO_BYTES[coding.compression](bytes(data), out=width * height * samples)
     pixels = np.frombuffer(content, np.uint8).reshape(-1, width, samples)
     if coding.predictor == _HORIZONTAL:
         pixels = pixels.cumsum(axis=1, dtype=np.uint8)
     return pixels
+
+
+def _decode_lzw(data: bytes, width: int, height: int, samples: int, predictor: int) -> Pixels:
+    """Decodes through libtiff: imagecodecs' own LZW decoder crashes the process on some damaged data."""
+    # The block becomes a little-endian TIFF of one strip: header, directory, data (TIFF 6.0, section 2).
+    entries = {256: width, 257: height, 258: 8, 259: _LZW, 262: _RGB if samples >= 3 else _MINISBLACK, 273: 0}
+    entries |= {277: samples, 278: height, 279: len(data), 284: _CONTIG, 317: predictor}
+    if samples in (2, 4):
+        entries[338] = _UNASSALPHA
+    entries[273] = 8 + 2 + 12 * len(entries) + 4  # beginning of the strip
+    directory = b"".join(struct.pack("<HHII", code, _LONG, 1, value) for code, value in entries.items())
+    tiff = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4) + data
+    return imagecodecs.tiff_decode(tiff).reshape(height, width, samples)
 
 
 def _corrupt(level: Level, row: int, column: int, reason: str) -> SlideError:

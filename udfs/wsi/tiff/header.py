@@ -75,7 +75,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise
     except Exception as error:
         text = file.redact(f"{type(error).__name__}: {error}")
-        raise damaged(f"{uri}: the TIFF directory can't be read ({text})") from None
+        raise damaged(f"{uri}: the TIFF directory cannot be read ({text})") from None
     return SlideIndex(file.info, width, height, *mpp, vendor, levels, tuple(warnings))
 
 
@@ -99,7 +99,7 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
     if texts.vendor == "leica":
         if "scn" in texts.broken:
-            raise damaged(f"its Leica XML can't be parsed ({texts.broken['scn']})")
+            raise damaged(f"its Leica XML cannot be parsed ({texts.broken['scn']})")
         area = scanned_area(texts.xml["scn"])
         if area.focal_planes > 1:
             warnings.append(f"it has {area.focal_planes} focal planes: the first is read")
@@ -117,7 +117,8 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     if len(planes) > 1:
         warnings.append(f"it has {len(planes)} focal planes: the middle one is read")
     numbers = directories_added(texts.xml["OME"]) if "OME" in texts.xml else set()
-    kept, added = [], []
+    kept: list[Any] = []
+    added: list[Any] = []
     for page in images:
         (added if _is_added(page) or page.treeindex[0] in numbers else kept).append(page)
     if kept:
@@ -162,7 +163,7 @@ def _reduction(base: Any, page: Any) -> float | None:
     if downsample is None:
         return None
     # A thumbnail has the slide's shape too, but scanners store it in strips beside a tiled level 0. Hamamatsu stores all
-    # in strips, and says what is no level.
+    # in strips, and marks what is no level.
     is_marked = not base.is_tiled and downsample.is_integer() and page.subfiletype & REDUCED
     return downsample if page.is_tiled or page.is_ndpi or is_marked else None
 

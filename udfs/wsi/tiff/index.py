@@ -35,7 +35,7 @@ class Coding:
 
 @dataclass(frozen=True, eq=False)
 class PyramidLevel:
-    """A resolution of a slide, whatever reads it."""
+    """One resolution of a slide, in a TIFF or in another format."""
 
     width_px: int
     height_px: int
@@ -67,17 +67,17 @@ class Level(PyramidLevel):
         return -(-self.height_px // self.block_height)
 
     def has_bytes(self) -> NDArray[np.bool_]:
-        """Whether the writer stored each listed block, bool [n]."""
+        """Returns whether the writer stored each listed block, bool [n]."""
         flags: NDArray[np.bool_] = ((self.offsets > 0) & (self.counts > 0)).reshape(self.planes, -1).any(axis=0)
         return flags
 
     def stored(self) -> Numbers:
-        """Numbers of the listed blocks that the writer did not leave out, int64 [n], ascending."""
+        """Returns the numbers of the listed blocks that the writer did not leave out, int64 [n], ascending."""
         at = np.flatnonzero(self.has_bytes())
         return at if self.listed is None else self.listed[at]
 
     def byte_ranges(self, blocks: ArrayLike) -> tuple[Numbers, Numbers]:
-        """The place of blocks: starts and counts, int64 [n, planes], bytes; count 0 if the writer left the block out.
+        """Returns the place of blocks: starts and counts, int64 [n, planes], bytes; count 0 if the writer left the block out.
 
         Raises KeyError if this is a part of an index and does not list one of the blocks.
         """
@@ -91,7 +91,7 @@ class Level(PyramidLevel):
         return starts, np.where(starts > 0, self.counts[at], 0).astype(np.int64)
 
     def only(self, blocks: ArrayLike) -> "Level":
-        """The level with just these blocks listed."""
+        """Returns the level with just these blocks listed."""
         listed = np.unique(np.asarray(blocks, np.int64))
         starts, counts = self.byte_ranges(listed)
         offsets, sizes = (numbers.T.reshape(-1).astype("u8") for numbers in (starts, counts))
@@ -112,14 +112,14 @@ class SlideIndex:
     warnings: tuple[str, ...] = ()  # what to know about the slide; `to_bytes` leaves them out
 
     def only(self, level: int, blocks: ArrayLike) -> "SlideIndex":
-        """The index for reading just these blocks of one level."""
+        """Returns the index for reading just these blocks of one level."""
         levels = [lv.only(blocks if i == level else []) for i, lv in enumerate(self.levels)]
         if levels[level].lost is None and all(finer.listed is None for finer in self.levels[:level]):
             levels[level] = replace(levels[level], lost=lost_blocks(self.levels[:level], levels[level]))
         return replace(self, levels=tuple(levels))
 
     def to_bytes(self) -> bytes:
-        """The index in compact form, some 2 bytes per block."""
+        """Returns the index in compact form, some 2 bytes per block."""
         head = {"format": FORMAT, "file": asdict(self.file)}
         head |= {name: getattr(self, name) for name in ("width_px", "height_px", "mpp_x", "mpp_y", "vendor")}
         arrays: list[bytes] = []

@@ -26,7 +26,7 @@ def decode_jpeg(
     if stored_height > height or stored_width > width:
         raise ValueError(f"a JPEG of {stored_width} x {stored_height} px in a block of {width} x {height}")
     if not _is_one_scan(stream) and (scans := stream.count(_SCAN)) > _MOST_SCANS:
-        raise ValueError(f"{scans:,} scans in one JPEG, where {_MOST_SCANS} are the limit")
+        raise ValueError(f"{scans:,} scans in one JPEG, over the limit of {_MOST_SCANS}")
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         stream,
         colorspace="GRAY" if grey else "RGB",

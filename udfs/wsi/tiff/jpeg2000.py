@@ -39,7 +39,7 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
     pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
     if pixels.dtype != np.uint8:
         raise ValueError(f"{pixels.dtype} samples")
-    is_rgb = not is_ycbcr or samples != 3 or _says_its_colours(content)
+    is_rgb = not is_ycbcr or samples != 3 or _has_its_colours(content)
     return pixels if is_rgb else _rgb(pixels)
 
 
@@ -52,7 +52,7 @@ def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rgb
 
 
-def _says_its_colours(data: bytes) -> bool:
+def _has_its_colours(data: bytes) -> bool:
     """Whether a block has colours of its own: a JP2 file names the colour space (ITU-T T.800, I.5.3.3), and a codestream
     may have a multiple component transform (A.6.1).
     """
@@ -72,8 +72,8 @@ def _checked_codestream(data: bytes, width: int, height: int, samples: int) -> b
     if right - left > width or bottom - top > height:
         raise ValueError(f"{size} in a block of {width} x {height}")
     if components != samples:
-        raise ValueError(f"a codestream of {components:,} components where a pixel has {samples} samples")
-    depths = stream[42 : 42 + 3 * components : 3]  # less 1; the upper bit says that samples are signed
+        raise ValueError(f"a codestream of {components:,} components, a pixel has {samples} samples")
+    depths = stream[42 : 42 + 3 * components : 3]  # less 1; the upper bit marks signed samples
     if any(depth != 7 for depth in depths):
         raise ValueError(f"samples of {max(depth % 128 + 1 for depth in depths)} bits, or signed, instead of 8 bits")
     if not tile_width or not tile_height:

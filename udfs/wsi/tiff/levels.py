@@ -21,7 +21,7 @@ _MOST_BYTES_PER_SAMPLE = 4  # of a block as it is stored; no codec makes noise s
 _MOST_EXTRA_BYTES = 1024 * 1024  # of a block, beside its pixels: colour profiles and the like
 _MOST_TABLES_BYTES = 64 * 1024  # put before every block; encoders write about 1 KB
 _RAW_ROWS_BYTES = 4 * 1024 * 1024  # uncompressed strips are cut into pieces of about this size
-# Aperio says RGB of all its JPEG 2000; what a block holds, the compression says, as OpenSlide reads it. Others use these
+# Aperio marks all its JPEG 2000 as RGB; the compression decides what a block holds, as in OpenSlide. Others use these
 # compressions, too, and mean the photometric tag (Bio-Formats: 33003 for RGB).
 _APERIO_PHOTOMETRICS = {33003: PHOTOMETRIC.YCBCR, 33005: PHOTOMETRIC.RGB}
 
@@ -62,8 +62,7 @@ def level_of(page: Any, file_bytes: int, downsample: float = 1.0) -> Level:
         counts = (np.minimum(block_height, height - tops) * row_bytes).astype(np.uint64)
     level = Level(width, height, downsample, block_width, block_height, planes, coding, offsets, counts)
     _check_blocks(level, _name(page.compression))
-    highest = max(int(numbers.max(initial=0)) for numbers in (offsets, counts))
-    end = highest if highest >= 2**62 else int((offsets + counts).max(initial=0))  # the sum would wrap
+    end = int((offsets.astype(np.float64) + counts).max(initial=0))  # integers would wrap
     if end > file_bytes:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED,

@@ -37,7 +37,7 @@ def spacing_of(texts: Texts, base: Any, warnings: list[str]) -> Pair:
     pairs = {
         "OME-XML": _ome(texts, base),
         "the Aperio header": _aperio(base),
-        "the Philips XML": _philips(texts),
+        "the Philips XML": slide_spacing(texts.xml["DataObject"]) if "DataObject" in texts.xml else (None, None),
         "the Ventana XML": _ventana(texts, base),
         "the ImageJ header": _imagej(base),
         "the TIFF tags": _tags(texts, base),
@@ -102,11 +102,6 @@ def _aperio(base: Any) -> Pair:
     fields = _APERIO_MPP.findall(description) if description.startswith("Aperio") else []
     mpp = _in_um(fields[-1][0], fields[-1][1].strip() or "um") if fields else None
     return mpp, mpp
-
-
-def _philips(texts: Texts) -> Pair:
-    root = texts.xml.get("DataObject")
-    return (root is not None and slide_spacing(root)) or (None, None)
 
 
 def _ventana(texts: Texts, base: Any) -> Pair:

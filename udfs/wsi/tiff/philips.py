@@ -9,10 +9,10 @@ from udfs.wsi.tiff.texts import DESCRIPTION, number_of, text_of
 _LEVELS = "./Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array/DataObject"
 
 
-def slide_spacing(root: Element) -> tuple[float, float] | None:
+def slide_spacing(root: Element) -> tuple[float, float] | tuple[None, None]:
     """Returns um/px of the slide along x and y. The same XML has the spacing of the label and macro images."""
     candidates = [*_slides(root), *(level for slide in _slides(root) for level in slide.iterfind(_LEVELS)), root]
-    return next((spacing for part in candidates if (spacing := _spacing(part))), None)
+    return next((spacing for part in candidates if (spacing := _spacing(part))), (None, None))
 
 
 def level_pages(tiff: Any, root: Element) -> list[Any]:

@@ -23,7 +23,7 @@ _HEAD_CHARS = 4096  # of a description, in which writers name the picture
 
 
 def is_added(description: str) -> bool:
-    """Whether a picture's description names it a label, the whole glass slide or the like.
+    """Returns whether a picture's description names it a label, the whole glass slide or the like.
 
     The name is in the first line, or in the second after Aperio's; further lines may hold fields such as `Label: HE 12`.
     """
@@ -56,11 +56,11 @@ def level_0_of(pages: Sequence[Any]) -> Any:
     one size, a mask in grey is not the slide.
     """
     base = max(pages, key=lambda page: (page.is_tiled, _area(page), page.samplesperpixel))
-    return max((page for page in pages if _is_smaller(base, page)), key=_area, default=base)
+    return max((page for page in pages if downsample_of(base, page)), key=_area, default=base)
 
 
 def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
-    """Refuse a file if nothing shows which picture is the slide.
+    """Refuses a file if nothing shows which picture is the slide.
 
     Sections, series of OME, focal planes, channels and time points are all pictures of about one size: to read one is to
     lose the others silently. A picture that is far larger than all others, or the largest and the only one in tiles, is the
@@ -89,7 +89,7 @@ def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
 def _unclear(what: str, command: str) -> SlideError:
     return SlideError(
         ErrorCode.UNSUPPORTED_FORMAT,
-        f"it holds {what}: sections, series, focal planes, channels or time points, of which nothing tells which is the "
+        f"it holds {what}: sections, series, focal planes, channels or time points, and nothing shows which is the "
         f"slide. Write each to a file of its own, for example with `{command}`",
     )
 
@@ -103,7 +103,7 @@ def _others(tiff: Any, base: Any, pages: Iterable[Any]) -> list[Any]:
         if page is base or len(page.treeindex) > 1 or _is_vendors(tiff, base, page):
             continue
         is_marked = bool(page.subfiletype & REDUCED)
-        if not any(_is_smaller(page, one) or (is_marked and _is_padded(page, one)) for one in originals):
+        if not any(downsample_of(page, one) or (is_marked and _is_padded(page, one)) for one in originals):
             found.append(page)
             originals.append(page)
     return found
@@ -121,11 +121,6 @@ def _is_vendors(tiff: Any, base: Any, page: Any) -> bool:
         return _area(page) < _area(base)
     is_known = tiff.is_svs or str(base.tags.valueof(_MAKE, default="")).startswith("Huron")
     return is_known and base.is_tiled and not page.is_tiled
-
-
-def _is_smaller(page: Any, original: Any) -> bool:
-    """Whether a page has the shape of another and fewer pixels: a level of it or a thumbnail."""
-    return downsample_of(page, original) is not None
 
 
 def _is_padded(page: Any, original: Any) -> bool:
