@@ -80,6 +80,16 @@ def _is_missing(error: BaseException) -> bool:
     return leads_nowhere or (isinstance(error, OSError) and error.errno == errno.ELOOP)
 
 
+_REMEDIES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (  # of the first kind that fits
+    (ImportError, "install the fsspec package of the URI's protocol (adlfs, s3fs, gcsfs)"),
+    (_REFUSED, "check slides.storage_options, and the protocol, user and password of the URI"),
+    (OutOfTimeError, "run again with --retry-failed, and raise slides.timeout_s if the store is only slow"),
+    (NoRangesError, "put the slide in another store"),
+    (ContradictionError, f"run again with --retry-failed; {DISAGREEING}"),
+    (Exception, "run again with --retry-failed"),
+)
+
+
 def slide_error_of(error: Exception, uri: PublicUri, secrets: Sequence[str]) -> SlideError:
     """Returns the error of the store of a file, from `uri`, in words for users and without `secrets`; a `SlideError` as it is."""
     if isinstance(error, SlideError):
@@ -96,13 +106,3 @@ def slide_error_of(error: Exception, uri: PublicUri, secrets: Sequence[str]) -> 
         return SlideError(ErrorCode.ACCESS_DENIED, f"{uri}: {text}; {remedy}")
     remedy = next(remedy for kinds, remedy in _REMEDIES if isinstance(error, kinds))
     return SlideError(ErrorCode.READ_FAILED, f"{uri}: {text}; {remedy}")
-
-
-_REMEDIES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (  # of the first kind that fits
-    (ImportError, "install the fsspec package of the URI's protocol (adlfs, s3fs, gcsfs)"),
-    (_REFUSED, "check slides.storage_options, and the protocol, user and password of the URI"),
-    (OutOfTimeError, "run again with --retry-failed, and raise slides.timeout_s if the store is only slow"),
-    (NoRangesError, "put the slide in another store"),
-    (ContradictionError, f"run again with --retry-failed; {DISAGREEING}"),
-    (Exception, "run again with --retry-failed"),
-)
