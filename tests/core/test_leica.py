@@ -123,9 +123,9 @@ def test_of_focal_planes_the_first_is_read_with_a_warning(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (b"</collection>", b"</collectiom>", "can't be parsed (mismatched tag"),
+        (b"</collection>", b"</collectiom>", "cannot be parsed (mismatched tag"),
         (b"dimension", b"dimensiom", "lists no image"),
-        (b'ifd="0"', b'ifd="9"', "can't be read"),
+        (b'ifd="0"', b'ifd="9"', "cannot be read"),
     ],
     ids=["cut", "no levels", "no such directory"],
 )

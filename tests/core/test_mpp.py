@@ -274,8 +274,8 @@ def test_the_vendor_is_known(tmp_path: Path, name: str, vendor: str) -> None:
         ),
         (scn(tagged_mpp=0.5), "0.5 um/px by the TIFF tags, 0.25 by the Leica XML: the first is used"),
         (QUARTER["x only"], "0.25 um/px by the TIFF tags, along one axis only: pixels are taken as square"),
-        (QUARTER["ome that is cut short"], "its OME-XML can't be parsed (unclosed token"),
-        (OTHERS["ventana, damaged"][0], "its Ventana XML can't be parsed"),
+        (QUARTER["ome that is cut short"], "its OME-XML cannot be parsed (unclosed token"),
+        (OTHERS["ventana, damaged"][0], "its Ventana XML cannot be parsed"),
     ],
 )
 def test_a_doubtful_spacing_has_a_warning(tmp_path: Path, write: Write, warning: str) -> None:

@@ -39,7 +39,7 @@ def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1
     scale = scale_for(level, edge)
     is_each = scale == 1 and edge <= MOST_EDGE_OF_MEANS and not (level.block_width % edge or level.block_height % edge)
     patch_columns = 1 if is_each else max(1, _PATCH_PX * scale // level.block_width)
-    finer = index.finer_than(level)
+    finer = index.levels[: index.levels.index(level)]
     blocks = _in_patches(level, finer, patch_columns).tolist()
     reader = BlockReader(file, level, blocks, finer=lambda: finer, scale=scale, threads=threads)
     if is_each:

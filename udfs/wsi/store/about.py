@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from threading import Lock
+from dataclasses import dataclass
 from typing import Any
 
 _VERSION_KEYS = (
@@ -25,7 +24,7 @@ class FileInfo:
 
     @classmethod
     def from_fsspec(cls, info: Mapping[str, Any]) -> "FileInfo":
-        """Made of what `fs.info`, `fs.ls` and `fs.find` return; each store has its own word for the same thing."""
+        """Makes it of what `fs.info`, `fs.ls` and `fs.find` return; each store has its own word for the same thing."""
         size = int(info["size"])
         for key in _VERSION_KEYS:
             if info.get(key):
@@ -34,7 +33,7 @@ class FileInfo:
 
     @classmethod
     def from_stat(cls, stat: os.stat_result) -> "FileInfo":
-        """Made of `Path.stat`, which follows links: size and time are those of the target."""
+        """Makes it of `Path.stat`, which follows links: size and time are those of the target."""
         return cls(stat.st_size, f"{stat.st_size}-{stat.st_mtime}")
 
 
@@ -46,29 +45,24 @@ class Traffic:
     bytes: int = 0
     waited_s: float = 0.0
 
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.requests + other.requests, self.bytes + other.bytes, self.waited_s + other.waited_s)
-
 
 @dataclass
 class Link:
-    """Latency and width of the way to a store, estimated from its answers so far. Safe to share between threads."""
+    """Latency and width of the way to a store, estimated from its answers so far on fsspec's one event loop."""
 
     latency_s: float = _FIRST_LATENCY_S
     bytes_per_s: float = _FIRST_BYTES_PER_S  # of one connection
-    _lock: Lock = field(default_factory=Lock, repr=False)
 
     @property
     def gap_bytes(self) -> int:
-        """A gap between two wanted ranges that takes as long to bring as a request of its own costs."""
+        """A gap between two wanted ranges that takes as long to receive as one more request takes."""
         return int(self.latency_s * self.bytes_per_s)
 
     def learn(self, size_bytes: int, seconds: float) -> None:
-        """Take one answer into account."""
-        with self._lock:
-            if size_bytes < _LARGE:
-                self.latency_s += _MEMORY * (seconds - self.latency_s)
-            else:
-                # an answer quicker than the latency so far tells little of width, but not that it has no end
-                width = size_bytes / max(seconds - self.latency_s, seconds / 10)
-                self.bytes_per_s += _MEMORY * (width - self.bytes_per_s)
+        """Takes one answer into account."""
+        if size_bytes < _LARGE:
+            self.latency_s += _MEMORY * (seconds - self.latency_s)
+        else:
+            # an answer quicker than the latency so far tells little of width, but not that it has no end
+            width = size_bytes / max(seconds - self.latency_s, seconds / 10)
+            self.bytes_per_s += _MEMORY * (width - self.bytes_per_s)

@@ -9,7 +9,7 @@ from udfs.wsi.store.uris import PublicUri, redact
 DISAGREEING = "if nobody replaces it, servers behind one address disagree about it: give the address of one of them"
 
 _GONE = (404, 410)
-# What clients raise for options and URIs that they can't use, unlike a store's answers.
+# What clients raise for options and URIs that they cannot use, unlike a store's answers.
 _REFUSED = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 
@@ -38,7 +38,7 @@ class OutOfTimeError(StoreError):
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of a store's answer, if the client tells it."""
+    """Returns the HTTP status of a store's answer; None if the client does not give it."""
     response = getattr(error, "response", None)  # botocore's is a mapping
     amazons = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, Mapping) else None
     # the first is aiohttp's, the second Azure's
@@ -47,10 +47,10 @@ def status_of(error: BaseException) -> int | None:
 
 
 def unmasked(error: Exception) -> Exception:
-    """The cause of a FileNotFoundError if the file may exist; any other error as it is.
+    """Returns the cause of a FileNotFoundError if the file may exist; any other error as it is.
 
     Over HTTP, fsspec raises FileNotFoundError for every failure to ask for a size: also if the connection is refused, or
-    the client can't use an option.
+    the client cannot use an option.
     """
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
@@ -62,18 +62,16 @@ def unmasked(error: Exception) -> Exception:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a second try can help: not after a definite answer of the store, nor after a fault of ours."""
-    if isinstance(error, Exception):
-        error = unmasked(error)
-    status = status_of(error)
-    if status:
-        return status >= 500 or status in (408, 429)
-    if _is_missing(error):
+    """Returns whether a second try can help: not after a definite answer of the store, nor after a fault of ours."""
+    if not isinstance(error, Exception):
         return False
+    error = unmasked(error)
+    if status := status_of(error):
+        return status >= 500 or status in (408, 429)
     definite = (PermissionError, IsADirectoryError, NoRangesError, SlideError)
     ours = (ImportError, MemoryError, *_REFUSED)
     # Clients of HTTP and Azure raise classes of their own for dropped connections, which are no OSError.
-    return isinstance(error, Exception) and not isinstance(error, definite + ours)
+    return not _is_missing(error) and not isinstance(error, definite + ours)
 
 
 def _is_missing(error: BaseException) -> bool:
@@ -82,14 +80,18 @@ def _is_missing(error: BaseException) -> bool:
     return leads_nowhere or (isinstance(error, OSError) and error.errno == errno.ELOOP)
 
 
-def slide_error_of(error: Exception, uri: PublicUri, secrets: Sequence[str]) -> SlideError:
-    """The error of a store in words for users; a `SlideError` as it is.
+_REMEDIES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (  # of the first kind that fits
+    (ImportError, "install the fsspec package of the URI's protocol (adlfs, s3fs, gcsfs)"),
+    (_REFUSED, "check slides.storage_options, and the protocol, user and password of the URI"),
+    (OutOfTimeError, "run again with --retry-failed, and raise slides.timeout_s if the store is only slow"),
+    (NoRangesError, "put the slide in another store"),
+    (ContradictionError, f"run again with --retry-failed; {DISAGREEING}"),
+    (Exception, "run again with --retry-failed"),
+)
 
-    Args:
-        error: what the store's client raised.
-        uri: of the file.
-        secrets: texts that must not be shown.
-    """
+
+def slide_error_of(error: Exception, uri: PublicUri, secrets: Sequence[str]) -> SlideError:
+    """Returns the error of the store of a file, from `uri`, in words for users and without `secrets`; a `SlideError` as it is."""
     if isinstance(error, SlideError):
         return error
     error = unmasked(error)
@@ -102,16 +104,5 @@ def slide_error_of(error: Exception, uri: PublicUri, secrets: Sequence[str]) -> 
     if isinstance(error, PermissionError) or status in (401, 403):
         remedy = "check the credentials in slides.storage_options, and whether they expired"
         return SlideError(ErrorCode.ACCESS_DENIED, f"{uri}: {text}; {remedy}")
-    if isinstance(error, ImportError):
-        remedy = "install the fsspec package of the URI's protocol (adlfs, s3fs, gcsfs)"
-    elif isinstance(error, _REFUSED):
-        remedy = "check slides.storage_options, and the protocol, user and password of the URI"
-    elif isinstance(error, OutOfTimeError):
-        remedy = "run again with --retry-failed, and raise slides.timeout_s if the store is only slow"
-    elif isinstance(error, NoRangesError):
-        remedy = "put the slide in another store"
-    elif isinstance(error, ContradictionError):
-        remedy = f"run again with --retry-failed; {DISAGREEING}"
-    else:
-        remedy = "run again with --retry-failed"
+    remedy = next(remedy for kinds, remedy in _REMEDIES if isinstance(error, kinds))
     return SlideError(ErrorCode.READ_FAILED, f"{uri}: {text}; {remedy}")

@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +29,7 @@ from udfs.wsi.store.faults import (
     slide_error_of,
     status_of,
 )
-from udfs.wsi.store.ranges import Part, bring_range, strong_etag
+from udfs.wsi.store.ranges import bring_range, strong_etag
 from udfs.wsi.store.uris import StorageOptions, filesystem, public_uri, redact, secrets_of, store_of, timeout_of
 
 ATTEMPTS = 7  # per request, with some 15 s of waiting between them in all
@@ -57,14 +56,14 @@ class Pending:
 
 @lru_cache(maxsize=16)
 def _asynchronous(fs: AbstractFileSystem, _process: int) -> AsyncFileSystemWrapper:
-    """Made once per filesystem and process, whose loop it runs on: its constructor takes longer than reading a tile."""
+    """Made once per filesystem and process, whose loop it uses: its constructor takes longer than reading a tile."""
     return AsyncFileSystemWrapper(fs, asynchronous=False)
 
 
 class Calls:
     """Calls to the store of one file: each tried again if that may help, all together within a bound of time.
 
-    The bound is `timeout_s` of the storage options, plus one second per MB received. Only time spent in `wait` counts.
+    The bound is `timeout_s` of the storage options, plus one second per MB received. Only time spent in waiting counts.
     Raises what the store's client raises. (The coroutines of fsspec's filesystems begin with _, as its documentation says.)
     """
 
@@ -83,7 +82,7 @@ class Calls:
         self._fs: Any = fs if isinstance(fs, AsyncFileSystem) else _asynchronous(fs, os.getpid())
 
     def begin(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> "Future[T]":
-        """Run a call on fsspec's event loop, where the clients of stores live; `deadline_s` is that of one attempt."""
+        """Runs a call on fsspec's event loop, on which the clients of stores live; `deadline_s` is that of one attempt."""
 
         async def attempt() -> T:
             async with self._slots:
@@ -102,7 +101,7 @@ class Calls:
         return future
 
     def wait(self, future: "Future[T]") -> T:
-        """The result of a call that was begun; raises OutOfTimeError."""
+        """Returns the result of a call that was begun; raises OutOfTimeError."""
         begun, traffic = perf_counter(), self.traffic
         left = self._timeout_s + traffic.bytes / _LEAST_BYTES_PER_S - traffic.waited_s
         try:
@@ -112,19 +111,27 @@ class Calls:
                 return future.result()
             future.cancel()
             waited_s = traffic.waited_s + perf_counter() - begun
-            raise OutOfTimeError(
-                f"{traffic.bytes:,} bytes came in {waited_s:.0f} s of waiting, slides.timeout_s is {self._timeout_s:g}"
-            ) from None
+            text = f"{traffic.bytes:,} bytes arrived in {waited_s:.0f} s of waiting"
+            raise OutOfTimeError(f"{text}, slides.timeout_s is {self._timeout_s:g}") from None
         finally:
             traffic.waited_s += perf_counter() - begun
 
+    def result(self, call: Callable[[], Awaitable[T]], deadline_s: float | None = None) -> T:
+        """Runs a call and waits for its result."""
+        return self.wait(self.begin(call, deadline_s))
+
+    def request(self, start: int, count: int, size_bytes: int) -> Pending:
+        """Begins to read the bytes [start, start + count) of the file, which has `size_bytes`."""
+        future = self.begin(lambda: self._range(start, count, size_bytes))
+        return Pending(lambda: self.wait(future), future.cancel)
+
     def close(self) -> None:
-        """Give up what is on its way."""
+        """Cancels the calls under way."""
         for future in tuple(self._under_way):
             future.cancel()
 
     async def info(self) -> Any:
-        """The store's description of the file, in fsspec's form."""
+        """Returns the store's description of the file, in fsspec's form."""
         self._fs.invalidate_cache()  # listings that a client keeps would hide a replaced file
         begun = perf_counter()
         info = await self._fs._info(self.path)
@@ -133,44 +140,40 @@ class Calls:
         return info
 
     async def siblings(self) -> Any:
-        """The store's listing of the file's folder, in fsspec's form."""
+        """Returns the store's listing of the file's folder, in fsspec's form."""
         self._fs.invalidate_cache()
         return await self._fs._ls(self.path.rpartition("/")[0], detail=True)
 
-    async def range(self, start: int, count: int, size_bytes: int) -> bytes:
-        """The bytes [start, start + count) of the file, which has `size_bytes`, checked against the store's description."""
-        begun = perf_counter()
-        part = await bring_range(self._fs, self.path, start, count)
-        self.traffic.bytes += len(part.data)
-        self._check(part, count, size_bytes)
-        self.link.learn(count, perf_counter() - begun)
-        return part.data
-
     async def whole(self, size_bytes: int) -> bytes:
-        """All of the file by one request. `size_bytes` is its least size; 0 if that is unknown."""
+        """Returns all of the file by one request. `size_bytes` is its least size; 0 if that is unknown."""
         data: bytes = await self._fs._cat_file(self.path)
         self.traffic.bytes += len(data)
         if len(data) < size_bytes:
-            raise ShortReadError(f"{len(data):,} of {size_bytes:,} bytes came")
+            raise ShortReadError(f"{len(data):,} of {size_bytes:,} bytes arrived")
         return data
 
-    def _check(self, part: Part, count: int, size_bytes: int) -> None:
-        if len(part.data) < count:
-            raise ShortReadError(f"{len(part.data):,} of {count:,} bytes came")
-        if len(part.data) > count:
-            raise WrongAnswerError(f"{len(part.data):,} bytes came where {count:,} were asked for")
+    async def _range(self, start: int, count: int, size_bytes: int) -> bytes:
+        """Bytes of the file, checked against the store's description."""
+        begun = perf_counter()
+        part = await bring_range(self._fs, self.path, start, count)
+        n_bytes = len(part.data)
+        self.traffic.bytes += n_bytes
+        if n_bytes != count:
+            fault = ShortReadError if n_bytes < count else WrongAnswerError
+            raise fault(f"{n_bytes:,} bytes arrived, {count:,} were requested")
         if part.size_bytes not in (None, size_bytes):
-            raise ContradictionError(f"its server says {part.size_bytes:,} bytes, and before said {size_bytes:,}")
+            raise ContradictionError(
+                f"its server reports {part.size_bytes:,} bytes, earlier it reported {size_bytes:,}"
+            )
         self._etag = self._etag or part.etag
         if part.etag not in (None, self._etag):
             raise ContradictionError("its server sent parts of two versions of the file (their ETag differs)")
+        self.link.learn(count, perf_counter() - begun)
+        return part.data
 
 
 class File:
     """One file, opened by URI."""
-
-    info: FileInfo
-    traffic: Traffic
 
     def __init__(
         self,
@@ -179,16 +182,10 @@ class File:
         info: FileInfo | None = None,
         traffic: Traffic | None = None,
     ) -> None:
-        """Ask the store for the file's size and version, unless they are given.
+        """Asks the store of a path or any fsspec URI for the file's size and version, unless `info` has them.
 
-        Args:
-            uri: a path or any fsspec URI.
-            storage_options: for fsspec. Of `StoreOptions`, `timeout_s` bounds the time of waiting for the store.
-            info: of the file, if it is known.
-            traffic: the cost of reading is added to it; files that share it share the bound of time.
-
-        Raises:
-            SlideError: `file_missing`, `access_denied`, `read_failed`, `not_a_slide` (a folder) or `file_empty`.
+        The cost of reading is added to `traffic`. Files that share it share the bound of time (see `Calls`). Raises
+        SlideError: `file_missing`, `access_denied`, `read_failed`, `not_a_slide` (a folder) or `file_empty`.
         """
         self.uri = public_uri(uri)
         self.traffic = Traffic() if traffic is None else traffic
@@ -203,11 +200,11 @@ class File:
 
     @property
     def gap_bytes(self) -> int:
-        """The largest gap between two wanted ranges for which one request is cheaper than two."""
+        """The largest gap, in bytes, between two wanted ranges for which one request is cheaper than two."""
         return _LOCAL_GAP_BYTES if self.is_local else self._calls.link.gap_bytes
 
     def request(self, start: int, count: int) -> Pending:
-        """Begin to read the bytes [start, start + count).
+        """Begins to read the bytes [start, start + count).
 
         Its result raises SlideError: `file_truncated` if the file ends before the range does, else as the constructor.
         """
@@ -215,79 +212,80 @@ class File:
             raise self._truncated(start, start + count - self.info.size_bytes)
         if self.is_local:
             return Pending(lambda: self._read(start, count), lambda: None)
-        size = self.info.size_bytes
-        future = self._calls.begin(lambda: self._calls.range(start, count, size))
-        return Pending(lambda: self._received(future), future.cancel)
+        pending = self._calls.request(start, count, self.info.size_bytes)
+
+        def result() -> bytes:
+            try:
+                return pending.result()
+            except Exception as error:
+                # the store may contradict its own description because the file was replaced
+                if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
+                    self.check_unchanged()()
+                raise self._translate(error) from None
+
+        return Pending(result, pending.cancel)
 
     def ranges(self, starts: Sequence[int], counts: Sequence[int]) -> list[bytes]:
-        """The bytes [start, start + count) of each pair, read all at once; see `request`."""
+        """Returns the bytes [start, start + count) of each pair, read all at once; see `request`."""
         pending = [self.request(start, count) for start, count in zip(starts, counts, strict=True)]
         return [request.result() for request in pending]
 
     def siblings(self) -> Sequence[Mapping[str, Any]]:
-        """The store's listing of this file's folder, in fsspec's form; raises what the store's client raises."""
-        listed: Sequence[Mapping[str, Any]] = self._calls.wait(self._calls.begin(self._calls.siblings))
+        """Returns the store's listing of this file's folder, in fsspec's form; raises what the store's client raises."""
+        listed: Sequence[Mapping[str, Any]] = self._calls.result(self._calls.siblings)
         return listed
 
     def check_unchanged(self) -> Callable[[], None]:
-        """Ask whether this is still the file of `info`. Returns a function that waits for the answer.
+        """Asks whether this is still the file of `info`. Returns a function that waits for the answer.
 
         The function raises SlideError, `file_changed` if it is another file.
         """
-        answer: Future[Any] | None = None if self.is_local else self._calls.begin(self._calls.info)
+        answer = None if self.is_local else self._calls.begin(self._calls.info)
 
         def wait() -> None:
             now = self._ask(answer)
-            if now != self.info:
-                remedy = "run again"
-                if answer and self.info.size_bytes == now.size_bytes:
-                    remedy += f"; {DISAGREEING}"
-                raise SlideError(
-                    ErrorCode.FILE_CHANGED,
-                    f"{self.uri} was replaced since its header was read ({self.info.version} became {now.version}): {remedy}",
-                )
+            if now == self.info:
+                return
+            remedy = f"run again; {DISAGREEING}" if answer and now.size_bytes == self.info.size_bytes else "run again"
+            text = f"was replaced since its header was read ({self.info.version} became {now.version}): {remedy}"
+            raise SlideError(ErrorCode.FILE_CHANGED, f"{self.uri} {text}")
 
         return wait
 
     def redact(self, text: str) -> str:
-        """The text without any secret of this file's URI or storage options."""
+        """Returns the text without any secret of this file's URI or storage options."""
         return redact(text, self._secrets)
 
     def close(self) -> None:
-        """Close the file and give up what is on its way."""
+        """Closes the file and cancels its calls."""
         self._calls.close()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def _ask(self, answer: "Future[Any] | None" = None) -> FileInfo:
-        found = None
         try:
-            if self.is_local:
-                stat = self._stat()
-                is_folder, found = S_ISDIR(stat.st_mode), FileInfo.from_stat(stat)
-            else:
-                info = self._calls.wait(answer or self._calls.begin(self._calls.info))
+            if not self.is_local:
+                info = self._calls.wait(answer) if answer else self._calls.result(self._calls.info)
                 is_folder = info.get("type") == "directory"
                 found = None if info.get("size") is None else FileInfo.from_fsspec(info)
+            else:
+                path = Path(self._calls.path)
+                try:  # avoids the loop, which takes longer than reading a tile
+                    stat = path.stat()
+                except OSError:
+                    stat = self._calls.result(lambda: asyncio.to_thread(path.stat))
+                is_folder, found = S_ISDIR(stat.st_mode), FileInfo.from_stat(stat)
         except Exception as error:
             raise self._translate(error) from None
         if is_folder:
             raise SlideError(ErrorCode.NOT_A_SLIDE, f"{self.uri} is a folder: give the URI of a slide file")
         if found is None:
-            raise SlideError(
-                ErrorCode.READ_FAILED, f"{self.uri}: its server does not tell sizes: put the slide in another store"
-            )
+            text = f"{self.uri}: its server does not give sizes: put the slide in another store"
+            raise SlideError(ErrorCode.READ_FAILED, text)
         if found.size_bytes == 0:
             raise SlideError(ErrorCode.FILE_EMPTY, f"{self.uri} has 0 bytes: upload it again")
         return found
-
-    def _stat(self) -> os.stat_result:
-        """The file's size and time. The first attempt avoids the loop, which takes longer than reading a tile."""
-        path = Path(self._calls.path)
-        with suppress(OSError):
-            return path.stat()
-        return self._calls.wait(self._calls.begin(lambda: asyncio.to_thread(path.stat)))
 
     def _read(self, start: int, count: int) -> bytes:
         """Bytes of a local file."""
@@ -309,19 +307,9 @@ class File:
         self.traffic.waited_s += perf_counter() - begun
         return data
 
-    def _received(self, future: "Future[bytes]") -> bytes:
-        """Bytes of a remote file. If the store contradicts what it said of the file, the file may have been replaced."""
-        try:
-            return self._calls.wait(future)
-        except Exception as error:
-            if isinstance(error, ShortReadError | ContradictionError) or status_of(error) == _NO_SUCH_RANGE:
-                self.check_unchanged()()
-            raise self._translate(error) from None
-
     def _truncated(self, start: int, missing: int) -> SlideError:
-        return SlideError(
-            ErrorCode.FILE_TRUNCATED, f"{self.uri} ends {missing} bytes into a block at byte {start}: upload it again"
-        )
+        text = f"{self.uri} ends {missing} bytes into a block at byte {start}: upload it again"
+        return SlideError(ErrorCode.FILE_TRUNCATED, text)
 
     def _translate(self, error: Exception) -> SlideError:
         return slide_error_of(error, self.uri, self._secrets)

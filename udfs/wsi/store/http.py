@@ -11,7 +11,7 @@ from udfs.wsi.store.ranges import check_range
 
 _CLOSED_RANGE = re.compile(r"bytes=\d+-\d+")
 _REDIRECTS = (301, 302, 303, 307, 308)
-_KEPT = ("Accept", "Accept-Encoding", "Range", "User-Agent")  # headers without which another origin can't answer
+_KEPT = ("Accept", "Accept-Encoding", "Range", "User-Agent")  # headers without which another origin cannot answer
 
 
 async def session(**options: Any) -> aiohttp.ClientSession:

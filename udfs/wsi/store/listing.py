@@ -15,14 +15,10 @@ from udfs.wsi.store.uris import StorageOptions, filesystem
 def list_files(
     root: str, suffixes: Collection[str], storage_options: StorageOptions | None = None
 ) -> Iterator[tuple[str, FileInfo | None]]:
-    """The files below a folder whose name ends in one of `suffixes`, in any case of letters.
+    """Lists the files below a folder whose name ends in one of `suffixes`, in any case of letters.
 
-    Yields:
-        (URI, size and version); None instead of the latter if the listing lacks it, as for a link that leads nowhere.
-
-    Raises:
-        NotADirectoryError: there is no such folder.
-        Exception: what fsspec and the store's client raise.
+    Yields each URI with the size and version; None if the listing lacks them, as for a link that leads nowhere. Raises
+    NotADirectoryError if there is no such folder, and what fsspec and the store's client raise.
     """
     fs, path = filesystem(root, storage_options)
     if not fs.isdir(path):
@@ -50,40 +46,38 @@ def _walk(root: str) -> Iterator[str]:
     the root is not followed: it would list everything again, or far more than the root.
     """
     real_root = os.path.realpath(root)
-    seen = {real_root}  # folders, by their real path
-    listed = set[tuple[str, str]]()  # files, by their real path and the name that they are listed under
+    seen = {(real_root, "")}  # real paths of folders; those of files, with the name that they are listed under
     folders, links = deque([(root, real_root)]), deque[tuple[str, str]]()
     while folders or links:
-        if not folders:
+        if folders:
+            folder, parent = folders.popleft()
+            entries = _entries(folder, is_root=folder == root)
+            links += [(entry.path, parent) for entry in entries if entry.is_symlink()]
+            kept = [entry for entry in entries if not entry.is_symlink() and (entry.is_dir() or entry.is_file())]
+            found = [(entry.path, str(PurePosixPath(parent, entry.name)), entry.is_dir()) for entry in kept]
+        else:
             link, parent = links.popleft()
-            real = os.path.realpath(link)
-            if not Path(link).is_dir():
-                key = (real, PurePosixPath(link).name)
-                if key not in listed:
-                    listed.add(key)
-                    yield link
-            elif real not in seen and not _contains(real, real_root) and not _contains(real, parent):
-                seen.add(real)
-                folders.append((link, real))
-            continue
-        folder, real = folders.popleft()
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            if folder == root:
-                raise
-            continue  # as fsspec does in other stores: a folder that can't be listed is empty
-        for entry in entries:
-            its_real = str(PurePosixPath(real, entry.name))
-            if entry.is_symlink():
-                links.append((entry.path, real))
-            elif entry.is_dir():
-                if its_real not in seen:
-                    seen.add(its_real)
-                    folders.append((entry.path, its_real))
-            elif entry.is_file() and (its_real, entry.name) not in listed:
-                listed.add((its_real, entry.name))
-                yield entry.path
+            real, is_folder = os.path.realpath(link), Path(link).is_dir()
+            is_loop = is_folder and (_contains(real, real_root) or _contains(real, parent))
+            found = [] if is_loop else [(link, real, is_folder)]
+        for path, real, is_folder in found:
+            key = real, "" if is_folder else PurePosixPath(path).name
+            if key in seen:
+                continue
+            seen.add(key)
+            if is_folder:
+                folders.append((path, real))
+            else:
+                yield path
+
+
+def _entries(folder: str, *, is_root: bool) -> list[os.DirEntry[str]]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        if is_root:
+            raise
+        return []  # as fsspec does in other stores: a folder that cannot be listed is empty
 
 
 def _contains(folder: str, path: str) -> bool:

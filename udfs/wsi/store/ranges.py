@@ -1,10 +1,9 @@
-"""One range of a file by the client of its store, checked against what the answer says of it."""
+"""One range of a file by the client of its store, checked against the headers of the answer."""
 
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from udfs.wsi.store.faults import NoRangesError, ShortReadError, WrongAnswerError
 
@@ -12,9 +11,8 @@ _CONTENT_RANGE = re.compile(r"bytes[ =](\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
 _AZURE_TIMEOUTS = ("timeout", "connection_timeout", "read_timeout")  # options of adlfs
 
 
-@dataclass(frozen=True)
-class Part:
-    """Bytes of a file, and what else the store's answer says; None if it says nothing."""
+class Part(NamedTuple):
+    """Bytes of a file, and what the headers of the store's answer give; None if they do not."""
 
     data: bytes
     size_bytes: int | None = None  # of the whole file
@@ -24,11 +22,7 @@ class Part:
 async def bring_range(fs: Any, path: str, start: int, count: int) -> Part:
     """Requests the bytes [start, start + count), at least one, of a file in an asynchronous fsspec filesystem.
 
-    Raises:
-        NoRangesError: the server sends whole files only.
-        WrongAnswerError: the server sends another range, or an encoded one.
-        ShortReadError: the server sends fewer bytes than requested or announced.
-        Exception: what the store's client raises.
+    Raises NoRangesError, WrongAnswerError, ShortReadError and what the store's client raises.
     """
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if "https" in protocols:
@@ -39,22 +33,14 @@ async def bring_range(fs: Any, path: str, start: int, count: int) -> Part:
 
 
 def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
-    """Checks that an answer of status 206 holds the requested range, as far as the file has it.
+    """Returns the size of the whole file by the headers of an answer of status 206; None if they do not give it.
 
-    Args:
-        headers: headers of the answer; the case of their names does not matter.
-        wanted: the header Range of the request, bytes=FIRST-LAST.
-
-    Returns:
-        The size of the whole file; None if the answer does not give it.
-
-    Raises:
-        WrongAnswerError: the answer holds another range, several, or an encoded one.
+    Raises WrongAnswerError unless the answer holds the range `wanted` (bytes=FIRST-LAST), as far as the file has it, and
+    nothing else, not encoded.
     """
-    sent = headers.get("Content-Range", "")
-    encoding = headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
+    if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
         raise WrongAnswerError(f"its server sent {wanted} encoded as {encoding}")
+    sent = headers.get("Content-Range", "")
     match = _CONTENT_RANGE.fullmatch(sent.strip())
     size = int(match[3]) if match and match[3] != "*" else None
     first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
@@ -65,17 +51,16 @@ def check_range(headers: Mapping[str, str], wanted: str) -> int | None:
 
 
 def strong_etag(etag: Any) -> str | None:
-    """An ETag without its quotes; None if it is weak: weak ones say nothing about single bytes (RFC 9110, 8.8.1)."""
+    """Returns an ETag without its quotes; None if it is weak: weak ones say nothing about single bytes (RFC 9110, 8.8.1)."""
     return None if not etag or str(etag).startswith("W/") else str(etag).strip('"')
 
 
 async def _http(fs: Any, url: str, start: int, count: int) -> Part:
     """By fsspec's session, which refuses a wrong range: see `udfs.wsi.store.http`."""
-    options = dict(fs.kwargs)
     wanted = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
-    headers = {**options.pop("headers", {}), **wanted}
+    options = fs.kwargs | {"headers": fs.kwargs.get("headers", {}) | wanted}
     session = await fs.set_session()
-    async with session.get(fs.encode_url(url), headers=headers, **options) as answer:
+    async with session.get(fs.encode_url(url), **options) as answer:
         answer.raise_for_status()
         if answer.status == 206:
             size = check_range(answer.headers, wanted["Range"])
@@ -86,25 +71,18 @@ async def _http(fs: Any, url: str, start: int, count: int) -> Part:
         try:
             data = await answer.content.readexactly(count)
         except asyncio.IncompleteReadError as error:
-            raise ShortReadError(f"{len(error.partial):,} of {count:,} bytes came") from None
+            raise ShortReadError(f"{len(error.partial):,} of {count:,} bytes arrived") from None
         return Part(data + await answer.content.read(1), size, strong_etag(answer.headers.get("ETag")))
 
 
 async def _azure(fs: Any, path: str, start: int, count: int) -> Part:
     """By Azure's client, without its own retries, the first of which waits for 15 s."""
     container, blob, version = fs.split_path(path)
-    timeouts = {name: fs.storage_options[name] for name in _AZURE_TIMEOUTS if name in fs.storage_options}
+    options = {name: fs.storage_options[name] for name in _AZURE_TIMEOUTS if name in fs.storage_options}
     answers: list[Any] = []
+    options |= {"version_id": version, "retry_total": 0, "raw_response_hook": answers.append}
     async with fs.service_client.get_blob_client(container=container, blob=blob) as client:
-        stream = await client.download_blob(
-            offset=start,
-            length=count,
-            version_id=version,
-            retry_total=0,
-            raw_response_hook=answers.append,
-            **timeouts,
-        )
-        data = await stream.readall()
+        data = await (await client.download_blob(offset=start, length=count, **options)).readall()
     size = etag = None
     for answer in answers:
         if answer.http_response.status_code == 206:

@@ -14,9 +14,8 @@ _MOST_READ = 64 * 1024 * 1024  # at once: the offsets of a million blocks take 8
 
 
 def open_stream(file: File) -> BinaryIO:
-    """A seekable stream, which keeps what it reads in memory until it is closed."""
-    raw = _Stream(file) if file.is_local else _RangeStream(file)
-    return cast(BinaryIO, _Buffered(raw, 64 * 1024))
+    """Returns a seekable stream, which keeps what it reads from a store in memory until it is closed."""
+    return cast(BinaryIO, _Buffered(_Stream(file), 64 * 1024))
 
 
 class _Buffered(io.BufferedReader):
@@ -32,14 +31,16 @@ class _Buffered(io.BufferedReader):
 
 def _checked(count: int) -> int:
     if not 0 <= count <= _MOST_READ:
-        raise ValueError(f"{count} bytes asked for at once")
+        raise ValueError(f"{count} bytes requested at once")
     return count
 
 
 class _Stream(io.RawIOBase):
     def __init__(self, file: File) -> None:
-        self._file = file
-        self._at = 0
+        self._file, self._at, self._size = file, 0, file.info.size_bytes
+        self._chunk = min(max(self._size // _CHUNK_SHARE, _LEAST), _MOST)
+        self._tail = self._size - min(max(self._size // _TAIL_SHARE, _LEAST), _MOST_TAIL)
+        self._parts: dict[int, bytes] = {}  # what is read, by the first byte
 
     def readable(self) -> bool:
         return True
@@ -48,7 +49,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + (0, self._at, self._file.info.size_bytes)[whence]
+        at = offset + (0, self._at, self._size)[whence]
         if at < 0:
             raise ValueError(f"byte {at} is before the file")
         self._at = at
@@ -58,39 +59,24 @@ class _Stream(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self._file.info.size_bytes - self._at)
+        count = min(len(buffer), self._size - self._at)
         if count <= 0:
             return 0
-        buffer[:count] = self._bytes(self._at, count)
-        self._at += count
-        return count
+        data = self._read(count) if self._file.is_local else self._kept(count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
-    def _bytes(self, start: int, count: int) -> bytes:
-        return self._file.ranges([start], [count])[0]
+    def _read(self, count: int) -> bytes:
+        return self._file.ranges([self._at], [count])[0]
 
-
-class _RangeStream(_Stream):
-    """Keeps the ranges that it has read."""
-
-    def __init__(self, file: File) -> None:
-        super().__init__(file)
-        size = file.info.size_bytes
-        self._chunk = min(max(size // _CHUNK_SHARE, _LEAST), _MOST)
-        self._tail = size - min(max(size // _TAIL_SHARE, _LEAST), _MOST_TAIL)
-        self._parts: dict[int, bytes] = {}
-
-    def _bytes(self, start: int, count: int) -> bytes:
-        found = bytearray()
-        while len(found) < count:
-            found += self._some(start + len(found), count - len(found))
-        return bytes(found)
-
-    def _some(self, start: int, count: int) -> bytes:
-        """At least one byte from `start` on, from a part in memory or by one request up to the next part."""
+    def _kept(self, count: int) -> bytes:
+        """At least one byte, from a part in memory or by one request up to the next part."""
+        start = self._at
         for begin, part in self._parts.items():
             if begin <= start < begin + len(part):
                 return part[start - begin : start - begin + count]
-        ahead = min((begin for begin in self._parts if begin > start), default=self._file.info.size_bytes)
+        ahead = min((begin for begin in self._parts if begin > start), default=self._size)
         end = ahead if start >= self._tail else min(start + max(count, self._chunk), ahead)
-        [self._parts[start]] = self._file.ranges([start], [end - start])
+        self._parts[start] = self._read(end - start)
         return self._parts[start][:count]

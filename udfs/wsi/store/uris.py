@@ -89,7 +89,7 @@ async def _http_session(**options: Any) -> Any:
 
 
 def why_not_for_tables(uri: str) -> str | None:
-    """Why Delta tables can't lie at a path or URI; None if they can.
+    """Why Delta tables cannot lie at a path or URI; None if they can.
 
     Spark takes a path as it is, except for backticks. deltalake and polars read ``%41`` as ``A`` and a backslash as a slash.
     """
@@ -138,15 +138,10 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
     found: set[str] = set()
 
     def collect(value: Any) -> None:
-        if isinstance(value, Mapping):
-            for item in value.values():
+        if isinstance(value, Mapping | list | tuple):
+            for item in value.values() if isinstance(value, Mapping) else value:
                 collect(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                collect(item)
-        elif (
-            not isinstance(value, bool) and len(str(value)) >= _SHORTEST_SECRET
-        ):  # a password of digits is a number in YAML
+        elif not isinstance(value, bool) and len(str(value)) >= _SHORTEST_SECRET:  # also numbers: passwords of digits
             found.add(str(value))
 
     collect(storage_options or {})

@@ -18,7 +18,7 @@ _REQUESTS_AHEAD = 4
 
 
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
-    """The content of a file, read by ranges if it is large and its server knows them.
+    """Returns the content of a file, read by ranges if it is large and its server knows them.
 
     Raises what the store's client raises, FileNotFoundError only if there is no file, OutOfTimeError after `timeout_s` of
     the storage options.
@@ -27,22 +27,17 @@ def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes
     if calls.is_local:
         return Path(calls.path).read_bytes()
     try:
-        info = calls.wait(calls.begin(calls.info))
+        info = calls.result(calls.info)
         if info.get("type") == "directory":
             raise IsADirectoryError(uri)
         size = info.get("size") or 0
-
-        def request(start: int, count: int) -> Pending:
-            future = calls.begin(lambda: calls.range(start, count, size))
-            return Pending(lambda: calls.wait(future), future.cancel)
-
         if size > _REQUEST_BYTES:
             with suppress(NoRangesError):
-                data = b"".join(in_parts(request, size, _REQUEST_BYTES))
-                if FileInfo.from_fsspec(calls.wait(calls.begin(calls.info))) != FileInfo.from_fsspec(info):
+                data = b"".join(in_parts(lambda start, count: calls.request(start, count, size), size, _REQUEST_BYTES))
+                if FileInfo.from_fsspec(calls.result(calls.info)) != FileInfo.from_fsspec(info):
                     raise WrongAnswerError("it was replaced while it was read: run again")
                 return data
-        return calls.wait(calls.begin(lambda: calls.whole(size), timeout_of(storage_options)))
+        return calls.result(lambda: calls.whole(size), timeout_of(storage_options))
     except FileNotFoundError as error:
         raise unmasked(error) from None
     finally:
@@ -50,22 +45,21 @@ def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes
 
 
 def in_parts(request: Callable[[int, int], Pending], size_bytes: int, part_bytes: int) -> Generator[bytes, None, None]:
-    """Yields the bytes of a file in order, with a few requests under way. `request` takes the first byte and a count."""
+    """Yields the bytes of a file in order, with a few requests under way, which end with the file's `close`.
+
+    `request` takes the first byte and a count.
+    """
     pending = deque[Pending]()
-    try:
-        for start in range(0, size_bytes, part_bytes):
-            pending.append(request(start, min(part_bytes, size_bytes - start)))
-            if len(pending) == _REQUESTS_AHEAD:
-                yield pending.popleft().result()
-        while pending:
+    for start in range(0, size_bytes, part_bytes):
+        pending.append(request(start, min(part_bytes, size_bytes - start)))
+        if len(pending) == _REQUESTS_AHEAD:
             yield pending.popleft().result()
-    finally:
-        for one in pending:
-            one.cancel()
+    while pending:
+        yield pending.popleft().result()
 
 
 def write_bytes(uri: str, data: bytes, storage_options: StorageOptions | None = None) -> None:
-    """Make `data` the content of a file, whatever it was before. Missing folders are made.
+    """Makes `data` the content of a file, whatever it was before. Missing folders are made.
 
     Readers find the old content or the new: on a disk by renaming, in an object store because a put is whole.
     """

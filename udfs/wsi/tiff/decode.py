@@ -1,5 +1,6 @@
 """From compressed blocks of a level to RGB pixels."""
 
+import struct
 from collections.abc import Callable, Sequence
 
 import imagecodecs
@@ -10,7 +11,6 @@ from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.tiff.index import Coding, Level
 from udfs.wsi.tiff.jpeg import DC_SCALE, decode_jpeg, restarted_jpeg, whole_jpeg
 from udfs.wsi.tiff.jpeg2000 import decode_jpeg2000
-from udfs.wsi.tiff.lzw import decode_lzw
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 
@@ -21,20 +21,20 @@ JPEG2000 = (33003, 33004, 33005, 34712)
 UNCOMPRESSED = 1
 _LZW, _WEBP = 5, 50001
 _HORIZONTAL = 2  # predictor
-
-# Decoders to bytes. They never return more than the block's size, whatever the data claims.
-_TO_BYTES: dict[int, Callable[[bytes, int], bytes | bytearray]] = {
-    UNCOMPRESSED: lambda data, size: data,
-    8: lambda data, size: imagecodecs.deflate_decode(data, out=size),
-    32946: lambda data, size: imagecodecs.deflate_decode(data, out=size),
-    32773: lambda data, size: imagecodecs.packbits_decode(data, out=size),
-    50000: lambda data, size: imagecodecs.zstd_decode(data, out=size),
+_LONG, _MINISBLACK, _RGB, _CONTIG, _UNASSALPHA = 4, 1, 2, 1, 2  # type of an entry, photometric, planes, extra sample
+# Decoders to bytes. They never return more than `out` bytes, whatever the data claims.
+_TO_BYTES: dict[int, Callable[..., bytes | bytearray]] = {
+    UNCOMPRESSED: lambda data, out: data,
+    8: imagecodecs.deflate_decode,
+    32946: imagecodecs.deflate_decode,
+    32773: imagecodecs.packbits_decode,
+    50000: imagecodecs.zstd_decode,
 }
 SUPPORTED = (JPEG, _LZW, _WEBP, *JPEG2000, *_TO_BYTES)
 
 
 def new_buffer(level: Level) -> NDArray[np.uint8]:
-    """Memory for the pixels of one block, for any number of calls of `decode_block`."""
+    """Returns memory for the pixels of one block, for any number of calls of `decode_block`."""
     return np.empty(level.block_height * level.block_width * 3, np.uint8)
 
 
@@ -55,20 +55,10 @@ def scale_for(level: Level, edge: int) -> int:
 def decode_block(
     level: Level, block: int, data: Sequence[memoryview], out: NDArray[np.uint8], scale: int = 1
 ) -> Pixels | None:
-    """Returns the RGB pixels of a block, cut to the level.
+    """Returns the RGB pixels of a block, cut to the level and shrunk by `scale` (from `scale_for`): uint8 [h, w, 3].
 
-    Args:
-        level: its level.
-        block: its number.
-        data: its bytes, one item per plane, empty if the writer left it out.
-        out: from `new_buffer`; the result may be a view of it.
-        scale: from `scale_for`: the block is shrunk by it.
-
-    Returns:
-        uint8 [h, w, 3]; None for a block that the writer left out: background, white.
-
-    Raises:
-        SlideError: `tile_data_corrupt`, naming the block.
+    `data` has the bytes of each plane. Returns None if they are empty: the writer left out white background. `out` is from
+    `new_buffer`; the result may be a view of it. Raises SlideError `tile_data_corrupt`, which names the block.
     """
     if not any(len(part) for part in data):
         return None
@@ -85,7 +75,10 @@ def decode_block(
     height, width = -(-height // scale), -(-width // scale)
     if pixels.shape[0] < height or pixels.shape[1] < width:
         raise _corrupt(level, row, column, f"decodes to {pixels.shape[1]} x {pixels.shape[0]} px")
-    return _to_rgb(pixels[:height, :width], level.coding)
+    pixels = pixels[:height, :width]
+    if pixels.shape[-1] in (2, 4):
+        pixels = on_white(pixels, level.coding.premultiplied)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 def _decode(level: Level, data: Sequence[memoryview], height: int, out: NDArray[np.uint8], scale: int) -> Pixels:
@@ -105,20 +98,30 @@ def _decode_plane(coding: Coding, data: memoryview, width: int, height: int, sam
         out = np.empty(width * height, np.uint8)
         return decode_jpeg(whole_jpeg(data, coding.jpeg_tables, is_ycbcr=False), width, height, out, grey=True)
     if coding.compression in JPEG2000:
-        return _with_samples(decode_jpeg2000(data, width, height, samples, is_ycbcr=coding.photometric == YCBCR))
-    if coding.compression == _LZW:
-        return decode_lzw(bytes(data), width, height, samples, coding.predictor)
+        pixels = decode_jpeg2000(data, width, height, samples, is_ycbcr=coding.photometric == YCBCR)
+        return pixels.reshape(*pixels.shape[:2], -1)
     if coding.compression == _WEBP:
-        return _with_samples(imagecodecs.webp_decode(bytes(data), out=np.empty((height, width, samples), np.uint8)))
-    content = _TO_BYTES[coding.compression](bytes(data), width * height * samples)
+        return imagecodecs.webp_decode(bytes(data), out=np.empty((height, width, samples), np.uint8))
+    if coding.compression == _LZW:
+        return _decode_lzw(bytes(data), width, height, samples, coding.predictor)
+    content = _TO_BYTES[coding.compression](bytes(data), out=width * height * samples)
     pixels = np.frombuffer(content, np.uint8).reshape(-1, width, samples)
     if coding.predictor == _HORIZONTAL:
         pixels = pixels.cumsum(axis=1, dtype=np.uint8)
     return pixels
 
 
-def _with_samples(pixels: Pixels) -> Pixels:
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+def _decode_lzw(data: bytes, width: int, height: int, samples: int, predictor: int) -> Pixels:
+    """Decodes through libtiff: imagecodecs' own LZW decoder crashes the process on some damaged data."""
+    # The block becomes a little-endian TIFF of one strip: header, directory, data (TIFF 6.0, section 2).
+    entries = {256: width, 257: height, 258: 8, 259: _LZW, 262: _RGB if samples >= 3 else _MINISBLACK, 273: 0}
+    entries |= {277: samples, 278: height, 279: len(data), 284: _CONTIG, 317: predictor}
+    if samples in (2, 4):
+        entries[338] = _UNASSALPHA
+    entries[273] = 8 + 2 + 12 * len(entries) + 4  # beginning of the strip
+    directory = b"".join(struct.pack("<HHII", code, _LONG, 1, value) for code, value in entries.items())
+    tiff = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4) + data
+    return imagecodecs.tiff_decode(tiff).reshape(height, width, samples)
 
 
 def _corrupt(level: Level, row: int, column: int, reason: str) -> SlideError:
@@ -127,14 +130,6 @@ def _corrupt(level: Level, row: int, column: int, reason: str) -> SlideError:
         ErrorCode.TILE_DATA_CORRUPT,
         f"the block at x={x}, y={y} (level-0 px) does not decode ({reason}): upload or scan the slide again",
     )
-
-
-def _to_rgb(pixels: Pixels, coding: Coding) -> Pixels:
-    """Converts [h, w, 1 to 4] to [h, w, 3]: grey is repeated, alpha (2 or 4 samples) is composited on white."""
-    samples = pixels.shape[-1]
-    if samples in (2, 4):
-        pixels = on_white(pixels, coding.premultiplied)
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 def on_white(pixels: Pixels, premultiplied: bool = False) -> Pixels:

@@ -5,7 +5,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import compress
 from typing import Any, BinaryIO, Literal
 
 import tifffile
@@ -14,6 +13,7 @@ from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.plausible import check_size
 from udfs.wsi.store import File
 from udfs.wsi.tiff.chain import check_chain
+from udfs.wsi.tiff.damaged import damaged
 from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
@@ -23,7 +23,7 @@ from udfs.wsi.tiff.pictures import REDUCED, check_pictures, directories_added, i
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, text_of, texts_of
 
 _MASK, _MACRO = 4, 8  # bits of NewSubfileType; the latter is Aperio's
-_NDPI, _LENS, _FOCAL_PLANE = 65420, 65421, 65424  # Hamamatsu's tags
+_LENS, _FOCAL_PLANE = 65421, 65424  # Hamamatsu's tags
 _OVERLAP = re.compile(r"""<TileJointInfo [^<>]*?Overlap[XY]=["']-?0*[1-9]""")  # Ventana's XMP
 _OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's description: pixels along x and y, level by level
 
@@ -45,19 +45,17 @@ def _without_tifffile_logs() -> Iterator[None]:
 
 @_without_tifffile_logs()
 def read_index(file: File, stream: BinaryIO) -> SlideIndex:
-    """Read the directories of a file through a stream of its bytes.
+    """Reads the directories of a file through a stream of its bytes.
 
-    Raises:
-        SlideError: `not_a_slide`, `header_corrupt`, `file_truncated`, `size_implausible`, `unsupported_format` and what
-            reading raises.
+    Raises SlideError: `not_a_slide`, `header_corrupt`, `file_truncated`, `size_implausible`, `unsupported_format` and what
+    reading raises.
     """
-    uri, size = file.uri, file.info.size_bytes
+    uri = file.uri
     stream.seek(0)
     _check_magic(stream.read(16), file)
     vendor, warnings = "unknown", list[str]()
     try:
-        is_ndpi = _is_ndpi(stream, size)
-        check_chain(stream, is_ndpi=is_ndpi)
+        is_ndpi = check_chain(stream)
         tiff = tifffile.TiffFile(stream, is_ndpi=is_ndpi)
         texts = texts_of(tiff.pages.first)
         vendor = "hamamatsu" if is_ndpi else texts.vendor or vendor
@@ -67,8 +65,8 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         check_size(uri, width, height)
         _check_grid(texts, base)
         warnings += check_pictures(tiff, base, pages)
-        levels = _pyramid(base, pages, size, warnings)
-        spacing = spacing_of(texts, base)
+        levels = _pyramid(base, pages, file.info.size_bytes, warnings)
+        mpp = spacing_of(texts, base, warnings)
     except SlideError as error:
         if uri in error.message:
             raise
@@ -77,154 +75,103 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise
     except Exception as error:
         text = file.redact(f"{type(error).__name__}: {error}")
-        raise SlideError(
-            ErrorCode.HEADER_CORRUPT, f"{uri}: the TIFF directory can't be read ({text}): upload the slide again"
-        ) from None
-    end = _end_byte(levels[0])
-    if end > size:
-        raise SlideError(
-            ErrorCode.FILE_TRUNCATED, f"{uri} has {size:,} bytes where the header counts on {end:,}: upload it again"
-        )
-    return SlideIndex(
-        file.info, width, height, spacing.mpp_x, spacing.mpp_y, vendor, levels, (*warnings, *spacing.warnings)
-    )
-
-
-def _end_byte(level: Level) -> int:
-    """The end of the last block in the file."""
-    highest = max(int(numbers.max(initial=0)) for numbers in (level.offsets, level.counts))
-    return highest if highest >= 2**62 else int((level.offsets + level.counts).max(initial=0))  # the sum would wrap
+        raise damaged(f"{uri}: the TIFF directory cannot be read ({text})") from None
+    return SlideIndex(file.info, width, height, *mpp, vendor, levels, tuple(warnings))
 
 
 def _check_magic(head: bytes, file: File) -> None:
     """Refuse a file that is no TIFF, and one that ends before its first directory."""
-    kinds = {b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image", b"PK": "a zip archive", b"%PDF": "a PDF"}
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
-    version = int.from_bytes(head[2:4], order) if head[:2] in (b"II", b"MM") else 0
-    if version not in (42, 43):
-        kind = next((name for magic, name in kinds.items() if head.startswith(magic)), "no TIFF")
-        if kind == "no TIFF" and head.isascii() and head.decode().isprintable():
-            kind = "a text file"
-        raise SlideError(
-            ErrorCode.NOT_A_SLIDE, f"{file.uri} is {kind}, whatever its name says: upload the slide itself"
-        )
+    version = int.from_bytes(head[2:4], order)
+    if head[:2] not in (b"II", b"MM") or version not in (42, 43):
+        kinds = {b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image", b"PK": "a zip archive", b"%PDF": "a PDF"}
+        unknown = "a text file" if head.isascii() and head.decode().isprintable() else "no TIFF"
+        kind = next((name for magic, name in kinds.items() if head.startswith(magic)), unknown)
+        text = f"{file.uri} is {kind}, whatever its name says: upload the slide itself"
+        raise SlideError(ErrorCode.NOT_A_SLIDE, text)
     first = int.from_bytes(head[4:8] if version == 42 else head[8:16], order)
     if first + 2 > file.info.size_bytes:
-        raise SlideError(
-            ErrorCode.FILE_TRUNCATED,
-            f"{file.uri} has {file.info.size_bytes:,} bytes, its directory begins at {first:,}: upload it again",
-        )
-
-
-def _is_ndpi(stream: BinaryIO, size: int) -> bool:
-    """Whether this is Hamamatsu's dialect: 64-bit offsets behind the magic number of the 32-bit ones.
-
-    Leaves the stream at its beginning.
-    """
-    stream.seek(0)
-    head = stream.read(12)
-    entries = b""
-    directory = int.from_bytes(head[4:], "little")
-    if head.startswith(b"II*\0") and directory < size:
-        stream.seek(directory)
-        entries = stream.read(12 * int.from_bytes(stream.read(2), "little"))
-    stream.seek(0)
-    return any(int.from_bytes(entries[at : at + 2], "little") == _NDPI for at in range(0, len(entries), 12))
+        text = f"{file.uri} has {file.info.size_bytes:,} bytes, its directory begins at {first:,}: upload it again"
+        raise SlideError(ErrorCode.FILE_TRUNCATED, text)
 
 
 def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
     if texts.vendor == "leica":
-        return _leica_pages(tiff, texts, warnings)
+        if "scn" in texts.broken:
+            raise damaged(f"its Leica XML cannot be parsed ({texts.broken['scn']})")
+        area = scanned_area(texts.xml["scn"])
+        if area.focal_planes > 1:
+            warnings.append(f"it has {area.focal_planes} focal planes: the first is read")
+        return [tiff.pages[number].aspage() for number in area.directories]
     if "DataObject" in texts.xml and (levels := level_pages(tiff, texts.xml["DataObject"])):
         return levels
     pages: list[Any] = []
     for page in tiff.pages:
-        full = page.aspage() if isinstance(page, tifffile.TiffFrame) else page
-        pages.append(full)
-        if full.pages is not None:
-            pages.extend(full.pages)
+        full = page.aspage()
+        pages += [full, *(full.pages or ())]
     images = [page for page in pages if page.imagewidth and page.imagelength]
     if not images:
         raise ValueError("no directory holds an image")
-    planes = {page.tags.valueof(_FOCAL_PLANE, default=0) for page in images if page.is_ndpi and not _is_of_glass(page)}
+    planes = {_focal_plane(page) for page in images} - {None}
     if len(planes) > 1:
         warnings.append(f"it has {len(planes)} focal planes: the middle one is read")
-    numbers = directories_added(texts.xml.get("OME"))
-    is_left_out = [_is_no_level(page) or page.treeindex[0] in numbers for page in images]
-    kept = [page for page, left_out in zip(images, is_left_out, strict=True) if not left_out]
-    if not kept:
-        return images
-    warnings += warnings_of_added(compress(images, is_left_out), kept)
-    return kept
+    numbers = directories_added(texts.xml["OME"]) if "OME" in texts.xml else set()
+    kept: list[Any] = []
+    added: list[Any] = []
+    for page in images:
+        (added if _is_added(page) or page.treeindex[0] in numbers else kept).append(page)
+    if kept:
+        warnings += warnings_of_added(added, kept)
+    return kept or images
 
 
-def _is_no_level(page: Any) -> bool:
+def _is_added(page: Any) -> bool:
     """Whether a page is marked as a label, the whole glass slide, a mask or another focal plane."""
-    if page.is_ndpi and (_is_of_glass(page) or page.tags.valueof(_FOCAL_PLANE, default=0)):
-        return True
-    return bool(page.subfiletype & (_MASK | _MACRO)) or is_added(text_of(page, DESCRIPTION))
+    is_marked = _focal_plane(page) != 0 or page.subfiletype & (_MASK | _MACRO)
+    return is_marked or is_added(text_of(page, DESCRIPTION))
 
 
-def _is_of_glass(page: Any) -> bool:
-    """Whether a page of Hamamatsu's is a macro image or a map."""
-    return bool(page.tags.valueof(_LENS, default=1) <= 0)
+def _focal_plane(page: Any) -> float | None:
+    """Returns the distance of a page of Hamamatsu's from the middle plane; None for a macro image or a map."""
+    if not page.is_ndpi:
+        return 0
+    return page.tags.valueof(_FOCAL_PLANE, default=0) if page.tags.valueof(_LENS, default=1) > 0 else None
 
 
-def _pyramid(base: Any, pages: list[Any], size: int, warnings: list[str]) -> tuple[Level, ...]:
-    """Level 0 and its smaller copies in a file of `size` bytes, found by their structure; if it has SubIFDs, only these."""
-    levels = {1.0: level_of(base)}
+def _pyramid(base: Any, pages: list[Any], file_bytes: int, warnings: list[str]) -> tuple[Level, ...]:
+    """Returns level 0 and its smaller copies, which are found by their structure; if it has SubIFDs, only these count."""
+    levels = {1.0: level_of(base, file_bytes)}
     for page in base.pages or pages:
         downsample = _reduction(base, page)
         if downsample is None:
             continue
-        fault = ""
         try:
-            level = level_of(page, downsample)
-        except SlideError as error:
-            fault = error.message
-        else:
-            if (end := _end_byte(level)) > size:
-                fault = f"the file has {size:,} bytes where the level's directory counts on {end:,}: upload it again"
-        if fault:  # level 0 suffices
-            warnings.append(f"its level of {page.imagewidth} x {page.imagelength} px is not read: {fault}")
+            level = level_of(page, file_bytes, downsample)
+        except SlideError as error:  # level 0 suffices
+            size = f"{page.imagewidth} x {page.imagelength} px"
+            warnings.append(f"its level of {size} is not read: {error.message}")
         else:
             levels.setdefault(downsample, level)
     return tuple(levels[downsample] for downsample in sorted(levels))
 
 
 def _reduction(base: Any, page: Any) -> float | None:
-    """The downsample of a page that is a smaller copy of level 0, else None."""
-    if page.samplesperpixel != base.samplesperpixel or page.dtype != base.dtype:
-        return None
-    full_size_px = int(base.imagewidth), int(base.imagelength)
-    downsample = downsample_of(int(page.imagewidth), int(page.imagelength), full_size_px)
-    if downsample is None or downsample <= 1.5:
+    """Returns the downsample of a page that is a level below level 0, else None."""
+    is_alike = page.samplesperpixel == base.samplesperpixel and page.dtype == base.dtype
+    downsample = downsample_of(page, base) if is_alike else None
+    if downsample is None:
         return None
     # A thumbnail has the slide's shape too, but scanners store it in strips beside a tiled level 0. Hamamatsu stores all
-    # in strips, and says what is no level.
+    # in strips, and marks what is no level.
     is_marked = not base.is_tiled and downsample.is_integer() and page.subfiletype & REDUCED
     return downsample if page.is_tiled or page.is_ndpi or is_marked else None
 
 
-def _leica_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
-    """The directories of the area that was scanned, as the XML lists them."""
-    if "scn" in texts.broken:
-        raise SlideError(
-            ErrorCode.HEADER_CORRUPT,
-            f"its Leica XML can't be parsed ({texts.broken['scn']}): the header is damaged; upload the slide again",
-        )
-    area = scanned_area(texts.xml["scn"])
-    if area.focal_planes > 1:
-        warnings.append(f"it has {area.focal_planes} focal planes: the first is read")
-    return [tiff.pages[number].aspage() for number in area.directories]
-
-
 def _check_grid(texts: Texts, base: Any) -> None:
     """Refuse slides whose tiles overlap: side by side they would show pixels twice."""
-    if _OVERLAP.search(text_of(base, XMP)) or any(
-        _OVERLAPS.search(text) for text in (texts.description, text_of(base, DESCRIPTION))
-    ):
+    descriptions = texts.description, text_of(base, DESCRIPTION)
+    if _OVERLAP.search(text_of(base, XMP)) or any(_OVERLAPS.search(text) for text in descriptions):
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,
             "its tiles overlap, as older scanners of Ventana and Trestle write them, and are no grid: convert it with a "

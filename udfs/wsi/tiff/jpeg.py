@@ -16,29 +16,17 @@ DC_SCALE = 8  # edge of a JPEG's smallest unit, whose mean is its DC coefficient
 def decode_jpeg(
     stream: bytes, width: int, height: int, out: NDArray[np.uint8], *, grey: bool = False, scale: int = 1
 ) -> NDArray[np.uint8]:
-    """Decode a complete stream.
+    """Decodes a complete JPEG into `out` (contiguous), and returns uint8 [h, w, 3], or [h, w, 1] if `grey`, a view of `out`.
 
-    Chroma is upsampled by libjpeg's default ("fancy", triangle filter), as OpenSlide does.
-
-    Args:
-        stream: a complete JPEG.
-        width: of the block, pixels; a larger image is refused before memory is allocated for it.
-        height: of the block, pixels.
-        out: uint8, contiguous, for the pixels; large enough for width x height of them.
-        grey: one channel instead of RGB.
-        scale: 1, or 8 to shrink while decoding: each pixel is then the mean of an 8 x 8 square.
-
-    Returns:
-        uint8 [h, w, 3 or 1], a view of `out`.
-
-    Raises:
-        ValueError: the data is damaged, including damage that libjpeg would fill with grey without an error.
+    Chroma is upsampled by libjpeg's default ("fancy", triangle filter), as OpenSlide does. An image larger than the block
+    (width x height pixels) is refused before memory is allocated for it. With scale 8, each pixel is the mean of an 8 x 8
+    square; else `scale` is 1. Raises ValueError if the data is damaged, even if libjpeg would fill the damage with grey.
     """
     stored_height, stored_width, _, _ = simplejpeg.decode_jpeg_header(stream)
     if stored_height > height or stored_width > width:
         raise ValueError(f"a JPEG of {stored_width} x {stored_height} px in a block of {width} x {height}")
     if not _is_one_scan(stream) and (scans := stream.count(_SCAN)) > _MOST_SCANS:
-        raise ValueError(f"{scans:,} scans in one JPEG, where {_MOST_SCANS} are the limit")
+        raise ValueError(f"{scans:,} scans in one JPEG, over the limit of {_MOST_SCANS}")
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         stream,
         colorspace="GRAY" if grey else "RGB",
@@ -52,9 +40,9 @@ def decode_jpeg(
 
 
 def _is_one_scan(stream: bytes) -> bool:
-    """Whether a decoder stops after the first scan: the frame is sequential and the scan has all of its components.
+    """Whether a decoder stops after the first scan: the frame is sequential, and the scan has all of its components.
 
-    Looks at nothing behind that scan's header. ITU-T T.81, B.1.1 and B.2.
+    Nothing behind the header of that scan is examined. ITU-T T.81, B.1.1 and B.2.
     """
     at, components, is_progressive = len(_START), 0, True
     while at + 10 < len(stream) and stream[at] == 0xFF and (marker := stream[at + 1]) not in _ALONE:

@@ -4,6 +4,7 @@ The header is described in ITU-T T.800, annexes A and I.
 """
 
 import io
+import struct
 from collections.abc import Iterator
 
 import imagecodecs
@@ -20,27 +21,17 @@ _FEW_PACKETS = 10_000
 
 
 def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, is_ycbcr: bool) -> NDArray[np.uint8]:
-    """Decode a codestream or a JP2 file.
+    """Decodes a codestream or a JP2 file in a block of width x height pixels to uint8 [h, w] or [h, w, samples].
 
-    Args:
-        data: the block.
-        width: width of the block, pixels; the image may be smaller.
-        height: height of the block, pixels.
-        samples: samples per pixel.
-        is_ycbcr: whether the directory says that the three samples are Y, Cb and Cr. The block's own header takes
-            precedence: decoders undo a codestream's colour transform, and convert a JP2 file in sYCC.
-
-    Returns:
-        uint8 [h, w] or [h, w, samples].
-
-    Raises:
-        ValueError: the image is larger than the block, or has other samples.
-        imagecodecs.Jpeg2kError, OSError: the data is damaged.
+    If the directory says that the three samples are Y, Cb and Cr (`is_ycbcr`), the block's own header still takes
+    precedence: decoders undo a codestream's colour transform, and convert a JP2 file in sYCC. Raises ValueError if the image
+    is larger than the block or has other samples, imagecodecs.Jpeg2kError or OSError if the data is damaged.
     """
     content = bytes(data)
     codestream = _checked_codestream(content, width, height, samples)
-    # imagecodecs puts the samples of smaller components in wrong places; Pillow gives RGB.
-    if _is_subsampled(codestream):
+    components = codestream[42 : 42 + 3 * samples]  # of each: bits, width and height of a sample in pixels
+    # imagecodecs puts the samples of smaller components (chroma) in wrong places; Pillow gives RGB.
+    if any(step != 1 for step in components[1::3] + components[2::3]):
         with Image.open(io.BytesIO(content)) as image:  # Pillow reads the size from the boxes of a JP2 file
             if image.width > width or image.height > height:
                 raise ValueError(f"a JP2 file of {image.width} x {image.height} px in a block of {width} x {height}")
@@ -48,9 +39,8 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
     pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
     if pixels.dtype != np.uint8:
         raise ValueError(f"{pixels.dtype} samples")
-    if is_ycbcr and pixels.ndim == 3 and pixels.shape[-1] == 3 and not _says_its_colours(content):
-        return _rgb(pixels)
-    return pixels
+    is_rgb = not is_ycbcr or samples != 3 or _has_its_colours(content)
+    return pixels if is_rgb else _rgb(pixels)
 
 
 def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -62,20 +52,12 @@ def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rgb
 
 
-def _is_subsampled(codestream: bytes) -> bool:
-    """Whether some components (chroma) have fewer samples than the image has pixels."""
-    samples = int.from_bytes(codestream[40:42], "big")
-    steps = codestream[42 : 42 + 3 * samples]  # bits, and a sample's width and height in pixels, of each
-    return any(steps[i] != 1 for i in range(len(steps)) if i % 3)
-
-
-def _says_its_colours(data: bytes) -> bool:
-    """Whether the block alone defines its colours: a JP2 file names the colour space, and a codestream may have a
-    multiple component transform. ITU-T T.800, I.5.3.3 and A.6.1.
+def _has_its_colours(data: bytes) -> bool:
+    """Whether a block has colours of its own: a JP2 file names the colour space (ITU-T T.800, I.5.3.3), and a codestream
+    may have a multiple component transform (A.6.1).
     """
-    if not data.startswith(_START):
-        return True
-    return next((data[begin + 4] == 1 for marker, begin, _ in _segments(data) if marker == _COD), False)
+    is_file = not data.startswith(_START)
+    return is_file or next((data[begin + 4] == 1 for marker, begin, _ in _segments(data) if marker == _COD), False)
 
 
 def _checked_codestream(data: bytes, width: int, height: int, samples: int) -> bytes:
@@ -84,15 +66,14 @@ def _checked_codestream(data: bytes, width: int, height: int, samples: int) -> b
     Raises ValueError if there is none, or if decoding it would cost more than the block's pixels explain.
     """
     stream = _unboxed(data)
-    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top = (
-        int.from_bytes(stream[at : at + 4], "big") for at in range(8, 40, 4)
-    )
+    sizes = struct.unpack_from(">8IH", stream, 8)
+    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, components = sizes
+    size = f"a codestream of {right - left} x {bottom - top} px"
     if right - left > width or bottom - top > height:
-        raise ValueError(f"a codestream of {right - left} x {bottom - top} px in a block of {width} x {height}")
-    components = int.from_bytes(stream[40:42], "big")
+        raise ValueError(f"{size} in a block of {width} x {height}")
     if components != samples:
-        raise ValueError(f"a codestream of {components:,} components where a pixel has {samples} samples")
-    depths = stream[42 : 42 + 3 * components : 3]  # less 1; the upper bit says that samples are signed
+        raise ValueError(f"a codestream of {components:,} components, a pixel has {samples} samples")
+    depths = stream[42 : 42 + 3 * components : 3]  # less 1; the upper bit marks signed samples
     if any(depth != 7 for depth in depths):
         raise ValueError(f"samples of {max(depth % 128 + 1 for depth in depths)} bits, or signed, instead of 8 bits")
     if not tile_width or not tile_height:
@@ -100,7 +81,7 @@ def _checked_codestream(data: bytes, width: int, height: int, samples: int) -> b
     pixels = (right - left) * (bottom - top)
     tiles = -(-(right - tiles_left) // tile_width) * -(-(bottom - tiles_top) // tile_height)
     if tiles > max(1, pixels // _LEAST_TILE_PX):
-        raise ValueError(f"{tiles:,} tiles in a codestream of {right - left} x {bottom - top} px")
+        raise ValueError(f"{tiles:,} tiles in {size}")
     packets, layers = 0, 1
     for marker, begin, end in _segments(stream):
         if marker == _COD:
@@ -109,7 +90,7 @@ def _checked_codestream(data: bytes, width: int, height: int, samples: int) -> b
         elif marker == _COC:
             packets += layers * _precincts(stream[begin + 2 : end], stream[begin + 1], right, bottom, tiles)
         if packets > max(_FEW_PACKETS, pixels // _LEAST_PACKET_PX):
-            raise ValueError(f"{packets:,} packets in a codestream of {right - left} x {bottom - top} px")
+            raise ValueError(f"{packets:,} packets in {size}")
     return stream
 
 
@@ -157,14 +138,10 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _precincts(coding: bytes, style: int, width: int, height: int, tiles: int) -> int:
-    """Returns the number of precincts of a component, from the parameters of a COD or COC segment after its style.
+    """Returns the number of precincts of a component on a grid of width x height pixels.
 
-    Args:
-        coding: number of decompositions, width and height of code-blocks, style, transformation, sizes of precincts.
-        style: bit 0 says that sizes of precincts are given.
-        width: width of the reference grid, pixels.
-        height: height of the reference grid, pixels.
-        tiles: number of tiles in the codestream.
+    `coding` is what follows the style in a COD or COC segment: first the number of decompositions, last, if bit 0 of the
+    style says so, the sizes of precincts.
     """
     levels = coding[0]
     sizes = coding[5 : 6 + levels] if style & 1 else b""

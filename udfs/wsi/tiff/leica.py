@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.tiff.damaged import damaged
 
 Box = tuple[int, int, int, int]  # left, top, width and height on the glass, nm
 
@@ -20,10 +21,8 @@ class Area:
 
 
 def scanned_area(scn: Element) -> Area:
-    """Returns the one area that was scanned. The macro image, which shows the whole glass, does not count.
-
-    Args:
-        scn: the root of the XML.
+    """Returns the one area that was scanned, from the root of the XML. The macro image, which shows the whole glass, does
+    not count.
 
     Raises:
         SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
@@ -33,24 +32,21 @@ def scanned_area(scn: Element) -> Area:
     areas = [image for image in images if glass is None or not _is_same(_box(image.find("{*}view")), glass)]
     if not areas:  # the whole glass was scanned
         areas = sorted(images, key=lambda image: -_number(_levels(image)[0], "sizeX"))[:1]
-    if len(areas) != 1:
-        code = ErrorCode.UNSUPPORTED_FORMAT if areas else ErrorCode.HEADER_CORRUPT
+    if not areas:
+        raise damaged("its Leica XML lists no image")
+    if len(areas) > 1:
         raise SlideError(
-            code,
+            ErrorCode.UNSUPPORTED_FORMAT,
             f"{len(areas)} areas of the glass were scanned apart, and only slides of one area are read: convert it, for "
-            "example with `vips tiffsave in.scn out.tif --tile --pyramid --compression jpeg --bigtiff`"
-            if areas
-            else "its Leica XML lists no image: the header is damaged; upload the slide again",
+            "example with `vips tiffsave in.scn out.tif --tile --pyramid --compression jpeg --bigtiff`",
         )
     levels = _levels(areas[0])
-    first = [level for level in levels if level.get("z", "0") == levels[0].get("z", "0")]
-    view = _box(areas[0].find("{*}view")) or (0, 0, 0, 0)
-    mpp = [
-        nm / 1000 / (_number(first[0], size) or 1) or None
-        for nm, size in zip(view[2:], ("sizeX", "sizeY"), strict=True)
-    ]
-    planes = len({level.get("z", "0") for level in levels})
-    return Area(tuple(_number(level, "ifd") for level in first), planes, (mpp[0], mpp[1]))
+    planes = [level.get("z", "0") for level in levels]
+    first = [level for level, plane in zip(levels, planes, strict=True) if plane == planes[0]]
+    _, _, width_nm, height_nm = _box(areas[0].find("{*}view")) or (0, 0, 0, 0)
+    mpp_x = width_nm / 1000 / (_number(first[0], "sizeX") or 1) or None
+    mpp_y = height_nm / 1000 / (_number(first[0], "sizeY") or 1) or None
+    return Area(tuple(_number(level, "ifd") for level in first), len(set(planes)), (mpp_x, mpp_y))
 
 
 def _levels(image: Element) -> list[Element]:

@@ -2,8 +2,6 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -13,68 +11,49 @@ from udfs.wsi.tiff.philips import slide_spacing
 from udfs.wsi.tiff.texts import DESCRIPTION, XMP, Texts, directory_of, number_of, text_of, texts_of
 
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_INCH = 2
-_UM_PER_RESOLUTION_UNIT = {_INCH: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}  # 1 is "none"; 4 and 5 are not in TIFF 6.0
+_RESOLUTION_UNITS = {2: "in", 3: "cm", 4: "mm", 5: "um"}  # 1 is "none"; 4 and 5 are not in TIFF 6.0
 _SAME = 0.01  # two spacings that differ by less than this share are the same: mpp is seldom known better
 
-# OME's UnitsLength, of what can be the size of a pixel, and the words of ImageJ.
+# OME's UnitsLength, of what can be the size of a pixel, and the words of ImageJ, in the singular.
 _UM = {"pm": 1e-6, "\u00c5": 1e-4, "nm": 1e-3, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6}
 _UM |= {"fm": 1e-9, "am": 1e-12, "zm": 1e-15, "ym": 1e-18, "dam": 1e7, "hm": 1e8, "km": 1e9}
 _UM |= {"pt": 25_400 / 72, "thou": 25.4, "li": 25_400 / 12, "in": 25_400.0, "ft": 304_800.0, "yd": 914_400.0}
-_UM_BY_WORD = {  # in the singular
-    "micron": 1.0,
-    "micrometer": 1.0,
-    "micrometre": 1.0,
-    "inch": 25_400.0,
-    "inche": 25_400.0,
-    "nanometer": 1e-3,
-}
-_UM_BY_WORD |= {"nanometre": 1e-3, "millimeter": 1e3, "millimetre": 1e3, "centimeter": 1e4, "centimetre": 1e4}
-_UM_BY_WORD |= {"meter": 1e6, "metre": 1e6, "angstrom": 1e-4}
+_UM_BY_PREFIX = {"nano": 1e-3, "micro": 1.0, "milli": 1e3, "centi": 1e4, "": 1e6}
+_UM_BY_WORD = {f"{prefix}{word}": um for prefix, um in _UM_BY_PREFIX.items() for word in ("meter", "metre")}
+_UM_BY_WORD |= {"micron": 1.0, "inch": 25_400.0, "inche": 25_400.0, "angstrom": 1e-4}
 
-_NUMBER = re.compile(r"\s*[+-]?[\d.,]+(e[+-]?\d+)?", re.IGNORECASE)
-_APERIO_MPP = re.compile(r"\|\s*MPP\s*=([^|]*)")
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)?([^|]*)")  # number and unit
 _IMAGEJ_UNIT = re.compile(r"^(y?unit)=([^\r\n]*)", re.MULTILINE)
 
-Pair = tuple[float | None, float | None]  # along x and y; None if unknown
+Pair = tuple[float | None, float | None]  # um/px along x and y; None if unknown
 
 
-@dataclass(frozen=True)
-class Spacing:
-    """um/px of level 0; None if the file has no plausible value."""
-
-    mpp_x: float | None
-    mpp_y: float | None
-    warnings: tuple[str, ...] = ()
-
-
-def spacing_of(texts: Texts, base: Any) -> Spacing:
-    """Returns the spacing of level 0.
+def spacing_of(texts: Texts, base: Any, warnings: list[str]) -> Pair:
+    """Returns the spacing of level 0, and adds what is doubtful about it to `warnings`.
 
     The first source with a plausible value is used. The order is OpenSlide's for the sources that it knows; OME-XML comes
     before the tags, as its specification demands. `base` is the `tifffile.TiffPage` of level 0.
     """
-    sources: dict[str, Callable[[Texts, Any], Pair]] = {
-        "OME-XML": _ome,
-        "the Aperio header": _aperio,
-        "the Philips XML": _philips,
-        "the Ventana XML": _ventana,
-        "the ImageJ header": _imagej,
-        "the TIFF tags": _tags,
-        "the Leica XML": _leica,
+    pairs = {
+        "OME-XML": _ome(texts, base),
+        "the Aperio header": _aperio(base),
+        "the Philips XML": slide_spacing(texts.xml["DataObject"]) if "DataObject" in texts.xml else (None, None),
+        "the Ventana XML": _ventana(texts, base),
+        "the ImageJ header": _imagej(base),
+        "the TIFF tags": _tags(texts, base),
+        "the Leica XML": scanned_area(texts.xml["scn"]).mpp if "scn" in texts.xml else (None, None),
     }
-    pairs = {name: read(texts, base) for name, read in sources.items()}
     found = {name: mpp for name, pair in pairs.items() if (mpp := plausible_spacing(*pair))}
-    warnings = texts.warnings
+    warnings += texts.warnings
     if not found:
-        return Spacing(None, None, tuple(warnings))
+        return None, None
     (name, mpp), *others = found.items()
     if None in pairs[name]:
         warnings.append(f"{_text(mpp)} um/px by {name}, along one axis only: pixels are taken as square")
     for other, value in others:
         if any(abs(one - two) > _SAME * one for one, two in zip(mpp, value, strict=True)):
             warnings.append(f"{_text(mpp)} um/px by {name}, {_text(value)} by {other}: the first is used")
-    return Spacing(*mpp, tuple(warnings))
+    return mpp
 
 
 def _text(pair: tuple[float, float]) -> str:
@@ -83,42 +62,46 @@ def _text(pair: tuple[float, float]) -> str:
 
 
 def _tags(texts: Texts, base: Any) -> Pair:
-    x, y = (_ratio(base.tags.valueof(code)) for code in (_X_RESOLUTION, _Y_RESOLUTION))
+    x, y = _resolution(base)
     if texts.software.startswith("MedScan"):  # Trestle's scanners write um/px there
         return x, y
-    per_um = _UM_PER_RESOLUTION_UNIT.get(base.tags.valueof(_RESOLUTION_UNIT, default=_INCH))
-    if per_um is None:
-        return None, None
-    return per_um / x if x else None, per_um / y if y else None
+    um = _um_of(_RESOLUTION_UNITS.get(base.tags.valueof(_RESOLUTION_UNIT, default=2)))
+    return _divided(um, x), _divided(um, y)
 
 
-def _aperio(texts: Texts, base: Any) -> Pair:
-    description = text_of(base, DESCRIPTION)
-    if not description.startswith("Aperio"):
-        return None, None
-    value = next(iter(_APERIO_MPP.findall(description)[-1:]), "")
-    number = _NUMBER.match(value)
-    mpp = number_of(number[0]) if number else None
-    um = _um_of(value[number.end() :].strip() or "um") if number else None
-    mpp = mpp * um if mpp and um else None
-    return mpp, mpp
-
-
-def _imagej(texts: Texts, base: Any) -> Pair:
+def _imagej(base: Any) -> Pair:
     """ImageJ's tags are pixels per unit, and its description names the unit; other programs write the same."""
     description = text_of(base, DESCRIPTION)
     if not description.startswith(("ImageJ=", "SCIFIO=")):
         return None, None
     fields = dict(_IMAGEJ_UNIT.findall(description))
-    x, y = (_ratio(base.tags.valueof(code)) for code in (_X_RESOLUTION, _Y_RESOLUTION))
+    x, y = _resolution(base)
     unit = fields.get("unit")
-    um = [_um_of(fields.get(name, unit)) for name in ("unit", "yunit")]
-    return (um[0] / x if um[0] and x else None), (um[1] / y if um[1] and y else None)
+    return _divided(_um_of(unit), x), _divided(_um_of(fields.get("yunit", unit)), y)
 
 
-def _philips(texts: Texts, base: Any) -> Pair:
-    root = texts.xml.get("DataObject")
-    return (root is not None and slide_spacing(root)) or (None, None)
+def _resolution(base: Any) -> Pair:
+    """Returns the resolution tags as numbers: TIFF's rationals, or another type that a writer chose."""
+    found: list[float | None] = []
+    for code in (_X_RESOLUTION, _Y_RESOLUTION):
+        value = base.tags.valueof(code)
+        numbers = value if isinstance(value, tuple) else (value, 1)
+        try:
+            found.append(float(numbers[0]) / float(numbers[1]) or None)
+        except (IndexError, TypeError, ValueError, ZeroDivisionError):
+            found.append(None)
+    return found[0], found[1]
+
+
+def _divided(um: float | None, pixels: float | None) -> float | None:
+    return um / pixels if um and pixels else None
+
+
+def _aperio(base: Any) -> Pair:
+    description = text_of(base, DESCRIPTION)
+    fields = _APERIO_MPP.findall(description) if description.startswith("Aperio") else []
+    mpp = _in_um(fields[-1][0], fields[-1][1].strip() or "um") if fields else None
+    return mpp, mpp
 
 
 def _ventana(texts: Texts, base: Any) -> Pair:
@@ -129,40 +112,31 @@ def _ventana(texts: Texts, base: Any) -> Pair:
     return mpp, mpp
 
 
-def _leica(texts: Texts, base: Any) -> Pair:
-    scn = texts.xml.get("scn")
-    return (None, None) if scn is None else scanned_area(scn).mpp
-
-
 def _ome(texts: Texts, base: Any) -> Pair:
+    """The spacing of the image that lists the directory of level 0, else of the first image of its size."""
     root = texts.xml.get("OME")
-    pixels = None if root is None else _pixels_of(root, base)
-    if pixels is None:
+    if root is None:
         return None, None
-    x, y = (_physical_size(pixels, axis) for axis in "XY")
+    width, height = str(base.imagewidth), str(base.imagelength)
+    pixels = [
+        image
+        for image in root.iterfind("{*}Image/{*}Pixels")
+        if (image.get("SizeX", width), image.get("SizeY", height)) == (width, height)
+    ]
+    if not pixels:
+        return None, None
+    mine = next((image for image in pixels if _lists(image, base.index, root)), pixels[0])
+    x, y = (_in_um(mine.get(f"PhysicalSize{axis}"), mine.get(f"PhysicalSize{axis}Unit", "um")) for axis in "XY")
     return x, y
 
 
-def _physical_size(pixels: Element, axis: str) -> float | None:
-    size = number_of(pixels.get(f"PhysicalSize{axis}"))
-    um = _um_of(pixels.get(f"PhysicalSize{axis}Unit", "um"))
-    return size * um if size and um else None
+def _lists(pixels: Element, directory: int, root: Element) -> bool:
+    return any(directory_of(plane, root) == directory for plane in pixels.iterfind("{*}TiffData"))
 
 
-def _pixels_of(root: Element, base: Any) -> Element | None:
-    """Returns the OME-XML of level 0: of the image that lists its directory, else of the image of its size."""
-    width, height = str(base.imagewidth), str(base.imagelength)
-    same_size = [
-        pixels
-        for pixels in root.iterfind("{*}Image/{*}Pixels")
-        if (pixels.get("SizeX", width), pixels.get("SizeY", height)) == (width, height)
-    ]
-    mine = [
-        pixels
-        for pixels in same_size
-        if any(directory_of(plane, root) == base.index for plane in pixels.iterfind("{*}TiffData"))
-    ]
-    return next(iter(mine or same_size), None)
+def _in_um(size: str | None, unit: str) -> float | None:
+    number, um = number_of(size), _um_of(unit)
+    return number * um if number and um else None
 
 
 def _um_of(unit: str | None) -> float | None:
@@ -173,12 +147,3 @@ def _um_of(unit: str | None) -> float | None:
     text = re.sub(r"\\u00b5", "\u00b5", unit.strip(), flags=re.IGNORECASE).replace("\u00c2\u00b5", "\u00b5")
     plain = unicodedata.normalize("NFKC", text)
     return _UM.get(plain, _UM_BY_WORD.get(plain.lower().removesuffix("s")))
-
-
-def _ratio(value: Any) -> float | None:
-    """Returns a resolution tag as a number: TIFF's rational, or another type that a writer chose."""
-    numbers = value if isinstance(value, tuple) else (value, 1)
-    try:
-        return float(numbers[0]) / float(numbers[1]) or None
-    except (IndexError, TypeError, ValueError, ZeroDivisionError):
-        return None

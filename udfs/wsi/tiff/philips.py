@@ -9,14 +9,10 @@ from udfs.wsi.tiff.texts import DESCRIPTION, number_of, text_of
 _LEVELS = "./Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array/DataObject"
 
 
-def slide_spacing(root: Element) -> tuple[float, float] | None:
-    """Returns um/px of the slide along x and y; the same XML has the spacing of the label and macro images.
-
-    Args:
-        root: root of the XML.
-    """
+def slide_spacing(root: Element) -> tuple[float, float] | tuple[None, None]:
+    """Returns um/px of the slide along x and y. The same XML has the spacing of the label and macro images."""
     candidates = [*_slides(root), *(level for slide in _slides(root) for level in slide.iterfind(_LEVELS)), root]
-    return next((spacing for part in candidates if (spacing := _spacing(part))), None)
+    return next((spacing for part in candidates if (spacing := _spacing(part))), (None, None))
 
 
 def level_pages(tiff: Any, root: Element) -> list[Any]:
@@ -46,7 +42,7 @@ def _cut(full_px: int, downsample: float, padded_px: int, tile_px: int) -> int:
 def _slides(root: Element) -> list[Element]:
     """Returns the elements of whole slides among the scanned images."""
     images = root.iterfind("./Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject")
-    return [image for image in images if (_text(image, "PIM_DP_IMAGE_TYPE")).strip() == "WSI"]
+    return [image for image in images if _text(image, "PIM_DP_IMAGE_TYPE").strip() == "WSI"]
 
 
 def _spacing(part: Element) -> tuple[float, float] | None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+import numpy as np
+
 from udfs.wsi.errors import ErrorCode, SlideError
 from udfs.wsi.tiff.decode import UNCOMPRESSED
 from udfs.wsi.tiff.levels import downsample_of
@@ -21,7 +23,7 @@ _HEAD_CHARS = 4096  # of a description, in which writers name the picture
 
 
 def is_added(description: str) -> bool:
-    """Whether a picture's description names it a label, the whole glass slide or the like.
+    """Returns whether a picture's description names it a label, the whole glass slide or the like.
 
     The name is in the first line, or in the second after Aperio's; further lines may hold fields such as `Label: HE 12`.
     """
@@ -30,13 +32,10 @@ def is_added(description: str) -> bool:
     return any(_ADDED_LINE.match(line) for line in lines) or _ADDED_TYPE.search(head) is not None
 
 
-def directories_added(ome: Element | None) -> frozenset[int]:
-    """The numbers of the directories that OME-XML calls label, macro or the like."""
-    if ome is None:
-        return frozenset()
+def directories_added(ome: Element) -> set[int | None]:
+    """Returns the numbers of the directories that OME-XML calls label, macro or the like."""
     images = [image for image in ome.iterfind("{*}Image") if _ADDED_NAME.fullmatch(image.get("Name", ""))]
-    numbers = [directory_of(part, ome) for image in images for part in image.iterfind(".//{*}TiffData")]
-    return frozenset(number for number in numbers if number is not None)
+    return {directory_of(part, ome) for image in images for part in image.iterfind(".//{*}TiffData")}
 
 
 def warnings_of_added(added: Iterable[Any], pages: Iterable[Any]) -> list[str]:
@@ -45,8 +44,8 @@ def warnings_of_added(added: Iterable[Any], pages: Iterable[Any]) -> list[str]:
     if left_out is None or _area(left_out) <= max(_area(page) for page in pages):
         return []
     return [
-        f"its picture of {left_out.imagewidth} x {left_out.imagelength} px is the largest, but is called a label, a macro "
-        "image, a mask or the like: it is not read"
+        f"its picture of {_size(left_out)} is the largest, but is called a label, a macro image, a mask or the like: it is "
+        "not read"
     ]
 
 
@@ -57,51 +56,40 @@ def level_0_of(pages: Sequence[Any]) -> Any:
     one size, a mask in grey is not the slide.
     """
     base = max(pages, key=lambda page: (page.is_tiled, _area(page), page.samplesperpixel))
-    return max((page for page in pages if _is_smaller(base, page)), key=_area, default=base)
+    return max((page for page in pages if downsample_of(base, page)), key=_area, default=base)
 
 
 def check_pictures(tiff: Any, base: Any, pages: Sequence[Any]) -> list[str]:
-    """Refuse a file if nothing shows which picture is the slide.
+    """Refuses a file if nothing shows which picture is the slide.
 
     Sections, series of OME, focal planes, channels and time points are all pictures of about one size: to read one is to
     lose the others silently. A picture that is far larger than all others, or the largest and the only one in tiles, is the
     slide. It is read with a warning, because the others may be sections as well as macro images.
 
-    Args:
-        tiff: a `tifffile.TiffFile`.
-        base: the `tifffile.TiffPage` of level 0, from `level_0_of`.
-        pages: pages that may hold the slide or a level of it, without those that scanners are known to add.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        SlideError: `unsupported_format`, with the number of pictures.
+    `base` is the page of level 0, and one of `pages`, which may hold the slide or a level of it. Returns warnings. Raises
+    SlideError `unsupported_format` with the number of pictures.
     """
-    planes = _planes_behind(tiff, base)
+    if (planes := _planes_behind(tiff, base)) > 1:
+        raise _unclear(f"{planes} pictures of {_size(base)}", "bfconvert in.tif out_z%z_c%c_t%t.ome.tif")
     others = _others(tiff, base, pages)
-    size = f"{base.imagewidth} x {base.imagelength} px"
-    if planes > 1:
-        raise _unclear(f"{planes} pictures of {size}", "bfconvert in.tif out_z%z_c%c_t%t.ome.tif")
     if not others:
         return []
-    following = f"{others[0].imagewidth} x {others[0].imagelength} px"
-    count = 1 + len(others)
-    rivals = [page for page in others if _may_be_a_slide(page, base)]
-    if rivals and _CLEARLY * _area(rivals[0]) > _area(base):
-        page = "vips tiffsave 'in.tif[page=0]' out.tif --tile --pyramid --compression jpeg --bigtiff"
-        raise _unclear(f"{count} pictures, the largest of {size}, the next of {following}", page)
+    count, size, following = 1 + len(others), _size(base), _size(others[0])
+    rival = next((page for page in others if _may_be_a_slide(page, base)), None)
+    if rival and _CLEARLY * _area(rival) > _area(base):
+        command = "vips tiffsave 'in.tif[page=0]' out.tif --tile --pyramid --compression jpeg --bigtiff"
+        raise _unclear(f"{count} pictures, the largest of {size}, the next of {following}", command)
     if _area(others[0]) > _area(base):
-        return [
-            f"it holds {count} pictures: the largest in tiles, of {size}, is read, the largest in strips has {following}"
-        ]
-    return [f"it holds {count} pictures: the largest, of {size}, is read, the next is one of {following}"]
+        found = f"the largest in tiles, of {size}, is read, the largest in strips has {following}"
+    else:
+        found = f"the largest, of {size}, is read, the next is one of {following}"
+    return [f"it holds {count} pictures: {found}"]
 
 
 def _unclear(what: str, command: str) -> SlideError:
     return SlideError(
         ErrorCode.UNSUPPORTED_FORMAT,
-        f"it holds {what}: sections, series, focal planes, channels or time points, of which nothing tells which is the "
+        f"it holds {what}: sections, series, focal planes, channels or time points, and nothing shows which is the "
         f"slide. Write each to a file of its own, for example with `{command}`",
     )
 
@@ -109,13 +97,13 @@ def _unclear(what: str, command: str) -> SlideError:
 def _others(tiff: Any, base: Any, pages: Iterable[Any]) -> list[Any]:
     """Returns the pictures beside the slide, without their smaller copies, the largest first."""
     found: list[Any] = []
-    # Where OME's levels are SubIFDs, what has a directory of its own is a picture of its own, whatever its shape.
+    # If OME's levels are SubIFDs, a directory of its own is a picture of its own, whatever its shape.
     originals = [] if tiff.is_ome and base.pages else [base]
     for page in sorted(pages, key=_area, reverse=True):
         if page is base or len(page.treeindex) > 1 or _is_vendors(tiff, base, page):
             continue
         is_marked = bool(page.subfiletype & REDUCED)
-        if not any(_is_smaller(page, one) or (is_marked and _is_padded(page, one)) for one in originals):
+        if not any(downsample_of(page, one) or (is_marked and _is_padded(page, one)) for one in originals):
             found.append(page)
             originals.append(page)
     return found
@@ -135,25 +123,14 @@ def _is_vendors(tiff: Any, base: Any, page: Any) -> bool:
     return is_known and base.is_tiled and not page.is_tiled
 
 
-def _is_smaller(page: Any, original: Any) -> bool:
-    """Whether a page has the shape of another and fewer pixels: a level of it or a thumbnail."""
-    full_size_px = int(original.imagewidth), int(original.imagelength)
-    downsample = downsample_of(int(page.imagewidth), int(page.imagelength), full_size_px)
-    return downsample is not None and downsample > 1.5
-
-
 def _is_padded(page: Any, original: Any) -> bool:
     """Whether a page has whole tiles, and a half of another's edges, or a quarter and so on, to within one tile."""
-    if not page.is_tiled:
+    edges, full = (np.array([one.imagewidth, one.imagelength], np.int64) for one in (page, original))
+    tile = np.array([page.tilewidth, page.tilelength], np.int64)
+    if not page.is_tiled or min(*edges, *full, *tile) < 1 or (edges % tile).any():
         return False
-    sizes = [(int(one.imagewidth), int(one.imagelength)) for one in (page, original)]
-    tile = int(page.tilewidth), int(page.tilelength)
-    if min(*sizes[0], *sizes[1], *tile) < 1 or any(edge % side for edge, side in zip(sizes[0], tile, strict=True)):
-        return False
-    halvings = range(1, max(sizes[1]).bit_length())
-    return any(
-        all(abs(edge - full / 2**n) < side for edge, full, side in zip(*sizes, tile, strict=True)) for n in halvings
-    )
+    halved = full / 2.0 ** np.arange(1, int(full.max()).bit_length())[:, None]
+    return bool((abs(halved - edges) < tile).all(axis=1).any())
 
 
 def _planes_behind(tiff: Any, base: Any) -> int:
@@ -166,6 +143,10 @@ def _planes_behind(tiff: Any, base: Any) -> int:
             end = int(base.dataoffsets[0]) + int(series.nbytes)
             return int(planes) if end <= tiff.filehandle.size else 1
     return 1
+
+
+def _size(page: Any) -> str:
+    return f"{page.imagewidth} x {page.imagelength} px"
 
 
 def _area(page: Any) -> int:

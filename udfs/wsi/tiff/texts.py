@@ -24,18 +24,17 @@ class Texts:
     @property
     def vendor(self) -> str | None:
         """The maker of the scanner; None if it is unknown."""
-        names = {"scn": "leica", "DataObject": "philips", "iScan": "ventana"}
-        for name in (*self.xml, *self.broken):
-            if name in names:
-                return names[name]
+        for name, vendor in {"scn": "leica", "DataObject": "philips", "iScan": "ventana"}.items():
+            if name in self.xml or name in self.broken:
+                return vendor
         if self.description.startswith("Aperio"):
             return "aperio"
         return "trestle" if self.software.startswith("MedScan") else None
 
     @property
     def warnings(self) -> list[str]:
-        """A warning for each XML that can't be parsed."""
-        return [f"its {_XML[name]} can't be parsed ({error}) and is not used" for name, error in self.broken.items()]
+        """A warning for each XML that cannot be parsed."""
+        return [f"its {_XML[name]} cannot be parsed ({error}) and is not used" for name, error in self.broken.items()]
 
 
 def texts_of(first: Any) -> Texts:
@@ -74,7 +73,7 @@ def number_of(text: str | None) -> float | None:
 
 
 def directory_of(plane: Element, root: Element) -> int | None:
-    """The directory of this file that a TiffData element of OME-XML begins at.
+    """Returns the directory of this file that a TiffData element of OME-XML begins at.
 
     None if its UUID is that of another file, or it gives no directory.
     """
