@@ -4,13 +4,13 @@ The trainer takes them with jobs.training.patches.window_feed.WindowFeed(FOLDER)
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
@@ -25,17 +25,9 @@ from jobs.runtime.settings.job_sections import PatchesSettings
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
 from jobs.training.patches.from_tables import patches_of_tables
-from jobs.training.patches.patch_units import Skipped, Unit, UnitPlan, cut_units
+from jobs.training.patches.patch_units import Skipped, Unit, cut_units
 from jobs.training.patches.selection import PatchSpec
-from jobs.training.patches.windows import (
-    Manifest,
-    WindowFolder,
-    WindowPlan,
-    put_json,
-    windows_of_epoch,
-    write_spec,
-    write_window,
-)
+from jobs.training.patches.windows import Manifest, WindowFolder, WindowPlan, windows_of_epoch, write_window
 from jobs.training.refusals import FeedError
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import StorageOptions
@@ -43,6 +35,7 @@ from udfs.wsi.store import StorageOptions
 JOB = Job("patches", reads=("slides", "tiles", "indexes", "patients"))
 _log = logging.getLogger("slidelake.patches")
 _POLL_S = 0.1
+_RESULT = ("path", "code", "message")  # of a task: the file, or the error of a slide
 _SAME = ("fingerprint", "n_patches", "window_patches", "unit_patches", "seed")  # in every run on one folder
 
 
@@ -74,40 +67,38 @@ def read_ahead(
 
     Raises:
         ConfigError: the folder holds windows of other patches or settings.
-        SlideError: a slide can't be read and on_bad_slide is "raise"; names the slide. The trainer gets the message, too.
+        SlideError: a slide cannot be read and on_bad_slide is "raise"; names the slide. The trainer gets the message, too.
         TimeoutError: the trainer took no window for `patience_s`.
     """
     folder = WindowFolder(str(settings.folder))
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.failed.unlink(missing_ok=True)
     try:
-        units = cut_units(spec, settings.unit_patches, storage_options, settings.on_bad_slide)
-        plan = _write_plan(folder, spec, units, settings, min(slots(spark), settings.most_unread))
-        written = _write_windows(spark, folder, plan, units, settings, storage_options or {})
+        units, skipped = cut_units(spec, settings.unit_patches, storage_options, settings.on_bad_slide)
+        windows = [
+            windows_of_epoch(units, settings.window_patches, settings.seed, epoch) for epoch in range(settings.epochs)
+        ]
+        plan = WindowPlan(
+            fingerprint=spec.fingerprint,
+            window_sizes=[[sum(len(unit.patches) for unit in window) for window in epoch] for epoch in windows],
+            n_parallel=min(slots(spark), settings.most_unread),
+            skipped=skipped,
+            **settings.model_dump(include={"window_patches", "unit_patches", "most_unread", "seed"}),
+        )
+        _check_same(folder, plan)
+        folder.sweep()
+        folder.write_plan(plan, spec)
+        written = _write_windows(spark, folder, plan, windows, settings, storage_options or {})
     except ConfigError:
         raise
     except BaseException as error:
-        put_json(folder.failed, {"why": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"})
+        folder.put(folder.failed, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
         raise
     folder.sweep()
     return written
 
 
-def _write_plan(
-    folder: WindowFolder, spec: PatchSpec, units: UnitPlan, settings: PatchesSettings, n_parallel: int
-) -> WindowPlan:
-    """Write the plan; if there is one, it must be the same."""
-    plan = WindowPlan(
-        fingerprint=spec.fingerprint,
-        n_patches=units.n_patches,
-        n_windows=tuple(
-            len(windows_of_epoch(units.units, settings.window_patches, settings.seed, epoch))
-            for epoch in range(settings.epochs)
-        ),
-        n_parallel=n_parallel,
-        skipped=units.skipped,
-        **settings.model_dump(include={"window_patches", "unit_patches", "most_unread", "seed"}),
-    )
+def _check_same(folder: WindowFolder, plan: WindowPlan) -> None:
     existing = folder.read_plan() if folder.plan.exists() else plan
     for name in _SAME:
         if getattr(existing, name) != getattr(plan, name):
@@ -115,25 +106,20 @@ def _write_plan(
                 f"{folder.root} holds windows of another run ({name} {getattr(existing, name)}, now {getattr(plan, name)}): "
                 "empty it, or give patches.folder another path"
             )
-    folder.sweep()
-    write_spec(folder, spec)
-    put_json(folder.plan, plan)
-    return plan
 
 
 def _write_windows(
     spark: SparkSession,
     folder: WindowFolder,
     plan: WindowPlan,
-    units: UnitPlan,
+    windows: Sequence[Sequence[Sequence[Unit]]],
     settings: PatchesSettings,
     options: StorageOptions,
 ) -> WindowsWritten:
     """Write all windows that are neither unread nor done, in the order in which the trainer wants them."""
-    epochs, written = range(len(plan.n_windows)), WindowsWritten()
-    for image_id, (n_patches, reason) in units.skipped.items():
-        written.skipped.add(image_id, n_patches * len(epochs), reason)
-    under_way: dict[Future[Manifest], tuple[int, int]] = {}  # epoch and window
+    epochs, written = range(len(windows)), WindowsWritten()
+    written.skipped.add_all(plan.skipped, times=len(epochs))
+    under_way: dict[Future[Path], tuple[int, int]] = {}  # epoch and window
     screen, total = terminal(), plan.n_patches * len(epochs)
     with (
         ThreadPoolExecutor(plan.n_parallel, "slidelake-windows") as pool,
@@ -141,38 +127,40 @@ def _write_windows(
     ):
 
         def collect(timeout_s: float) -> None:
-            """Write the manifests of windows that are whole."""
+            """Give windows that are whole their names."""
             for future in wait(under_way, timeout_s, FIRST_COMPLETED).done:
-                manifest = future.result()
-                put_json(folder.manifest(*under_way[future]), manifest)
+                manifest = Manifest.read(future.result())
+                future.result().rename(folder.window(*under_way[future]))
                 del under_way[future]  # once it counts as unread, so that it counts at every moment
                 written.read += manifest.n_patches
-                for image_id, (n_patches, reason) in manifest.skipped.items():
-                    written.skipped.add(image_id, n_patches, reason)
+                written.skipped.add_all(manifest.skipped)
                 bar.update(manifest.n_patches)
+
+        def wait_for_room() -> None:
+            since, before = time.monotonic(), -1
+            while (now := folder.unread(epochs) + len(under_way)) >= plan.most_unread:
+                if now != before or under_way:
+                    since, before = time.monotonic(), now
+                elif time.monotonic() - since > settings.patience_s:
+                    raise TimeoutError(
+                        f"no trainer took a window of {folder.root} in {settings.patience_s:g} s: start one, then this again"
+                    )
+                if under_way:
+                    collect(_POLL_S)
+                else:
+                    time.sleep(_POLL_S)
 
         try:
             for epoch in epochs:
                 folder.epoch(epoch).mkdir(exist_ok=True)
-                windows = windows_of_epoch(units.units, plan.window_patches, plan.seed, epoch)
-                for window, of_window in enumerate(windows):
-                    if folder.manifest(epoch, window).exists() or folder.done(epoch, window).exists():
+                for window, units in enumerate(windows[epoch]):
+                    if folder.window(epoch, window).exists() or folder.done(epoch, window).exists():
                         continue
-                    since, before = time.monotonic(), -1
-                    while (now := folder.unread(epochs) + len(under_way)) >= plan.most_unread:
-                        if now != before or under_way:
-                            since, before = time.monotonic(), now
-                        elif time.monotonic() - since > settings.patience_s:
-                            raise TimeoutError(
-                                f"no trainer took a window of {folder.root} in {settings.patience_s:g} s: start one, then this "
-                                "again"
-                            )
-                        if under_way:
-                            collect(_POLL_S)
-                        else:
-                            time.sleep(_POLL_S)
-                    job = pool.submit(_one_window, spark, folder, epoch, window, of_window, settings, options)
-                    under_way[job] = epoch, window
+                    wait_for_room()
+                    under_way[pool.submit(_one_window, spark, folder, epoch, window, units, settings, options)] = (
+                        epoch,
+                        window,
+                    )
                     collect(0)
             while under_way:
                 collect(_POLL_S)
@@ -190,23 +178,24 @@ def _one_window(
     units: Sequence[Unit],
     settings: PatchesSettings,
     options: StorageOptions,
-) -> Manifest:
-    """Write a window by a Spark job of one task."""
-    seed, on_bad_slide = settings.seed, settings.on_bad_slide
+) -> Path:
+    """Read a window by a Spark job of one task; returns the file that the task wrote."""
+    seed, on_bad_slide = (settings.seed, epoch, window), settings.on_bad_slide
 
     def run(_: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        path, code, message = None, None, None
         try:
-            result: dict[str, object] = asdict(write_window(folder, epoch, window, units, seed, options, on_bad_slide))
+            path = str(write_window(folder.epoch(epoch), units, seed, options, on_bad_slide))
         except SlideError as error:  # the task ends well: another attempt would meet the same slide
-            result = {"code": error.code.value, "message": error.message}
-        yield pa.RecordBatch.from_pydict({"result": [json.dumps(result)]})
+            code, message = error.code.value, error.message
+        yield pa.RecordBatch.from_arrays([pa.array([each], pa.string()) for each in (path, code, message)], _RESULT)
 
     spark.sparkContext.setJobDescription(f"patches: epoch {epoch}, window {window}")  # of the jobs of this thread
-    [row] = spark.range(0, 1, 1, 1).mapInArrow(run, "result string").collect()
-    result = json.loads(row.result)
-    if "code" in result:
-        raise SlideError(ErrorCode(result["code"]), result["message"])
-    return Manifest(**result)
+    schema = ", ".join(f"{name} string" for name in _RESULT)
+    [result] = spark.range(0, 1, 1, 1).mapInArrow(run, schema).collect()
+    if result.code:
+        raise SlideError(ErrorCode(result.code), result.message)
+    return Path(result.path)
 
 
 def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:

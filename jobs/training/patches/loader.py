@@ -1,15 +1,16 @@
 """The loader on one machine: workers read units, a shuffle buffer mixes them, every patch comes once per epoch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from jobs.training.patches.batch import PatchBatch, PatchFeed
-from jobs.training.patches.meter import Meter
-from jobs.training.patches.order import EpochOrder, Numbers, epoch_order
-from jobs.training.patches.patch_units import OnBadSlide, Skipped, Unit, UnitRead, cut_units
+from jobs.training.patches.batch import Loading, PatchBatch, PatchFeed
+from jobs.training.patches.order import EpochOrder, Numbers, epoch_order, mixing
+from jobs.training.patches.patch_units import OnBadSlide, Skipped, Unit, cut_units
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.unit_workers import UnitWorkers
 from jobs.training.refusals import refuse_workers
@@ -27,6 +28,8 @@ class PatchLoader(PatchFeed):
     The batches of an epoch follow from the spec, `unit_patches`, `buffer_patches`, `batch_size`, the seed and the number of
     the epoch. They do not depend on `n_parallel`.
     """
+
+    _unit_of: Numbers
 
     def __init__(
         self,
@@ -54,15 +57,15 @@ class PatchLoader(PatchFeed):
                 shuffles perfectly.
             seed: of the order of all epochs.
             classes: the labels in the order of the outputs of the model; None: `spec.classes`.
-            on_bad_slide: what happens at a slide that can't be read. "raise" ends the epoch with its name; "skip" goes on without
-                the unit, says so, and counts its patches in `skipped` and in the meter. Its batches are then smaller.
+            on_bad_slide: what happens at a slide that cannot be read. "raise" ends the epoch with its name; "skip" goes on
+                without the unit, says so, and counts its patches in `skipped` and in the meter. Batches are then smaller.
             storage_options: of the slides, for fsspec.
             meter_file: takes a line of JSON per epoch.
             say: takes the meter's line of text per epoch; None: to stderr.
 
         Raises:
             ValueError: a number below 1, or a label that is none of `classes`.
-            SlideError: a slide can't be opened and on_bad_slide is "raise".
+            SlideError: a slide cannot be opened and on_bad_slide is "raise".
         """
         if buffer_patches is None:
             buffer_patches = max(1, _BUFFER_BYTES // spec.patch_bytes)
@@ -73,9 +76,9 @@ class PatchLoader(PatchFeed):
         super().__init__(spec, batch_size, n_parallel, classes, meter_file, say)
         self.seed = seed
         self._on_bad_slide, self._options = on_bad_slide, storage_options
-        plan = cut_units(spec, unit_patches, storage_options, on_bad_slide)
-        self._units, self._unopened, self.n_patches = plan.units, plan.skipped, plan.n_patches
-        self.skipped = plan.skipped
+        self._units, self._unopened = cut_units(spec, unit_patches, storage_options, on_bad_slide)
+        self.skipped = self._unopened
+        self.n_patches = sum(len(unit.patches) for unit in self._units)
         self.buffer_patches = min(buffer_patches, max(self.n_patches, 1))
         self._unit_of = np.zeros(len(spec), np.int64)
         for i, unit in enumerate(self._units):
@@ -102,31 +105,24 @@ class PatchLoader(PatchFeed):
 
     def mixing(self, epoch: int) -> tuple[float, float]:
         """How well an epoch is mixed by slide and by unit, 1 as a perfect shuffle: see `order.mixing`."""
-        by_slide, by_unit = self._mixing(self.order(epoch).patches)
-        assert by_unit is not None  # the loader knows its units
-        return by_slide, by_unit
+        patches = self.order(epoch).patches
+        return mixing(self.spec.slide[patches], self.batch_size), mixing(self._unit_of[patches], self.batch_size)
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[PatchBatch]:
         """The batches of an epoch. A resumed trainer passes `first_step` and gets the batches from that step on.
 
         Raises:
             FeedError: in one of several workers of a DataLoader, because the loader has workers of its own.
-            SlideError: a slide can't be read and on_bad_slide is "raise"; names the slide.
+            SlideError: a slide cannot be read and on_bad_slide is "raise"; names the slide.
             RuntimeError: a worker died; or a patch is missing or comes twice, which is a fault of slidelake.
         """
         refuse_workers("PatchLoader", "iterate over it in the trainer's own process, with num_workers=0")
         if not 0 <= first_step <= self.n_steps:
             raise ValueError(f"first_step = {first_step}: an epoch has {self.n_steps} steps")
-        meter = Meter(number, self.batch_size, self.n_parallel)
         skipped = self.skipped = Skipped(self._unopened)
-        order = self.order(number)
-        wanted = order.patches[first_step * self.batch_size :]
-        is_wanted = np.zeros(len(self.spec), bool)
-        is_wanted[wanted] = True
-        masks = ((self._units[i], is_wanted[self._units[i].patches]) for i in order.units)
-        units = [unit.only(mask) for unit, mask in masks if mask.any()]
-        n_due = len(wanted) + self._unopened.n_patches
-        yield from self._deliver(self._batches(units, wanted, meter, skipped), n_due, meter, skipped)
+        n_due = max(self.n_patches - first_step * self.batch_size, 0) + skipped.n_patches
+        loading = Loading(skipped)
+        yield from self._deliver(number, self._batches(number, first_step, loading), n_due, loading)
 
     def close(self) -> None:
         """End the workers and free their memory; the next epoch starts others."""
@@ -134,24 +130,48 @@ class PatchLoader(PatchFeed):
             self._spare.end()
         self._spare = None
 
-    def _batches(self, units: Sequence[Unit], wanted: Numbers, meter: Meter, skipped: Skipped) -> Iterator[PatchBatch]:
-        with self._workers() as workers, closing(workers.read(units)) as results:
-            for start in range(0, len(wanted), self.batch_size):
-                patches = wanted[start : start + self.batch_size]
-                pixels = np.empty((len(patches), self.spec.patch_px, self.spec.patch_px, 3), np.uint8)
-                read: list[int] = []
-                for patch in patches.tolist():
-                    while patch not in workers:
-                        result = next(results, None)
-                        if result is None:
-                            raise RuntimeError(f"all units came, and patch {patch} with none of them: report it")
-                        self._count(*result, meter, skipped)
-                    if workers.take(patch, pixels[len(read)]):
-                        read.append(patch)
-                if read:
-                    yield self._batch(np.array(read, np.int64), pixels[: len(read)])
-            if next(results, None):
-                raise RuntimeError("more units came than the epoch has: report it")
+    def _batches(self, epoch: int, first_step: int, loading: Loading) -> Iterator[PatchBatch]:
+        order, edge = self.order(epoch), self.spec.patch_px
+        wanted = order.patches[first_step * self.batch_size :]
+        is_wanted = np.zeros(len(self.spec), bool)
+        is_wanted[wanted] = True
+        masks = ((self._units[i], is_wanted[self._units[i].patches]) for i in order.units)
+        units = [unit.only(mask) for unit, mask in masks if mask.any()]
+        read: list[int] = []  # the patches of a batch
+        with self._workers() as workers, closing(self._drawn(workers, units, wanted, loading)) as drawn:
+            for n_drawn, (patch, pixels) in enumerate(drawn, 1):
+                if not read:
+                    batch = np.empty((self.batch_size, edge, edge, 3), np.uint8)
+                if pixels is not None:
+                    batch[len(read)] = pixels
+                    read.append(patch)
+                if read and (n_drawn % self.batch_size == 0 or n_drawn == len(wanted)):
+                    yield self._batch(np.array(read, np.int64), batch[: len(read)])
+                    read = []
+
+    def _drawn(
+        self, workers: UnitWorkers, units: Sequence[Unit], wanted: Numbers, loading: Loading
+    ) -> Generator[tuple[int, NDArray[np.uint8] | None]]:
+        """The patches in the order `wanted`, int64 [n], each with its pixels in shared memory, or None if it is skipped."""
+        rest = deque(wanted.tolist())
+        slot_of: dict[int, int] = {}  # by patch
+        is_bad: set[int] = set()
+        with closing(workers.read(units)) as results:
+            for unit, slots, result in results:
+                if result.error and self._on_bad_slide == "raise":
+                    raise result.error
+                if result.error:
+                    loading.skipped.add(unit.image_id, len(unit.patches), str(result.error), announce=True)
+                    is_bad.update(unit.patches.tolist())
+                else:
+                    loading.n_patches += len(unit.patches)
+                    loading.seconds += result.seconds
+                slot_of.update(zip(unit.patches.tolist(), slots.tolist(), strict=True))
+                while rest and rest[0] in slot_of:
+                    patch = rest.popleft()
+                    slot = slot_of.pop(patch)
+                    yield patch, None if patch in is_bad else workers.pixels[slot]
+                    workers.free.append(slot)
 
     @contextmanager
     def _workers(self) -> Iterator[UnitWorkers]:
@@ -163,24 +183,10 @@ class PatchLoader(PatchFeed):
             workers = UnitWorkers(self.n_parallel, self._prefetch, self._n_slots, self.spec.patch_px, self._options)
         try:
             yield workers
-        except RuntimeError as error:
-            if workers.usable:
-                raise
-            raise RuntimeError(
-                f"{error} at a unit of {workers.under_way}: if the process ran out of memory, lower n_parallel"
-            ) from None
-        else:
-            self._spare, workers = workers, None
-        finally:
-            if workers:
-                workers.end()
-
-    def _count(self, unit: Unit, result: UnitRead, meter: Meter, skipped: Skipped) -> None:
-        if result.error and self._on_bad_slide == "raise":
-            raise result.error
-        if result.error:
-            skipped.add(unit.image_id, len(unit.patches), str(result.error), announce=True)
-        elif result.n_patches != len(unit.patches):
-            raise RuntimeError(f"{result.n_patches} patches came instead of {len(unit.patches)}: report it")
-        else:
-            meter.loaded(result.n_patches, result.seconds)
+        except BaseException as error:
+            text = "" if workers.usable else f"{error} at a unit of {workers.under_way}"
+            workers.end()
+            if text and isinstance(error, RuntimeError):
+                raise RuntimeError(f"{text}: if the process ran out of memory, lower n_parallel") from None
+            raise
+        self._spare = workers

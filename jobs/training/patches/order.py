@@ -6,6 +6,7 @@ The order follows from the units, the size of the buffer, the seed and the epoch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +52,11 @@ def epoch_order(units: Sequence[Numbers], buffer_patches: int, seed: int, epoch:
     return EpochOrder(sequence, np.array(patches, np.int64))
 
 
-def mixing(groups: Numbers, batch_size: int) -> float:
+def mixing(groups: NDArray[np.integer[Any]], batch_size: int) -> float:
     """How well an order mixes: the mean number of distinct groups per batch, divided by that of a perfect shuffle.
 
     Args:
-        groups: int64 [n], the slide or unit of each patch, in the order in which the patches come.
+        groups: int [n], the slide or unit of each patch, in the order in which the patches come.
         batch_size: patches per batch. The last batch is left out if it is smaller.
 
     Returns:

@@ -1,7 +1,7 @@
 """Units of neighbouring patches: how a spec is cut into them, and how one is read."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -45,7 +45,6 @@ class Unit:
 class UnitRead:
     """The result of reading a unit."""
 
-    n_patches: int  # all of the unit, or 0
     seconds: float  # that the worker took
     error: SlideError | None = None
 
@@ -60,36 +59,31 @@ class Skipped(dict[str, tuple[int, str]]):
         if announce and not before:
             print(f"slidelake: {image_id}: {n_patches:,} patches skipped: {reason}", file=sys.stderr)
 
+    def add_all(self, others: Mapping[str, tuple[int, str]], times: int = 1, *, announce: bool = False) -> None:
+        """Count the patches of several slides, each `times` over."""
+        for image_id, (n_patches, reason) in others.items():
+            self.add(image_id, times * n_patches, reason, announce=announce)
+
     @property
     def n_patches(self) -> int:
         """Patches of all slides."""
         return sum(patches for patches, _ in self.values())
 
 
-@dataclass(frozen=True, eq=False)
-class UnitPlan:
-    """All units of a spec."""
-
-    units: tuple[Unit, ...]
-    skipped: Skipped  # slides without units; 0 patches if their number is unknown
-
-    @property
-    def n_patches(self) -> int:
-        """Patches of all units."""
-        return sum(len(unit.patches) for unit in self.units)
-
-
 def cut_units(
     spec: PatchSpec, unit_patches: int, storage_options: StorageOptions | None, on_bad_slide: OnBadSlide
-) -> UnitPlan:
+) -> tuple[list[Unit], Skipped]:
     """Cut the patches of each slide into units that share as few blocks as possible.
 
     Args:
         spec: the patches. Only slides whose levels or index the spec does not hold are opened.
         unit_patches: most patches per unit.
         storage_options: of the slides, for fsspec.
-        on_bad_slide: what happens at a slide that can't be opened or read at the spacing of the spec. "raise" raises its
+        on_bad_slide: what happens at a slide that cannot be opened or read at the spacing of the spec. "raise" raises its
             error; "skip" leaves its patches out and says so on stderr.
+
+    Returns:
+        The units, and the slides without units; of a slide in `spec.left_out` the number of patches is 0: it is not known.
 
     Raises:
         SlideError: names the slide.
@@ -115,7 +109,7 @@ def cut_units(
                 raise found
             else:
                 skipped.add(spec.slides[number].image_id, len(rows[number]), str(found), announce=True)
-    return UnitPlan(tuple(units), skipped)
+    return units, skipped
 
 
 def reading_of(
@@ -124,7 +118,7 @@ def reading_of(
     """How patches of this size at `mpp`, or of `level` if `mpp` is None, are read from a slide.
 
     Raises:
-        SlideError: the slide has no such level, or can't be read at `mpp`.
+        SlideError: the slide has no such level, or cannot be read at `mpp`.
     """
     if mpp is not None:
         return plan_reading(downsamples, patch_px, slide_mpp, mpp, "mpp")
@@ -139,25 +133,29 @@ def reading_of(
 def read_unit(
     unit: Unit, storage_options: StorageOptions | None, out: NDArray[np.uint8], slots: NDArray[np.int64]
 ) -> UnitRead:
-    """Read a unit. Never raises: the error of a slide that can't be read is in the result and names the slide.
+    """Read a unit. The error of a slide that cannot be read is in the result and names the slide.
 
     Args:
         unit: the patches.
         storage_options: of the slides, for fsspec.
         out: uint8 [k, patch_px, patch_px, 3], where the pixels go. New memory per unit would cost more than reading it.
         slots: int64 [m], the place in `out` of each patch of the unit.
+
+    Raises:
+        RuntimeError: fewer patches came than the unit has, which is a fault of slidelake.
     """
-    begun = perf_counter()
+    begun, n_patches = perf_counter(), 0
     try:
         index = SlideIndex.from_bytes(unit.index) if unit.index else None
-        n_patches = 0
         with open_slide(unit.uri, storage_options, index=index) as slide:
             for i, region in slide.read_tiles(unit.xy_px, unit.region_px, unit.level):
                 out[slots[i]] = resample(region, unit.patch_px)
                 n_patches += 1
     except Exception as error:
-        return UnitRead(0, perf_counter() - begun, _naming_slide(error, unit.image_id, unit.uri, storage_options))
-    return UnitRead(n_patches, perf_counter() - begun)
+        return UnitRead(perf_counter() - begun, _naming_slide(error, unit.image_id, unit.uri, storage_options))
+    if n_patches != len(slots):
+        raise RuntimeError(f"{unit.image_id}: {n_patches} patches came instead of {len(slots)}: report it")
+    return UnitRead(perf_counter() - begun)
 
 
 def _naming_slide(error: Exception, image_id: str, uri: str, storage_options: StorageOptions | None) -> SlideError:
