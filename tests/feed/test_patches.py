@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from jobs.training.patches.batch import PatchBatch
 from jobs.training.patches.loader import PatchLoader
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
-from jobs.training.patches.patch_units import Unit, UnitRead
+from jobs.training.patches.patch_units import Unit
 from jobs.training.patches.selection import PatchSpec, SlideSource
 from jobs.training.patches.unit_workers import UnitWorkers
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
@@ -141,19 +141,19 @@ def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monk
         class Broken(UnitWorkers):
             """Loses or doubles some units."""
 
-            def read(self, units: Sequence[Unit]) -> Generator[tuple[Unit, NDArray[np.int64], UnitRead], None, None]:
-                yield from super().read(change(list(units)))
+            def draw(self, units: Sequence[Unit], *arguments: Any) -> Any:
+                return super().draw(change(list(units)), *arguments)
 
         monkeypatch.setattr(loader_module, "UnitWorkers", Broken)
         list(PatchLoader(spec, 10, unit_patches=5, buffer_patches=100, say=said).epoch(0))
 
     broken(list)
-    with pytest.raises(RuntimeError, match="patches came, .* of 100: report it"):
+    with pytest.raises(RuntimeError, match=r"patches came, .* of 100: report it"):
         broken(lambda units: [*units[:3], units[2], *units[4:]])
-    with pytest.raises(RuntimeError, match="patches came, .* of 100: report it"):
+    with pytest.raises(RuntimeError, match=r"patches came, .* of 100: report it"):
         broken(lambda units: units[:-1])
 
-    def fewer(slide: object, xy_px: NDArray[np.int64], *arguments: Any) -> Any:
+    def fewer(slide: Slide, xy_px: NDArray[np.int64], *arguments: Any) -> Any:
         return read_tiles(slide, xy_px[:4], *arguments)
 
     read_tiles = Slide.read_tiles
@@ -170,7 +170,7 @@ def test_a_patch_that_is_lost_or_doubled_on_the_way_raises(spec: PatchSpec, monk
 
     monkeypatch.setattr(loader_module, "epoch_order", doubled)
     with pytest.raises(
-        RuntimeError, match="90 patches came, 90 of them distinct, and 0 were skipped, of 100: report it"
+        RuntimeError, match="99 patches came, 99 of them distinct, and 0 were skipped, of 100: report it"
     ):
         list(PatchLoader(spec, 10, n_parallel=1, unit_patches=5, say=said).epoch(0))
 

@@ -44,7 +44,15 @@ def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambd
     thread.start()
     home = os.getpid()
     try:
-        while isinstance(entry := _entry(made, home), tuple):
+        while True:
+            if os.getpid() != home:
+                raise RuntimeError(
+                    f"an iterator of process {home} can't go on in process {os.getpid()}, which was forked from it: begin it "
+                    "in the process that uses the items"
+                )
+            entry = made.get()
+            if not isinstance(entry, tuple):
+                break
             free.release()
             yield entry[0]
             del entry
@@ -56,12 +64,3 @@ def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambd
             stop()
             free.release()
             thread.join()
-
-
-def _entry(made: "SimpleQueue[tuple[Item] | BaseException | None]", home: int) -> tuple[Item] | BaseException | None:
-    if os.getpid() != home:
-        raise RuntimeError(
-            f"an iterator of process {home} can't go on in process {os.getpid()}, which was forked from it: begin it in the "
-            "process that uses the items"
-        )
-    return made.get()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import Numbers, mixing
-from jobs.training.patches.patch_units import Skipped
+from jobs.training.patches.patch_units import Loaded
 from jobs.training.patches.selection import PatchSpec
 from udfs.wording import named
 
@@ -30,15 +30,6 @@ class PatchBatch:
 
     def __len__(self) -> int:
         return len(self.image_id)
-
-
-@dataclass
-class Loading:
-    """What all workers together have loaded in an epoch."""
-
-    skipped: Skipped
-    n_patches: int = 0
-    seconds: float = 0.0
 
 
 class PatchFeed:
@@ -61,7 +52,9 @@ class PatchFeed:
         self.spec, self.batch_size, self.n_parallel = spec, batch_size, n_parallel
         self.classes = tuple(spec.classes if classes is None else classes)
         self.readings: list[MeterReading] = []
-        self.skipped = Skipped()  # patches of the last epoch
+        self.skipped: dict[
+            str, tuple[int, str]
+        ] = {}  # in the last epoch, by image_id: number of patches, and the reason
         self._unit_of: Numbers | None = None  # int64 [n], the unit of each patch, if it is known
         self._meter_file, self._say = meter_file, say or (lambda text: print(f"slidelake: {text}", file=sys.stderr))
         codes: dict[str | None, int] = {label: code for code, label in enumerate(self.classes)}
@@ -85,7 +78,7 @@ class PatchFeed:
             torch.from_numpy(patches),
         )
 
-    def _deliver(self, epoch: int, batches: Iterable[PatchBatch], n_due: int, loading: Loading) -> Iterator[PatchBatch]:
+    def _deliver(self, epoch: int, batches: Iterable[PatchBatch], n_due: int, loaded: Loaded) -> Iterator[PatchBatch]:
         """Hand out the batches of an epoch; check that each of `n_due` patches came once or was skipped; keep the reading."""
         begun = asked = perf_counter()
         waits_s, steps_s, patches = list[float](), list[float](), [np.zeros(0, np.int64)]
@@ -96,7 +89,7 @@ class PatchFeed:
             yield batch
             asked = perf_counter()
             steps_s.append(asked - ready)
-        order, n_skipped = np.concatenate(patches), loading.skipped.n_patches
+        order, n_skipped = np.concatenate(patches), loaded.n_skipped
         n_distinct = len(np.unique(order))
         if n_distinct != len(order) or len(order) + n_skipped != n_due:
             raise RuntimeError(
@@ -111,7 +104,7 @@ class PatchFeed:
             n_patches=len(order),
             n_skipped=n_skipped,
             t_step=sum(steps_s) / max(len(steps_s), 1),
-            t_load=loading.seconds / max(loading.n_patches, 1),
+            t_load=loaded.seconds / max(loaded.n_patches, 1),
             waited_s=sum(waits_s[1:]),
             first_batch_s=sum(waits_s[:1]),
             seconds=perf_counter() - begun,

@@ -1,16 +1,16 @@
 """The loader on one machine: workers read units, a shuffle buffer mixes them, every patch comes once per epoch."""
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from jobs.training.patches.batch import Loading, PatchBatch, PatchFeed
+from jobs.training.patches.batch import PatchBatch, PatchFeed
 from jobs.training.patches.order import EpochOrder, Numbers, epoch_order, mixing
-from jobs.training.patches.patch_units import OnBadSlide, Skipped, Unit, cut_units
+from jobs.training.patches.patch_units import Loaded, OnBadSlide, cut_units, read_unit
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.unit_workers import UnitWorkers
 from jobs.training.refusals import refuse_workers
@@ -75,9 +75,8 @@ class PatchLoader(PatchFeed):
                 raise ValueError(f"{name} = {number}: must be at least 1")
         super().__init__(spec, batch_size, n_parallel, classes, meter_file, say)
         self.seed = seed
-        self._on_bad_slide, self._options = on_bad_slide, storage_options
         self._units, self._unopened = cut_units(spec, unit_patches, storage_options, on_bad_slide)
-        self.skipped = self._unopened
+        self.skipped = self._unopened.skipped
         self.n_patches = sum(len(unit.patches) for unit in self._units)
         self.buffer_patches = min(buffer_patches, max(self.n_patches, 1))
         self._unit_of = np.zeros(len(spec), np.int64)
@@ -87,6 +86,7 @@ class PatchLoader(PatchFeed):
         # two units per worker, and units for two batches while the trainer is at its step; as many for each worker
         self._prefetch = 2 + -(-2 * -(-batch_size // largest) // n_parallel)
         self._n_slots = max(self.buffer_patches, largest) + self._prefetch * n_parallel * largest
+        self._read_unit = partial(read_unit, storage_options=storage_options, on_bad_slide=on_bad_slide)
         self._spare: UnitWorkers | None = None
 
     @property
@@ -119,10 +119,11 @@ class PatchLoader(PatchFeed):
         refuse_workers("PatchLoader", "iterate over it in the trainer's own process, with num_workers=0")
         if not 0 <= first_step <= self.n_steps:
             raise ValueError(f"first_step = {first_step}: an epoch has {self.n_steps} steps")
-        skipped = self.skipped = Skipped(self._unopened)
-        n_due = max(self.n_patches - first_step * self.batch_size, 0) + skipped.n_patches
-        loading = Loading(skipped)
-        yield from self._deliver(number, self._batches(number, first_step, loading), n_due, loading)
+        loaded = Loaded()
+        loaded.add(self._unopened)
+        self.skipped = loaded.skipped
+        n_due = max(self.n_patches - first_step * self.batch_size, 0) + loaded.n_skipped
+        yield from self._deliver(number, self._batches(number, first_step, loaded), n_due, loaded)
 
     def close(self) -> None:
         """End the workers and free their memory; the next epoch starts others."""
@@ -130,48 +131,22 @@ class PatchLoader(PatchFeed):
             self._spare.end()
         self._spare = None
 
-    def _batches(self, epoch: int, first_step: int, loading: Loading) -> Iterator[PatchBatch]:
-        order, edge = self.order(epoch), self.spec.patch_px
-        wanted = order.patches[first_step * self.batch_size :]
+    def _batches(self, epoch: int, first_step: int, loaded: Loaded) -> Iterator[PatchBatch]:
+        order, size, edge = self.order(epoch), self.batch_size, self.spec.patch_px
+        wanted = order.patches[first_step * size :]
         is_wanted = np.zeros(len(self.spec), bool)
         is_wanted[wanted] = True
         masks = ((self._units[i], is_wanted[self._units[i].patches]) for i in order.units)
         units = [unit.only(mask) for unit, mask in masks if mask.any()]
-        read: list[int] = []  # the patches of a batch
-        with self._workers() as workers, closing(self._drawn(workers, units, wanted, loading)) as drawn:
-            for n_drawn, (patch, pixels) in enumerate(drawn, 1):
-                if not read:
-                    batch = np.empty((self.batch_size, edge, edge, 3), np.uint8)
-                if pixels is not None:
-                    batch[len(read)] = pixels
-                    read.append(patch)
-                if read and (n_drawn % self.batch_size == 0 or n_drawn == len(wanted)):
-                    yield self._batch(np.array(read, np.int64), batch[: len(read)])
-                    read = []
-
-    def _drawn(
-        self, workers: UnitWorkers, units: Sequence[Unit], wanted: Numbers, loading: Loading
-    ) -> Generator[tuple[int, NDArray[np.uint8] | None]]:
-        """The patches in the order `wanted`, int64 [n], each with its pixels in shared memory, or None if it is skipped."""
-        rest = deque(wanted.tolist())
-        slot_of: dict[int, int] = {}  # by patch
-        is_bad: set[int] = set()
-        with closing(workers.read(units)) as results:
-            for unit, slots, result in results:
-                if result.error and self._on_bad_slide == "raise":
-                    raise result.error
-                if result.error:
-                    loading.skipped.add(unit.image_id, len(unit.patches), str(result.error), announce=True)
-                    is_bad.update(unit.patches.tolist())
-                else:
-                    loading.n_patches += len(unit.patches)
-                    loading.seconds += result.seconds
-                slot_of.update(zip(unit.patches.tolist(), slots.tolist(), strict=True))
-                while rest and rest[0] in slot_of:
-                    patch = rest.popleft()
-                    slot = slot_of.pop(patch)
-                    yield patch, None if patch in is_bad else workers.pixels[slot]
-                    workers.free.append(slot)
+        with self._workers() as workers, closing(workers.draw(units, wanted, loaded)) as drawn:
+            for start in range(0, len(wanted), size):
+                pixels, read = np.empty((min(size, len(wanted) - start), edge, edge, 3), np.uint8), list[int]()
+                for patch, of_patch in islice(drawn, len(pixels)):
+                    if of_patch is not None:
+                        pixels[len(read)] = of_patch
+                        read.append(patch)
+                if read:
+                    yield self._batch(np.array(read, np.int64), pixels[: len(read)])
 
     @contextmanager
     def _workers(self) -> Iterator[UnitWorkers]:
@@ -180,7 +155,7 @@ class PatchLoader(PatchFeed):
             self.close()
         workers, self._spare = self._spare, None
         if workers is None:
-            workers = UnitWorkers(self.n_parallel, self._prefetch, self._n_slots, self.spec.patch_px, self._options)
+            workers = UnitWorkers(self.n_parallel, self._prefetch, self._n_slots, self.spec.patch_px, self._read_unit)
         try:
             yield workers
         except BaseException as error:

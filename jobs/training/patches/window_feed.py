@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from petastorm import make_batch_reader
 
-from jobs.training.patches.batch import Loading, PatchBatch, PatchFeed
+from jobs.training.patches.batch import PatchBatch, PatchFeed
 from jobs.training.patches.order import Numbers
-from jobs.training.patches.patch_units import Skipped
+from jobs.training.patches.patch_units import Loaded
 from jobs.training.patches.selection import PatchSpec
-from jobs.training.patches.windows import Manifest, WindowFolder
+from jobs.training.patches.windows import WindowFolder, read_manifest
 from jobs.training.refusals import refuse_workers
 
 # petastorm calls deprecated functions of pyarrow, which exist in the version that it needs
@@ -52,10 +52,10 @@ class WindowFeed(PatchFeed):
         Args:
             folder: of the windows, as `patches.folder`.
             batch_size: patches per batch; the last batch of an epoch has the rest.
-            classes: the labels in the order of the outputs of the model; None: `spec.classes`.
+            classes: as in `PatchLoader`.
             patience_s: seconds that a window may take to come.
-            meter_file: takes a line of JSON per epoch.
-            say: takes the meter's line of text per epoch; None: to stderr.
+            meter_file: as in `PatchLoader`.
+            say: as in `PatchLoader`.
 
         Raises:
             TimeoutError: no plan came in time.
@@ -87,22 +87,22 @@ class WindowFeed(PatchFeed):
             TimeoutError: no window came in time.
         """
         refuse_workers("WindowFeed", "iterate over it in the trainer's own process, with num_workers=0")
-        sizes, skipped = self.plan.window_sizes, Skipped(self.plan.skipped)
+        sizes, loaded = self.plan.window_sizes, Loaded()
         if not 0 <= number < len(sizes):
             raise ValueError(
                 f"epoch {number}: the job reads {len(sizes)} epochs ahead, from 0: run it with a larger patches.epochs"
             )
         todo = deque(w for w in range(len(sizes[number])) if not self._folder.done(number, w).exists())
-        n_due = sum(sizes[number][window] for window in todo) + skipped.n_patches
-        self.skipped = skipped
-        loading = Loading(skipped)
-        yield from self._deliver(number, self._batches(number, todo, loading), n_due, loading)
+        loaded.add(Loaded(skipped=self.plan.skipped))
+        self.skipped = loaded.skipped
+        n_due = sum(sizes[number][window] for window in todo) + loaded.n_skipped
+        yield from self._deliver(number, self._batches(number, todo, loaded), n_due, loaded)
 
-    def _batches(self, epoch: int, todo: deque[int], loading: Loading) -> Iterator[PatchBatch]:
+    def _batches(self, epoch: int, todo: deque[int], loaded: Loaded) -> Iterator[PatchBatch]:
         edge, size = self.spec.patch_px, self.batch_size
         # what waits for its batch: the window of each patch, the patches, their pixels
         windows, patches, pixels = np.zeros(0, int), np.zeros(0, np.int64), np.zeros((0, edge, edge, 3), np.uint8)
-        for window, new_patches, new_pixels in self._row_groups(epoch, todo, loading):
+        for window, new_patches, new_pixels in self._row_groups(epoch, todo, loaded):
             windows = np.concatenate([windows, np.full(len(new_patches), window)])
             patches, pixels = np.concatenate([patches, new_patches]), np.concatenate([pixels, new_pixels])
             self._finish(epoch, todo, windows[0])
@@ -115,7 +115,7 @@ class WindowFeed(PatchFeed):
         self._finish(epoch, todo, len(self.plan.window_sizes[epoch]))
 
     def _row_groups(
-        self, epoch: int, todo: deque[int], loading: Loading
+        self, epoch: int, todo: deque[int], loaded: Loaded
     ) -> Iterator[tuple[int, Numbers, NDArray[np.uint8]]]:
         """Number of the window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
         for window in tuple(todo):
@@ -124,11 +124,9 @@ class WindowFeed(PatchFeed):
             self._finish(epoch, todo, window - self.plan.most_unread + 1)
             path = self._folder.window(epoch, window)
             self._wait_for(path)
-            manifest = Manifest.read(path)
-            loading.n_patches += manifest.n_patches
-            loading.seconds += manifest.seconds
-            loading.skipped.add_all(manifest.skipped, announce=True)
-            for patches, pixels in self._read(path, manifest.n_patches):
+            of_window = read_manifest(path)
+            loaded.add(of_window, announce=True)
+            for patches, pixels in self._read(path, of_window.n_patches):
                 yield window, patches, pixels
 
     def _read(self, path: Path, n_patches: int) -> Iterator[tuple[Numbers, NDArray[np.uint8]]]:

@@ -6,7 +6,7 @@ The folder is on a disk that all machines see (``file://``: NFS, Lustre, EFS, th
     windows.json                        the plan, written last; job and trainer follow it
     epoch-00000/UUID.unfinished         what a task writes
     epoch-00000/window-00003.parquet    a whole and unread window: patch int64, pixels binary (uint8 [patch_px, patch_px, 3]);
-                                        uncompressed, with its `Manifest` in the metadata
+                                        uncompressed, with its manifest, a `Loaded`, in the metadata
     epoch-00000/window-00003.done       empty: the trainer is done with the window
     failed.txt                          why the job gave up
 
@@ -17,10 +17,9 @@ rename, and petastorm reads from none on pyarrow 14: mount the store, or take a 
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -28,8 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.training.patches.patch_units import OnBadSlide, Skipped, Unit, read_unit
+from jobs.training.patches.patch_units import Loaded, OnBadSlide, Unit, read_unit
 from jobs.training.patches.selection import PatchSpec
+from udfs.wsi import SlideError
 from udfs.wsi.store import StorageOptions
 
 _ROW_GROUP_BYTES = 16 << 20  # petastorm reads one row group at once
@@ -48,26 +48,12 @@ class WindowPlan:
     most_unread: int  # windows that are unread or being read, at most
     n_parallel: int  # windows that are read at once
     seed: int
-    skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # patches per epoch and reason, by image_id
+    skipped: dict[str, tuple[int, str]] = field(default_factory=dict)  # by image_id: patches per epoch, and the reason
 
     @property
     def n_patches(self) -> int:
         """Patches per epoch."""
         return sum(self.window_sizes[0])
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What was read into a window."""
-
-    n_patches: int
-    seconds: float  # that one worker took
-    skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # patches and reason, by image_id
-
-    @classmethod
-    def read(cls, window: Path) -> Self:
-        """The manifest in the metadata of a window's file."""
-        return cls(**json.loads(pq.read_schema(window).metadata[b"manifest"]))
 
 
 class WindowFolder:
@@ -147,7 +133,11 @@ def windows_of_epoch(units: Sequence[Unit], window_patches: int, seed: int, epoc
 
 
 def write_window(
-    folder: Path, units: Sequence[Unit], seed: Sequence[int], storage_options: StorageOptions | None, on_bad: OnBadSlide
+    folder: Path,
+    units: Sequence[Unit],
+    seed: Sequence[int],
+    storage_options: StorageOptions | None,
+    on_bad_slide: OnBadSlide,
 ) -> Path:
     """Read the units of a window, mix their patches by the seed, write them. Holds their pixels. Runs on an executor.
 
@@ -155,7 +145,7 @@ def write_window(
         The path of the file, in `folder`. It is no window until it is renamed.
 
     Raises:
-        SlideError: a slide cannot be read and `on_bad` is "raise"; names the slide.
+        SlideError: a slide cannot be read and on_bad_slide is "raise"; names the slide.
     """
     sizes = [len(unit.patches) for unit in units]
     edge = units[0].patch_px
@@ -163,19 +153,17 @@ def write_window(
     slots = np.random.default_rng(seed).permutation(sum(sizes))
     pixels = np.empty((len(slots), edge, edge, 3), np.uint8)
     numbers = np.full(len(slots), -1, np.int64)
-    skipped, seconds = Skipped(), 0.0
+    loaded = Loaded()
     for unit, of_unit in zip(units, np.split(slots, np.cumsum(sizes)[:-1]), strict=True):
-        result = read_unit(unit, storage_options, pixels, of_unit)
-        if result.error and on_bad == "raise":
-            raise result.error
-        if result.error:
-            skipped.add(unit.image_id, len(unit.patches), str(result.error))
-        else:
+        result = read_unit(unit, pixels, of_unit, storage_options, on_bad_slide)
+        if isinstance(result, SlideError):
+            raise result
+        loaded.add(result)
+        if result.n_patches:
             numbers[of_unit] = unit.patches
-            seconds += result.seconds
     kept = np.flatnonzero(numbers >= 0)
     size, rows = pixels[0].nbytes, max(1, _ROW_GROUP_BYTES // pixels[0].nbytes)
-    schema = WINDOW.with_metadata({"manifest": json.dumps(asdict(Manifest(len(kept), seconds, skipped)))})
+    schema = WINDOW.with_metadata({"manifest": json.dumps(asdict(loaded))})
     path = folder / f"{uuid4().hex}.unfinished"
     with path.open("wb") as file:
         with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False) as writer:
@@ -187,3 +175,8 @@ def write_window(
         file.flush()
         os.fsync(file.fileno())
     return path
+
+
+def read_manifest(window: Path) -> Loaded:
+    """What was loaded into a window, from the metadata of its file."""
+    return Loaded(**json.loads(pq.read_schema(window).metadata[b"manifest"]))
