@@ -23,12 +23,11 @@ from openslide import OpenSlide
 
 from jobs.training.patches import loader as loader_module
 from jobs.training.patches.batch import PatchBatch
-from jobs.training.patches.loader import PatchLoader
+from jobs.training.patches.loader import PatchLoader, UnitWorkers
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import EpochOrder, epoch_order, mixing
 from jobs.training.patches.patch_units import Unit
 from jobs.training.patches.selection import PatchSpec, SlideSource
-from jobs.training.patches.unit_workers import UnitWorkers
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 from udfs.wsi import SlideError
 from udfs.wsi.reading.slide import Slide
@@ -238,7 +237,7 @@ def test_processes_find_what_the_trainer_finds_and_end_with_one_that_is_killed(s
     script.write_text(
         textwrap.dedent(f"""
         import pathlib, time
-        from jobs.training.patches.loader import PatchLoader
+        from jobs.training.patches.loader import PatchLoader, UnitWorkers
         from tests.feed.patch_slides import spec_of
         for _ in PatchLoader(spec_of(pathlib.Path({str(slides)!r})), 4, n_parallel=1, buffer_patches=8).epoch(0):
             print("go", flush=True)

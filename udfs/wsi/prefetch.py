@@ -14,7 +14,7 @@ def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambd
     """Yields the items in order, while a thread makes the next ones.
 
     Args:
-        items: iterated, and closed if it is a generator, in the thread.
+        items: iterated in the thread; a generator is closed there, too.
         depth: number of items, 1 or more, that are made or being made before the consumer takes them. With 1, the next item
             is made while the consumer uses the present one.
         stop: ends whatever `items` waits for; called when the generator is closed or ends.

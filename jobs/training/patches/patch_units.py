@@ -114,8 +114,8 @@ def reading_of(
 
 def read_unit(
     unit: Unit,
-    out: NDArray[np.uint8],
     slots: NDArray[np.int64],
+    out: NDArray[np.uint8],
     storage_options: StorageOptions | None,
     on_bad_slide: OnBadSlide,
 ) -> Loaded | SlideError:
@@ -123,8 +123,8 @@ def read_unit(
 
     Args:
         unit: the patches.
-        out: uint8 [k, patch_px, patch_px, 3], where the pixels go.
         slots: int64 [m], the place in `out` of each patch of the unit.
+        out: uint8 [k, patch_px, patch_px, 3], where the pixels go.
         storage_options: of the slides, for fsspec.
         on_bad_slide: what happens at a slide that cannot be read: "skip" skips all patches of the unit.
 

@@ -155,7 +155,7 @@ def write_window(
     numbers = np.full(len(slots), -1, np.int64)
     loaded = Loaded()
     for unit, of_unit in zip(units, np.split(slots, np.cumsum(sizes)[:-1]), strict=True):
-        result = read_unit(unit, pixels, of_unit, storage_options, on_bad_slide)
+        result = read_unit(unit, of_unit, pixels, storage_options, on_bad_slide)
         if isinstance(result, SlideError):
             raise result
         loaded.add(result)
