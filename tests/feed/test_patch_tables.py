@@ -105,13 +105,13 @@ def test_slides_that_can_not_be_read_at_the_spacing_are_left_out_on_request_and_
     spec = patches_of_tables(root, 50, mpp=0.5, on_bad_slide="skip")
     assert images(spec) == ["i0"] and spec.left_out.keys() == {"i1", "i2"}
     assert "slidelake: 2 slides left out: i1: mpp_unknown" in capsys.readouterr().err
-    planned = cut_units(replace(spec, slides=(replace(spec.slides[0], index=None),)), 16, None, "skip")
-    assert {image: n for image, (n, _) in planned.skipped.items()} == {
+    _, skipped = cut_units(replace(spec, slides=(replace(spec.slides[0], index=None),)), 16, None, "skip")
+    assert {image: n for image, (n, _) in skipped.skipped.items()} == {
         "i0": 16,
         "i1": 0,
         "i2": 0,
     }  # i0.tif is not there
-    assert "mpp_too_coarse" in planned.skipped["i2"][1]
+    assert "mpp_too_coarse" in skipped.skipped["i2"][1]
     level = patches_of_tables(root, 25, level=1, on_bad_slide="skip")
     assert images(level) == ["i0", "i1", "i2"] and not level.left_out  # no spacing is asked for
     with pytest.raises(ValueError, match="no patch of 25 px"):

@@ -11,10 +11,10 @@ import pytest
 from petastorm.workers_pool import EmptyResultError
 from petastorm.workers_pool.thread_pool import ThreadPool
 
-from jobs.training.patches.patch_units import cut_units
+from jobs.training.patches.patch_units import Unit, cut_units
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.window_feed import WindowFeed
-from jobs.training.patches.windows import WindowFolder, WindowPlan, put_json, windows_of_epoch, write_spec, write_window
+from jobs.training.patches.windows import WindowFolder, WindowPlan, windows_of_epoch, write_window
 from tests.feed.patch_slides import IDS, PATCH_PX, pixels_of, spec_of, write_slides
 
 WINDOW_PATCHES, UNIT_PATCHES, SEED = 30, 5, 1
@@ -25,34 +25,32 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> PatchSpec:
     return spec_of(write_slides(tmp_path_factory.mktemp("windows")))
 
 
+def windows_in(spec: PatchSpec, epoch: int) -> list[list[Unit]]:
+    return windows_of_epoch(cut_units(spec, UNIT_PATCHES, None, "raise")[0], WINDOW_PATCHES, SEED, epoch)
+
+
 def plan_in(folder: WindowFolder, spec: PatchSpec, most_unread: int = 8) -> None:
     """What the job writes first."""
-    units = cut_units(spec, UNIT_PATCHES, None, "raise").units
-    n_windows = tuple(len(windows_of_epoch(units, WINDOW_PATCHES, SEED, epoch)) for epoch in range(2))
-    put_json(
-        folder.plan,
-        WindowPlan(
-            fingerprint=spec.fingerprint,
-            n_patches=100,
-            n_windows=n_windows,
-            window_patches=WINDOW_PATCHES,
-            unit_patches=UNIT_PATCHES,
-            most_unread=most_unread,
-            n_parallel=2,
-            seed=SEED,
-        ),
+    sizes = [[sum(len(unit.patches) for unit in window) for window in windows_in(spec, epoch)] for epoch in range(2)]
+    plan = WindowPlan(
+        fingerprint=spec.fingerprint,
+        window_sizes=sizes,
+        window_patches=WINDOW_PATCHES,
+        unit_patches=UNIT_PATCHES,
+        most_unread=most_unread,
+        n_parallel=2,
+        seed=SEED,
     )
-    write_spec(folder, spec)
+    folder.write_plan(plan, spec)
 
 
 def produce(folder: WindowFolder, spec: PatchSpec, epoch: int, only: range | None = None) -> None:
     """What the tasks of the job and its driver do."""
-    units = cut_units(spec, UNIT_PATCHES, None, "raise").units
     folder.epoch(epoch).mkdir(exist_ok=True)
-    for window, of_window in enumerate(windows_of_epoch(units, WINDOW_PATCHES, SEED, epoch)):
+    for window, units in enumerate(windows_in(spec, epoch)):
         if only is None or window in only:
-            manifest = write_window(folder, epoch, window, of_window, SEED, None, "raise")
-            put_json(folder.manifest(epoch, window), manifest)
+            file = write_window(folder.epoch(epoch), units, (SEED, epoch, window), None, "raise")
+            file.rename(folder.window(epoch, window))
 
 
 def test_patches_come_once_in_the_same_batches_each_time_and_windows_are_deleted(
@@ -64,9 +62,7 @@ def test_patches_come_once_in_the_same_batches_each_time_and_windows_are_deleted
         folder.root.mkdir()
         plan_in(folder, spec)
         produce(folder, spec, 0)
-        write_window(
-            folder, 0, 1, cut_units(spec, 5, None, "raise").units[:2], SEED, None, "raise"
-        )  # a doubled attempt
+        write_window(folder.epoch(0), windows_in(spec, 0)[1], (SEED, 0, 1), None, "raise")  # a doubled attempt
         (folder.epoch(0) / "window-00002-dead.unfinished").write_bytes(b"half a fi")
         feed = WindowFeed(folder.root, 16, patience_s=10, say=lambda _: None)
         batches = list(feed.epoch(0))
@@ -76,10 +72,10 @@ def test_patches_come_once_in_the_same_batches_each_time_and_windows_are_deleted
                 x, y, whole = int(batch.x_px[i]), int(batch.y_px[i]), pixels_of(IDS.index(image_id))
                 np.testing.assert_array_equal(batch.pixels[i], whole[y : y + PATCH_PX, x : x + PATCH_PX])
         orders.append([int(patch) for batch in batches for patch in batch.patch])
-        assert not list(folder.epoch(0).glob("window-*.json"))
+        assert folder.unread([0]) == 0
         left = {path.name for path in folder.epoch(0).iterdir() if path.suffix != ".done"}
         folder.sweep()
-        assert len(left) == 2  # what nobody's manifest named: the job sweeps it
+        assert len(left) == 2  # what has no window's name: the job sweeps it
         assert {path.suffix for path in folder.epoch(0).iterdir()} == {".done"}
         reading = feed.readings[0]
         assert (reading.n_patches, reading.n_parallel, reading.n_batch) == (100, 2, 16)
@@ -100,7 +96,7 @@ def test_a_trainer_waits_for_windows_and_a_second_one_goes_on_where_the_first_wa
     epoch = feed.epoch(0)
     first = [next(epoch) for _ in range(4)]
     epoch.close()  # type: ignore[attr-defined]
-    assert folder.done(0, 0).exists() and folder.manifest(0, 1).exists()  # done with window 0, in the midst of window 1
+    assert folder.done(0, 0).exists() and folder.window(0, 1).exists()  # done with window 0, in the midst of window 1
 
     late = threading.Timer(0.5, produce, (folder, spec, 0, range(2, 9)))
     late.start()
@@ -161,7 +157,7 @@ def test_a_trainer_is_told_why_nothing_comes(spec: PatchSpec, tmp_path: Path) ->
         WindowFeed(tmp_path, patience_s=0.1)
     folder = WindowFolder(tmp_path)
     plan_in(folder, spec)
-    put_json(folder.failed, {"why": "SlideError: file_missing: s1: nothing at s1.tif"})
+    folder.put(folder.failed, "SlideError: file_missing: s1: nothing at s1.tif")
     with pytest.raises(RuntimeError, match="gave up: SlideError: file_missing: s1"):
         next(iter(WindowFeed(tmp_path, patience_s=5).epoch(0)))
     with pytest.raises(ValueError, match="reads 2 epochs ahead"):

@@ -107,7 +107,7 @@ def test_executors_read_ahead_of_the_trainer_but_never_beyond_the_bound(
                 came[epoch] += batch.patch.tolist()
     assert [sorted(patches) for patches in came] == [list(range(len(spec)))] * 2
     assert came[0] != came[1]
-    assert sum(feed.plan.n_windows) > 2 * MOST_UNREAD, "more windows than the bound, else it shows nothing"
+    assert sum(map(len, feed.plan.window_sizes)) > 2 * MOST_UNREAD, "more windows than the bound, else it shows nothing"
     assert most[0] == MOST_UNREAD  # it was reached, and never passed: nor by files, those under way among them
     assert most[1] <= MOST_UNREAD + 1  # and one that the trainer is done with and about to delete
     assert not list(tmp_path.glob("epoch-*/*.parquet"))
@@ -145,14 +145,14 @@ def test_a_bad_slide_ends_the_job_by_name_and_the_trainer_is_told_or_it_is_skipp
     with pytest.raises(RuntimeError, match=r"gave up: SlideError: file_missing: d1: nothing at .*gone\.tif"):
         list(WindowFeed(ends, patience_s=10, say=lambda _: None).epoch(0))
     done = read_ahead(spark, spec, small(skips, on_bad_slide="skip"))
-    assert done.read == len(spec) - of_bad
+    assert done.n_patches == len(spec) - of_bad
     assert done.skipped["d1"][0] == of_bad > 0
     feed = WindowFeed(skips, 16, patience_s=10, say=lambda _: None)
     assert sum(len(batch) for batch in feed.epoch(0)) == len(spec) - of_bad == feed.readings[0].n_patches
     assert feed.skipped["d1"][0] == feed.readings[0].n_skipped == of_bad
     with pytest.raises(ConfigError, match=r"holds windows of another run \(seed 0, now 1\)"):
         read_ahead(spark, spec, small(skips, on_bad_slide="skip", seed=1))
-    assert read_ahead(spark, spec, small(skips, on_bad_slide="skip")).read == 0  # all were read, and are done
+    assert read_ahead(spark, spec, small(skips, on_bad_slide="skip")).n_patches == 0  # all were read, and are done
 
 
 def test_the_job_reads_the_patients_of_the_csv(spark: SparkSession, finished: Finished, tmp_path: Path) -> None:

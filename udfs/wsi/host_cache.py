@@ -1,4 +1,4 @@
-"""Files that a host makes once and all its processes use. Who loses them loses time and nothing else."""
+"""Files that a host makes once and all its processes use. Losing them costs time and nothing else."""
 
 import hashlib
 import os
@@ -35,35 +35,29 @@ def own_folder(variable: str, purpose: str) -> Path:
 
 
 def key_of(*what: object) -> str:
-    """A name for what is kept, from all that shapes it."""
+    """Returns a name for a file, from all that shapes its content."""
     return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
 
 
 def make_once(path: Path, make: Callable[[Path], object], *, wait: bool = True) -> None:
-    """Make a file of the cache unless it is there. It is whole or not there: it gets its name when it is written.
+    """Make a file of the cache by `make(path)` if it does not exist. The file gets its name when it is whole.
 
-    Args:
-        path: the file.
-        make: writes the file to the path that it is given.
-        wait: wait while another process makes the file; else leave it to that process.
+    If another process makes the file, wait for it, or without `wait` leave it to that process.
 
     Raises:
-        OSError: the folder can't be written.
+        OSError: the folder cannot be written.
     """
-    try:
-        with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
-            if not path.exists():
-                _make(path, make)
-    except Timeout:  # another process makes it
-        return
-
-
-def _make(path: Path, make: Callable[[Path], object]) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")  # one name: what a killed process left is overwritten
     try:
-        make(unfinished)
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)  # after an error: a full disk needs the room
+        with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
+            if path.exists():
+                return
+            try:
+                make(unfinished)
+                with unfinished.open("rb") as written:
+                    os.fsync(written.fileno())
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)  # after an error: a full disk needs the room
+    except Timeout:  # another process makes the file
+        return

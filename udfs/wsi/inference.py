@@ -1,4 +1,4 @@
-"""Pixels of tiles to what is kept of them: normalised, counted, measured and embedded. On a processor or a GPU."""
+"""From the pixels of tiles to what is kept of them: normalised, counted, measured and embedded, on a processor or a GPU."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +20,13 @@ from udfs.wsi.stain.colour_table import StainNormaliser, lookup
 Tiles = NDArray[np.uint8]  # [n, h, w, 3], RGB
 Key = TypeVar("Key")
 
-# What each call costs is shared by so many tiles at least, and no more than fit a processor's cache; and by so many what it costs
-# to hand them over, which is a tenth of a millisecond here, and as much where rows are received.
-_LEAST_TILES_A_CALL, _LEAST_TILES_A_BATCH = 4, 16
+_LEAST_TILES_PER_CALL = 4  # share the cost of a call, and fit the processor's cache
+_LEAST_TILES_PER_BATCH = 16  # share the cost of handing a batch over, a tenth of a millisecond at either end
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What is kept of n tiles."""
+    """Embeddings and colours of n tiles."""
 
     embeddings: Embeddings  # float32 [n, dim] for each output of the encoder
     histograms: NDArray[np.int32]  # [n, bins ** 3], pixels counted
@@ -35,11 +34,9 @@ class Encoded:
 
     @property
     def n_not_finite(self) -> int:
-        """Tiles whose vectors hold NaN or infinity."""
-        finite = [np.isfinite(each) for each in self.embeddings]
-        if all(each.all() for each in finite):
-            return 0
-        return int((~np.logical_and.reduce([each.all(axis=1) for each in finite])).sum())
+        """Number of tiles whose vectors hold NaN or infinity."""
+        finite = np.logical_and.reduce([np.isfinite(each).all(axis=1) for each in self.embeddings])
+        return int((~finite).sum())
 
     @classmethod
     def joined(cls, parts: Sequence["Encoded"]) -> "Encoded":
@@ -64,16 +61,16 @@ class HostInference:
 
     @property
     def batch_size(self) -> int:
-        """How many tiles to give at once: whole batches of the encoder's."""
-        return self._whole_batches(_LEAST_TILES_A_BATCH)
+        """Number of tiles to give at once: whole batches of the encoder."""
+        return self._whole_batches(_LEAST_TILES_PER_BATCH)
 
     def __call__(self, batches: Iterable[tuple[Key, Tiles | None]]) -> Iterator[tuple[Key, Encoded | None]]:
-        """Batch after batch; None for None."""
+        """Yields what is kept of each batch; None of None."""
         for key, tiles in batches:
             yield key, None if tiles is None else Encoded.joined(list(self._parts(tiles)))
 
     def _parts(self, tiles: Tiles) -> Iterator[Encoded]:
-        size = self._whole_batches(_LEAST_TILES_A_CALL)
+        size = self._whole_batches(_LEAST_TILES_PER_CALL)
         for start in range(0, len(tiles), size):
             some = tiles[start : start + size]
             normalised = self._stain.normalise(some) if self._stain else some
@@ -81,18 +78,15 @@ class HostInference:
             yield Encoded(self._encoder.embed(normalised), color_histograms(normalised, self._bins), metrics)
 
     def _whole_batches(self, tiles: int) -> int:
-        """`tiles` or a few more."""
         size = self._encoder.batch_size
         return size * math.ceil(tiles / size)
 
 
 class DeviceInference:
-    """On a GPU: bytes of pixels go over the bus, vectors and counts come back, and all between stays there.
+    """On a GPU: bytes of pixels go over the bus, vectors and counts come back, and all between stays on the GPU.
 
-    Metrics are measured on the processor: if there are any, the normalised pixels come back too.
-
-    While it works on a batch, the next one is read; its results are waited for after that. The same code runs on a
-    processor, which is how it is tested where there is no GPU.
+    Metrics are measured on the processor: if there are any, the normalised pixels come back too. While the GPU works on a
+    batch, the next one is read. The same code runs on a processor, for tests without a GPU.
     """
 
     def __init__(
@@ -107,11 +101,11 @@ class DeviceInference:
 
     @property
     def batch_size(self) -> int:
-        """How many tiles to give at once."""
+        """Number of tiles to give at once."""
         return self._encoder.batch_size
 
     def __call__(self, batches: Iterable[tuple[Key, Tiles | None]]) -> Iterator[tuple[Key, Encoded | None]]:
-        """Batch after batch, one of them under way; None for None."""
+        """Yields what is kept of each batch, while the next one is under way; None of None."""
         before: list[tuple[Key, list[Pending]]] = []
         for key, tiles in batches:
             submitted = [] if tiles is None else self._submit(tiles)
@@ -120,7 +114,7 @@ class DeviceInference:
         yield from map(_collected, before)
 
     def _submit(self, tiles: Tiles) -> list[Pending]:
-        """In halves if memory runs out."""
+        """Start a batch, in halves if memory runs out."""
         submitted = self._encoder.or_smaller(len(tiles), lambda: self._start(tiles))
         if submitted:
             return [submitted]

@@ -1,4 +1,4 @@
-"""Checks of values in a slide's header: a damaged header has impossible sizes, an edited one the dpi of a screen."""
+"""Checks values of a slide's header: a damaged header has impossible sizes, an edited header the dpi of a screen."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambd
     """Yields the items in order, while a thread makes the next ones.
 
     Args:
-        items: iterated, and closed if it is a generator, in the thread.
+        items: iterated in the thread; a generator is closed there, too.
         depth: number of items, 1 or more, that are made or being made before the consumer takes them. With 1, the next item
             is made while the consumer uses the present one.
         stop: ends whatever `items` waits for; called when the generator is closed or ends.
@@ -44,7 +44,15 @@ def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambd
     thread.start()
     home = os.getpid()
     try:
-        while isinstance(entry := _entry(made, home), tuple):
+        while True:
+            if os.getpid() != home:
+                raise RuntimeError(
+                    f"an iterator of process {home} can't go on in process {os.getpid()}, which was forked from it: begin it "
+                    "in the process that uses the items"
+                )
+            entry = made.get()
+            if not isinstance(entry, tuple):
+                break
             free.release()
             yield entry[0]
             del entry
@@ -56,12 +64,3 @@ def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambd
             stop()
             free.release()
             thread.join()
-
-
-def _entry(made: "SimpleQueue[tuple[Item] | BaseException | None]", home: int) -> tuple[Item] | BaseException | None:
-    if os.getpid() != home:
-        raise RuntimeError(
-            f"an iterator of process {home} can't go on in process {os.getpid()}, which was forked from it: begin it in the "
-            "process that uses the items"
-        )
-    return made.get()

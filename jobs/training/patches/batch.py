@@ -4,14 +4,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.training.patches.meter import Meter, MeterReading
+from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import Numbers, mixing
-from jobs.training.patches.patch_units import Skipped
+from jobs.training.patches.patch_units import Loaded
 from jobs.training.patches.selection import PatchSpec
 from udfs.wording import named
 
@@ -51,7 +52,9 @@ class PatchFeed:
         self.spec, self.batch_size, self.n_parallel = spec, batch_size, n_parallel
         self.classes = tuple(spec.classes if classes is None else classes)
         self.readings: list[MeterReading] = []
-        self.skipped = Skipped()  # patches of the last epoch
+        self.skipped: dict[
+            str, tuple[int, str]
+        ] = {}  # in the last epoch, by image_id: number of patches, and the reason
         self._unit_of: Numbers | None = None  # int64 [n], the unit of each patch, if it is known
         self._meter_file, self._say = meter_file, say or (lambda text: print(f"slidelake: {text}", file=sys.stderr))
         codes: dict[str | None, int] = {label: code for code, label in enumerate(self.classes)}
@@ -75,28 +78,39 @@ class PatchFeed:
             torch.from_numpy(patches),
         )
 
-    def _mixing(self, patches: Numbers) -> tuple[float, float | None]:
-        by_slide = mixing(self.spec.slide[patches].astype(np.int64), self.batch_size)
-        return by_slide, None if self._unit_of is None else mixing(self._unit_of[patches], self.batch_size)
-
-    def _deliver(
-        self, batches: Iterable[PatchBatch], n_due: int, meter: Meter, skipped: Skipped
-    ) -> Iterator[PatchBatch]:
-        """Hand out the batches of an epoch; check that `n_due` patches came once or were skipped; keep the reading."""
-        patches = [np.zeros(0, np.int64)]
+    def _deliver(self, epoch: int, batches: Iterable[PatchBatch], n_due: int, loaded: Loaded) -> Iterator[PatchBatch]:
+        """Hand out the batches of an epoch; check that each of `n_due` patches came once or was skipped; keep the reading."""
+        begun = asked = perf_counter()
+        waits_s, steps_s, patches = list[float](), list[float](), [np.zeros(0, np.int64)]
         for batch in batches:
             patches.append(batch.patch.numpy().copy())  # the batch belongs to the trainer, who may change it
-            meter.begin_step(len(batch))
+            ready = perf_counter()
+            waits_s.append(ready - asked)
             yield batch
-            meter.end_step()
-        order = np.concatenate(patches)
+            asked = perf_counter()
+            steps_s.append(asked - ready)
+        order, n_skipped = np.concatenate(patches), loaded.n_skipped
         n_distinct = len(np.unique(order))
-        if n_distinct != len(order) or len(order) + skipped.n_patches != n_due:
+        if n_distinct != len(order) or len(order) + n_skipped != n_due:
             raise RuntimeError(
-                f"epoch {meter.reading.epoch}: {len(order):,} patches came, {n_distinct:,} of them once, and "
-                f"{skipped.n_patches:,} were skipped, of {n_due:,}: report it"
+                f"epoch {epoch}: {len(order):,} patches came, {n_distinct:,} of them distinct, and {n_skipped:,} were "
+                f"skipped, of {n_due:,}: report it"
             )
-        reading = meter.end(skipped.n_patches, self._mixing(order))
+        reading = MeterReading(
+            epoch=epoch,
+            n_batch=self.batch_size,
+            n_parallel=self.n_parallel,
+            n_steps=len(steps_s),
+            n_patches=len(order),
+            n_skipped=n_skipped,
+            t_step=sum(steps_s) / max(len(steps_s), 1),
+            t_load=loaded.seconds / max(loaded.n_patches, 1),
+            waited_s=sum(waits_s[1:]),
+            first_batch_s=sum(waits_s[:1]),
+            seconds=perf_counter() - begun,
+            mixing_slides=mixing(self.spec.slide[order], self.batch_size),
+            mixing_units=None if self._unit_of is None else mixing(self._unit_of[order], self.batch_size),
+        )
         self.readings.append(reading)
         if self._meter_file:
             with self._meter_file.open("a") as file:

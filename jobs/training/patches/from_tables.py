@@ -50,14 +50,14 @@ def patches_of_tables(
         patients: only their slides; None takes all.
         split: only patients with this value (or one of these) in column `split` of table patients; None takes all.
         versions: Delta version of each table, by its name; of other tables the newest is read.
-        uris: present URI of a slide, by image_id, if the URI in the table, which is without secrets, can't be read.
-        on_bad_slide: what happens at a slide that can't be read at `mpp` or `level`. "raise" raises ValueError; "skip" leaves
+        uris: present URI of a slide, by image_id, if the URI in the table, which is without secrets, cannot be read.
+        on_bad_slide: what happens at a slide that cannot be read at `mpp` or `level`. "raise" raises ValueError; "skip" leaves
             the slide out, names it on stderr, and keeps it in `PatchSpec.left_out` and `PatchLoader.skipped`.
         storage_options: of the tables, for fsspec.
 
     Raises:
-        FeedError: a table or version can't be read.
-        ValueError: no such table, no patch, or a slide that can't be read at `mpp` or `level`.
+        FeedError: a table or version cannot be read.
+        ValueError: no such table, no patch, or a slide that cannot be read at `mpp` or `level`.
     """
 
     def read(name: str, columns: tuple[str, ...], column: str, values: Collection[str]) -> pa.Table:
@@ -120,17 +120,10 @@ def patches_of_tables(
 def grid_on_tissue(
     tiles: NDArray[np.int64], tile_span_px: float, width_px: int, height_px: int, span_px: float
 ) -> NDArray[np.int32]:
-    """The corners of patches that lie side by side and have their centres in a tile. All lengths are level-0 pixels.
+    """Returns the corners of patches that lie side by side and have their centres in a tile, int32 [m, 2] of (x, y), by row.
 
-    Args:
-        tiles: int64 [n, 2] of (x, y), corners of the tiles, which lie side by side from (0, 0), as job slides places them.
-        tile_span_px: edge of a tile.
-        width_px: of the slide.
-        height_px: of the slide.
-        span_px: edge of a patch.
-
-    Returns:
-        int32 [m, 2] of (x, y), row by row.
+    All lengths are level-0 pixels. `tiles`: int64 [n, 2] of (x, y), corners of the tiles, which lie side by side from (0, 0),
+    as job slides places them. `tile_span_px` and `span_px`: edges of a tile and of a patch.
     """
     columns, rows = int(width_px / span_px), int(height_px / span_px)  # patches that fit
     kept = np.rint(tiles / tile_span_px).astype(np.int64)

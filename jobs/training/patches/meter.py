@@ -3,29 +3,28 @@
 import json
 import math
 from dataclasses import asdict, dataclass
-from time import perf_counter
 
 _MOST_PARALLEL = 256  # workers: more is no useful advice
 _HARDLY = 0.1  # of an epoch: a trainer that waits less needs no more workers
 
 
-@dataclass
+@dataclass(frozen=True)
 class MeterReading:
     """What an epoch took. Seconds are wall-clock."""
 
     epoch: int
     n_batch: int  # patches per batch
     n_parallel: int  # workers that load at once
-    n_steps: int = 0
-    n_patches: int = 0  # that came
-    n_skipped: int = 0  # of bad slides, if these are skipped
-    t_step: float = 0.0  # mean seconds for which the trainer keeps a batch
-    t_load: float = 0.0  # mean seconds in which one worker loads one patch
-    waited_s: float = 0.0  # that the trainer waited for batches, the first one excluded
-    first_batch_s: float = 0.0  # until the first batch was ready: the shuffle buffer fills
-    seconds: float = 0.0  # of the epoch
-    mixing_slides: float = 1.0  # distinct slides per batch, divided by those of a perfect shuffle
-    mixing_units: float | None = None  # the same for units of neighbouring patches; None if they are not known
+    n_steps: int
+    n_patches: int  # in all batches
+    n_skipped: int  # of bad slides, if these are skipped
+    t_step: float  # mean seconds for which the trainer keeps a batch
+    t_load: float  # mean seconds in which one worker loads one patch
+    waited_s: float  # that the trainer waited for batches, the first one excluded
+    first_batch_s: float  # until the first batch was ready: the shuffle buffer fills
+    seconds: float  # of the epoch
+    mixing_slides: float  # distinct slides per batch, divided by those of a perfect shuffle
+    mixing_units: float | None  # the same for units of neighbouring patches; None if the units are not known
 
     @property
     def t_batch(self) -> float:
@@ -34,7 +33,7 @@ class MeterReading:
 
     @property
     def holds(self) -> bool:
-        """Whether t_step > n_batch * t_load / n_parallel: the trainer need not wait."""
+        """Whether t_step > n_batch * t_load / n_parallel, so that the trainer need not wait."""
         return self.t_step > self.t_batch
 
     @property
@@ -44,9 +43,9 @@ class MeterReading:
 
     @property
     def enough_parallel(self) -> int | None:
-        """The least n_parallel for which it would hold, if workers do not slow each other down; None without a step.
+        """The least n_parallel for which `holds` would be true, if workers do not slow each other down; None without a step.
 
-        A trainer that hardly waited needs no more workers than it has, whatever the means are: the buffer was filled in time.
+        A trainer that hardly waited needs no more workers, whatever the means are: the buffer was filled in time.
         """
         if self.t_step <= 0:
             return None
@@ -72,50 +71,9 @@ class MeterReading:
         )
 
     def to_json(self) -> str:
-        """All of it in one line."""
+        """The fields and what follows from them, in one line of JSON."""
         derived = {"t_batch": self.t_batch, "holds": self.holds, "enough_parallel": self.enough_parallel}
         return json.dumps(asdict(self) | derived)
-
-
-class Meter:
-    """The clock of one epoch, and its reading."""
-
-    def __init__(self, epoch: int, n_batch: int, n_parallel: int) -> None:
-        """Begin the epoch."""
-        self.reading = MeterReading(epoch, n_batch, n_parallel)
-        self._begun = self._since = perf_counter()
-        self._loaded, self._load_s, self._step_s = 0, 0.0, 0.0
-
-    def loaded(self, patches: int, seconds: float) -> None:
-        """Count what one worker loaded, and in which time."""
-        self._loaded += patches
-        self._load_s += seconds
-
-    def begin_step(self, patches: int) -> None:
-        """The trainer gets a batch."""
-        if self.reading.n_steps:
-            self.reading.waited_s += self._lap()
-        else:
-            self.reading.first_batch_s = self._lap()
-        self.reading.n_steps += 1
-        self.reading.n_patches += patches
-
-    def end_step(self) -> None:
-        """The trainer asks for the next batch."""
-        self._step_s += self._lap()
-
-    def end(self, n_skipped: int, mixing: tuple[float, float | None]) -> MeterReading:
-        """The reading of the whole epoch; `mixing` by slide and by unit."""
-        reading = self.reading
-        reading.n_skipped, (reading.mixing_slides, reading.mixing_units) = n_skipped, mixing
-        reading.t_step = self._step_s / max(reading.n_steps, 1)
-        reading.t_load = self._load_s / max(self._loaded, 1)
-        reading.seconds = perf_counter() - self._begun
-        return reading
-
-    def _lap(self) -> float:
-        since, self._since = self._since, perf_counter()
-        return self._since - since
 
 
 def _ms(seconds: float) -> str:

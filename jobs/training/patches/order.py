@@ -1,11 +1,9 @@
-"""The order of patches: units in random order through a shuffle buffer. Numbers only, so the order is known beforehand.
-
-The order follows from the units, the size of the buffer, the seed and the epoch. It does not depend on the workers.
-"""
+"""The order of patches: units in random order through a shuffle buffer. Numbers only, so the order is known beforehand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +20,10 @@ class EpochOrder:
 
 
 def epoch_order(units: Sequence[Numbers], buffer_patches: int, seed: int, epoch: int) -> EpochOrder:
-    """An epoch: each patch once.
+    """Returns the order of an epoch, which has each patch of `units`, int64 [m] each, once.
 
-    Args:
-        units: the patches of each unit, int64 [m].
-        buffer_patches: patches that are held at most. A patch is drawn at random whenever the next unit needs room. A unit
-            that is larger than the buffer is held alone.
-        seed: of all epochs.
-        epoch: number of the epoch; each epoch has an order of its own.
+    A buffer holds at most `buffer_patches`, or one unit that is larger. A patch is drawn at random whenever the next unit needs
+    room. The seed gives each epoch an order of its own.
     """
     random = np.random.default_rng([seed, epoch])
     sequence = random.permutation(len(units)).astype(np.int64)
@@ -51,15 +45,10 @@ def epoch_order(units: Sequence[Numbers], buffer_patches: int, seed: int, epoch:
     return EpochOrder(sequence, np.array(patches, np.int64))
 
 
-def mixing(groups: Numbers, batch_size: int) -> float:
-    """How well an order mixes: the mean number of distinct groups per batch, divided by that of a perfect shuffle.
+def mixing(groups: NDArray[np.integer[Any]], batch_size: int) -> float:
+    """Returns the mean number of distinct groups per full batch, divided by that of a perfect shuffle; 1 if no batch is full.
 
-    Args:
-        groups: int64 [n], the slide or unit of each patch, in the order in which the patches come.
-        batch_size: patches per batch. The last batch is left out if it is smaller.
-
-    Returns:
-        0 to 1, where 1 is as good as a perfect shuffle of all n, and chance may give a little more; 1 if no batch is full.
+    `groups`: int [n], the slide or unit of each patch, in the order in which the patches come. Chance may give a little over 1.
     """
     n, full = len(groups), len(groups) // batch_size
     if not full:

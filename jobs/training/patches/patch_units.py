@@ -1,8 +1,9 @@
 """Units of neighbouring patches: how a spec is cut into them, and how one is read."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
@@ -41,81 +42,56 @@ class Unit:
         return replace(self, patches=self.patches[wanted], xy_px=self.xy_px[wanted])
 
 
-@dataclass(frozen=True)
-class UnitRead:
-    """The result of reading a unit."""
+@dataclass
+class Loaded:
+    """Patches that were read, and those that were skipped."""
 
-    n_patches: int  # all of the unit, or 0
-    seconds: float  # that the worker took
-    error: SlideError | None = None
-
-
-class Skipped(dict[str, tuple[int, str]]):
-    """Number of patches that were left out and the reason, by image_id."""
-
-    def add(self, image_id: str, n_patches: int, reason: str, *, announce: bool = False) -> None:
-        """Count patches of a slide; `announce` prints one line on stderr for the first ones."""
-        before = self.get(image_id, (0, ""))[0]
-        self[image_id] = before + n_patches, reason
-        if announce and not before:
-            print(f"slidelake: {image_id}: {n_patches:,} patches skipped: {reason}", file=sys.stderr)
+    n_patches: int = 0
+    seconds: float = 0.0  # of all workers together
+    skipped: dict[str, tuple[int, str]] = field(default_factory=dict)  # by image_id: patches, and the reason
 
     @property
-    def n_patches(self) -> int:
-        """Patches of all slides."""
-        return sum(patches for patches, _ in self.values())
+    def n_skipped(self) -> int:
+        """Skipped patches of all slides."""
+        return sum(n_patches for n_patches, _ in self.skipped.values())
 
-
-@dataclass(frozen=True, eq=False)
-class UnitPlan:
-    """All units of a spec."""
-
-    units: tuple[Unit, ...]
-    skipped: Skipped  # slides without units; 0 patches if their number is unknown
-
-    @property
-    def n_patches(self) -> int:
-        """Patches of all units."""
-        return sum(len(unit.patches) for unit in self.units)
+    def add(self, other: "Loaded", *, announce: bool = False) -> None:
+        """Count the patches of another; `announce` prints one line on stderr for each slide that is skipped first."""
+        self.n_patches += other.n_patches
+        self.seconds += other.seconds
+        for image_id, (n_patches, reason) in other.skipped.items():
+            before = self.skipped.get(image_id, (0, ""))[0]
+            self.skipped[image_id] = before + n_patches, reason
+            if announce and not before:
+                print(f"slidelake: {image_id}: {n_patches:,} patches skipped: {reason}", file=sys.stderr)
 
 
 def cut_units(
     spec: PatchSpec, unit_patches: int, storage_options: StorageOptions | None, on_bad_slide: OnBadSlide
-) -> UnitPlan:
-    """Cut the patches of each slide into units that share as few blocks as possible.
+) -> tuple[list[Unit], Loaded]:
+    """Cut the patches of each slide into units of at most `unit_patches` that share as few blocks as possible.
 
-    Args:
-        spec: the patches. Only slides whose levels or index the spec does not hold are opened.
-        unit_patches: most patches per unit.
-        storage_options: of the slides, for fsspec.
-        on_bad_slide: what happens at a slide that can't be opened or read at the spacing of the spec. "raise" raises its
-            error; "skip" leaves its patches out and says so on stderr.
+    Only slides whose levels or index the spec does not hold are opened. With on_bad_slide "skip", the second value counts the
+    patches of slides that cannot be opened; slides in `spec.left_out` have 0 patches there, because their number is unknown.
 
     Raises:
-        SlideError: names the slide.
+        SlideError: a slide cannot be opened, or read at the spacing of the spec; names the slide.
     """
     rows = members(spec.slide, len(spec.slides))
-    busy = [number for number in range(len(spec.slides)) if len(rows[number])]
     units: list[Unit] = []
-    skipped = Skipped({image_id: (0, reason) for image_id, reason in spec.left_out.items()})
-
-    def cut(number: int) -> list[Unit] | SlideError:
-        source = spec.slides[number]
-        try:
-            return _units_of_slide(spec, source, rows[number], unit_patches, storage_options)
-        except Exception as error:
-            return _naming_slide(error, source.image_id, source.uri, storage_options)
-
+    skipped = Loaded(skipped={image_id: (0, reason) for image_id, reason in spec.left_out.items()})
     with ThreadPoolExecutor(_OPENERS, "slidelake-units") as pool:
-        for number, found in zip(busy, pool.map(cut, busy), strict=True):
-            if not isinstance(found, SlideError):
-                units += found
-            elif on_bad_slide == "raise":
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise found
-            else:
-                skipped.add(spec.slides[number].image_id, len(rows[number]), str(found), announce=True)
-    return UnitPlan(tuple(units), skipped)
+        slides = [(slide, of_slide) for slide, of_slide in zip(spec.slides, rows, strict=True) if len(of_slide)]
+        futures = [pool.submit(_units_of_slide, spec, *slide, unit_patches, storage_options) for slide in slides]
+        for (slide, of_slide), future in zip(slides, futures, strict=True):
+            try:
+                units += future.result()
+            except SlideError as error:
+                if on_bad_slide == "raise":
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+                skipped.add(Loaded(skipped={slide.image_id: (len(of_slide), str(error))}), announce=True)
+    return units, skipped
 
 
 def reading_of(
@@ -124,7 +100,7 @@ def reading_of(
     """How patches of this size at `mpp`, or of `level` if `mpp` is None, are read from a slide.
 
     Raises:
-        SlideError: the slide has no such level, or can't be read at `mpp`.
+        SlideError: the slide has no such level, or cannot be read at `mpp`.
     """
     if mpp is not None:
         return plan_reading(downsamples, patch_px, slide_mpp, mpp, "mpp")
@@ -137,34 +113,52 @@ def reading_of(
 
 
 def read_unit(
-    unit: Unit, storage_options: StorageOptions | None, out: NDArray[np.uint8], slots: NDArray[np.int64]
-) -> UnitRead:
-    """Read a unit. Never raises: the error of a slide that can't be read is in the result and names the slide.
+    unit: Unit,
+    slots: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    storage_options: StorageOptions | None,
+    on_bad_slide: OnBadSlide,
+) -> Loaded | SlideError:
+    """Read a unit into memory, because new memory per unit would cost more than reading it.
 
     Args:
         unit: the patches.
-        storage_options: of the slides, for fsspec.
-        out: uint8 [k, patch_px, patch_px, 3], where the pixels go. New memory per unit would cost more than reading it.
         slots: int64 [m], the place in `out` of each patch of the unit.
+        out: uint8 [k, patch_px, patch_px, 3], where the pixels go.
+        storage_options: of the slides, for fsspec.
+        on_bad_slide: what happens at a slide that cannot be read: "skip" skips all patches of the unit.
+
+    Returns:
+        All patches of the unit as read or as skipped. With on_bad_slide "raise", an error that names the slide: the caller
+        raises it, because a DataLoader cannot hand it from process to process.
+
+    Raises:
+        RuntimeError: fewer patches came than the unit has, which is a fault of slidelake.
     """
-    begun = perf_counter()
+    begun, n_patches = perf_counter(), 0
     try:
-        index = SlideIndex.from_bytes(unit.index) if unit.index else None
-        n_patches = 0
-        with open_slide(unit.uri, storage_options, index=index) as slide:
-            for i, region in slide.read_tiles(unit.xy_px, unit.region_px, unit.level):
-                out[slots[i]] = resample(region, unit.patch_px)
-                n_patches += 1
+        with _naming_slide(unit.image_id, unit.uri, storage_options):
+            index = SlideIndex.from_bytes(unit.index) if unit.index else None
+            with open_slide(unit.uri, storage_options, index=index) as slide:
+                for i, region in slide.read_tiles(unit.xy_px, unit.region_px, unit.level):
+                    out[slots[i]] = resample(region, unit.patch_px)
+                    n_patches += 1
+    except SlideError as error:
+        return error if on_bad_slide == "raise" else Loaded(skipped={unit.image_id: (len(slots), str(error))})
+    if n_patches != len(slots):
+        raise RuntimeError(f"{unit.image_id}: {n_patches} patches came instead of {len(slots)}: report it")
+    return Loaded(n_patches, perf_counter() - begun)
+
+
+@contextmanager
+def _naming_slide(image_id: str, uri: str, storage_options: StorageOptions | None) -> Iterator[None]:
+    """Makes any error a SlideError with the image_id and without secrets."""
+    try:
+        yield
     except Exception as error:
-        return UnitRead(0, perf_counter() - begun, _naming_slide(error, unit.image_id, unit.uri, storage_options))
-    return UnitRead(n_patches, perf_counter() - begun)
-
-
-def _naming_slide(error: Exception, image_id: str, uri: str, storage_options: StorageOptions | None) -> SlideError:
-    """Any error of reading a slide, with its image_id and without secrets."""
-    if not isinstance(error, SlideError):
-        error = slide_error_of(error, public_uri(uri), secrets_of(uri, storage_options))
-    return SlideError(error.code, f"{image_id}: {error.message}")
+        if not isinstance(error, SlideError):
+            error = slide_error_of(error, public_uri(uri), secrets_of(uri, storage_options))
+        raise SlideError(error.code, f"{image_id}: {error.message}") from None
 
 
 def _units_of_slide(
@@ -174,20 +168,21 @@ def _units_of_slide(
     unit_patches: int,
     storage_options: StorageOptions | None,
 ) -> list[Unit]:
-    index = SlideIndex.from_bytes(source.index) if source.index else None
-    downsamples, mpp = source.level_downsamples, source.mpp
-    if index is None or downsamples is None or (spec.mpp is not None and mpp is None):
-        with open_slide(source.uri, storage_options) as slide:
-            index, downsamples = slide.index, tuple(level.downsample for level in slide.levels)
-            mpp = mean_mpp(slide.mpp_x, slide.mpp_y) if mpp is None else mpp
-    reading = reading_of(spec.patch_px, spec.mpp, spec.level, downsamples, mpp)
-    level, region_px = reading.level, reading.region_px
-    blocks = index.levels[level] if index else None
-    corners = np.stack([spec.x_px[rows], spec.y_px[rows]], axis=1).astype(np.int64)
-    units = []
-    for of_unit in work_units(blocks, downsamples[level], corners, region_px, unit_patches):
-        xy_px, part = corners[of_unit], None
-        if index and blocks:
-            part = index.only(level, needed_blocks(blocks, xy_px, region_px)).to_bytes()
-        units.append(Unit(source.image_id, source.uri, rows[of_unit], xy_px, spec.patch_px, level, region_px, part))
-    return units
+    with _naming_slide(source.image_id, source.uri, storage_options):
+        index = SlideIndex.from_bytes(source.index) if source.index else None
+        downsamples, mpp = source.level_downsamples, source.mpp
+        if index is None or downsamples is None or (spec.mpp is not None and mpp is None):
+            with open_slide(source.uri, storage_options) as slide:
+                index, downsamples = slide.index, tuple(level.downsample for level in slide.levels)
+                mpp = mean_mpp(slide.mpp_x, slide.mpp_y) if mpp is None else mpp
+        reading = reading_of(spec.patch_px, spec.mpp, spec.level, downsamples, mpp)
+        level, region_px = reading.level, reading.region_px
+        blocks = index.levels[level] if index else None
+        corners = np.stack([spec.x_px[rows], spec.y_px[rows]], axis=1).astype(np.int64)
+        units = []
+        for of_unit in work_units(blocks, downsamples[level], corners, region_px, unit_patches):
+            xy_px, part = corners[of_unit], None
+            if index and blocks:
+                part = index.only(level, needed_blocks(blocks, xy_px, region_px)).to_bytes()
+            units.append(Unit(source.image_id, source.uri, rows[of_unit], xy_px, spec.patch_px, level, region_px, part))
+        return units

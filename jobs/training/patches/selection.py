@@ -45,7 +45,7 @@ class PatchSpec:
         patch_px: edge of a finished patch, pixels.
         mpp: um per pixel of a finished patch, read from the nearest finer level and resampled; None reads `level` as it is.
         level: that is read if `mpp` is None.
-        left_out: by image_id, why a requested slide can't be read at `mpp` or `level`.
+        left_out: by image_id, why a requested slide cannot be read at `mpp` or `level`.
 
     Raises:
         ValueError: arrays of different lengths, a patch given twice, or an impossible size or spacing.

@@ -1,9 +1,9 @@
-"""The trainer's end of the windows: petastorm reads each window once, and the feed deletes it when the trainer is done with it.
+"""The trainer's end of the windows: petastorm reads each window once, and the feed deletes it when the trainer is done.
 
 Needs no Spark and no JVM: the job `patches` runs elsewhere, on the same folder.
 """
 
-import json
+import os
 import time
 import warnings
 from collections import deque
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from petastorm import make_batch_reader
 
 from jobs.training.patches.batch import PatchBatch, PatchFeed
-from jobs.training.patches.meter import Meter
 from jobs.training.patches.order import Numbers
-from jobs.training.patches.patch_units import Skipped
+from jobs.training.patches.patch_units import Loaded
 from jobs.training.patches.selection import PatchSpec
-from jobs.training.patches.windows import Manifest, WindowFolder, WindowPlan
+from jobs.training.patches.windows import WindowFolder, read_manifest
 from jobs.training.refusals import refuse_workers
 
 # petastorm calls deprecated functions of pyarrow, which exist in the version that it needs
@@ -53,10 +52,10 @@ class WindowFeed(PatchFeed):
         Args:
             folder: of the windows, as `patches.folder`.
             batch_size: patches per batch; the last batch of an epoch has the rest.
-            classes: the labels in the order of the outputs of the model; None: `spec.classes`.
+            classes: as in `PatchLoader`.
             patience_s: seconds that a window may take to come.
-            meter_file: takes a line of JSON per epoch.
-            say: takes the meter's line of text per epoch; None: to stderr.
+            meter_file: as in `PatchLoader`.
+            say: as in `PatchLoader`.
 
         Raises:
             TimeoutError: no plan came in time.
@@ -64,7 +63,7 @@ class WindowFeed(PatchFeed):
         """
         self._folder, self._patience_s = WindowFolder(folder), patience_s
         self._wait_for(self._folder.plan)
-        plan: WindowPlan = self._folder.read_plan()
+        plan = self.plan = self._folder.read_plan()
         # Windows are even, so at least half as large. A larger batch would need a window that is given up before it is full.
         most = (plan.most_unread - 1) * plan.window_patches // 2
         if not 1 <= batch_size <= most:
@@ -72,7 +71,6 @@ class WindowFeed(PatchFeed):
                 f"batch_size = {batch_size}: at least 1 and at most {most}, which is half of (patches.most_unread - 1) * "
                 "patches.window_patches"
             )
-        self.plan = plan
         spec = PatchSpec.from_table(pq.read_table(self._folder.spec))
         super().__init__(spec, batch_size, plan.n_parallel, classes, meter_file, say)
         if spec.fingerprint != plan.fingerprint:
@@ -89,54 +87,46 @@ class WindowFeed(PatchFeed):
             TimeoutError: no window came in time.
         """
         refuse_workers("WindowFeed", "iterate over it in the trainer's own process, with num_workers=0")
-        if not 0 <= number < len(self.plan.n_windows):
+        sizes, loaded = self.plan.window_sizes, Loaded()
+        if not 0 <= number < len(sizes):
             raise ValueError(
-                f"epoch {number}: the job reads {len(self.plan.n_windows)} epochs ahead, from 0: run it with a larger "
-                "patches.epochs"
+                f"epoch {number}: the job reads {len(sizes)} epochs ahead, from 0: run it with a larger patches.epochs"
             )
-        meter = Meter(number, self.batch_size, self.n_parallel)
-        skipped = self.skipped = Skipped(self.plan.skipped)
-        todo, n_due = deque[int](), self.plan.n_patches + skipped.n_patches
-        for window in range(self.plan.n_windows[number]):
-            done = self._folder.done(number, window)
-            if done.exists():
-                n_due -= Manifest.read(done).n_planned
-            else:
-                todo.append(window)
-        yield from self._deliver(self._batches(number, todo, meter, skipped), n_due, meter, skipped)
+        todo = deque(w for w in range(len(sizes[number])) if not self._folder.done(number, w).exists())
+        loaded.add(Loaded(skipped=self.plan.skipped))
+        self.skipped = loaded.skipped
+        n_due = sum(sizes[number][window] for window in todo) + loaded.n_skipped
+        yield from self._deliver(number, self._batches(number, todo, loaded), n_due, loaded)
 
-    def _batches(self, epoch: int, todo: deque[int], meter: Meter, skipped: Skipped) -> Iterator[PatchBatch]:
+    def _batches(self, epoch: int, todo: deque[int], loaded: Loaded) -> Iterator[PatchBatch]:
         edge, size = self.spec.patch_px, self.batch_size
-        patches, pixels = np.zeros(0, np.int64), np.zeros((0, edge, edge, 3), np.uint8)  # that wait for their batch
-        oldest = 0  # the window of the first of these
-        for window, new_patches, new_pixels in self._row_groups(epoch, todo, meter, skipped):
-            oldest = oldest if len(patches) else window
-            self._finish(epoch, todo, oldest)
+        # what waits for its batch: the window of each patch, the patches, their pixels
+        windows, patches, pixels = np.zeros(0, int), np.zeros(0, np.int64), np.zeros((0, edge, edge, 3), np.uint8)
+        for window, new_patches, new_pixels in self._row_groups(epoch, todo, loaded):
+            windows = np.concatenate([windows, np.full(len(new_patches), window)])
             patches, pixels = np.concatenate([patches, new_patches]), np.concatenate([pixels, new_pixels])
+            self._finish(epoch, todo, windows[0])
             n_full = len(patches) // size * size
             for start in range(0, n_full, size):
                 yield self._batch(patches[start : start + size], pixels[start : start + size])
-            oldest = window if n_full else oldest
-            patches, pixels = patches[n_full:], pixels[n_full:]
+            windows, patches, pixels = windows[n_full:], patches[n_full:], pixels[n_full:]
         if len(patches):
             yield self._batch(patches, pixels)
-        self._finish(epoch, todo, self.plan.n_windows[epoch])
+        self._finish(epoch, todo, len(self.plan.window_sizes[epoch]))
 
     def _row_groups(
-        self, epoch: int, todo: deque[int], meter: Meter, skipped: Skipped
+        self, epoch: int, todo: deque[int], loaded: Loaded
     ) -> Iterator[tuple[int, Numbers, NDArray[np.uint8]]]:
         """Number of the window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
         for window in tuple(todo):
             # The job waits for the trainer. If skipped slides left windows small, the first window goes although its rows are
             # in no batch yet. (A trainer that is killed at this moment lacks these rows in this epoch.)
             self._finish(epoch, todo, window - self.plan.most_unread + 1)
-            path = self._folder.manifest(epoch, window)
+            path = self._folder.window(epoch, window)
             self._wait_for(path)
-            manifest = Manifest.read(path)
-            meter.loaded(manifest.n_patches, manifest.seconds)
-            for image_id, (n_patches, reason) in manifest.skipped.items():
-                skipped.add(image_id, n_patches, reason, announce=True)
-            for patches, pixels in self._read(path.with_name(manifest.file), manifest.n_patches):
+            of_window = read_manifest(path)
+            loaded.add(of_window, announce=True)
+            for patches, pixels in self._read(path, of_window.n_patches):
                 yield window, patches, pixels
 
     def _read(self, path: Path, n_patches: int) -> Iterator[tuple[Numbers, NDArray[np.uint8]]]:
@@ -163,20 +153,17 @@ class WindowFeed(PatchFeed):
         raise RuntimeError(f"{path} gave {n_rows:,} patches of {n_patches:,}: report it")
 
     def _finish(self, epoch: int, todo: deque[int], before: int) -> None:
-        """Delete the windows before this one: the trainer is done with them, and the job reads further ahead."""
+        """Empty the windows before this one: the trainer is done with them, and the job reads further ahead."""
         while todo and todo[0] < before:
             window = todo.popleft()
-            manifest = self._folder.manifest(epoch, window)
-            file = manifest.with_name(Manifest.read(manifest).file)
-            manifest.rename(self._folder.done(epoch, window))  # first, because a manifest must have its file
-            file.unlink()
+            self._folder.window(epoch, window).rename(self._folder.done(epoch, window))
+            os.truncate(self._folder.done(epoch, window), 0)
 
     def _wait_for(self, path: Path) -> None:
         end = time.monotonic() + self._patience_s
         while not path.exists():
             if self._folder.failed.exists():
-                why = json.loads(self._folder.failed.read_text())["why"]
-                raise RuntimeError(f"the job patches gave up: {why}")
+                raise RuntimeError(f"the job patches gave up: {self._folder.failed.read_text()}")
             if time.monotonic() > end:
                 raise TimeoutError(
                     f"{path} did not come in {self._patience_s:g} s: is the job patches running, and on this folder?"

@@ -2,25 +2,24 @@
 
 The folder is on a disk that all machines see (``file://``: NFS, Lustre, EFS, the mount of DBFS):
 
-    patches.parquet                          the spec: what patch number 7 is
-    windows.json                             the plan, written last; job and trainer follow it
-    epoch-00000/window-00003-UUID.parquet    patch int64, pixels binary (uint8 [patch_px, patch_px, 3]); uncompressed
-    epoch-00000/window-00003.json            its manifest: names the file of a window that is whole and unread
-    epoch-00000/window-00003.done            the manifest, once the trainer is done with the window and its file is deleted
-    failed.json                              why the job gave up
+    patches.parquet                     the spec: what patch number 7 is
+    windows.json                        the plan, written last; job and trainer follow it
+    epoch-00000/UUID.unfinished         what a task writes
+    epoch-00000/window-00003.parquet    a whole and unread window: patch int64, pixels binary (uint8 [patch_px, patch_px, 3]);
+                                        uncompressed, with its manifest, a `Loaded`, in the metadata
+    epoch-00000/window-00003.done       empty: the trainer is done with the window
+    failed.txt                          why the job gave up
 
-A file gets its name by a rename when it is whole, and counts when a manifest names it. So nobody reads what a dead or
-repeated attempt of a task leaves. Only the trainer turns a `.json` into a `.done`; only the job writes a `.json`. An object
-store has no rename for the `.done`, and petastorm reads from none on pyarrow 14: mount the store, or take a shared disk.
+A window gets its name by a rename when the job knows that it is whole, so nobody reads what a dead or repeated attempt of a
+task leaves. Only the job makes a `.parquet`; only the trainer turns a `.parquet` into a `.done`. An object store has no
+rename, and petastorm reads from none on pyarrow 14: mount the store, or take a shared disk.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -28,8 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.training.patches.patch_units import OnBadSlide, Skipped, Unit, read_unit
+from jobs.training.patches.patch_units import Loaded, OnBadSlide, Unit, read_unit
 from jobs.training.patches.selection import PatchSpec
+from udfs.wsi import SlideError
 from udfs.wsi.store import StorageOptions
 
 _ROW_GROUP_BYTES = 16 << 20  # petastorm reads one row group at once
@@ -42,34 +42,18 @@ class WindowPlan:
     """What job and trainer agree on."""
 
     fingerprint: str  # of the spec
-    n_patches: int  # per epoch, without slides that can't be opened
-    n_windows: tuple[int, ...]  # of each epoch
+    window_sizes: Sequence[Sequence[int]]  # patches of each window of each epoch, without slides that cannot be opened
     window_patches: int
     unit_patches: int
     most_unread: int  # windows that are unread or being read, at most
     n_parallel: int  # windows that are read at once
     seed: int
-    skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # patches per epoch and reason, by image_id
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A window that is whole."""
-
-    file: str  # its name, in the folder of the epoch
-    n_patches: int
-    seconds: float  # that one worker took to read them
-    skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # patches and reason, by image_id
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """The manifest in a file."""
-        return cls(**json.loads(path.read_text()))
+    skipped: dict[str, tuple[int, str]] = field(default_factory=dict)  # by image_id: patches per epoch, and the reason
 
     @property
-    def n_planned(self) -> int:
-        """Patches of the window, the skipped ones included."""
-        return self.n_patches + Skipped(self.skipped).n_patches
+    def n_patches(self) -> int:
+        """Patches per epoch."""
+        return sum(self.window_sizes[0])
 
 
 class WindowFolder:
@@ -79,7 +63,7 @@ class WindowFolder:
         """`root`: a path, or a file:// URI.
 
         Raises:
-            ValueError: another store, or a name that petastorm can't read.
+            ValueError: another store, or a name that petastorm cannot read.
         """
         text = str(root)
         if text.startswith("file://"):
@@ -92,48 +76,46 @@ class WindowFolder:
         if bad := sorted({"#", "?"} & set(str(self.root))):
             raise ValueError(f"{self.root}: petastorm reads no path with {bad[0]}: name the folder otherwise")
         self.plan, self.spec = self.root / "windows.json", self.root / "patches.parquet"
-        self.failed = self.root / "failed.json"
+        self.failed = self.root / "failed.txt"
 
     def epoch(self, epoch: int) -> Path:
         """The folder of an epoch."""
         return self.root / f"epoch-{epoch:05}"
 
-    def manifest(self, epoch: int, window: int) -> Path:
-        """The manifest of an unread window."""
-        return self.epoch(epoch) / f"window-{window:05}.json"
+    def window(self, epoch: int, window: int) -> Path:
+        """The file of a window that is whole and unread."""
+        return self.epoch(epoch) / f"window-{window:05}.parquet"
 
     def done(self, epoch: int, window: int) -> Path:
-        """The manifest of a window that the trainer is done with."""
-        return self.manifest(epoch, window).with_suffix(".done")
+        """The empty file of a window that the trainer is done with."""
+        return self.window(epoch, window).with_suffix(".done")
 
     def read_plan(self) -> WindowPlan:
         """The plan; raises FileNotFoundError if the job has written none yet."""
-        fields = json.loads(self.plan.read_text())
-        return WindowPlan(**fields | {"n_windows": tuple(fields["n_windows"])})
+        return WindowPlan(**json.loads(self.plan.read_text()))
+
+    def write_plan(self, plan: WindowPlan, spec: PatchSpec) -> None:
+        """Write the plan and, before the first one, the rows in which trainers look patches up."""
+        if not self.plan.exists():
+            pq.write_table(spec.to_table(), self.spec)
+        self.put(self.plan, json.dumps(asdict(plan)))
+
+    def put(self, path: Path, text: str) -> None:
+        """Write a text to a file, whole or not at all."""
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(text)
+        unfinished.replace(path)
 
     def unread(self, epochs: Iterable[int]) -> int:
         """The number of windows of these epochs that are whole and unread."""
-        return sum(1 for epoch in epochs for _ in self.epoch(epoch).glob("window-*.json"))
+        return sum(1 for epoch in epochs for _ in self.epoch(epoch).glob("window-*.parquet"))
 
     def sweep(self) -> None:
-        """Remove what dead attempts left. No task may be at work."""
-        for epoch in self.root.glob("epoch-*"):
-            kept = {Manifest.read(path).file for path in epoch.glob("window-*.json")}
-            for path in (*epoch.glob("window-*.parquet"), *epoch.glob("*.unfinished")):
-                if path.name not in kept:
-                    path.unlink(missing_ok=True)
-
-
-def put_json(path: Path, content: Any) -> None:
-    """Write a dictionary or dataclass to a file, whole or not at all."""
-    with _whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content if isinstance(content, dict) else asdict(content)))
-
-
-def write_spec(folder: WindowFolder, spec: PatchSpec) -> None:
-    """Write the rows in which trainers look patches up."""
-    with _whole(folder.spec) as unfinished:
-        pq.write_table(spec.to_table(), unfinished)
+        """Remove what dead attempts and trainers left. No task may be at work."""
+        for path in self.root.glob("epoch-*/*.unfinished"):
+            path.unlink(missing_ok=True)
+        for path in self.root.glob("epoch-*/*.done"):
+            os.truncate(path, 0)
 
 
 def windows_of_epoch(units: Sequence[Unit], window_patches: int, seed: int, epoch: int) -> list[list[Unit]]:
@@ -151,53 +133,50 @@ def windows_of_epoch(units: Sequence[Unit], window_patches: int, seed: int, epoc
 
 
 def write_window(
-    folder: WindowFolder,
-    epoch: int,
-    window: int,
+    folder: Path,
     units: Sequence[Unit],
-    seed: int,
+    seed: Sequence[int],
     storage_options: StorageOptions | None,
     on_bad_slide: OnBadSlide,
-) -> Manifest:
-    """Read the units of a window, mix their patches, write the file. Holds the pixels of one window. Runs on an executor.
+) -> Path:
+    """Read the units of a window, mix their patches by the seed, write them. Holds their pixels. Runs on an executor.
+
+    Returns:
+        The path of the file, in `folder`. It is no window until it is renamed.
 
     Raises:
-        SlideError: a slide can't be read and on_bad_slide is "raise"; names the slide.
+        SlideError: a slide cannot be read and on_bad_slide is "raise"; names the slide.
     """
     sizes = [len(unit.patches) for unit in units]
     edge = units[0].patch_px
     # the place of each patch in the window: the mix is decided before the first patch is read
-    slots = np.random.default_rng([seed, epoch, window]).permutation(sum(sizes))
+    slots = np.random.default_rng(seed).permutation(sum(sizes))
     pixels = np.empty((len(slots), edge, edge, 3), np.uint8)
     numbers = np.full(len(slots), -1, np.int64)
-    skipped, seconds = Skipped(), 0.0
+    loaded = Loaded()
     for unit, of_unit in zip(units, np.split(slots, np.cumsum(sizes)[:-1]), strict=True):
-        result = read_unit(unit, storage_options, pixels, of_unit)
-        if result.error and on_bad_slide == "raise":
-            raise result.error
-        if result.error:
-            skipped.add(unit.image_id, len(unit.patches), str(result.error))
-        else:
+        result = read_unit(unit, of_unit, pixels, storage_options, on_bad_slide)
+        if isinstance(result, SlideError):
+            raise result
+        loaded.add(result)
+        if result.n_patches:
             numbers[of_unit] = unit.patches
-            seconds += result.seconds
     kept = np.flatnonzero(numbers >= 0)
     size, rows = pixels[0].nbytes, max(1, _ROW_GROUP_BYTES // pixels[0].nbytes)
-    path = folder.epoch(epoch) / f"window-{window:05}-{uuid4().hex}.parquet"
-    with _whole(path) as unfinished, unfinished.open("wb") as file:
-        with pq.ParquetWriter(file, WINDOW, compression="none", use_dictionary=False, write_statistics=False) as writer:
+    schema = WINDOW.with_metadata({"manifest": json.dumps(asdict(loaded))})
+    path = folder / f"{uuid4().hex}.unfinished"
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False) as writer:
             for start in range(0, len(kept), rows):
                 part = kept[start : start + rows]
                 offsets = pa.py_buffer(np.arange(0, len(part) * size + 1, size, dtype=np.int32))
                 column = pa.Array.from_buffers(pa.binary(), len(part), [None, offsets, pa.py_buffer(pixels[part])])
-                writer.write_table(pa.Table.from_arrays([pa.array(numbers[part]), column], schema=WINDOW))
+                writer.write_table(pa.Table.from_arrays([pa.array(numbers[part]), column], schema=schema))
         file.flush()
         os.fsync(file.fileno())
-    return Manifest(path.name, len(kept), seconds, skipped)
+    return path
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which is renamed to `path` at the end."""
-    unfinished = path.with_name(f".{path.name}-{uuid4().hex}.unfinished")
-    yield unfinished
-    unfinished.replace(path)
+def read_manifest(window: Path) -> Loaded:
+    """What was loaded into a window, from the metadata of its file."""
+    return Loaded(**json.loads(pq.read_schema(window).metadata[b"manifest"]))
