@@ -24,7 +24,6 @@ from jobs.runtime.settings.config import load_config
 from jobs.training.feed import make_feed
 from jobs.training.model.files import ModelCard, load_card, load_model
 from jobs.training.model.metrics import metric_values
-from jobs.training.training_run import Recorder
 from tests.messages import plain
 from tests.newest import run_with_newest_pyarrow
 from tests.training.cohorts import Drawn, Signal, draw_cohort, shuffled_labels, write_patients
@@ -183,16 +182,16 @@ def test_a_class_too_rare_for_a_held_out_split_is_named_and_trained_on(
 _KILLED = """
 import os, signal, sys
 import torch
+from tqdm import tqdm
 from jobs import train
-from jobs.training.training_run import Recorder
 torch.set_num_threads(1)
 steps = 0
-def after_step(self):
+def update(self, n=1):
     global steps
     steps += 1
     if steps == 50:  # in the middle of epoch 5
         os.kill(os.getpid(), signal.SIGKILL)
-Recorder.after_step = after_step
+tqdm.update = update
 train.main(sys.argv[1:])
 """
 
@@ -406,7 +405,7 @@ def test_mlflow_gets_the_same_figures_and_costs_no_training(
     def broken(*_: object, **__: object) -> None:
         raise OSError("no such place")
 
-    monkeypatch.setattr(Recorder, "finish", broken)
+    monkeypatch.setattr("jobs.training.training_run.write_results", broken)
     capsys.readouterr()
     assert train.main(["--config", settings(tmp_path, epochs=1, mlflow=uri)]) == 1
     [hint] = re.findall(r"slidelake train: --resume (\S+) goes on after its last whole epoch", capsys.readouterr().err)

@@ -48,10 +48,9 @@ def choose(
     labels = set(chosen["label"]) - {None} if number else set()
     unknown = sorted(labels - number.keys())
     if unknown:
+        wrong, known = some(list(map(named, unknown))), some(list(map(named, classes)), 20)
         raise FeedError(
-            f"{table.name} has patients of {some(list(map(named, unknown)))}, the classes are "
-            f"{some(list(map(named, classes)), 20)}: correct the labels, or "
-            "take all classes"
+            f"{table.name} has patients of {wrong}, the classes are {known}: correct the labels, or take all classes"
         )
     dims = sorted(set(chosen["embedding_dim"]))
     if len(dims) > 1:
@@ -60,25 +59,21 @@ def choose(
     dtypes = [dtype or "float32" for dtype in chosen["embedding_dtype"]]
     fed = "float16" if set(dtypes) == {"float16"} else "float32"
     ends = np.cumsum([group.n_rows for group in table.groups])
-    listed = []
-    for i, row in enumerate(rows):
-        group = int(np.searchsorted(ends, row, side="right"))
-        n_tiles = chosen["n_tiles"][i]
-        listed.append(
-            FedPatient(
-                patient_id=chosen["patient_id"][i],
-                center_id=chosen["center_id"][i] or "",
-                label=number.get(chosen["label"][i], -1),
-                n_tiles=n_tiles,
-                dim=dims[0],
-                dtype=dtypes[i],
-                params_hash=chosen["params_hash"][i] or "",
-                file=table.groups[group].file,
-                group=group,
-                row=row - int(ends[group]) + table.groups[group].n_rows,
-                n_bytes=(bag_size or n_tiles) * dims[0] * n_bags * np.dtype(fed).itemsize,
-            )
+    listed = [
+        FedPatient(
+            patient_id=chosen["patient_id"][i],
+            center_id=chosen["center_id"][i] or "",
+            label=number.get(chosen["label"][i], -1),
+            n_tiles=chosen["n_tiles"][i],
+            dim=dims[0],
+            dtype=dtypes[i],
+            file=table.groups[group].file,
+            group=group,
+            row=rows[i] - int(ends[group]) + table.groups[group].n_rows,
+            n_bytes=(bag_size or chosen["n_tiles"][i]) * dims[0] * n_bags * np.dtype(fed).itemsize,
         )
+        for i, group in enumerate(np.searchsorted(ends, rows, side="right").tolist())
+    ]
     return Choice(listed, tuple(classes), fed, dims[0] * n_bags)
 
 

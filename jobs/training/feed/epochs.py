@@ -28,7 +28,6 @@ class FedPatient:
     n_tiles: int
     dim: int  # columns of its bag, as stored
     dtype: str  # of the numbers in it, as stored: float32 or float16
-    params_hash: str  # of the preprocessing that gave this row
     file: int  # index into PinnedTable.files
     group: int  # number of its row group among the table's, ascending with `file`
     row: int  # in the row group
