@@ -242,7 +242,7 @@ def test_what_mlflow_is_reached_by_is_not_kept_with_the_model(patients: list[Dra
     output = f"file://{tmp_path}/models?token=t0psecret"
     with_secret = settings(tmp_path, output=str(tmp_path / "models"), epochs=1)
     config = load_config(with_secret, [f"training.mlflow={output}"])
-    task = train._planned(config)
+    task = train.planned_run(config)
     assert task.mlflow_uri == output
     assert "t0psecret" not in json.dumps(task.card.to_json())
 
