@@ -41,14 +41,14 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     """Trains a model and reports; or goes on with a run, or repeats one and compares. Returns the exit status."""
     refuse_unwritable(config, "train")
     try:
-        is_earlier = arguments.resume or arguments.reproduce
-        task = _earlier_run(config, arguments) if is_earlier else planned_run(config)
+        earlier = arguments.resume or arguments.reproduce
+        task = _earlier_run(config, arguments) if earlier else planned_run(config)
         _refuse_leaks(config, task.members)
     except (FeedError, CohortError, LeakageError, ModelError) as error:
         raise ConfigError(str(error)) from None
     n_processes = task.settings["processes"]
     with start_session("slidelake train") if n_processes > 1 else nullcontext() as spark:
-        task = _placed(task, arguments.resume or arguments.reproduce, spark)
+        task = _placed(task, earlier, spark)
         log_to_stderr(task.card.model_id)
         _log_plan(task)
         try:
@@ -130,15 +130,13 @@ def _earlier_run(config: Config, arguments: argparse.Namespace) -> Task:
     return _task(config, card, members, resume=is_resumed)
 
 
-def _members(
-    config: Config, fold: int | None, version: int | None = None, splits_version: int | None = None
-) -> TrainingSet:
+def _members(config: Config, fold: int | None, version: int | None = None, of_splits: int | None = None) -> TrainingSet:
     return read_training_set(
         _table(config, "patients"),
         version,
         fold=fold,
         splits_uri=_table(config, "splits"),
-        splits_version=splits_version,
+        splits_version=of_splits,
         storage_options=config.slides.storage_options,
     )
 
@@ -183,15 +181,9 @@ def _placed(task: Task, earlier: str | None, spark: SparkSession | None) -> Task
 
 
 def device_of_processes(wanted: str, n_processes: int, spark: SparkSession | None) -> Device:
-    """Returns processor or GPUs, by what the machine of the processes has: this machine, or a cluster's executors.
+    """Returns processor or GPUs, by what the processes' machine has: this one, or the executors of a cluster.
 
-    Args:
-        wanted: auto, cpu or cuda.
-        n_processes: that train together.
-        spark: that starts them; None for one process.
-
-    Raises:
-        DeviceError: the wanted device is missing.
+    `spark` starts the processes; it is None for one process. Raises DeviceError if the wanted device is missing.
     """
     if spark is None or is_local(spark):
         n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # counts GPUs without a driver
