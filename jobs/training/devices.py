@@ -52,11 +52,7 @@ def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
 
 
 def take_device(device: str) -> torch.device:
-    """Returns the device of this process; of a GPU, one that no other process of its group has.
-
-    Raises:
-        DeviceError: this process sees no free GPU.
-    """
+    """Returns the device of this process; a GPU is one that no other process of its group has. Raises DeviceError if none is."""
     if device == "cpu":
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for the line below

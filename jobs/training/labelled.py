@@ -74,14 +74,13 @@ class TrainingSet:
 
     def cards(self) -> dict[str, SplitCard]:
         """Returns what identifies the patients of each split."""
-        return {
-            name: SplitCard(
-                len(members),
-                dict(zip(self.classes, self.counts(name), strict=True)),
-                _digest([(member.patient_id, member.label, member.params_hash) for member in members]),
-            )
-            for name, members in self.splits.items()
-        }
+        cards = {}
+        for name, members in self.splits.items():
+            rows = sorted((member.patient_id, member.label, member.params_hash) for member in members)
+            digest = hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()[:16]
+            by_class = dict(zip(self.classes, self.counts(name), strict=True))
+            cards[name] = SplitCard(len(members), by_class, digest)
+        return cards
 
 
 def read_training_set(
@@ -95,14 +94,8 @@ def read_training_set(
 ) -> TrainingSet:
     """Returns the labelled patients of a version of table patients, by its column split.
 
-    Args:
-        table_uri: of table patients.
-        version: of table patients; None: the newest.
-        fold: of table splits, which is validated on, while the others are trained on; None: by column split alone. Split test
-            stays the same.
-        splits_uri: of table splits, for a fold.
-        splits_version: of table splits; None: the newest.
-        storage_options: for fsspec.
+    With a fold of table splits, the model is validated on this fold and trained on the others. Split test stays the same.
+    Versions are the newest if None.
 
     Raises:
         FeedError: the table or the version is missing, or not whole.
@@ -208,8 +201,3 @@ def feature_settings(
     known = [row for row in runs if row["run_id"] in ids] or runs[-1:]
     unique = {json.dumps(dict(row["features"]), sort_keys=True) for row in known}
     return tuple(map(json.loads, sorted(unique)))
-
-
-def _digest(rows: list[tuple[str, ...]]) -> str:
-    text = json.dumps(sorted(rows), separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

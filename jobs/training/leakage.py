@@ -59,10 +59,8 @@ def refuse_leaks(
 ) -> Compared:
     """Raises LeakageError if a patient or a slide is in two splits; else returns what was compared.
 
-    Args:
-        assignments: one (patient_id, split) per row, so that a patient in two splits shows.
-        slides: their slides; those of patients without a split are ignored.
-        storage_options: for fsspec.
+    `assignments` has one (patient_id, split) per row, so that a patient in two splits shows. Slides of patients without a
+    split are ignored.
     """
     splits: dict[str, set[str]] = defaultdict(set)
     for patient_id, split in assignments:
@@ -108,12 +106,7 @@ _Key = Callable[[_Placed], Hashable]
 def shared_slides(
     slides: Sequence[tuple[SlideFile, str]], storage_options: StorageOptions | None = None
 ) -> tuple[list[str], Compared]:
-    """Returns one text per file that images of several parts share, and what was compared.
-
-    Args:
-        slides: each with its part, such as a split.
-        storage_options: for fsspec.
-    """
+    """Returns one text per file that images of several parts share, and what was compared. Each slide comes with its part."""
     placed = [_Placed(file, part) for file, part in slides]
     known: set[_Placed] = set()
     texts: list[str] = []

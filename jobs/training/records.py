@@ -14,6 +14,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from torch.utils.tensorboard import SummaryWriter
 
+from jobs.training.model.files import ModelCard
 from jobs.training.table_stores import delta_options
 from udfs.schemas import TRAINING_METRICS
 from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
@@ -31,33 +32,27 @@ class Records:
 
     def __init__(
         self,
-        run_id: str,
+        card: ModelCard,
         folder: str,
         table_uri: str,
-        settings: Mapping[str, Any],
-        *,
+        mlflow_uri: str | None,
+        storage_options: StorageOptions | None,
         first_epoch: int = 0,
-        mlflow_uri: str | None = None,
-        storage_options: StorageOptions | None = None,
     ) -> None:
-        """Begins, or continues at an epoch.
+        """Begins, or continues at an epoch: TensorBoard hides what a killed process wrote of this and later epochs.
 
         Args:
-            run_id: of the run.
+            card: of the run.
             folder: of the model; event files are written to its folder tensorboard.
             table_uri: of table training_metrics, which is created if it is missing.
-            settings: of the run, for MLflow.
-            first_epoch: TensorBoard hides older figures of this and later epochs, which a killed process wrote.
-            mlflow_uri: tracking URI; None: no MLflow.
+            mlflow_uri: tracking URI; None: no MLflow. RecordsError if MLflow can't be used.
             storage_options: for fsspec.
-
-        Raises:
-            RecordsError: MLflow can't be used.
+            first_epoch: to be written.
         """
-        self._run_id, self._table, self._options = run_id, table_uri, storage_options
+        self._run_id, self._table, self._options = card.model_id, table_uri, storage_options
         self._events = f"{folder.rstrip('/')}/tensorboard"
         self._is_table_written = True
-        self._mlflow = _MlflowRun(mlflow_uri, run_id, settings) if mlflow_uri else None
+        self._mlflow = _MlflowRun(mlflow_uri, self._run_id, card.training) if mlflow_uri else None
         self._local = tempfile.TemporaryDirectory(prefix="slidelake-events-")
         self._board = SummaryWriter(self._local.name, purge_step=first_epoch or None)
 

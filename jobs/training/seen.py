@@ -47,11 +47,8 @@ def seen_by_model(
 ) -> Seen:
     """Compares the slides to be predicted with those of the model's splits train and validation.
 
-    Args:
-        card: of the model; its record names the tables that it was trained on.
-        root: of the tables that are predicted on.
-        images: those to be predicted, by image_id: the URI that opens the slide, None for that of table slides.
-        storage_options: for fsspec.
+    `root` is that of the tables that are predicted on. `images` has the URI that opens each slide to be predicted, by image_id;
+    None for that of table slides.
     """
     try:
         return _compared(card, absolute_uri(root).rstrip("/"), images, storage_options)

@@ -50,12 +50,8 @@ def assign_splits(
     Every split's images differ from its share by at most the images of the largest patient, if nobody had a split before, or
     got it from this function with the same number of images.
 
-    Args:
-        patients: all patients, in any order, also those that have a split.
-        fractions: the share of the images of each split; the shares sum to 1.
-        assigned: the splits of patients that keep theirs.
-        stratify: margins beside the cohort.
-        seed: of the order in which patients are dealt.
+    `patients` are all, in any order, also those that have a split. `fractions` are the shares of the images; they sum to 1.
+    `assigned` has the splits of patients that keep theirs. `stratify` names the margins beside the cohort.
     """
     return _deal(patients, fractions, assigned, stratify, f"splits {seed}")
 

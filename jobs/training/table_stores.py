@@ -91,7 +91,7 @@ class TableStore:
         """The source of a footer and some small columns for pyarrow; few requests if the file is remote.
 
         Raises:
-            FileNotFoundError: the file is gone.
+            FileNotFoundError: the file does not exist any more.
         """
         if self.is_local:
             yield str(Path(file.uri).resolve(strict=True))
@@ -108,7 +108,7 @@ class TableStore:
 
         Raises:
             FeedError: the folder of copies has no room for them.
-            FileNotFoundError: one is gone.
+            FileNotFoundError: a file does not exist any more.
         """
         if self.is_local:
             yield [Path(file.uri).resolve(strict=True) for file in files]

@@ -64,7 +64,7 @@ def pin_table(uri: str, version: int | None, storage_options: StorageOptions | N
     """Returns a version of a table patients; the newest if None.
 
     Raises:
-        FeedError: there is no such table or version, or its files are not of a kind that Parquet readers read rightly.
+        FeedError: the table or the version does not exist, or Parquet readers would misread its files.
     """
 
     def look(parquet: pq.ParquetFile) -> tuple[list[int], pa.Schema, pa.Table]:
@@ -152,7 +152,7 @@ def _each(
 
 
 def _read(parquet: pq.ParquetFile, fields: pa.Schema) -> pa.Table:
-    """Returns some columns of a file; null if it was written before the column came."""
+    """Returns some columns of a file; null if the file is older than the column."""
     rows = parquet.read([name for name in fields.names if name in parquet.schema_arrow.names])
     for field in fields:
         if field.name not in rows.column_names:

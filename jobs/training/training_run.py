@@ -91,7 +91,8 @@ def _run(task: Task, device: torch.device) -> str:
     else:
         state = TrainingState(task.card.to_json(), model.state_dict())
     is_first = not dist.is_initialized() or dist.get_rank() == 0
-    with _records(task, state.epoch) if is_first else nullcontext() as records:
+    places = (task.folder, task.metrics_table, task.mlflow_uri, task.storage_options)
+    with Records(task.card, *places, state.epoch) if is_first else nullcontext() as records:
 
         def after_epoch(state: TrainingState) -> None:
             if records:
@@ -108,18 +109,6 @@ def _run(task: Task, device: torch.device) -> str:
             split: predict_feed(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]
         }
         return write_results(task, records, model, state, predictions) if records else ""
-
-
-def _records(task: Task, first_epoch: int) -> Records:
-    return Records(
-        task.card.model_id,
-        task.folder,
-        task.metrics_table,
-        task.settings,
-        first_epoch=first_epoch,
-        mlflow_uri=task.mlflow_uri,
-        storage_options=task.storage_options,
-    )
 
 
 def _fit(

@@ -298,7 +298,7 @@ def test_arguments_that_can_not_be(table: Path, how: dict[str, Any], told: str) 
     ("how", "told"),
     [
         ({"split": "validation"}, "has no patient of split validation, its splits are test, train: run the splits job"),
-        ({"patients": ["p0001", "nobody"]}, "has no patients nobody, 1 of 2 asked for"),
+        ({"patients": ["p0001", "nobody"]}, "has no patients nobody, 1 of 2 requested"),
         ({"patients": []}, "has no patients to feed"),
     ],
 )

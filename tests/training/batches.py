@@ -15,8 +15,8 @@ def batch_of(
 ) -> Bags:
     """Returns a batch as the feed packs it."""
     rows = zip(bags, names, centers, labels, repeated or [False] * len(bags), strict=True)
-    step = [
-        Turn(FedPatient(name, center, label, *bag.embeddings.shape, "float32", 0, 0, 0, bag.n_bytes), again)
-        for bag, name, center, label, again in rows
-    ]
+    step = []
+    for bag, name, center, label, again in rows:
+        n_tiles, dim = bag.embeddings.shape
+        step.append(Turn(FedPatient(name, center, label, n_tiles, dim, "float32", 0, 0, 0, bag.n_bytes), again))
     return pack(bags, step)

@@ -92,16 +92,13 @@ class Decoder:
         return tuple(name for name in self.columns if name in EMBEDDINGS)
 
     def bag(self, patient: FedPatient, found_id: str | None, row: dict[str, Any], *, view: bool) -> Bag:
-        """Returns a patient's bag.
+        """Returns the bag of the patient that is planned for a row; raises FeedError if it is another patient's row.
 
         Args:
-            patient: planned for this row.
+            patient: as planned.
             found_id: the patient_id in the row.
             row: bytes of embeddings, floats of color_histogram, (image_id, x_px, y_px) of tile_index.
-            view: whether the bag may share the memory of `row`, if the bag is fed as it is stored.
-
-        Raises:
-            FeedError: it is another patient's row, or its bytes do not fit its numbers.
+            view: whether a bag that is fed as it is stored may share the memory of `row`.
         """
         if found_id != patient.patient_id:
             raise FeedError(

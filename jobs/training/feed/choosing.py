@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,16 +12,6 @@ from jobs.training.table_versions import PinnedTable
 from udfs.wording import named, some
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The patients of a feed."""
-
-    patients: list[FedPatient]  # in the order of the table
-    classes: tuple[str, ...]
-    dtype: str  # float16 if all patients' bags are, else float32
-    dim: int  # columns of a fed bag
-
-
 def choose(
     table: PinnedTable,
     split: Collection[str] | None,
@@ -30,8 +19,10 @@ def choose(
     columns: Sequence[str],
     classes: Sequence[str] | None,
     bag_size: int | None,
-) -> Choice:
-    """Returns the patients of some splits, or some by name, or all. With `classes` empty, labels are ignored.
+) -> tuple[list[FedPatient], tuple[str, ...], str, int]:
+    """Returns patients in the order of the table, classes, and type and columns of a fed bag.
+
+    The patients are those of some splits, or some by name, or all. With `classes` empty, labels are ignored.
 
     Raises:
         FeedError: no patient, a requested patient is missing or has two rows, its label is no class, or bags differ in
@@ -74,7 +65,7 @@ def choose(
         )
         for i, group in enumerate(np.searchsorted(ends, rows, side="right").tolist())
     ]
-    return Choice(listed, tuple(classes), fed, dims[0] * n_bags)
+    return listed, tuple(classes), fed, dims[0] * n_bags
 
 
 def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collection[str] | None) -> list[int]:
@@ -88,7 +79,7 @@ def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collectio
         wanted = set(patients)
         missing = sorted(wanted - set(ids))
         if missing:
-            raise FeedError(f"{table.name} has no patients {some(missing)}, {len(missing)} of {len(wanted)} asked for")
+            raise FeedError(f"{table.name} has no patients {some(missing)}, {len(missing)} of {len(wanted)} requested")
         rows = [i for i in rows if ids[i] in wanted]
     elif split is not None:
         splits = table.rows["split"].to_pylist()

@@ -82,14 +82,10 @@ def _cut(table: PinnedTable, numbers: Sequence[int]) -> list[list[int]]:
 
 
 def reader_of(backend: str, large: bool) -> tuple[str, RowGroupReader]:
-    """Returns the name of the reader, and the reader: petastorm, pyarrow, or for auto petastorm if it works here, else pyarrow.
+    """Returns the name of the reader, and the reader; for auto, petastorm if it works here, else pyarrow.
 
-    Args:
-        backend: which is requested.
-        large: whether files have columns of Arrow's large types.
-
-    Raises:
-        FeedError: petastorm is requested, and is not installed or can't read these files.
+    `large`: whether files have columns of Arrow's large types. Raises FeedError if petastorm is requested, and is not installed
+    or can't read these files.
     """
     missing = None
     if find_spec("petastorm") is None:

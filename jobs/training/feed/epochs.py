@@ -65,13 +65,8 @@ def plan_epoch(
 
     A shard whose part has fewer batches than another's gets one step of a repeated patient.
 
-    Args:
-        patients: of all shards, in the order of the table.
-        shard: rank and number of shards.
-        batch_size: patients per step; the last step of a shard may have fewer.
-        seed: of the order, with `epoch`.
-        epoch: number of the epoch, from 0.
-        shuffle: whether to shuffle.
+    `patients` are those of all shards, in the order of the table; `shard` is (rank, number of shards). The last step of a shard
+    may have fewer patients than `batch_size`.
     """
     order = _shuffled(patients, np.random.RandomState([seed, epoch])) if shuffle else list(patients)
     part = part_of(order, shard)

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import IterableDataset
 
 from jobs.training.feed.bags import COLUMNS, EMBEDDINGS, Bag, Bags, Decoder, pack
-from jobs.training.feed.choosing import Choice, choose
+from jobs.training.feed.choosing import choose
 from jobs.training.feed.delivery import delivered, groups_of, reader_of
-from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
+from jobs.training.feed.epochs import FedPatient, Turn, n_steps, part_of, plan_epoch
 from jobs.training.feed.row_groups import Gate, Part, RowGroupReader
 from jobs.training.refusals import FeedError, refuse_workers, worker_share
 from jobs.training.table_versions import PinnedTable, pin_table, version_lost
@@ -88,9 +88,11 @@ def make_feed(
     ordered = tuple(name for name in COLUMNS if name in columns)
     table = pin_table(table_uri, version, storage_options)
     reader_name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
-    choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
-    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, reader_name)
-    return Feed(table, choice, ordered, reader_name, reader, shard, batch_size, bag_size, seed, threads, shuffle)
+    splits = [split] if isinstance(split, str) else split
+    fed, fed_classes, dtype, dim = choose(table, splits, patients, ordered, classes, bag_size)
+    _log.info("feed of %d patients of %s, read by %s", len(fed), table.name, reader_name)
+    how = (shard, batch_size, bag_size, seed, threads, shuffle)
+    return Feed(table, fed, fed_classes, dtype, dim, ordered, reader_name, reader, *how)
 
 
 @dataclass
@@ -98,7 +100,10 @@ class Feed:
     """One version of a table, some of its patients, one shard of them. Made by `make_feed`."""
 
     table: PinnedTable
-    choice: Choice
+    patients: list[FedPatient]  # of all shards, in the order of the table
+    classes: tuple[str, ...]  # labels; `Bags.label` holds indices into them
+    dtype: str  # of `Bags.embeddings`: float16 if the bags of all patients are, else float32
+    dim: int  # columns of `Bags.embeddings`
     columns: tuple[str, ...]  # as requested, in the order in which they stand side by side
     backend: str  # the reader of the rows: petastorm or pyarrow
     reader: RowGroupReader
@@ -110,12 +115,8 @@ class Feed:
     shuffle: bool
 
     def __post_init__(self) -> None:
-        """Names what a trainer asks for."""
+        """Counts what a trainer asks for."""
         self.version = self.table.version  # that is fed, whatever is written later
-        self.classes = self.choice.classes  # labels; `Bags.label` holds indices into them
-        self.patients = self.choice.patients  # of all shards, in the order of the table
-        self.dtype = self.choice.dtype  # of `Bags.embeddings`: float16 if the bags of all patients are, else float32
-        self.dim = self.choice.dim  # columns of `Bags.embeddings`
         self.n_steps = n_steps(len(self.patients), self.shard[1], self.batch_size)  # per epoch, equal on all shards
         self.n_patients = len(part_of(self.patients, self.shard))  # of this shard
 

@@ -96,8 +96,8 @@ def fit_model(
         patients: that every epoch must have, over all processes.
         weights: of classes, see `class_weights`.
         settings: how to fit.
-        after_epoch: called after each epoch with the state, to write it down.
-        after_step: called after each step, to show progress.
+        after_epoch: called with the state after each epoch.
+        after_step: called after each step.
 
     Raises:
         CountError: an epoch lacked a patient or had one twice.

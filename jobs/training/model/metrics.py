@@ -161,16 +161,9 @@ def evaluate_split(
 ) -> Evaluation:
     """Returns every figure of a split, overall and for each centre.
 
-    Args:
-        labels: int64 [n], indices into classes.
-        probabilities: [n, c], rows sum to 1.
-        classes: names.
-        centers: of the patients.
-        seed: of the 1000 resamples of patients with replacement; an interval is from percentile 2.5 to 97.5 of the resamples
-            that have the figure.
-
-    Raises:
-        ValueError: no patient, or labels do not fit.
+    `labels` [n] are indices into `classes`, rows of `probabilities` [n, c] sum to 1. An interval is from percentile 2.5 to 97.5
+    of those of 1000 resamples of patients, with replacement, that have the figure. Raises ValueError if there is no patient or
+    labels do not fit.
     """
     probabilities = np.asarray(probabilities, np.float64)
     if not len(labels) or probabilities.shape != (len(labels), len(classes)) or not 0 <= labels.min() <= labels.max():
