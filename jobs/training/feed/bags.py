@@ -18,7 +18,7 @@ EMBEDDINGS = ("embeddings_avg", "embeddings_max")
 COLUMNS = (*EMBEDDINGS, HISTOGRAM, TILE_INDEX)
 # torch warns of read-only memory. The memory viewed here belongs to nobody else.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning, __name__)
-_TILE = np.dtype([("image_id", object), ("x_px", np.int32), ("y_px", np.int32)])
+TILE = np.dtype([("image_id", object), ("x_px", np.int32), ("y_px", np.int32)])
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,6 @@ def _matrix(patient: FedPatient, name: str, data: Any) -> NDArray[Any]:
 
 def tile_index(image_id: Sequence[str], x_px: NDArray[np.int32], y_px: NDArray[np.int32]) -> NDArray[Any]:
     """Returns structured (image_id, x_px, y_px) [n]."""
-    index = np.empty(len(x_px), _TILE)
+    index = np.empty(len(x_px), TILE)
     index["image_id"], index["x_px"], index["y_px"] = image_id, x_px, y_px
     return index

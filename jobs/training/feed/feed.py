@@ -167,7 +167,7 @@ class FeedDataset(IterableDataset[Bags]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a copy. Its memory is not shared yet, unless the copy is a DataLoader's own for a worker."""
         self.__dict__.update(state)
-        self._begin.share_memory_()  # type: ignore[no-untyped-call]
+        self._begin.share_memory_()
 
     def set_epoch(self, number: int, first_step: int = 0) -> None:
         """Chooses the epoch, and its first step, that the next loop over the DataLoader yields."""

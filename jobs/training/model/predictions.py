@@ -11,11 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.training.feed import Feed
-from jobs.training.feed.bags import tile_index
+from jobs.training.feed.bags import TILE
 from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 
-_NO_CORNERS = np.zeros(0, np.int32), np.zeros(0, np.int32)
 # Columns of CSVs that also have one column per class: of job predict, and of train for validation and test.
 SUBMISSION_COLUMNS = ("patient_id", "from_prior")
 HELD_OUT_COLUMNS = ("patient_id", "split", "center_id", "label")
@@ -46,7 +45,7 @@ def predict_each(model: BagModel, feed: Feed) -> Iterator[Prediction]:
 def prior_prediction(patient_id: str, prior: Sequence[float]) -> Prediction:
     """Returns the prediction of a patient without a bag: the classes' shares among the patients trained on."""
     shares = np.array(prior, np.float64)
-    return Prediction(patient_id, shares / shares.sum(), np.zeros(0, np.float32), tile_index([], *_NO_CORNERS))
+    return Prediction(patient_id, shares / shares.sum(), np.zeros(0, np.float32), np.empty(0, TILE))
 
 
 @dataclass(frozen=True)
