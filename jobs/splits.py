@@ -1,8 +1,8 @@
 """Table splits, column split of patients, and one CSV per split: who is in train, validation and test.
 
 Patients are dealt to train, validation and test by their number of images, within centre and label, all images of a patient
-together, in an order that depends on splits.seed and not on the CSV. A patient keeps its split: run the job again when
-patients come, and only they are dealt. One slide under two names in two splits is refused. The shares hold over the cohort,
+together, in an order that depends on splits.seed and not on the CSV. A patient keeps its split: if the CSV gains patients,
+run the job again to deal them alone. One slide under two names in two splits is refused. The shares hold over the cohort,
 and in each centre and label as far as whole patients allow, so a split may lack patients of a small centre. The job warns of
 splits that lack a class or are empty. If other settings dealt the patients, --redo deals all of them anew.
 """
@@ -12,6 +12,7 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import product
 from typing import Any
 
@@ -36,10 +37,10 @@ Row = dict[str, Any]  # of table splits
 
 
 def split(run: Run, arguments: argparse.Namespace) -> int:
-    """Deal whoever has no split, then bring tables and files up to date."""
+    """Assigns splits to patients without one, then brings tables and files up to date. Returns the exit status."""
     images = run.images
     with run.stage("splits"):
-        have = _rows_now(run)
+        have: dict[str, Row] = {row.patient_id: row.asDict() for row in run.tables.read("splits").collect()}
         anew = _is_dealt_anew(run, have, redo=arguments.redo)
         rows = _deal(run, images, have, {} if anew else have)
         compared = _gate(run, images, rows)
@@ -57,13 +58,8 @@ def split(run: Run, arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _rows_now(run: Run) -> dict[str, Row]:
-    rows: dict[str, Row] = {row.patient_id: row.asDict() for row in run.tables.read("splits").collect()}
-    return rows
-
-
-def _settings(run: Run) -> Row:
-    """The settings that say which split a patient gets; folds are dealt within the splits."""
+def _dealing_settings(run: Run) -> Row:
+    """Returns the settings that decide the split of a patient. Folds are dealt within the splits."""
     settings = settings_of(run.config, "splits").items()
     return {key.removeprefix("splits."): value for key, value in settings if key != "splits.folds"}
 
@@ -77,7 +73,7 @@ def _is_dealt_anew(run: Run, have: Mapping[str, Row], *, redo: bool) -> bool:
     was = json.loads(run.tables.property("splits", _PROPERTY) or "{}") if have else {}
     differ = [
         f"splits.{name} is {now}, it was {was[name]}"
-        for name, now in _settings(run).items()
+        for name, now in _dealing_settings(run).items()
         if was.get(name, now) != now
     ]
     if differ and not redo:
@@ -95,7 +91,7 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
     `have`: rows now; `kept`: rows of patients who keep their split.
     """
     settings = run.config.splits
-    known = {row["patient_id"]: Patient(*(row[name] for name in _OF_PATIENT)) for row in have.values()}
+    known = {row["patient_id"]: Patient(*(row[field.name] for field in fields(Patient))) for row in have.values()}
     n_images = Counter(image.patient_id for image in images)
     today = {i.patient_id: Patient(i.patient_id, i.center_id, i.label, n_images[i.patient_id]) for i in images}
     patients = list((known | today).values())
@@ -106,50 +102,39 @@ def _deal(run: Run, images: Sequence[Image], have: Mapping[str, Row], kept: Mapp
     fold_of: dict[str, int] = {}
     if settings.folds:
         # Folds may be dealt anew: the test split stays out of all of them. They stay under the same settings.
-        fixed = {
-            name: row["fold"]
-            for name, row in kept.items()
-            if row["params_hash"] == params_hash and row["fold"] is not None
-        }
+        same_settings = {name: row for name, row in kept.items() if row["params_hash"] == params_hash}
+        fixed = {name: row["fold"] for name, row in same_settings.items() if row["fold"] is not None}
         learned_from = [patient for patient in patients if split_of[patient.patient_id] != "test"]
         fold_of = assign_folds(learned_from, settings.folds, fixed, **how)
     rows: dict[str, Row] = {}
     for patient in sorted(patients, key=lambda patient: patient.patient_id):
         name = patient.patient_id
-        row = {field: getattr(patient, field) for field in _OF_PATIENT}
-        row |= {"split": split_of[name], "fold": fold_of.get(name), "seed": settings.seed}
+        row = vars(patient) | {"split": split_of[name], "fold": fold_of.get(name), "seed": settings.seed}
         was = have.get(name, {})
         stays = name in kept and was["fold"] is None and row["fold"] is None  # a fold is of the settings of today
         row["params_hash"] = was["params_hash"] if stays else params_hash
-        same = all(was.get(field) == value for field, value in row.items()) and was
+        same = was and all(was[field] == value for field, value in row.items())
         rows[name] = row | {"run_id": was["run_id"] if same else run.record.run_id}
     return rows
 
 
-_OF_PATIENT = ("patient_id", "center_id", "label", "n_images")
-
-
 def _gate(run: Run, images: Sequence[Image], rows: Mapping[str, Row]) -> Compared | None:
-    """Refuse leaks across splits, and across folds; None where there is no table slides to tell."""
+    """Refuses leaks across splits and across folds. Returns None if there is no table slides to compare the files of."""
     slides: list[SlideFile] = []
     if run.tables.exists("slides"):
-        opens = {
-            image.image_id: image.uri for image in images if image.uri
-        }  # may hold a signature that the table has not
-        columns = ["image_id", "patient_id", "uri", "size_bytes", "file_version"]
-        found = run.tables.read("slides").select(columns).dropna().collect()
-        slides = [SlideFile(**row.asDict() | {"uri": opens.get(row.image_id, row.uri)}) for row in found]
+        # These may hold a signature that the table does not have.
+        uri_of = {image.image_id: image.uri for image in images if image.uri}
+        found = run.tables.read("slides").select([field.name for field in fields(SlideFile)]).dropna().collect()
+        slides = [SlideFile(**row.asDict() | {"uri": uri_of.get(row.image_id, row.uri)}) for row in found]
+    options = run.config.slides.storage_options
     try:
-        compared = refuse_leaks(_pairs(rows, "split"), slides, run.config.slides.storage_options)
+        compared = refuse_leaks([(name, row["split"]) for name, row in rows.items()], slides, options)
         if run.config.splits.folds:
-            refuse_leaks(_pairs(rows, "fold"), slides, run.config.slides.storage_options)
+            by_fold = [row["split"] if row["fold"] is None else str(row["fold"]) for row in rows.values()]
+            refuse_leaks(zip(rows, by_fold, strict=True), slides, options)
     except LeakageError as error:
         raise ConfigError(str(error)) from None
     return compared if run.tables.exists("slides") else None
-
-
-def _pairs(rows: Mapping[str, Row], part: str) -> list[tuple[str, str]]:
-    return [(name, str(row["split"] if row[part] is None else row[part])) for name, row in rows.items()]
 
 
 def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: bool) -> None:
@@ -161,10 +146,9 @@ def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: 
     if not anew:
         _note_settings(run)
     schema = spark_schema(schemas.SPLITS)
-    new = [tuple(row[name] for name in schema.names) for name, row in rows.items() if name not in have]
-    changed = [
-        tuple(row[name] for name in schema.names) for name, row in rows.items() if name in have and row != have[name]
-    ]
+    values = {name: tuple(row[column] for column in schema.names) for name, row in rows.items()}
+    new = [values[name] for name in rows if name not in have]
+    changed = [values[name] for name, row in rows.items() if name in have and row != have[name]]
     if changed:
         run.tables.upsert("splits", run.spark.createDataFrame(changed, schema), "patient_id", _MAY_CHANGE)
     if new:
@@ -174,7 +158,7 @@ def _write(run: Run, rows: Mapping[str, Row], have: Mapping[str, Row], *, anew: 
 
 
 def _note_settings(run: Run) -> None:
-    settings = json.dumps(_settings(run))
+    settings = json.dumps(_dealing_settings(run))
     if run.tables.property("splits", _PROPERTY) != settings:
         run.tables.set_property("splits", _PROPERTY, settings)
 
@@ -183,13 +167,11 @@ def _show_in_patients(run: Run, rows: Mapping[str, Row]) -> int:
     """Updates column split of patients; returns the number of changed rows."""
     run.tables.create("patients")  # one of an older version lacks the column
     now = run.tables.read("patients").select("patient_id", "split").collect()
-    wrong = [(p.patient_id, rows[p.patient_id]["split"]) for p in now if p.patient_id in rows]
-    shown = {p.patient_id: p.split for p in now}
-    wrong = [(name, part) for name, part in wrong if shown[name] != part]
+    splits = [(row.patient_id, row.split, rows[row.patient_id]["split"]) for row in now if row.patient_id in rows]
+    wrong = [(name, part) for name, shown, part in splits if shown != part]
     if wrong:
-        run.tables.upsert(
-            "patients", run.spark.createDataFrame(wrong, "patient_id string, split string"), "patient_id", ["split"]
-        )
+        frame = run.spark.createDataFrame(wrong, "patient_id string, split string")
+        run.tables.upsert("patients", frame, "patient_id", ["split"])
     return len(wrong)
 
 
@@ -200,24 +182,19 @@ def _write_csvs(run: Run, data: bytes, rows: Mapping[str, Row]) -> list[str]:
     header, lines = rows_as_written(data)
     files = {f"{name}.csv": [line for patient, line in lines if rows[patient]["split"] == name] for name in SPLITS}
     for fold in range(settings.folds or 0):
-        learned_from = [
-            (rows[patient]["fold"] == fold, line) for patient, line in lines if rows[patient]["fold"] is not None
-        ]
-        files[f"fold_{fold}_train.csv"] = [line for held_out, line in learned_from if not held_out]
-        files[f"fold_{fold}_validation.csv"] = [line for held_out, line in learned_from if held_out]
-    for name, of_file in files.items():
-        _bring_up_to_date(f"{folder}/{name}", b"".join([header, *of_file]), run)
-    return [f"{folder}/{name}" for name in files]
-
-
-def _bring_up_to_date(uri: str, data: bytes, run: Run) -> None:
+        of_folds = [(rows[patient]["fold"], line) for patient, line in lines if rows[patient]["fold"] is not None]
+        files[f"fold_{fold}_train.csv"] = [line for number, line in of_folds if number != fold]
+        files[f"fold_{fold}_validation.csv"] = [line for number, line in of_folds if number == fold]
     options = run.config.slides.storage_options
-    try:
-        there = read_bytes(uri, options)
-    except FileNotFoundError:
-        there = None
-    if there != data:
-        write_bytes(uri, data, options)
+    for name, of_file in files.items():
+        uri, content = f"{folder}/{name}", b"".join([header, *of_file])
+        try:
+            is_same = read_bytes(uri, options) == content
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            write_bytes(uri, content, options)
+    return [f"{folder}/{name}" for name in files]
 
 
 def _report(
@@ -227,16 +204,18 @@ def _report(
     wanted = " / ".join(f"{getattr(run.config.splits, name):.1%}" for name in SPLITS)
     dealt, moved = run.record.counts["patients_dealt"], run.record.counts["patients_moved"]
     lines.append(
-        f"  asked for {wanted}, seed {run.config.splits.seed}; {dealt} patients dealt, {len(rows) - dealt} kept their split"
+        f"  requested {wanted}, seed {run.config.splits.seed}; {dealt} patients dealt, {len(rows) - dealt} kept their split"
     )
     if moved:
         lines.append(
-            f"  redo      {moved} patients came to another split: train all models again, since an older model may have "
+            f"  redo      {moved} patients moved to another split: train all models again, since an older model may have "
             "learned from patients of the new test split"
         )
     lines += [f"  WARNING   {warning}" for warning in _warnings(run, rows.values())]
     if compared is None:
-        lines.append("  leakage   table slides is not there: no file was compared; run the slides job, then this again")
+        lines.append(
+            "  leakage   there is no table slides: no file was compared; run the slides job, then this job again"
+        )
     else:
         unread = f", {compared.unreadable} more could not be opened" if compared.unreadable else ""
         lines.append(
@@ -244,7 +223,7 @@ def _report(
             f"({compared.opened} opened{unread})"
         )
     if shown is None:
-        lines.append("  patients  not there yet: the patients job fills its column split")
+        lines.append("  patients  no table yet: the patients job fills its column split")
     else:
         lines.append(f"  patients  column split, {shown} rows changed")
     lines += end_lines(run.record, public_uri(run.config.output.root))
@@ -268,13 +247,12 @@ def _warnings(run: Run, rows: Collection[Row]) -> list[str]:
         if share > 0 and not n_labelled:
             warnings.append(f"split {name} has 0 labelled patients, and splits.{name} is {share}: {remedy}")
     for fold in range(settings.folds or 0):
-        parts: dict[bool, list[str | None]] = {False: [], True: []}  # by whether the fold has the patient
-        for row in rows:
-            if row["fold"] is not None:
-                parts[row["fold"] == fold].append(row["label"])
-        if refused := missing_classes(labels | {"train": parts[False], "validation": parts[True]}).refused:
-            text = f"training.fold={fold} is refused: {'; '.join(refused)}: add patients, or lower splits.folds"
-            warnings.append(text)
+        of_folds = [(row["fold"], row["label"]) for row in rows if row["fold"] is not None]
+        train = [label for number, label in of_folds if number != fold]
+        validation = [label for number, label in of_folds if number == fold]
+        if refused := missing_classes(labels | {"train": train, "validation": validation}).refused:
+            reason = "; ".join(refused)
+            warnings.append(f"training.fold={fold} is refused: {reason}: add patients, or lower splits.folds")
     return warnings
 
 

@@ -7,9 +7,10 @@ probabilities go to ROOT/models/RUN_ID, figures of each epoch to table training_
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -40,23 +41,16 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     """Trains a model and reports; or goes on with a run, or repeats one and compares. Returns the exit status."""
     refuse_unwritable(config, "train")
     try:
-        if arguments.resume or arguments.reproduce:
-            _refuse_settings(arguments)
-        if arguments.resume:
-            task = _resumed(config, arguments.resume)
-        elif arguments.reproduce:
-            task = _repeated(config, arguments.reproduce)
-        else:
-            task = _planned(config)
+        earlier = arguments.resume or arguments.reproduce
+        task = _earlier_run(config, arguments) if earlier else planned_run(config)
         _refuse_leaks(config, task.members)
     except (FeedError, CohortError, LeakageError, ModelError) as error:
         raise ConfigError(str(error)) from None
     n_processes = task.settings["processes"]
-    with _spark(n_processes) as spark:
-        task = _placed(task, arguments.resume or arguments.reproduce, spark)
+    with start_session("slidelake train") if n_processes > 1 else nullcontext() as spark:
+        task = _placed(task, earlier, spark)
         log_to_stderr(task.card.model_id)
-        for line in _plan_lines(task):
-            _log.info("slidelake train: %s", line)
+        _log_plan(task)
         try:
             if spark is None:
                 report = run_task(task)
@@ -75,13 +69,14 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _planned(config: Config) -> Task:
-    """Returns a new run, on the newest version of the table."""
+def planned_run(config: Config) -> Task:
+    """Returns a new run, on the newest version of table patients."""
     settings = config.training
+    columns = bag_columns(settings.columns)
     members = _members(config, settings.fold)
     spec = ModelSpec(
         kind=settings.model,
-        dim=members.dim * len(bag_columns(settings.columns)),
+        dim=members.dim * len(columns),
         classes=members.classes,
         hidden=settings.hidden,
         attention=settings.attention_hidden,
@@ -92,7 +87,7 @@ def _planned(config: Config) -> Task:
     card = ModelCard(
         model_id=new_run_id(),
         spec=spec,
-        columns=bag_columns(settings.columns),
+        columns=columns,
         prior=members.prior,
         table_uri=public_uri(members.table_uri),
         table_version=members.version,
@@ -108,35 +103,20 @@ def _planned(config: Config) -> Task:
     return _task(config, card, members, resume=False)
 
 
-def _refuse_settings(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for settings of training: a run that is resumed or reproduced has its own."""
-    for word in arguments.overrides:
-        name = word.partition("=")[0]
-        if name.startswith("training.") and name not in ("training.output", "training.mlflow"):
-            which = "--resume" if arguments.resume else "--reproduce"
-            raise ConfigError(f"{which} goes by the run's own settings: leave out {name}, or begin a new run")
-
-
-def _resumed(config: Config, run_id: str) -> Task:
-    """Returns a stopped run, with its own settings."""
-    card = ModelCard.from_json(load_checkpoint(_folder(config, run_id), config.slides.storage_options).card)
-    return _task(config, card, _same_members(config, card), resume=True)
-
-
-def _repeated(config: Config, run_id: str) -> Task:
-    """Returns a finished run to be repeated: its settings, its version of the table, a new name."""
-    card = load_card(_folder(config, run_id), config.slides.storage_options)
-    fresh = replace(card, model_id=new_run_id(), history=(), best_epoch=None, weights_hash="")
-    return _task(config, fresh, _same_members(config, card), resume=False)
-
-
-def _same_members(config: Config, card: ModelCard) -> TrainingSet:
-    """Returns the patients that a run was trained on, by the table's time travel.
+def _earlier_run(config: Config, arguments: argparse.Namespace) -> Task:
+    """Returns a stopped run to go on with, or a finished one to repeat under a new name, with the run's own settings.
 
     Raises:
-        ConfigError: the version has other patients.
+        ConfigError: an argument sets a setting of training, or the version of the table has other patients.
         FeedError: the version is gone.
     """
+    is_resumed = bool(arguments.resume)
+    for name in (word.partition("=")[0] for word in arguments.overrides):
+        if name.startswith("training.") and name not in ("training.output", "training.mlflow"):
+            which = "--resume" if is_resumed else "--reproduce"
+            raise ConfigError(f"{which} goes by the run's own settings: leave out {name}, or begin a new run")
+    folder, options = _folder(config, arguments.resume or arguments.reproduce), config.slides.storage_options
+    card = ModelCard.from_json(load_checkpoint(folder, options).card) if is_resumed else load_card(folder, options)
     members = _members(config, card.training["fold"], card.table_version, card.splits_version)
     for name, now in members.cards().items():
         if now != card.splits[name]:
@@ -145,18 +125,18 @@ def _same_members(config: Config, card: ModelCard) -> TrainingSet:
                 f"was trained on ({card.splits[name].n} patients then, {now.n} now, or others): the table was "
                 "made anew since; restore it, or train a new model"
             )
-    return members
+    if not is_resumed:
+        card = replace(card, model_id=new_run_id(), history=(), best_epoch=None, weights_hash="")
+    return _task(config, card, members, resume=is_resumed)
 
 
-def _members(
-    config: Config, fold: int | None, version: int | None = None, splits_version: int | None = None
-) -> TrainingSet:
+def _members(config: Config, fold: int | None, version: int | None = None, of_splits: int | None = None) -> TrainingSet:
     return read_training_set(
         _table(config, "patients"),
         version,
         fold=fold,
         splits_uri=_table(config, "splits"),
-        splits_version=splits_version,
+        splits_version=of_splits,
         storage_options=config.slides.storage_options,
     )
 
@@ -189,17 +169,6 @@ def _refuse_leaks(config: Config, members: TrainingSet) -> None:
         )
 
 
-@contextmanager
-def _spark(n_processes: int) -> Iterator[SparkSession | None]:
-    """Spark for several processes, stopped with the block; None for one."""
-    spark = start_session("slidelake train") if n_processes > 1 else None
-    try:
-        yield spark
-    finally:
-        if spark:
-            spark.stop()
-
-
 def _placed(task: Task, earlier: str | None, spark: SparkSession | None) -> Task:
     """Returns the task with its device: of a run that is resumed or reproduced, the same kind as before."""
     wanted = task.card.device
@@ -212,15 +181,9 @@ def _placed(task: Task, earlier: str | None, spark: SparkSession | None) -> Task
 
 
 def device_of_processes(wanted: str, n_processes: int, spark: SparkSession | None) -> Device:
-    """Returns processor or GPUs, by what the machine of the processes has: this machine, or a cluster's executors.
+    """Returns processor or GPUs, by what the processes' machine has: this one, or the executors of a cluster.
 
-    Args:
-        wanted: auto, cpu or cuda.
-        n_processes: that train together.
-        spark: that starts them; None for one process.
-
-    Raises:
-        DeviceError: the wanted device is missing.
+    `spark` starts the processes; it is None for one process. Raises DeviceError if the wanted device is missing.
     """
     if spark is None or is_local(spark):
         n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # counts GPUs without a driver
@@ -249,11 +212,11 @@ def _run_in_process(task: Task) -> str:
 
 def _compare(folder: str, task: Task) -> int:
     """Compares a run with the one that it repeats; returns exit status 1 if they differ."""
-    before = load_card(folder, task.storage_options)
-    after = load_card(task.folder, task.storage_options)
-    n_epochs = min(len(before.history), len(after.history))
-    differ = [i for i in range(n_epochs) if _as_text(before.history[i]) != _as_text(after.history[i])]
-    if not differ and len(before.history) == len(after.history) and before.weights_hash == after.weights_hash:
+    before, after = (load_card(each, task.storage_options) for each in (folder, task.folder))
+    # As texts, since NaN does not equal itself.
+    epochs = zip_longest(*([repr(sorted(epoch.items())) for epoch in card.history] for card in (before, after)))
+    differ = [number for number, (then, now) in enumerate(epochs) if then != now]
+    if not differ and before.weights_hash == after.weights_hash:
         print(f"  identical to run {before.model_id}: {len(after.history)} epochs, every figure, and the weights")
         return DONE
     changed = [
@@ -264,17 +227,13 @@ def _compare(folder: str, task: Task) -> int:
     _log.error(
         "slidelake train: not identical to run %s from epoch %d on, though the patients are the same: %s",
         before.model_id,
-        [*differ, n_epochs][0],
+        [*differ, len(after.history)][0],
         "; ".join(changed) or "another processor or GPU adds up floats in another order",
     )
     return FAILED
 
 
-def _as_text(figures: dict[str, float]) -> str:
-    return repr(sorted(figures.items()))  # NaN is not equal to itself, its text is
-
-
-def _plan_lines(task: Task) -> list[str]:
+def _log_plan(task: Task) -> None:
     members, card = task.members, task.card
     splits = ", ".join(f"{split} {len(members.splits[split])}" for split in SPLITS)
     lines = [
@@ -287,7 +246,8 @@ def _plan_lines(task: Task) -> list[str]:
         lines.append("no patient in split validation: training goes on for all epochs, and the last is taken")
     if lacking := members.class_gaps().lacking:
         lines.append(f"{'; '.join(lacking)}: the figures of a split leave out the classes that it lacks")
-    return lines
+    for line in lines:
+        _log.info("slidelake train: %s", line)
 
 
 def _folder(config: Config, run_id: str) -> str:

@@ -16,12 +16,7 @@ class DeviceError(Exception):
 
 
 def device_here(wanted: str, processes: int, n_gpus: int) -> Device:
-    """Returns the device of processes on one machine; each takes a GPU of its own.
-
-    Args:
-        wanted: auto, cpu or cuda.
-        processes: number of processes of the run.
-        n_gpus: number of GPUs that they see.
+    """Returns the device of processes on one machine with `n_gpus` GPUs. `wanted`: auto, cpu or cuda.
 
     Raises:
         DeviceError: a GPU is wanted and there is none, or there are fewer GPUs than processes.
@@ -39,11 +34,9 @@ def device_here(wanted: str, processes: int, n_gpus: int) -> Device:
 
 
 def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
-    """Returns the device of processes that are tasks of a cluster, whatever the driver has.
+    """Returns the device of processes that are tasks of a cluster, whatever the driver has. `wanted`: auto, cpu or cuda.
 
-    Args:
-        wanted: auto, cpu or cuda.
-        gpus_per_task: value of spark.task.resource.gpu.amount; None if it is not set.
+    `gpus_per_task` is the value of spark.task.resource.gpu.amount, None if it is not set.
 
     Raises:
         DeviceError: GPUs are wanted, and Spark does not give each task exactly one.
@@ -59,11 +52,7 @@ def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
 
 
 def take_device(device: str) -> torch.device:
-    """Returns the device of this process; of a GPU, one that no other process of its group has.
-
-    Raises:
-        DeviceError: this process sees no free GPU.
-    """
+    """Returns the device of this process; a GPU is one that no other process of its group has. Raises DeviceError if none is."""
     if device == "cpu":
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for the line below
@@ -81,12 +70,8 @@ def take_device(device: str) -> torch.device:
 def gpu_to_take(seen: Sequence[Sequence[str]], rank: int) -> int:
     """Returns the index, among the GPUs that a process sees, of its own one: the first that no process before it takes.
 
-    Processes may see one GPU each, as Spark assigns them, or all of a machine's, or those that CUDA_VISIBLE_DEVICES of an
-    executor names.
-
-    Args:
-        seen: globally unique names of the GPUs that each process sees, by rank.
-        rank: of the process.
+    `seen` has the globally unique names of the GPUs that each process sees, by rank. Processes may see one GPU each, as Spark
+    assigns them, or all of a machine's, or those that CUDA_VISIBLE_DEVICES of an executor names.
 
     Raises:
         DeviceError: no GPU is free.

@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jobs.training.model.files import SplitCard
@@ -75,14 +74,13 @@ class TrainingSet:
 
     def cards(self) -> dict[str, SplitCard]:
         """Returns what identifies the patients of each split."""
-        return {
-            name: SplitCard(
-                len(members),
-                dict(zip(self.classes, self.counts(name), strict=True)),
-                _digest((member.patient_id, member.label, member.params_hash) for member in members),
-            )
-            for name, members in self.splits.items()
-        }
+        cards = {}
+        for name, members in self.splits.items():
+            rows = sorted((member.patient_id, member.label, member.params_hash) for member in members)
+            digest = hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()[:16]
+            by_class = dict(zip(self.classes, self.counts(name), strict=True))
+            cards[name] = SplitCard(len(members), by_class, digest)
+        return cards
 
 
 def read_training_set(
@@ -96,14 +94,8 @@ def read_training_set(
 ) -> TrainingSet:
     """Returns the labelled patients of a version of table patients, by its column split.
 
-    Args:
-        table_uri: of table patients.
-        version: of table patients; None: the newest.
-        fold: of table splits, which is validated on, while the others are trained on; None: by column split alone. Split test
-            stays the same.
-        splits_uri: of table splits, for a fold.
-        splits_version: of table splits; None: the newest.
-        storage_options: for fsspec.
+    With a fold of table splits, the model is validated on this fold and trained on the others. Split test stays the same.
+    Versions are the newest if None.
 
     Raises:
         FeedError: the table or the version is missing, or not whole.
@@ -114,40 +106,32 @@ def read_training_set(
     if "split" not in table.columns:
         raise CohortError(f"{where} has no column split: run the splits job first")
     splits: dict[str, list[Member]] = {name: [] for name in SPLITS}
-    unlabelled = unassigned = 0
-    dims = set()
-    for row in table.rows.to_pylist():
-        if row["split"] is None:
-            unassigned += 1
-        elif row["split"] not in splits:
-            raise CohortError(f"{where} has a split {row['split']!r}: splits are {', '.join(SPLITS)}")
-        elif row["label"] is None:
-            unlabelled += 1
-        else:
-            dims.add(row["embedding_dim"])
-            values = {name: row[name] or "" for name in ("center_id", "params_hash", "run_id")}
-            splits[row["split"]].append(Member(row["patient_id"], label=row["label"], **values))
+    rows = table.rows.to_pylist()
+    assigned = [row for row in rows if row["split"] is not None]
+    labelled = [row for row in assigned if row["label"] is not None]
+    if unknown := {row["split"] for row in assigned} - splits.keys():
+        raise CohortError(f"{where} has a split {min(unknown)!r}: splits are {', '.join(SPLITS)}")
+    for row in sorted(labelled, key=lambda row: row["patient_id"]):
+        names = [field.name for field in fields(Member)]
+        splits[row["split"]].append(Member(**{name: row[name] or "" for name in names}))
     if fold is not None:
         splits_version = _by_fold(splits, fold, splits_uri, splits_version, storage_options)
-    for members in splits.values():
-        members.sort(key=lambda member: member.patient_id)
+    dims = {int(row["embedding_dim"]) for row in labelled}
     if len(dims) > 1:
         raise CohortError(f"{where} has embeddings of {sorted(dims)} columns: run the main job with one encoder")
-    dim = int(dims.pop()) if dims else 0
-    found = TrainingSet(table_uri, table.version, splits, unlabelled, unassigned, dim, splits_version)
+    unlabelled, unassigned = len(assigned) - len(labelled), len(rows) - len(assigned)
+    found = TrainingSet(table_uri, table.version, splits, unlabelled, unassigned, max(dims, default=0), splits_version)
     _check_labels(found, where)
     return found
 
 
 def _check_labels(found: TrainingSet, where: str) -> None:
     labels = {member.label for members in found.splits.values() for member in members}
-    wrong = [
-        *(quoted(label) for label in sorted(labels) if is_no_value(label)),
-        *(" and ".join(map(quoted, group)) for group in twins(labels)),
-    ]
+    wrong = [[label] for label in sorted(labels) if is_no_value(label)] + twins(labels)
     if wrong:
+        texts = [" and ".join(map(quoted, group)) for group in wrong]
         raise CohortError(
-            f"{where} has labels that the CSV may not have: {some(wrong, separator='; ')}: correct column label of the CSV, "
+            f"{where} has labels that the CSV may not have: {some(texts, separator='; ')}: correct column label of the CSV, "
             "and run the main job again"
         )
     reserved = sorted(label for label in labels if label.casefold() in {*SUBMISSION_COLUMNS, *HELD_OUT_COLUMNS})
@@ -177,7 +161,7 @@ def _by_fold(
     except NoTableError:
         raise CohortError(f"no table splits at {public_uri(uri)}: set splits.folds and run the splits job") from None
     fold_of = {row["patient_id"]: row["fold"] for row in rows.to_pylist()}
-    members = splits["train"] + splits["validation"]
+    members = sorted(splits["train"] + splits["validation"], key=lambda member: member.patient_id)
     without = [member.patient_id for member in members if fold_of.get(member.patient_id) is None]
     if without or fold not in fold_of.values():
         existing = sorted({number for number in fold_of.values() if number is not None})
@@ -214,13 +198,6 @@ def feature_settings(
             f"run {later[0]} wrote some of these patients and left no record, so it was killed, and what their features were "
             "made with is not known: run the same job to its end, then train"
         )
-    recipes = [dict(row["features"]) for row in runs if row["run_id"] in ids] or [
-        dict(row["features"]) for row in runs[-1:]
-    ]
-    unique = {json.dumps(each, sort_keys=True): each for each in recipes}
-    return tuple(unique[key] for key in sorted(unique))
-
-
-def _digest(rows: Iterable[tuple[str, ...]]) -> str:
-    text = json.dumps(sorted(rows), separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    known = [row for row in runs if row["run_id"] in ids] or runs[-1:]
+    unique = {json.dumps(dict(row["features"]), sort_keys=True) for row in known}
+    return tuple(map(json.loads, sorted(unique)))

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from jobs.training.table_versions import read_columns
@@ -58,10 +59,8 @@ def refuse_leaks(
 ) -> Compared:
     """Raises LeakageError if a patient or a slide is in two splits; else returns what was compared.
 
-    Args:
-        assignments: one (patient_id, split) per row, so that a patient in two splits shows.
-        slides: their slides; those of patients without a split are ignored.
-        storage_options: for fsspec.
+    `assignments` has one (patient_id, split) per row, so that a patient in two splits shows. Slides of patients without a
+    split are ignored.
     """
     splits: dict[str, set[str]] = defaultdict(set)
     for patient_id, split in assignments:
@@ -101,18 +100,13 @@ class _Placed:
     part: str
 
 
-_Key = Callable[[_Placed], Hashable | None]
+_Key = Callable[[_Placed], Hashable]
 
 
 def shared_slides(
     slides: Sequence[tuple[SlideFile, str]], storage_options: StorageOptions | None = None
 ) -> tuple[list[str], Compared]:
-    """Returns one text per file that images of several parts share, and what was compared.
-
-    Args:
-        slides: each with its part, such as a split.
-        storage_options: for fsspec.
-    """
+    """Returns one text per file that images of several parts share, and what was compared. Each slide comes with its part."""
     placed = [_Placed(file, part) for file, part in slides]
     known: set[_Placed] = set()
     texts: list[str] = []
@@ -132,65 +126,52 @@ def shared_slides(
         lambda file: f"its URI {public_uri(file.uri)}",
     )
     note(
-        placed,
-        lambda each: (each.file.size_bytes, each.file.file_version) if _is_etag(each.file.file_version) else None,
+        [each for each in placed if _is_etag(each.file.file_version)],
+        lambda each: (each.file.size_bytes, each.file.file_version),
         lambda file: f"size and etag {file.file_version}",
     )
     for of_size in _groups((each for each in placed if each not in known), lambda each: each.file.size_bytes):
         sampled = _hashes(of_size, storage_options, whole=False)
         opened += len(sampled)
         unreadable += len(of_size) - len(sampled)
-        for alike in _groups(of_size, sampled.get):
+        for alike in _groups(sampled, sampled.get):
             whole = _hashes(alike, storage_options, whole=True)
-            note(alike, whole.get, lambda file: f"content ({file.size_bytes:,} bytes)")
+            note(whole, whole.get, lambda file: f"content ({file.size_bytes:,} bytes)")
     return texts, Compared(len(placed), opened, unreadable)
 
 
 def _groups(of: Iterable[_Placed], key: _Key) -> list[list[_Placed]]:
-    """Returns the images of equal keys that are in several parts; None is equal to nothing."""
+    """Returns the images of equal keys that are in several parts."""
     found: dict[Hashable, list[_Placed]] = defaultdict(list)
     for each in of:
-        if (value := key(each)) is not None:
-            found[value].append(each)
+        found[key(each)].append(each)
     return [group for group in found.values() if len({each.part for each in group}) > 1]
 
 
 def _is_etag(version: str) -> bool:
     """Returns whether a `FileInfo.version` ends in a store's etag, not in a time, which is a float or a date."""
-    _, _, end = version.partition("-")
-    if not re.fullmatch(r"[\w+/=.-]+", end):  # dates have spaces or colons; weak etags a quote, and promise less
-        return False
-    try:
-        float(end)
-    except ValueError:
-        return True
-    return False
+    end = version.partition("-")[2]
+    # Dates have spaces or colons; weak etags have a quote, and promise less.
+    return bool(re.fullmatch(r"[\w+/=.-]+", end)) and not re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", end, re.IGNORECASE)
 
 
 def _hashes(files: Sequence[_Placed], storage_options: StorageOptions | None, *, whole: bool) -> dict[_Placed, bytes]:
     """Returns hashes of all bytes of some files, or of some blocks; files that can't be read have none."""
 
-    def hashed(each: _Placed) -> bytes | None:
-        digest, file = hashlib.sha256(), each.file
-        try:
-            opened = File(file.uri, storage_options, FileInfo(file.size_bytes, file.file_version))
-            try:
-                for start, count in _parts(file.size_bytes, whole=whole):
-                    digest.update(opened.request(start, count).result())
-            finally:
-                opened.close()
-        except SlideError:
-            return None
+    def hashed(each: _Placed) -> bytes:
+        file, digest = each.file, hashlib.sha256()
+        with closing(File(file.uri, storage_options, FileInfo(file.size_bytes, file.file_version))) as opened:
+            starts, most = list(range(0, file.size_bytes, _CHUNK_BYTES)), _CHUNK_BYTES
+            if not whole and file.size_bytes > _BLOCKS * _BLOCK_BYTES:
+                last = file.size_bytes - _BLOCK_BYTES
+                starts, most = [last * i // (_BLOCKS - 1) for i in range(_BLOCKS)], _BLOCK_BYTES
+            for start in starts:
+                digest.update(opened.request(start, min(most, file.size_bytes - start)).result())
         return digest.digest()
 
+    found = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        found = zip(files, pool.map(hashed, files), strict=True)
-        return {each: value for each, value in found if value is not None}
-
-
-def _parts(size_bytes: int, *, whole: bool) -> list[tuple[int, int]]:
-    """Returns (start, count) of what is read of a file."""
-    if whole or size_bytes <= _BLOCKS * _BLOCK_BYTES:
-        return [(start, min(_CHUNK_BYTES, size_bytes - start)) for start in range(0, size_bytes, _CHUNK_BYTES)]
-    last = size_bytes - _BLOCK_BYTES
-    return [(last * i // (_BLOCKS - 1), _BLOCK_BYTES) for i in range(_BLOCKS)]
+        for each, future in [(each, pool.submit(hashed, each)) for each in files]:
+            with suppress(SlideError):
+                found[each] = future.result()
+    return found

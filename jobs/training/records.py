@@ -2,12 +2,11 @@
 
 import logging
 import math
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
@@ -15,6 +14,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from torch.utils.tensorboard import SummaryWriter
 
+from jobs.training.model.files import ModelCard
 from jobs.training.table_stores import delta_options
 from udfs.schemas import TRAINING_METRICS
 from udfs.wsi.store import StorageOptions, public_uri, redact, secrets_of, write_bytes
@@ -28,72 +28,68 @@ class RecordsError(Exception):
 
 
 class Records:
-    """The figures of one run. A resumed run writes each epoch once as well."""
+    """The figures of one run, until the block ends. A resumed run writes each epoch once as well."""
 
     def __init__(
         self,
-        run_id: str,
+        card: ModelCard,
         folder: str,
         table_uri: str,
-        settings: Mapping[str, Any],
-        *,
+        mlflow_uri: str | None,
+        storage_options: StorageOptions | None,
         first_epoch: int = 0,
-        mlflow_uri: str | None = None,
-        storage_options: StorageOptions | None = None,
     ) -> None:
-        """Begins, or goes on at an epoch.
+        """Begins, or continues at an epoch: TensorBoard hides what a killed process wrote of this and later epochs.
 
         Args:
-            run_id: of the run.
-            folder: of the model; event files go to its folder tensorboard.
+            card: of the run.
+            folder: of the model; event files are written to its folder tensorboard.
             table_uri: of table training_metrics, which is created if it is missing.
-            settings: of the run, for MLflow.
-            first_epoch: figures of this and later epochs, by a process that was killed, no longer count.
-            mlflow_uri: tracking URI; None: no MLflow.
+            mlflow_uri: tracking URI; None: no MLflow. RecordsError if MLflow can't be used.
             storage_options: for fsspec.
-
-        Raises:
-            RecordsError: MLflow can't be used.
+            first_epoch: to be written.
         """
-        self._run_id, self._table, self._options = run_id, table_uri, storage_options
-        self._has_warned = False
+        self._run_id, self._table, self._options = card.model_id, table_uri, storage_options
         self._events = f"{folder.rstrip('/')}/tensorboard"
-        self._local = Path(self._events) if "://" not in folder else Path(tempfile.mkdtemp(prefix="slidelake-events-"))
-        self._mlflow = _MlflowRun(mlflow_uri, run_id, settings) if mlflow_uri else None
-        self._board = SummaryWriter(str(self._local), purge_step=first_epoch or None)
+        self._is_table_written = True
+        self._mlflow = _MlflowRun(mlflow_uri, self._run_id, card.training) if mlflow_uri else None
+        self._local = tempfile.TemporaryDirectory(prefix="slidelake-events-")
+        self._board = SummaryWriter(self._local.name, purge_step=first_epoch or None)
 
-    def write(self, history: Sequence[Figures], news: Figures) -> None:
-        """Writes down the run so far, of which `news` are not yet written."""
-        epoch = int(news["epoch"])
-        finite = {name: value for name, value in news.items() if name != "epoch" and math.isfinite(value)}
-        for name, value in finite.items():
-            self._board.add_scalar(name.replace("_", "/", 1), value, epoch)
+    def write(self, history: Sequence[Figures], new: Figures) -> None:
+        """Writes the figures of the run so far, of which `new` are not yet written."""
+        epoch = int(new["epoch"])
+        for name, value in new.items():
+            if name != "epoch" and math.isfinite(value):
+                self._board.add_scalar(name.replace("_", "/", 1), value, epoch)
+                if self._mlflow:
+                    self._mlflow.call("log_metric", name, value, step=epoch)
         self._board.flush()
         self._send_events()
-        if self._mlflow:
-            self._mlflow.log(finite, epoch)
         try:
             write_metrics(self._table, self._run_id, history, self._options)
-        except (DeltaError, OSError) as error:  # it costs the table, not the training; the next epoch writes all rows
-            if not self._has_warned:
+        except (DeltaError, OSError) as error:  # the training goes on, and the next epoch writes all rows
+            if self._is_table_written:
                 text = redact(" ".join(str(error).split()), secrets_of(self._table, self._options))
                 where = public_uri(self._table)
                 _log.warning("slidelake: %s can't be written (%s): figures are in model.json too", where, text)
-            self._has_warned = True
+            self._is_table_written = False
 
-    def close(self, *, finished: bool) -> None:
-        """Ends the records; `finished`: the run came to its end."""
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends the records; for MLflow, the run failed if there is an error."""
         self._board.close()
         self._send_events()
+        self._local.cleanup()
         if self._mlflow:
-            self._mlflow.end("FINISHED" if finished else "FAILED")
-        if "://" in self._events:
-            shutil.rmtree(self._local, ignore_errors=True)
+            self._mlflow.call("set_terminated", "FAILED" if kind else "FINISHED")
 
     def _send_events(self) -> None:
-        if "://" in self._events:
-            for file in self._local.iterdir():
-                write_bytes(f"{self._events}/{file.name}", file.read_bytes(), self._options)
+        for file in Path(self._local.name).iterdir():
+            write_bytes(f"{self._events}/{file.name}", file.read_bytes(), self._options)
 
 
 # Another run may commit between reading the table and writing it.
@@ -129,10 +125,9 @@ def write_metrics(
 
 
 class _MlflowRun:
-    """A run of MLflow with the name of our run_id. An error of its client costs MLflow's copy, not the training."""
+    """A run of MLflow with our run_id as its name. After an error of its client, the training goes on without it."""
 
     def __init__(self, uri: str, run_id: str, settings: Mapping[str, Any]) -> None:
-        """Raises RecordsError if MLflow is not installed, or refuses the run."""
         try:
             from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra
 
@@ -150,14 +145,8 @@ class _MlflowRun:
                 f"training.mlflow can't be used ({type(error).__name__}: {why}): correct it, or leave it out"
             ) from None
 
-    def log(self, figures: Figures, epoch: int) -> None:
-        for name, value in figures.items():
-            self._call("log_metric", name, value, step=epoch)
-
-    def end(self, status: str) -> None:
-        self._call("set_terminated", status)
-
-    def _call(self, method: str, *arguments: Any, **named: Any) -> None:
+    def call(self, method: str, *arguments: Any, **named: Any) -> None:
+        """Calls a method of the client for this run."""
         try:
             if self._client:
                 getattr(self._client, method)(self._id, *arguments, **named)

@@ -1,6 +1,5 @@
 """The report on a model by held-out patients: text, a picture, and their probabilities as CSV."""
 
-import csv
 import io
 from collections.abc import Mapping
 
@@ -12,7 +11,7 @@ from sklearn.metrics import roc_curve
 
 from jobs.training.model.fit import Predictions
 from jobs.training.model.metrics import Evaluation
-from jobs.training.model.predictions import HELD_OUT_COLUMNS
+from jobs.training.model.predictions import HELD_OUT_COLUMNS, csv_of
 from udfs.wording import named
 
 _FEW = 100  # patients; with fewer, intervals are so wide that figures mean little
@@ -35,25 +34,23 @@ def report_text(name: str, evaluation: Evaluation) -> str:
     for center, metrics in evaluation.by_center.items():
         figures = "".join(f"{metrics[metric]!s:<22}" for metric in ("auroc", "log_loss"))
         lines.append(f"    {named(center):<14}{evaluation.n_by_center[center]:>9}  {figures.rstrip()}")
+    too_few = f"    {evaluation.n} patients are too few to tell models apart"
     if min(evaluation.n_by_class.values()) < _VERY_FEW:
-        lines.append(
-            f"    {evaluation.n} patients are too few to tell models apart, and the intervals of so few are too narrow"
-        )
+        lines.append(f"{too_few}, and the intervals of so few are too narrow")
     elif evaluation.n < _FEW:
-        lines.append(f"    {evaluation.n} patients are too few to tell models apart: look at the intervals")
+        lines.append(f"{too_few}: look at the intervals")
     return "\n".join(lines)
 
 
 def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, ...]) -> bytes:
     """Returns a CSV of patient_id, split, center_id, label, and one probability per class."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*HELD_OUT_COLUMNS, *classes])
+    rows: list[list[str]] = [[*HELD_OUT_COLUMNS, *classes]]
     for split, found in predictions.items():
-        rows = zip(found.patient_id, found.center_id, found.labels, found.probabilities, strict=True)
-        for patient, center, label, row in rows:
-            writer.writerow([patient, split, center, classes[label], *(repr(float(value)) for value in row)])
-    return text.getvalue().encode()
+        patients = zip(found.patient_id, found.center_id, found.labels, found.probabilities.tolist(), strict=True)
+        rows += (
+            [name, split, center, classes[label], *map(repr, numbers)] for name, center, label, numbers in patients
+        )
+    return csv_of(rows)
 
 
 def draw_report(title: str, predictions: Predictions, evaluation: Evaluation) -> bytes:
@@ -72,8 +69,7 @@ def draw_report(title: str, predictions: Predictions, evaluation: Evaluation) ->
 
 def _draw_roc(axes: Axes, predictions: Predictions, evaluation: Evaluation) -> None:
     classes = evaluation.classes
-    drawn = [1] if len(classes) == 2 else range(len(classes))
-    for k in drawn:
+    for k in [1] if len(classes) == 2 else range(len(classes)):
         positive = predictions.labels == k
         if positive.any() and not positive.all():
             false, true, _ = roc_curve(positive, predictions.probabilities[:, k])
@@ -90,8 +86,7 @@ def _draw_roc(axes: Axes, predictions: Predictions, evaluation: Evaluation) -> N
 def _draw_reliability(axes: Axes, evaluation: Evaluation) -> None:
     bins = evaluation.reliability
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
-    x, y = [each.confidence for each in bins], [each.accuracy for each in bins]
-    axes.plot(x, y, "o-", color=_BLUE)
+    axes.plot([each.confidence for each in bins], [each.accuracy for each in bins], "o-", color=_BLUE)
     for each in bins:
         axes.annotate(f"{each.n}", (each.confidence, each.accuracy), (5, -11), textcoords="offset points", fontsize=8)
     axes.set(xlabel="confidence (probability of the most probable class)", ylabel="share that is right")
@@ -106,10 +101,7 @@ def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:
     places = range(len(evaluation.classes))
     axes.set_xticks(places, evaluation.classes)
     axes.set_yticks(places, evaluation.classes)
-    for i in places:
-        for j in places:
-            axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black"
-            )
+    for (i, j), count in np.ndenumerate(counts):
+        axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     axes.set(xlabel="most probable", ylabel="true")
     axes.set_title(f"Confusion, balanced accuracy {evaluation.metrics['balanced_accuracy']}", fontsize=10)

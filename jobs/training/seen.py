@@ -1,9 +1,9 @@
 """Finds patients to be predicted that a model learned from: by patient_id in the same tables, else by their slides."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jobs.training.leakage import Compared, SlideFile, shared_slides, slide_files
+from jobs.training.leakage import Compared, shared_slides, slide_files
 from jobs.training.model.files import ModelCard
 from jobs.training.refusals import FeedError
 from jobs.training.table_versions import read_columns
@@ -47,14 +47,11 @@ def seen_by_model(
 ) -> Seen:
     """Compares the slides to be predicted with those of the model's splits train and validation.
 
-    Args:
-        card: of the model; its record names the tables that it was trained on.
-        root: of the tables that are predicted on.
-        images: those to be predicted, by image_id: the URI that opens the slide, None for that of table slides.
-        storage_options: for fsspec.
+    `root` is that of the tables that are predicted on. `images` has the URI that opens each slide to be predicted, by image_id;
+    None for that of table slides.
     """
     try:
-        return _compared(card, root, images, storage_options)
+        return _compared(card, absolute_uri(root).rstrip("/"), images, storage_options)
     except Exception as error:  # the predictions are written, so no error may end the run
         secrets = {secret for uri in (root, *images.values()) for secret in secrets_of(uri, storage_options)}
         text = str(error) if isinstance(error, FeedError) else f"{type(error).__name__}: {error}"
@@ -64,24 +61,16 @@ def seen_by_model(
 def _compared(
     card: ModelCard, root: str, images: Mapping[str, str | None], storage_options: StorageOptions | None
 ) -> Seen:
-    theirs = card.table_uri.rpartition("/")[0]
-    is_same = theirs == public_uri(absolute_uri(root)).rstrip("/")
-    own = slide_files(f"{absolute_uri(root).rstrip('/')}/slides", storage_options)
-    files = [
-        SlideFile(file.image_id, file.patient_id, images[file.image_id] or file.uri, file.size_bytes, file.file_version)
-        for file in own
-        if file.image_id in images
-    ]
+    own = slide_files(f"{root}/slides", storage_options)
+    files = [replace(file, uri=images[file.image_id] or file.uri) for file in own if file.image_id in images]
     learned = _learned_from(card, storage_options)
-    training = own if is_same else slide_files(f"{theirs}/slides", storage_options)
+    trained_on = card.table_uri.rpartition("/")[0]
+    is_same = trained_on == public_uri(root)
+    training = own if is_same else slide_files(f"{trained_on}/slides", storage_options)
     here: set[str] = learned if is_same else set()
-    copies, compared = shared_slides(
-        [
-            *((file, _NEW) for file in files if file.patient_id not in here),
-            *((file, _LEARNED) for file in training if file.patient_id in learned),
-        ],
-        storage_options,
-    )
+    new = [(file, _NEW) for file in files if file.patient_id not in here]
+    known = [(file, _LEARNED) for file in training if file.patient_id in learned]
+    copies, compared = shared_slides([*new, *known], storage_options)
     return Seen(sorted({file.patient_id for file in files} & here), copies, compared)
 
 
@@ -89,9 +78,6 @@ def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> se
     """Returns the patients of train and validation, from the newest version if the one trained on is gone.
 
     The newest version has them too, since a patient keeps its split.
-
-    Raises:
-        FeedError: the table can't be read.
     """
     columns = ("patient_id", "split", "label")
     try:

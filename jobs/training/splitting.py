@@ -50,12 +50,8 @@ def assign_splits(
     Every split's images differ from its share by at most the images of the largest patient, if nobody had a split before, or
     got it from this function with the same number of images.
 
-    Args:
-        patients: all patients, in any order, also those that have a split.
-        fractions: the share of the images of each split; the shares sum to 1.
-        assigned: the splits of patients that keep theirs.
-        stratify: margins beside the cohort.
-        seed: of the order in which patients are dealt.
+    `patients` are all, in any order, also those that have a split. `fractions` are the shares of the images; they sum to 1.
+    `assigned` has the splits of patients that keep theirs. `stratify` names the margins beside the cohort.
     """
     return _deal(patients, fractions, assigned, stratify, f"splits {seed}")
 
@@ -107,7 +103,7 @@ def _deal(
     stratify: Sequence[Stratum],
     salt: str,
 ) -> dict[str, Part]:
-    by_chance = sorted(patients, key=lambda patient: (_draw(salt, patient.patient_id), patient.patient_id))
+    by_chance = sorted(patients, key=lambda patient: hashlib.sha256(f"{salt} {patient.patient_id}".encode()).digest())
     margins = {patient.patient_id: _margins(patient, stratify) for patient in by_chance}
     parts = [part for part, share in shares.items() if share > 0]
     deficits: dict[tuple[object, ...], dict[Part, float]] = defaultdict(lambda: dict.fromkeys(shares, 0.0))
@@ -123,24 +119,24 @@ def _deal(
     def pull(patient: Patient, part: Part) -> float:
         return sum(deficits[margin][part] for margin in margins[patient.patient_id])
 
-    dealt = {
-        patient.patient_id: assigned[patient.patient_id] for patient in by_chance if patient.patient_id in assigned
-    }
-    for patient in by_chance:
-        if patient.patient_id in dealt:
-            put(patient, dealt[patient.patient_id])
-    new = [patient for patient in by_chance if patient.patient_id not in dealt]
-    for patient in new:
-        dealt[patient.patient_id] = max(parts, key=lambda part: pull(patient, part))
-        put(patient, dealt[patient.patient_id])
-
     def move(patient: Patient, part: Part) -> None:
         put(patient, dealt[patient.patient_id], -1)
         dealt[patient.patient_id] = part
         put(patient, part)
 
-    def improve() -> bool:
-        """Deals patients again while that lessens the sum of all squared deficits, so this ends."""
+    dealt: dict[str, Part] = {}
+    new = [patient for patient in by_chance if patient.patient_id not in assigned]
+    for patient in by_chance:
+        if patient.patient_id in assigned:
+            dealt[patient.patient_id] = assigned[patient.patient_id]
+            put(patient, assigned[patient.patient_id])
+    for patient in new:
+        dealt[patient.patient_id] = max(parts, key=lambda part: pull(patient, part))
+        put(patient, dealt[patient.patient_id])
+
+    # Each move lessens the sum of all squared deficits, so this ends.
+    moved = True
+    while moved:
         moved = False
         for patient in new:
             here = dealt[patient.patient_id]
@@ -149,10 +145,6 @@ def _deal(
             if gain > _EPSILON:
                 move(patient, there)
                 moved = True
-        return moved
-
-    while improve():
-        pass
     # The sum over all margins may leave the cohort itself further off than a patient: its own shares come first.
     whole = deficits[()]
     largest = max((patient.n_images for patient in by_chance), default=0)
@@ -169,8 +161,3 @@ def _margins(patient: Patient, stratify: Sequence[Stratum]) -> list[tuple[object
     """Returns the keys of a patient's margins; () is the cohort."""
     values = [(name, getattr(patient, name)) for name in stratify]
     return [chosen for size in range(len(values) + 1) for chosen in combinations(values, size)]
-
-
-def _draw(salt: str, patient_id: str) -> bytes:
-    """Returns a patient's place in the order; the same in every process and on every machine."""
-    return hashlib.sha256(f"{salt} {patient_id}".encode()).digest()

@@ -5,11 +5,10 @@ are copied to the bounded folder of remote slides, and stay there for the next e
 file under its name, so a copy stays valid.
 """
 
-import errno
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,17 +91,14 @@ class TableStore:
         """The source of a footer and some small columns for pyarrow; few requests if the file is remote.
 
         Raises:
-            FileNotFoundError: the file is gone.
+            FileNotFoundError: the file does not exist any more.
         """
         if self.is_local:
-            yield str(_existing(file))
+            yield str(Path(file.uri).resolve(strict=True))
             return
         try:
-            remote = File(file.uri, self._options)
-            try:
+            with closing(File(file.uri, self._options)) as remote:
                 yield open_stream(remote)
-            finally:
-                remote.close()
         except SlideError as error:
             raise self._translated(error, public_uri(file.uri)) from None
 
@@ -112,10 +108,10 @@ class TableStore:
 
         Raises:
             FeedError: the folder of copies has no room for them.
-            FileNotFoundError: one is gone.
+            FileNotFoundError: a file does not exist any more.
         """
         if self.is_local:
-            yield [_existing(file) for file in files]
+            yield [Path(file.uri).resolve(strict=True) for file in files]
             return
         with ExitStack() as held:
             paths = []
@@ -135,13 +131,6 @@ class TableStore:
         return FeedError(f"{where} can't be read ({text}): check the URI, the storage options and the network")
 
 
-def _existing(file: DataFile) -> Path:
-    path = Path(file.uri)
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "no such file", file.uri)
-    return path
-
-
 def _needed(listed: Sequence[str], version: int | None) -> list[str]:
     """Returns the files of the log that make a version: the last whole checkpoint up to it, and the commits after that."""
     found = [(int(match[1]), match[2], name) for name in listed if (match := _COMMIT.fullmatch(name))]
@@ -150,8 +139,8 @@ def _needed(listed: Sequence[str], version: int | None) -> list[str]:
     return [name for number, _, name in found if number >= begin]
 
 
-_AZURE = {"account_name": "account_name", "account_key": "account_key", "sas_token": "sas_token"}
-_AZURE |= {"tenant_id": "tenant_id", "client_id": "client_id", "client_secret": "client_secret"}
+_AZURE_NAMES = ("account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret")
+_AZURE = dict(zip(_AZURE_NAMES, _AZURE_NAMES, strict=True))
 _CONNECTION = {"AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_token"}
 _S3 = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
 _S3 |= {"endpoint_url": "aws_endpoint_url", "region_name": "aws_region"}

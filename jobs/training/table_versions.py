@@ -1,7 +1,9 @@
 """One version of a Delta table, read by deltalake without a JVM: a table patients to be fed, or some columns of any table."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import unquote
@@ -62,7 +64,7 @@ def pin_table(uri: str, version: int | None, storage_options: StorageOptions | N
     """Returns a version of a table patients; the newest if None.
 
     Raises:
-        FeedError: there is no such table or version, or its files are not of a kind that Parquet readers read rightly.
+        FeedError: the table or the version does not exist, or Parquet readers would misread its files.
     """
 
     def look(parquet: pq.ParquetFile) -> tuple[list[int], pa.Schema, pa.Table]:
@@ -72,17 +74,12 @@ def pin_table(uri: str, version: int | None, storage_options: StorageOptions | N
     store, number, files, _ = _opened(uri, version, storage_options)
     looks = _each(store, number, files, "patient_id", look)
     groups = [RowGroup(i, j, n_rows) for i, (sizes, _, _) in enumerate(looks) for j, n_rows in enumerate(sizes)]
-    names = [set(schema.names) for _, schema, _ in looks]
-    large = {
-        field.name
-        for _, schema, _ in looks
-        for field in schema
-        if field.type in _LARGE or pa.types.is_large_list(field.type)
-    }
+    fields = [field for _, schema, _ in looks for field in schema]
+    large = frozenset(field.name for field in fields if field.type in _LARGE or pa.types.is_large_list(field.type))
+    in_files = Counter(field.name for field in fields)
+    columns = frozenset(name for name, count in in_files.items() if count == len(files))
     rows = pa.concat_tables([_SMALL.empty_table(), *(rows for _, _, rows in looks)]).combine_chunks()
-    return PinnedTable(
-        store, number, files, groups, rows, frozenset(set.intersection(*names) if names else ()), frozenset(large)
-    )
+    return PinnedTable(store, number, files, groups, rows, columns, large)
 
 
 def read_columns(
@@ -102,17 +99,18 @@ def read_columns(
         KeyError: the version has no such column.
     """
     store, number, files, schema = _opened(uri, version, storage_options)
-    fields = pa.schema([schema.field(name) for name in columns])
-    wider = pa.schema([*fields, schema.field(only[0])]) if only and only[0] not in columns else fields
+    names = dict.fromkeys([*columns, *([only[0]] if only else [])])
+    fields = pa.schema([schema.field(name) for name in names])
 
     def read(parquet: pq.ParquetFile) -> pa.Table:
-        rows = _read(parquet, wider)
+        rows = _read(parquet, fields)
         if only:
             column, values = only
-            rows = rows.filter(pc.is_in(rows[column], pa.array(values, wider.field(column).type)))
-        return rows.select(columns)
+            rows = rows.filter(pc.is_in(rows[column], pa.array(values, fields.field(column).type)))
+        return rows
 
-    return number, pa.concat_tables([fields.empty_table(), *_each(store, number, files, columns[0], read)])
+    rows = pa.concat_tables([fields.empty_table(), *_each(store, number, files, columns[0], read)])
+    return number, rows.select(columns)
 
 
 def _opened(
@@ -131,11 +129,7 @@ def _opened(
 def _each(
     store: TableStore, version: int, files: Sequence[DataFile], column: str, read: Callable[[pq.ParquetFile], Found]
 ) -> list[Found]:
-    """Returns what is read of the footers and small columns of some files. `column`: of the table, for the remedy.
-
-    Raises:
-        FeedError: a file is gone, or pyarrow can't read it.
-    """
+    """Returns what is read of the footers and small columns of some files. `column`: of the table, for the remedy."""
 
     def of_file(file: DataFile) -> Found:
         with store.looked_at(file) as source:
@@ -158,13 +152,12 @@ def _each(
 
 
 def _read(parquet: pq.ParquetFile, fields: pa.Schema) -> pa.Table:
-    """Returns some columns of a file; null if it was written before the column came."""
+    """Returns some columns of a file; null if the file is older than the column."""
     rows = parquet.read([name for name in fields.names if name in parquet.schema_arrow.names])
-    arrays = [
-        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-        for field in fields
-    ]
-    return pa.table(arrays, fields)
+    for field in fields:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(fields.names).cast(fields)
 
 
 def version_lost(version: int, uri: str, error: FileNotFoundError) -> FeedError:
@@ -176,43 +169,31 @@ def version_lost(version: int, uri: str, error: FileNotFoundError) -> FeedError:
 
 
 def _delta_table(folder: str, version: int | None, uri: str) -> DeltaTable:
-    """Returns a version of the table whose log lies in a local folder; the newest if None.
-
-    Raises:
-        NoTableError: there is no table.
-        FeedError: it has no such version, its log can't be read, or this process was forked from one that opened a table.
-    """
+    """Returns a version of the table whose log lies in a local folder; the newest if None."""
     try:
         return DeltaTable(folder, version=version)
     except TableNotFoundError:
         raise NoTableError(f"no Delta table at {uri}: run the patients job, or correct the URI") from None
     except (DeltaError, OverflowError) as error:  # the latter for a version below 0
-        existing = [] if version is None else _versions(folder)
+        existing = []
+        if version is not None:
+            with suppress(DeltaError):  # the log can't be read
+                existing = [commit["version"] for commit in DeltaTable(folder).history()]
         if existing and version not in existing:
-            has = f"it has versions {min(existing)} to {max(existing)}"
             raise FeedError(
-                f"{uri} has no version {version}, {has}: name one of them, or none for the newest"
+                f"{uri} has no version {version}, it has versions {min(existing)} to {max(existing)}: name one of them, or none "
+                "for the newest"
             ) from None
         which = uri if version is None else f"version {version} of {uri}"
         text = " ".join(str(error).split())
         raise FeedError(f"{which} can't be opened ({text}): its log is damaged, restore it from a copy") from None
-    except BaseException as error:
-        if type(error).__name__ != "PanicException" or "orked process" not in str(
-            error
-        ):  # of deltalake, which has no name
+    except BaseException as error:  # deltalake does not export the class of its panics
+        if type(error).__name__ != "PanicException" or "orked process" not in str(error):
             raise
         raise FeedError(
             f"{uri} can't be opened in a process that was forked from one that opened a table: make the feed before the "
             'DataLoader, or give the DataLoader multiprocessing_context="spawn"'
         ) from None
-
-
-def _versions(folder: str) -> list[int]:
-    """Returns the versions whose commit is in the log; none if the log can't be read."""
-    try:
-        return [commit["version"] for commit in DeltaTable(folder).history()]
-    except DeltaError:
-        return []
 
 
 def _check_kind(table: DeltaTable, uri: str) -> None:
@@ -225,15 +206,14 @@ def _check_kind(table: DeltaTable, uri: str) -> None:
         )
     if metadata.configuration.get("delta.columnMapping.mode", "none") != "none":
         raise FeedError(f"{uri} has column mapping, its files name columns otherwise: write it anew without")
-    if "deletionVectors" in (protocol.reader_features or ()) and _has_deletions(table):
+    if "deletionVectors" not in (protocol.reader_features or ()):
+        return
+    try:
+        has_deletions = pa.table(table.deletion_vectors()).num_rows > 0
+    except (DeltaError, OSError):  # they lie in files of their own, which a copy of the log lacks
+        has_deletions = True
+    if has_deletions:
         raise FeedError(
             f"{uri} has deletion vectors, rows that are deleted and still in its files: run REORG TABLE delta.`{uri}` APPLY "
             "(PURGE), then train on the version that it writes"
         )
-
-
-def _has_deletions(table: DeltaTable) -> bool:
-    try:
-        return bool(pa.table(table.deletion_vectors()).num_rows)
-    except (DeltaError, OSError):  # they lie in files of their own, which a copy of the log lacks
-        return True

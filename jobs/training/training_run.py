@@ -8,10 +8,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from jobs.training.devices import take_device
 from jobs.training.feed import Feed, make_feed
+from jobs.training.feed.bags import HISTOGRAM
 from jobs.training.labelled import TrainingSet
 from jobs.training.model.files import (
     ModelCard,
@@ -83,48 +84,51 @@ def run_task(task: Task) -> str:
 
 
 def _run(task: Task, device: torch.device) -> str:
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
-    state = _begin(task)
+    torch.manual_seed(task.card.seed)  # the first weights are the same in every process
     model = build_model(task.card.spec).to(device)
-    with Recorder(task, state.epoch) if is_first else nullcontext() as record:
-        if isinstance(model, LogisticModel) and state.epoch:  # it was fitted before the run was stopped
+    if task.resume:
+        state = load_checkpoint(task.folder, task.storage_options)
+    else:
+        state = TrainingState(task.card.to_json(), model.state_dict())
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    places = (task.folder, task.metrics_table, task.mlflow_uri, task.storage_options)
+    with Records(task.card, *places, state.epoch) if is_first else nullcontext() as records:
+
+        def after_epoch(state: TrainingState) -> None:
+            if records:
+                _write_epoch(task, records, state)
+
+        if not isinstance(model, LogisticModel):
+            _fit(task, model, state, after_epoch, is_shown=is_first and sys.stderr.isatty())
+        elif state.epoch:  # it was fitted before the run was stopped
             model.load_state_dict(state.model)
-        elif isinstance(model, LogisticModel):
-            _fit_logistic(task, model, state)
-            if record:
-                record.after_epoch(state)
         else:
-            _fit(task, model, state, record)
+            _fit_logistic(task, model, state)
+            after_epoch(state)
         predictions = {
             split: predict_feed(model, _feed(task, split)) for split in HELD_OUT if task.members.splits[split]
         }
-        return record.finish(model, state, predictions) if record else ""
+        return write_results(task, records, model, state, predictions) if records else ""
 
 
-def _begin(task: Task) -> TrainingState:
-    """Returns the first state. Its weights are a function of the seed, the same in every process."""
-    if task.resume:
-        return load_checkpoint(task.folder, task.storage_options)
-    torch.manual_seed(task.card.seed)
-    return TrainingState(task.card.to_json(), build_model(task.card.spec).state_dict())
-
-
-def _fit(task: Task, model: BagModel, state: TrainingState, record: "Recorder | None") -> None:
+def _fit(
+    task: Task, model: BagModel, state: TrainingState, after_epoch: Callable[[TrainingState], None], *, is_shown: bool
+) -> None:
     train = _feed(task, "train")
-    settings = FitSettings(**{name: task.settings[name] for name in FitSettings.__dataclass_fields__})
-    if record:
-        record.expect(train.n_steps)
-    fit_model(
-        model,
-        state,
-        train,
-        _feed(task, "validation") if task.members.splits["validation"] else None,
-        task.members.ids("train"),
-        class_weights(task.members.counts("train"), settings.class_weights),
-        settings,
-        after_epoch=record.after_epoch if record else lambda _: None,
-        after_step=record.after_step if record else lambda: None,
-    )
+    settings = FitSettings(**{field.name: task.settings[field.name] for field in fields(FitSettings)})
+    steps, done = settings.epochs * train.n_steps, state.epoch * train.n_steps
+    with tqdm(total=steps, initial=done, disable=not is_shown, leave=False, unit="step") as bar:
+        fit_model(
+            model,
+            state,
+            train,
+            _feed(task, "validation") if task.members.splits["validation"] else None,
+            task.members.ids("train"),
+            class_weights(task.members.counts("train"), settings.class_weights),
+            settings,
+            after_epoch=after_epoch,
+            after_step=bar.update,
+        )
 
 
 def _fit_logistic(task: Task, model: LogisticModel, state: TrainingState) -> None:
@@ -143,7 +147,6 @@ def _fit_logistic(task: Task, model: LogisticModel, state: TrainingState) -> Non
 def _feed(task: Task, split: str) -> Feed:
     """Returns the feed of this process's share of a split; held-out patients come whole and in the table's order."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    columns = list(task.card.columns) + (["color_histogram"] if task.card.spec.histogram_bins else [])
     whole = split != "train" or task.card.spec.kind == "logistic"
     return make_feed(
         task.members.table_uri,
@@ -153,94 +156,56 @@ def _feed(task: Task, split: str) -> Feed:
         batch_size=task.settings["batch_size"],
         bag_size=None if whole else task.settings["bag_size"],
         seed=task.card.seed,
-        columns=columns,
+        columns=[*task.card.columns, *([HISTOGRAM] if task.card.spec.histogram_bins else [])],
         classes=task.card.classes,
         storage_options=task.storage_options,
         shuffle=not whole,
     )
 
 
-class Recorder:
-    """Writes and shows the progress and the results of a run, in its first process."""
+def _write_epoch(task: Task, records: Records, state: TrainingState) -> None:
+    """Writes figures first, then the checkpoint: a run resumed from it writes the figures after it again."""
+    last = state.history[-1]
+    records.write(state.history, last)
+    save_checkpoint(task.folder, state, task.storage_options)
+    names = ("train_loss", "validation_log_loss", "validation_auroc")
+    shown = ", ".join(f"{name} {last[name]:.4f}" for name in names if name in last)
+    best = ", best so far" if state.best_epoch == last["epoch"] else ""
+    _log.info("slidelake: epoch %d: %s%s", last["epoch"], shown, best)
 
-    def __init__(self, task: Task, first_epoch: int) -> None:
-        self._task = task
-        self._records = Records(
-            task.card.model_id,
-            task.folder,
-            task.metrics_table,
-            task.settings,
-            first_epoch=first_epoch,
-            mlflow_uri=task.mlflow_uri,
-            storage_options=task.storage_options,
-        )
-        self._bar: tqdm[Any] | None = None
-        self._first_epoch = first_epoch
 
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes records and bar."""
-        self._records.close(finished=kind is None)
-        if self._bar is not None:
-            self._bar.close()
-
-    def expect(self, steps: int) -> None:
-        """Shows progress; `steps`: per epoch."""
-        epochs = self._task.settings["epochs"]
-        done = self._first_epoch * steps
-        hidden = not sys.stderr.isatty()
-        self._bar = tqdm(total=epochs * steps, initial=done, disable=hidden, leave=False, unit="step")
-
-    def after_step(self) -> None:
-        """Moves the bar."""
-        if self._bar is not None:
-            self._bar.update()
-
-    def after_epoch(self, state: TrainingState) -> None:
-        """Writes figures first, then the checkpoint: a run resumed from it writes the figures after it again."""
-        last = state.history[-1]
-        self._records.write(state.history, last)
-        save_checkpoint(self._task.folder, state, self._task.storage_options)
-        names = ("train_loss", "validation_log_loss", "validation_auroc")
-        shown = ", ".join(f"{name} {last[name]:.4f}" for name in names if name in last)
-        best = ", best so far" if state.best_epoch == last["epoch"] else ""
-        _log.info("slidelake: epoch %d: %s%s", last["epoch"], shown, best)
-
-    def finish(self, model: BagModel, state: TrainingState, predictions: Mapping[str, Predictions]) -> str:
-        """Writes model, report and predictions, and removes the checkpoint. Returns the report as text."""
-        task, best = self._task, state.best_epoch
-        classes = task.card.classes
-        evaluations: dict[str, Evaluation] = {
-            split: evaluate_split(found.labels, found.probabilities, classes, found.center_id, task.card.seed)
-            for split, found in predictions.items()
-        }
+def write_results(
+    task: Task, records: Records, model: BagModel, state: TrainingState, predictions: Mapping[str, Predictions]
+) -> str:
+    """Writes model, report and predictions, and removes the checkpoint. Returns the report as text."""
+    card, best = task.card, state.best_epoch
+    evaluations: dict[str, Evaluation] = {
+        split: evaluate_split(found.labels, found.probabilities, card.classes, found.center_id, card.seed)
+        for split, found in predictions.items()
+    }
+    if "test" in predictions and best is not None:
         history = [dict(figures) for figures in state.history]
-        if "test" in predictions and best is not None:
-            news = predictions["test"].figures("test")
-            history[best] |= news
-            self._records.write(history, {"epoch": float(best)} | news)
-        for split, evaluation in evaluations.items():
-            title = f"{task.card.model_id}: split {split}, {evaluation.n} patients"
-            self._write(f"report_{split}.png", draw_report(title, predictions[split], evaluation))
-        self._write("predictions.csv", predictions_csv(predictions, classes))
-        report = {split: asdict(evaluation) for split, evaluation in evaluations.items()}
-        self._write("report.json", json.dumps(report, indent=2).encode())
-        card = replace(
-            task.card,
-            device="cpu" if model.device.type == "cpu" else f"cuda {torch.cuda.get_device_name(model.device)}",
-            processes=dist.get_world_size() if dist.is_initialized() else 1,
-            history=tuple(state.history),
-            best_epoch=best,
-            versions=model_versions(),
-        )
-        save_model(task.folder, model, card, task.storage_options)
-        remove_checkpoint(task.folder, task.storage_options)
-        why = "the best on validation" if task.members.splits["validation"] else "the last"
-        lines = [f"  model     {task.card.spec.kind}, epoch {best} of {len(history)}, {why}"]
-        return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])
-
-    def _write(self, name: str, data: bytes) -> None:
-        write_bytes(f"{self._task.folder}/{name}", data, self._task.storage_options)
+        tested = predictions["test"].figures("test")
+        history[best] |= tested
+        records.write(history, {"epoch": float(best)} | tested)
+    files = {"predictions.csv": predictions_csv(predictions, card.classes)}
+    for split, evaluation in evaluations.items():
+        title = f"{card.model_id}: split {split}, {evaluation.n} patients"
+        files[f"report_{split}.png"] = draw_report(title, predictions[split], evaluation)
+    report = {split: asdict(evaluation) for split, evaluation in evaluations.items()}
+    files["report.json"] = json.dumps(report, indent=2).encode()
+    for name, data in files.items():
+        write_bytes(f"{task.folder}/{name}", data, task.storage_options)
+    trained = replace(
+        card,
+        device="cpu" if model.device.type == "cpu" else f"cuda {torch.cuda.get_device_name(model.device)}",
+        processes=dist.get_world_size() if dist.is_initialized() else 1,
+        history=tuple(state.history),
+        best_epoch=best,
+        versions=model_versions(),
+    )
+    save_model(task.folder, model, trained, task.storage_options)
+    remove_checkpoint(task.folder, task.storage_options)
+    why = "the best on validation" if task.members.splits["validation"] else "the last"
+    lines = [f"  model     {card.spec.kind}, epoch {best} of {len(state.history)}, {why}"]
+    return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])

@@ -16,7 +16,7 @@ def _patients(groups_a_file: list[list[int]]) -> list[FedPatient]:
     for file, sizes in enumerate(groups_a_file):
         for size in sizes:
             for row in range(size):
-                listed.append(FedPatient(f"p{len(listed)}", "", 0, 1, 4, "float32", "", file, group, row, 64 * 2**20))
+                listed.append(FedPatient(f"p{len(listed)}", "", 0, 1, 4, "float32", file, group, row, 64 * 2**20))
             group += 1
     return listed
 

@@ -103,13 +103,13 @@ def test_an_epoch_is_resumed_at_a_step(table: Path, backend: Any) -> None:
 
 def test_a_resumed_epoch_reads_only_what_is_left(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    real = reading._read
+    real = reading.decoded
 
-    def counted(group: reading.Wanted, **rest: Any) -> Any:
+    def counted(table: Any, group: reading.Wanted, decoder: Any) -> Any:
         read.append(group.index)
-        return real(group, **rest)
+        return real(table, group, decoder)
 
-    monkeypatch.setattr(reading, "_read", counted)
+    monkeypatch.setattr(reading, "decoded", counted)
     monkeypatch.setattr("jobs.training.feed.epochs.MIX_BYTES", 0)
     feed = make_feed(str(table), backend="pyarrow")
     assert len(list(feed.epoch(0, first_step=45))) == 5
@@ -298,7 +298,7 @@ def test_arguments_that_can_not_be(table: Path, how: dict[str, Any], told: str) 
     ("how", "told"),
     [
         ({"split": "validation"}, "has no patient of split validation, its splits are test, train: run the splits job"),
-        ({"patients": ["p0001", "nobody"]}, "has no patients nobody, 1 of 2 asked for"),
+        ({"patients": ["p0001", "nobody"]}, "has no patients nobody, 1 of 2 requested"),
         ({"patients": []}, "has no patients to feed"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.training.feed.delivery import _PETASTORM_FAILS_AT
+from jobs.training.feed.delivery import PETASTORM_FAILS_AT
 from tests.feed.fed import fed
 from tests.newest import run_with_newest_pyarrow
 
@@ -15,10 +15,10 @@ def test_the_newest_pyarrow_feeds_what_petastorm_feeds(table: Path) -> None:
     done = run_with_newest_pyarrow("tests.feed.fed", str(table))
     assert (done.stderr, done.returncode) == ("", 0)
     there = json.loads(done.stdout)
-    assert int(there["pyarrow"].partition(".")[0]) >= _PETASTORM_FAILS_AT
+    assert int(there["pyarrow"].partition(".")[0]) >= PETASTORM_FAILS_AT
     assert there["imported"].startswith(("ImportError", "ModuleNotFoundError", "AttributeError"))  # it really can't
     assert there["refused"] == (
-        f"petastorm needs pyarrow < {_PETASTORM_FAILS_AT}, this is {there['pyarrow']}: install an older one, or take "
+        f"petastorm needs pyarrow < {PETASTORM_FAILS_AT}, this is {there['pyarrow']}: install an older one, or take "
         "backend pyarrow"
     )
     assert there["auto"] == "pyarrow"

@@ -102,7 +102,7 @@ def test_copies_are_bounded_and_come_again_when_they_went(
 ) -> None:
     feed = make_feed(f"{store.uri}/long", storage_options=store.options, backend=backend)
     size = max(file.n_bytes for file in feed.table.files)
-    monkeypatch.setattr(delivery, "_TOGETHER_BYTES", size)  # a file at a time, and the next meanwhile
+    monkeypatch.setattr(delivery, "TOGETHER_BYTES", size)  # a file at a time, and the next meanwhile
     monkeypatch.setattr(staging, "MAX_BYTES", 4 * size)
     for epoch in (0, 1):
         _check(feed, epoch, cohort(44))
@@ -123,7 +123,7 @@ def test_a_folder_that_is_too_small_for_copies_is_named(
 def test_an_epoch_that_is_left_leaves_its_copies_free(
     store: Store, staged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "_TOGETHER_BYTES", 1)
+    monkeypatch.setattr(delivery, "TOGETHER_BYTES", 1)
     feed = make_feed(f"{store.uri}/long", storage_options=store.options)
     epoch = feed.epoch(0)
     next(epoch)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.training.feed.bags import Bag, Bags, pack
+from jobs.training.feed.bags import Bag, Bags
 from jobs.training.model.files import TrainingState
 from jobs.training.model.fit import CountError, FitSettings, class_weights, fit_model
 from jobs.training.model.logistic import fit_logistic
 from jobs.training.model.mil import LogisticModel, ModelSpec, build_model
+from tests.training.batches import batch_of
 
 SETTINGS = FitSettings(learning_rate=1e-2, weight_decay=0.0, epochs=6, patience=2, class_weights="none", seed=0)
 LABELS = [0, 0, 0, 1]
@@ -25,17 +26,13 @@ class ListFeed:
     repeated: bool = False  # the last one only fills a step
     scale: float = 1.0
 
-    @property
-    def n_steps(self) -> int:
-        return len(self.names)
-
-    def epoch(self, number: int, first_step: int = 0) -> Iterator[Bags]:
-        for place, name in enumerate(self.names[first_step:]):
+    def epoch(self, number: int) -> Iterator[Bags]:
+        for place, name in enumerate(self.names):
             i = int(name[1:])
             torch.manual_seed(i)
             bag = Bag(torch.randn(3, 4) * self.scale, None, None)
             again = self.repeated and place == len(self.names) - 1
-            yield pack([bag], [name], ["c"], [LABELS[i]], [again])
+            yield batch_of([bag], [name], ["c"], [LABELS[i]], [again])
 
 
 def run(train: ListFeed, validation: ListFeed | None = None, how: FitSettings = SETTINGS) -> TrainingState:

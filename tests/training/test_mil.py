@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from jobs.training.feed.bags import Bag, Bags, pack
+from jobs.training.feed.bags import Bag, Bags
 from jobs.training.model.files import (
     ModelCard,
     ModelError,
@@ -23,6 +23,7 @@ from jobs.training.model.files import (
 )
 from jobs.training.model.logistic import collect, fit_logistic
 from jobs.training.model.mil import KINDS, AttentionMIL, BagModel, Kind, LogisticModel, ModelSpec, build_model
+from tests.training.batches import batch_of
 
 DIM, SIZES = 6, (3, 1, 5)
 
@@ -31,9 +32,7 @@ def bags(sizes: tuple[int, ...] = SIZES, seed: int = 0) -> Bags:
     torch.manual_seed(seed)
     made = [Bag(torch.randn(n, DIM), torch.rand(8).softmax(0), None) for n in sizes]
     numbers = range(len(sizes))
-    return pack(
-        made, [f"p{i}" for i in numbers], [f"c{i % 3}" for i in numbers], [i % 2 for i in numbers], [False] * len(made)
-    )
+    return batch_of(made, [f"p{i}" for i in numbers], [f"c{i % 3}" for i in numbers], [i % 2 for i in numbers])
 
 
 def model(kind: Kind = "attention", **changes: object) -> BagModel:
@@ -59,7 +58,7 @@ def test_a_patient_is_the_same_whoever_is_in_its_batch(kind: Kind) -> None:
     assert torch.allclose(torch.stack([part.sum() for part in parts]), torch.ones(3))
     for i, tiles in enumerate(together.split()):
         assert together.color_histogram is not None
-        alone = pack([Bag(tiles, together.color_histogram[i], None)], ["p"], [together.center_id[i]], [0], [False])
+        alone = batch_of([Bag(tiles, together.color_histogram[i], None)], ["p"], [together.center_id[i]], [0])
         own_probabilities, own_attention = made.predict(alone)
         assert torch.allclose(own_probabilities[0], probabilities[i], atol=1e-6)
         assert torch.allclose(own_attention, parts[i], atol=1e-6)
@@ -86,7 +85,7 @@ def test_attention_is_equation_9() -> None:
 def test_the_order_of_tiles_has_no_say(kind: Kind) -> None:
     made, packed = fitted(kind), bags((9,))
     order = torch.randperm(9)
-    moved = pack([Bag(packed.embeddings[order], packed.color_histogram[0], None)], ["p"], ["c0"], [0], [False])  # type: ignore[index]
+    moved = batch_of([Bag(packed.embeddings[order], packed.color_histogram[0], None)], ["p"], ["c0"], [0])  # type: ignore[index]
     probabilities, attention = made.predict(packed)
     again, moved_attention = made.predict(moved)
     assert torch.allclose(again, probabilities, atol=1e-6)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.training.feed.epochs import FedPatient
+from jobs.training.feed.epochs import FedPatient, Turn
 from jobs.training.refusals import FeedError
 
 HISTOGRAM, TILE_INDEX = "color_histogram", "tile_index"
@@ -18,7 +18,7 @@ EMBEDDINGS = ("embeddings_avg", "embeddings_max")
 COLUMNS = (*EMBEDDINGS, HISTOGRAM, TILE_INDEX)
 # torch warns of read-only memory. The memory viewed here belongs to nobody else.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning, __name__)
-_TILE = np.dtype([("image_id", object), ("x_px", np.int32), ("y_px", np.int32)])
+TILE = np.dtype([("image_id", object), ("x_px", np.int32), ("y_px", np.int32)])
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Bags:
     offsets: torch.Tensor  # int64 [b + 1]; patient i has rows offsets[i]:offsets[i + 1]
     embeddings: torch.Tensor  # float32 or float16 [offsets[-1], Feed.dim]; requested columns side by side (avg, max)
     color_histogram: torch.Tensor | None  # float32 [b, 4096]
-    tile_index: (
-        list[NDArray[Any]] | None
-    )  # if requested: structured (image_id, x_px, y_px) per patient, rows as in the bag
+    tile_index: list[NDArray[Any]] | None  # structured (image_id, x_px, y_px) per patient, rows as in the bag
     repeated: torch.Tensor  # bool [b]; true for patients that only fill a step of this shard: weigh them 0
 
     def __len__(self) -> int:
@@ -62,25 +60,19 @@ class Bags:
         return list(torch.split(self.embeddings, self.offsets.diff().tolist()))
 
 
-def pack(
-    bags: Sequence[Bag],
-    patient_id: Sequence[str],
-    center_id: Sequence[str],
-    label: Sequence[int],
-    repeated: Sequence[bool],
-) -> Bags:
-    """Returns the batch of some patients. A batch of one shares its patient's memory."""
-    sizes = torch.tensor([0, *(len(bag.embeddings) for bag in bags)], dtype=torch.int64)
+def pack(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
+    """Returns the batch of a step. A batch of one shares its patient's memory."""
+    patients = [turn.patient for turn in step]
     histograms = [bag.color_histogram for bag in bags if bag.color_histogram is not None]
     return Bags(
-        patient_id=list(patient_id),
-        center_id=list(center_id),
-        label=torch.tensor(label, dtype=torch.int64),
-        offsets=sizes.cumsum(0),
+        patient_id=[patient.patient_id for patient in patients],
+        center_id=[patient.center_id for patient in patients],
+        label=torch.tensor([patient.label for patient in patients]),
+        offsets=torch.tensor([0, *(len(bag.embeddings) for bag in bags)]).cumsum(0),
         embeddings=bags[0].embeddings if len(bags) == 1 else torch.cat([bag.embeddings for bag in bags]),
         color_histogram=torch.stack(histograms) if histograms else None,
         tile_index=[bag.tile_index for bag in bags if bag.tile_index is not None] or None,
-        repeated=torch.tensor(repeated, dtype=torch.bool),
+        repeated=torch.tensor([turn.repeated for turn in step]),
     )
 
 
@@ -100,16 +92,13 @@ class Decoder:
         return tuple(name for name in self.columns if name in EMBEDDINGS)
 
     def bag(self, patient: FedPatient, found_id: str | None, row: dict[str, Any], *, view: bool) -> Bag:
-        """Returns a patient's bag.
+        """Returns the bag of the patient that is planned for a row; raises FeedError if it is another patient's row.
 
         Args:
-            patient: planned for this row.
+            patient: as planned.
             found_id: the patient_id in the row.
             row: bytes of embeddings, floats of color_histogram, (image_id, x_px, y_px) of tile_index.
-            view: whether the bag may share the memory of `row`, if the bag is fed as it is stored.
-
-        Raises:
-            FeedError: it is another patient's row, or its bytes do not fit its numbers.
+            view: whether a bag that is fed as it is stored may share the memory of `row`.
         """
         if found_id != patient.patient_id:
             raise FeedError(
@@ -117,18 +106,15 @@ class Decoder:
             )
         rows = self._sample(patient)
         matrices = [_matrix(patient, name, row[name]) for name in self.embeddings]
+        if rows is not None:
+            matrices = [matrix[rows] for matrix in matrices]
         bag = matrices[0]
-        is_fed_as_stored = rows is None and len(matrices) == 1 and bag.dtype == self.dtype and bag.flags.aligned
-        if not (view and is_fed_as_stored):
-            bag = np.empty((patient.n_tiles if rows is None else len(rows), patient.dim * len(matrices)), self.dtype)
-            for i, matrix in enumerate(matrices):
-                bag[:, i * patient.dim : (i + 1) * patient.dim] = matrix if rows is None else matrix[rows]
-        histogram = index = None
-        if HISTOGRAM in self.columns:
-            histogram = torch.from_numpy(np.array(row[HISTOGRAM], np.float32))
-        if TILE_INDEX in self.columns:
-            index = row[TILE_INDEX] if rows is None else row[TILE_INDEX][rows]
-        return Bag(torch.from_numpy(bag), histogram, index)
+        is_whole = len(matrices) == 1 and bag.dtype == self.dtype and bag.flags.aligned
+        if not is_whole or (rows is None and not view):
+            bag = np.concatenate(matrices, 1, dtype=self.dtype)
+        histogram = torch.from_numpy(np.array(row[HISTOGRAM], np.float32)) if HISTOGRAM in self.columns else None
+        index = row[TILE_INDEX] if TILE_INDEX in self.columns else None
+        return Bag(torch.from_numpy(bag), histogram, index if index is None or rows is None else index[rows])
 
     def _sample(self, patient: FedPatient) -> NDArray[np.int64] | None:
         """Returns the rows of the bag that are fed, ascending: a function of seed, epoch and patient_id alone."""
@@ -163,6 +149,6 @@ def _matrix(patient: FedPatient, name: str, data: Any) -> NDArray[Any]:
 
 def tile_index(image_id: Sequence[str], x_px: NDArray[np.int32], y_px: NDArray[np.int32]) -> NDArray[Any]:
     """Returns structured (image_id, x_px, y_px) [n]."""
-    index = np.empty(len(x_px), _TILE)
+    index = np.empty(len(x_px), TILE)
     index["image_id"], index["x_px"], index["y_px"] = image_id, x_px, y_px
     return index

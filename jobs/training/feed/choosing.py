@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,16 +12,6 @@ from jobs.training.table_versions import PinnedTable
 from udfs.wording import named, some
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The patients of a feed."""
-
-    patients: list[FedPatient]  # in the order of the table
-    classes: tuple[str, ...]
-    dtype: str  # float16 if all patients' bags are, else float32
-    dim: int  # columns of a fed bag
-
-
 def choose(
     table: PinnedTable,
     split: Collection[str] | None,
@@ -30,8 +19,10 @@ def choose(
     columns: Sequence[str],
     classes: Sequence[str] | None,
     bag_size: int | None,
-) -> Choice:
-    """Returns the patients of some splits, or some by name, or all. With `classes` empty, labels are ignored.
+) -> tuple[list[FedPatient], tuple[str, ...], str, int]:
+    """Returns patients in the order of the table, classes, and type and columns of a fed bag.
+
+    The patients are those of some splits, or some by name, or all. With `classes` empty, labels are ignored.
 
     Raises:
         FeedError: no patient, a requested patient is missing or has two rows, its label is no class, or bags differ in
@@ -48,10 +39,9 @@ def choose(
     labels = set(chosen["label"]) - {None} if number else set()
     unknown = sorted(labels - number.keys())
     if unknown:
+        wrong, known = some(list(map(named, unknown))), some(list(map(named, classes)), 20)
         raise FeedError(
-            f"{table.name} has patients of {some(list(map(named, unknown)))}, the classes are "
-            f"{some(list(map(named, classes)), 20)}: correct the labels, or "
-            "take all classes"
+            f"{table.name} has patients of {wrong}, the classes are {known}: correct the labels, or take all classes"
         )
     dims = sorted(set(chosen["embedding_dim"]))
     if len(dims) > 1:
@@ -60,26 +50,22 @@ def choose(
     dtypes = [dtype or "float32" for dtype in chosen["embedding_dtype"]]
     fed = "float16" if set(dtypes) == {"float16"} else "float32"
     ends = np.cumsum([group.n_rows for group in table.groups])
-    listed = []
-    for i, row in enumerate(rows):
-        group = int(np.searchsorted(ends, row, side="right"))
-        n_tiles = chosen["n_tiles"][i]
-        listed.append(
-            FedPatient(
-                patient_id=chosen["patient_id"][i],
-                center_id=chosen["center_id"][i] or "",
-                label=number.get(chosen["label"][i], -1),
-                n_tiles=n_tiles,
-                dim=dims[0],
-                dtype=dtypes[i],
-                params_hash=chosen["params_hash"][i] or "",
-                file=table.groups[group].file,
-                group=group,
-                row=row - int(ends[group]) + table.groups[group].n_rows,
-                n_bytes=(bag_size or n_tiles) * dims[0] * n_bags * np.dtype(fed).itemsize,
-            )
+    listed = [
+        FedPatient(
+            patient_id=chosen["patient_id"][i],
+            center_id=chosen["center_id"][i] or "",
+            label=number.get(chosen["label"][i], -1),
+            n_tiles=chosen["n_tiles"][i],
+            dim=dims[0],
+            dtype=dtypes[i],
+            file=table.groups[group].file,
+            group=group,
+            row=rows[i] - int(ends[group]) + table.groups[group].n_rows,
+            n_bytes=(bag_size or chosen["n_tiles"][i]) * dims[0] * n_bags * np.dtype(fed).itemsize,
         )
-    return Choice(listed, tuple(classes), fed, dims[0] * n_bags)
+        for i, group in enumerate(np.searchsorted(ends, rows, side="right").tolist())
+    ]
+    return listed, tuple(classes), fed, dims[0] * n_bags
 
 
 def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collection[str] | None) -> list[int]:
@@ -93,7 +79,7 @@ def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collectio
         wanted = set(patients)
         missing = sorted(wanted - set(ids))
         if missing:
-            raise FeedError(f"{table.name} has no patients {some(missing)}, {len(missing)} of {len(wanted)} asked for")
+            raise FeedError(f"{table.name} has no patients {some(missing)}, {len(missing)} of {len(wanted)} requested")
         rows = [i for i in rows if ids[i] in wanted]
     elif split is not None:
         splits = table.rows["split"].to_pylist()

@@ -1,6 +1,6 @@
 """The row groups of an epoch, wherever they lie: which reader reads them, and of remote files, file after file as copies come."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
 
@@ -14,14 +14,14 @@ from jobs.training.table_versions import PinnedTable
 from udfs.wsi.prefetch import prefetch
 
 # Remote files that are read together; the next ones are copied meanwhile.
-_TOGETHER_BYTES = 2**30
-_PETASTORM_FAILS_AT = 15  # pyarrow's major version
+TOGETHER_BYTES = 2**30
+PETASTORM_FAILS_AT = 15  # pyarrow's major version
 
-Groups = Mapping[int, Sequence[FedPatient]]
+Groups = dict[int, list[FedPatient]]
 """The fed patients of each row group, by its number in the table, in the order of reading."""
 
 
-def groups_of(steps: Sequence[Sequence[Turn]]) -> dict[int, list[FedPatient]]:
+def groups_of(steps: Sequence[Sequence[Turn]]) -> Groups:
     """Returns the row groups of some steps, in the order in which the steps need them."""
     groups: dict[int, dict[str, FedPatient]] = {}
     for step in steps:
@@ -59,23 +59,21 @@ def _segments(table: PinnedTable, groups: Groups) -> Generator[list[Wanted]]:
             files = list(dict.fromkeys(table.groups[number].file for number in numbers))
             paths = now.enter_context(table.store.local([table.files[file] for file in files]))
             path_of = dict(zip(files, paths, strict=True))
-            yield [
-                Wanted(place[number], path_of[group.file], group.index, list(groups[number]))
-                for number, group in ((number, table.groups[number]) for number in numbers)
-            ]
+            wanted = [(number, table.groups[number]) for number in numbers]
+            yield [Wanted(place[n], path_of[group.file], group.index, groups[n]) for n, group in wanted]
     finally:
         before.close()
         now.close()
 
 
 def _cut(table: PinnedTable, numbers: Sequence[int]) -> list[list[int]]:
-    """Returns runs of row groups whose files have `_TOGETHER_BYTES`, or a single larger file."""
+    """Returns runs of row groups whose files have `TOGETHER_BYTES`, or a single larger file."""
     cut: list[list[int]] = []
     files: set[int] = set()
     for number in numbers:
         file = table.groups[number].file
         size = sum(table.files[i].n_bytes for i in files | {file})
-        if not cut or (file not in files and size > _TOGETHER_BYTES):
+        if not cut or (file not in files and size > TOGETHER_BYTES):
             cut.append([])
             files = set()
         cut[-1].append(number)
@@ -84,29 +82,23 @@ def _cut(table: PinnedTable, numbers: Sequence[int]) -> list[list[int]]:
 
 
 def reader_of(backend: str, large: bool) -> tuple[str, RowGroupReader]:
-    """Returns the name of the reader, and the reader: petastorm, pyarrow, or for auto petastorm if it works here, else pyarrow.
+    """Returns the name of the reader, and the reader; for auto, petastorm if it works here, else pyarrow.
 
-    Args:
-        backend: which is requested.
-        large: whether files have columns of Arrow's large types.
-
-    Raises:
-        FeedError: petastorm is requested, and is not installed or can't read these files.
+    `large`: whether files have columns of Arrow's large types. Raises FeedError if petastorm is requested, and is not installed
+    or can't read these files.
     """
-    if backend == "pyarrow":
-        return backend, read_by_pyarrow
     missing = None
     if find_spec("petastorm") is None:
         missing = "petastorm is not installed: install the extra train"
-    elif int(pa.__version__.partition(".")[0]) >= _PETASTORM_FAILS_AT:
-        missing = f"petastorm needs pyarrow < {_PETASTORM_FAILS_AT}, this is {pa.__version__}: install an older one"
+    elif int(pa.__version__.partition(".")[0]) >= PETASTORM_FAILS_AT:
+        missing = f"petastorm needs pyarrow < {PETASTORM_FAILS_AT}, this is {pa.__version__}: install an older one"
     elif large:
         missing = (
             "petastorm knows no large strings, bytes or lists, which files of this table have: let Spark write it anew"
         )
     if missing and backend == "petastorm":
         raise FeedError(f"{missing}, or take backend pyarrow")
-    if missing:
+    if missing or backend == "pyarrow":
         return "pyarrow", read_by_pyarrow
     from jobs.training.feed.petastorm_rows import read_by_petastorm  # noqa: PLC0415 - fails with a newer pyarrow
 

@@ -28,7 +28,6 @@ class FedPatient:
     n_tiles: int
     dim: int  # columns of its bag, as stored
     dtype: str  # of the numbers in it, as stored: float32 or float16
-    params_hash: str  # of the preprocessing that gave this row
     file: int  # index into PinnedTable.files
     group: int  # number of its row group among the table's, ascending with `file`
     row: int  # in the row group
@@ -66,13 +65,8 @@ def plan_epoch(
 
     A shard whose part has fewer batches than another's gets one step of a repeated patient.
 
-    Args:
-        patients: of all shards, in the order of the table.
-        shard: rank and number of shards.
-        batch_size: patients per step; the last step of a shard may have fewer.
-        seed: of the order, with `epoch`.
-        epoch: number of the epoch, from 0.
-        shuffle: whether to shuffle.
+    `patients` are those of all shards, in the order of the table; `shard` is (rank, number of shards). The last step of a shard
+    may have fewer patients than `batch_size`.
     """
     order = _shuffled(patients, np.random.RandomState([seed, epoch])) if shuffle else list(patients)
     part = part_of(order, shard)

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import IterableDataset
 
 from jobs.training.feed.bags import COLUMNS, EMBEDDINGS, Bag, Bags, Decoder, pack
-from jobs.training.feed.choosing import Choice, choose
+from jobs.training.feed.choosing import choose
 from jobs.training.feed.delivery import delivered, groups_of, reader_of
-from jobs.training.feed.epochs import Turn, n_steps, part_of, plan_epoch
+from jobs.training.feed.epochs import FedPatient, Turn, n_steps, part_of, plan_epoch
 from jobs.training.feed.row_groups import Gate, Part, RowGroupReader
 from jobs.training.refusals import FeedError, refuse_workers, worker_share
 from jobs.training.table_versions import PinnedTable, pin_table, version_lost
@@ -88,9 +88,11 @@ def make_feed(
     ordered = tuple(name for name in COLUMNS if name in columns)
     table = pin_table(table_uri, version, storage_options)
     reader_name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
-    choice = choose(table, [split] if isinstance(split, str) else split, patients, ordered, classes, bag_size)
-    _log.info("feed of %d patients of %s, read by %s", len(choice.patients), table.name, reader_name)
-    return Feed(table, choice, ordered, reader_name, reader, shard, batch_size, bag_size, seed, threads, shuffle)
+    splits = [split] if isinstance(split, str) else split
+    fed, fed_classes, dtype, dim = choose(table, splits, patients, ordered, classes, bag_size)
+    _log.info("feed of %d patients of %s, read by %s", len(fed), table.name, reader_name)
+    how = (shard, batch_size, bag_size, seed, threads, shuffle)
+    return Feed(table, fed, fed_classes, dtype, dim, ordered, reader_name, reader, *how)
 
 
 @dataclass
@@ -98,11 +100,12 @@ class Feed:
     """One version of a table, some of its patients, one shard of them. Made by `make_feed`."""
 
     table: PinnedTable
-    choice: Choice
-    columns: tuple[str, ...]
-    """Requested columns, in the order in which they stand side by side."""
-    backend: str
-    """The reader of the rows: petastorm or pyarrow."""
+    patients: list[FedPatient]  # of all shards, in the order of the table
+    classes: tuple[str, ...]  # labels; `Bags.label` holds indices into them
+    dtype: str  # of `Bags.embeddings`: float16 if the bags of all patients are, else float32
+    dim: int  # columns of `Bags.embeddings`
+    columns: tuple[str, ...]  # as requested, in the order in which they stand side by side
+    backend: str  # the reader of the rows: petastorm or pyarrow
     reader: RowGroupReader
     shard: tuple[int, int]
     batch_size: int
@@ -112,19 +115,10 @@ class Feed:
     shuffle: bool
 
     def __post_init__(self) -> None:
-        """Names what a trainer asks for."""
-        self.version = self.table.version
-        """The Delta version that is fed, whatever is written later."""
-        self.classes = self.choice.classes
-        """Labels; `Bags.label` holds indices into them."""
-        self.patients = self.choice.patients
-        """Patients of all shards, in the order of the table."""
-        self.dtype, self.dim = self.choice.dtype, self.choice.dim
-        """Type and columns of `Bags.embeddings`: float16 if the bags of all patients are, else float32."""
-        self.n_steps = n_steps(len(self.patients), self.shard[1], self.batch_size)
-        """Steps per epoch, equal on all shards."""
-        self.n_patients = len(part_of(self.patients, self.shard))
-        """Patients of this shard."""
+        """Counts what a trainer asks for."""
+        self.version = self.table.version  # that is fed, whatever is written later
+        self.n_steps = n_steps(len(self.patients), self.shard[1], self.batch_size)  # per epoch, equal on all shards
+        self.n_patients = len(part_of(self.patients, self.shard))  # of this shard
 
     def epoch(self, number: int, first_step: int = 0) -> Generator[Bags]:
         """Yields the steps of an epoch, from `first_step` on: the same patients, tiles and order each time.
@@ -167,17 +161,13 @@ class FeedDataset(IterableDataset[Bags]):
         """Begins with epoch 0. `feed`: made in the trainer's process, so that all workers read one version of the table."""
         super().__init__()
         self._feed = feed
-        self._begin = torch.zeros(2, dtype=torch.int64)  # epoch, first step
-        self._share_memory()
+        # Epoch and first step; persistent workers see what `set_epoch` writes.
+        self._begin = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a copy, whose memory is not shared yet unless the copy is a DataLoader's own for a worker."""
+        """Restores a copy. Its memory is not shared yet, unless the copy is a DataLoader's own for a worker."""
         self.__dict__.update(state)
-        self._share_memory()
-
-    def _share_memory(self) -> None:
-        """Lets persistent workers see what `set_epoch` writes. Does nothing if the memory is shared."""
-        self._begin.share_memory_()  # type: ignore[no-untyped-call]
+        self._begin.share_memory_()
 
     def set_epoch(self, number: int, first_step: int = 0) -> None:
         """Chooses the epoch, and its first step, that the next loop over the DataLoader yields."""
@@ -207,16 +197,15 @@ def _batches(
     with closing(parts):
         for step in steps:
             bags = []
-            for turn in step:
-                patient = turn.patient.patient_id
-                while patient not in waiting:
-                    gate.need(place[turn.patient.group])
+            for patient in (turn.patient for turn in step):
+                while patient.patient_id not in waiting:
+                    gate.need(place[patient.group])
                     waiting |= _expected(next(parts, {}), missing)
-                bags.append(waiting[patient])
-                due[patient] -= 1
-                if not due[patient]:
-                    gate.use(waiting.pop(patient).n_bytes)
-            batch = _packed(bags, step)
+                bags.append(waiting[patient.patient_id])
+                due[patient.patient_id] -= 1
+                if not due[patient.patient_id]:
+                    gate.use(waiting.pop(patient.patient_id).n_bytes)
+            batch = pack(bags, step)
             del bags
             yield batch
             del batch
@@ -225,7 +214,7 @@ def _batches(
 
 
 def _expected(part: Part, missing: set[str]) -> Part:
-    """Returns a part, and takes its patients out of those that are missing."""
+    """Returns a part, and removes its patients from those that are missing."""
     if not part:
         some_of = ", ".join(sorted(missing)[:5])
         raise FeedError(f"{len(missing)} patients did not come, {some_of} among them: {_FAULT}")
@@ -233,14 +222,3 @@ def _expected(part: Part, missing: set[str]) -> Part:
         raise FeedError(f"patients {', '.join(twice[:5])} came twice: {_FAULT}")
     missing.difference_update(part)
     return part
-
-
-def _packed(bags: Sequence[Bag], step: Sequence[Turn]) -> Bags:
-    patients = [turn.patient for turn in step]
-    return pack(
-        bags,
-        [patient.patient_id for patient in patients],
-        [patient.center_id for patient in patients],
-        [patient.label for patient in patients],
-        [turn.repeated for turn in step],
-    )

@@ -1,12 +1,11 @@
 """The row groups of an epoch: how far readers may be ahead of the trainer, and the reader that needs pyarrow alone."""
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,31 +77,28 @@ class Gate:
             self._changed.notify_all()
 
 
-class RowGroupReader(Protocol):
-    """Reads row groups in threads."""
-
-    def __call__(self, wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, threads: int) -> Generator[Part]:
-        """Yields one part per row group, in any order; closing it ends the threads. Raises what reading raises."""
+RowGroupReader = Callable[[Sequence[Wanted], Decoder, Gate, int], Generator[Part]]
+"""Reads row groups in a number of threads: yields one part per row group, in any order. Closing it ends the threads."""
 
 
 def read_by_pyarrow(wanted: Sequence[Wanted], decoder: Decoder, gate: Gate, threads: int) -> Generator[Part]:
     """Reads row groups by pyarrow alone."""
+
+    def read(group: Wanted) -> Part:
+        gate.wait(group.position)
+        with pq.ParquetFile(group.path, memory_map=True) as parquet:
+            table = parquet.read_row_group(group.index, columns=["patient_id", *decoder.columns], use_threads=False)
+        return decoded(table, group, decoder)
+
     pool = ThreadPool(threads)
     try:
-        yield from pool.imap_unordered(partial(_read, decoder=decoder, gate=gate), wanted)
+        yield from pool.imap_unordered(read, wanted)
     except BaseException:
         gate.close()
         raise
     finally:
         pool.close()
         pool.join()
-
-
-def _read(group: Wanted, decoder: Decoder, gate: Gate) -> Part:
-    gate.wait(group.position)
-    with pq.ParquetFile(group.path, memory_map=True) as parquet:
-        table = parquet.read_row_group(group.index, columns=["patient_id", *decoder.columns], use_threads=False)
-    return decoded(table, group, decoder)
 
 
 def decoded(table: pa.Table, group: Wanted, decoder: Decoder) -> Part:

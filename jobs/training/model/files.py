@@ -77,9 +77,8 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
-        history = [  # JSON has no NaN, the figure of a missing class
-            {name: value if math.isfinite(value) else None for name, value in epoch.items()} for epoch in self.history
-        ]
+        # JSON has no NaN, the figure of a missing class.
+        history = [{name: v if math.isfinite(v) else None for name, v in epoch.items()} for epoch in self.history]
         return asdict(self) | {"format": _FORMAT, "classes": list(self.classes), "history": history}
 
     @classmethod
@@ -97,9 +96,8 @@ class ModelCard:
         plain["splits"] = {name: SplitCard(**split) for name, split in plain["splits"].items()}
         for name in ("columns", "prior", "feature_settings"):
             plain[name] = tuple(plain[name])
-        plain["history"] = tuple(
-            {name: math.nan if value is None else value for name, value in epoch.items()} for epoch in plain["history"]
-        )
+        history = plain["history"]
+        plain["history"] = tuple({name: math.nan if v is None else v for name, v in epoch.items()} for epoch in history)
         return cls(**plain)
 
 
@@ -129,23 +127,14 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
     Raises:
         ModelError: the file is missing, or can't be read.
     """
-    uri = _file(folder, CARD)
+    uri = public_uri(_file(folder, CARD))
+    data = _read(folder, CARD, "give the folder of a finished training run, MODELS/RUN_ID", storage_options)
+    if not data.lstrip().startswith(b"{") and (reason := reason_of(data)):
+        raise ModelError(f"{uri} {reason}")
     try:
-        data = read_bytes(uri, storage_options)
-        if not data.lstrip().startswith(b"{") and (reason := reason_of(data)):
-            raise ModelError(f"{public_uri(uri)} {reason}")
         return ModelCard.from_json(json.loads(data))
-    except FileNotFoundError:
-        raise ModelError(
-            f"no {CARD} in {public_uri(folder)}: give the folder of a finished training run, MODELS/RUN_ID"
-        ) from None
-    except ModelError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{public_uri(uri)} is no model of this version of slidelake ({error})") from None
-    except Exception as error:
-        text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, storage_options))
-        raise ModelError(f"{public_uri(uri)} can't be read ({text})") from None
+        raise ModelError(f"{uri} is no model of this version of slidelake ({error})") from None
 
 
 def load_model(
@@ -196,10 +185,9 @@ def has_checkpoint(folder: str, storage_options: StorageOptions | None = None) -
 
 
 def remove_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> None:
-    """Removes the checkpoint, if there is one."""
+    """Removes the checkpoint of a folder that has one."""
     fs, path = filesystem(_file(folder, CHECKPOINT), storage_options)
-    if fs.exists(path):
-        fs.rm(path)
+    fs.rm(path)
 
 
 def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> TrainingState:
@@ -208,15 +196,9 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
     Raises:
         ModelError: the file is missing, can't be read, or has weights that are not finite.
     """
-    uri = _file(folder, CHECKPOINT)
-    name = public_uri(uri)
-    try:
-        data = read_bytes(uri, storage_options)
-    except FileNotFoundError:
-        raise ModelError(
-            f"no {CHECKPOINT} in {public_uri(folder)}: a run that is finished has none, nor has one that ended before its first "
-            "epoch did"
-        ) from None
+    name = public_uri(_file(folder, CHECKPOINT))
+    remedy = "a run that is finished has none, nor has one that ended before its first epoch did"
+    data = _read(folder, CHECKPOINT, remedy, storage_options)
     if reason := reason_of(data):
         raise ModelError(f"{name} {reason}")
     try:
@@ -234,6 +216,17 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
     except CheckpointError as error:
         raise ModelError(str(error)) from None
     return state
+
+
+def _read(folder: str, name: str, remedy: str, storage_options: StorageOptions | None) -> bytes:
+    uri = _file(folder, name)
+    try:
+        return read_bytes(uri, storage_options)
+    except FileNotFoundError:
+        raise ModelError(f"no {name} in {public_uri(folder)}: {remedy}") from None
+    except Exception as error:
+        text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, storage_options))
+        raise ModelError(f"{public_uri(uri)} can't be read ({text})") from None
 
 
 def _file(folder: str, name: str) -> str:

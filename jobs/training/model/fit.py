@@ -5,7 +5,9 @@ feed), dropout (here). So an epoch depends only on the weights before it, and a 
 if it had not been killed.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,16 +19,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.training.feed import Bags
 from jobs.training.model.files import TrainingState
 from jobs.training.model.metrics import metric_values
 from jobs.training.model.mil import BagModel
 
 
 class BatchSource(Protocol):
-    """What is needed of `jobs.training.feed.feed.Feed`."""
+    """A `jobs.training.feed.Feed`, or another source of batches."""
 
-    def epoch(self, number: int, first_step: int = 0) -> Any:
-        """Batches of one epoch."""
+    def epoch(self, number: int) -> Iterable[Bags]:
+        """Returns the batches of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def fit_model(
     settings: FitSettings,
     *,
     after_epoch: Callable[[TrainingState], None],
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[], object] = lambda: None,
 ) -> None:
     """Trains until the loss on validation has not gone down for `patience` epochs, or for all epochs.
 
@@ -93,8 +96,8 @@ def fit_model(
         patients: that every epoch must have, over all processes.
         weights: of classes, see `class_weights`.
         settings: how to fit.
-        after_epoch: called after each epoch with the state, to write it down.
-        after_step: called after each step, to show progress.
+        after_epoch: called with the state after each epoch.
+        after_step: called after each step.
 
     Raises:
         CountError: an epoch lacked a patient or had one twice.
@@ -106,8 +109,9 @@ def fit_model(
         optimizer.load_state_dict(state.optimizer)
     network: nn.Module = DistributedDataParallel(model) if dist.is_initialized() else model
     weights = weights.to(model.device)
-    while state.epoch < settings.epochs and not _is_enough(state, settings, validation is not None):
-        epoch = state.epoch
+    while (epoch := state.epoch) < settings.epochs:
+        if validation is not None and state.best_epoch is not None and epoch - state.best_epoch > settings.patience:
+            break
         torch.manual_seed(_seed_of(settings.seed, epoch))
         loss = _train_epoch(network, optimizer, train, epoch, patients, weights, after_step)
         figures = {"epoch": float(epoch), "train_loss": loss, "train_patients": float(len(patients))}
@@ -116,7 +120,7 @@ def fit_model(
             figures |= predict_feed(model, validation).figures("validation")
             watched = figures[f"validation_{'' if settings.class_weights == 'none' else 'weighted_'}log_loss"]
             _refuse_no_number(watched, "the loss on validation", epoch)
-        state.model = _copied(model.state_dict())
+        state.model = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         state.optimizer = optimizer.state_dict()
         state.history.append(figures)
         state.epoch = epoch + 1
@@ -126,10 +130,6 @@ def fit_model(
     model.load_state_dict(state.best_model)
 
 
-def _is_enough(state: TrainingState, settings: FitSettings, watched: bool) -> bool:
-    return watched and state.best_epoch is not None and state.epoch - state.best_epoch > settings.patience
-
-
 def _train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -137,7 +137,7 @@ def _train_epoch(
     epoch: int,
     patients: Sequence[str],
     weights: torch.Tensor,
-    after_step: Callable[[], None],
+    after_step: Callable[[], object],
 ) -> float:
     """Trains for one epoch; returns the mean loss per patient."""
     network.train()
@@ -156,11 +156,17 @@ def _train_epoch(
         torch.autograd.backward(loss)
         optimizer.step()
         total += torch.stack([loss.detach().double() * len(label), counted.sum().double()])
-        seen += [name for name, again in zip(bags.patient_id, bags.repeated.tolist(), strict=True) if not again]
+        seen += itertools.compress(bags.patient_id, ~bags.repeated)
         after_step()
     if dist.is_initialized():
         dist.all_reduce(total)
-    _check_count([name for part in _gathered(seen) for name in part], patients, epoch)
+    times = Counter(name for part in _gathered(seen) for name in part)
+    missing, doubled = sorted(set(patients) - times.keys()), sorted(name for name in times if times[name] > 1)
+    if times != Counter(patients):
+        raise CountError(
+            f"epoch {epoch} held {times.total()} patients of {len(patients)}: {len(missing)} missing "
+            f"({', '.join(missing[:3])}), {len(doubled)} more than once ({', '.join(doubled[:3])})"
+        )
     value = float(total[0] / total[1])
     _refuse_no_number(value, "the loss", epoch)
     return value
@@ -175,31 +181,18 @@ def _refuse_no_number(value: float, what: str, epoch: int) -> None:
         )
 
 
-def _check_count(seen: Sequence[str], patients: Sequence[str], epoch: int) -> None:
-    if sorted(seen) != sorted(patients):
-        missing, doubled = set(patients) - set(seen), {name for name in seen if seen.count(name) > 1}
-        raise CountError(
-            f"epoch {epoch} held {len(seen)} patients of {len(patients)}: {len(missing)} missing "
-            f"({', '.join(sorted(missing)[:3])}), {len(doubled)} more than once ({', '.join(sorted(doubled)[:3])})"
-        )
-
-
 def predict_feed(model: BagModel, feed: BatchSource) -> Predictions:
     """Returns the probabilities of every patient of a feed; with several processes, of all their shards, in each of them."""
     found: dict[str, tuple[str, int, list[float]]] = {}
     for bags in feed.epoch(0):
         probabilities, _ = model.predict(bags)
-        rows = zip(bags.patient_id, bags.center_id, bags.label.tolist(), probabilities.tolist(), strict=True)
-        found.update({patient: (center, label, row) for patient, center, label, row in rows})
+        rows = zip(bags.center_id, bags.label.tolist(), probabilities.tolist(), strict=True)
+        found.update(zip(bags.patient_id, rows, strict=True))
     for part in _gathered(found):
         found.update(part)
     names = sorted(found)
-    return Predictions(
-        names,
-        [found[name][0] for name in names],
-        np.array([found[name][1] for name in names], np.int64),
-        np.array([found[name][2] for name in names], np.float64),
-    )
+    centers, labels, numbers = zip(*(found[name] for name in names), strict=True)
+    return Predictions(names, list(centers), np.array(labels, np.int64), np.array(numbers, np.float64))
 
 
 def _gathered(value: Any) -> list[Any]:
@@ -214,7 +207,3 @@ def _gathered(value: Any) -> list[Any]:
 def _seed_of(seed: int, epoch: int) -> int:
     rank = dist.get_rank() if dist.is_initialized() else 0
     return int(np.random.SeedSequence((seed % 2**63, epoch, rank)).generate_state(1, np.uint64)[0] % 2**63)
-
-
-def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

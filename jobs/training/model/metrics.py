@@ -47,7 +47,7 @@ def _area(positive: NDArray[np.bool_], scores: Floats, counts: Floats) -> Floats
 
 
 def log_loss(labels: Ints, probabilities: Floats, counts: Floats) -> Floats:
-    """Returns the mean of -ln of the probability of the true class."""
+    """Returns the mean of -ln of the probability of the true class, a row of probabilities divided by its sum."""
     return _mean(_losses(labels, probabilities), counts)
 
 
@@ -161,38 +161,28 @@ def evaluate_split(
 ) -> Evaluation:
     """Returns every figure of a split, overall and for each centre.
 
-    Args:
-        labels: int64 [n], indices into classes.
-        probabilities: [n, c], rows sum to 1.
-        classes: names.
-        centers: of the patients.
-        seed: of the 1000 resamples of patients with replacement; an interval is from percentile 2.5 to 97.5 of the resamples
-            that have the figure.
-
-    Raises:
-        ValueError: no patient, or labels do not fit.
+    `labels` [n] are indices into `classes`, rows of `probabilities` [n, c] sum to 1. An interval is from percentile 2.5 to 97.5
+    of those of 1000 resamples of patients, with replacement, that have the figure. Raises ValueError if there is no patient or
+    labels do not fit.
     """
     probabilities = np.asarray(probabilities, np.float64)
     if not len(labels) or probabilities.shape != (len(labels), len(classes)) or not 0 <= labels.min() <= labels.max():
         raise ValueError(f"{len(labels)} labels and probabilities {probabilities.shape} for {len(classes)} classes")
-    of_center = np.asarray(centers)
-    everyone = np.ones(len(labels), bool)
-    places = {str(center): of_center == center for center in sorted(set(centers))}
+    of_center = {center: np.asarray(centers) == center for center in sorted(set(centers))}
     confusion = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(classes)))
     return Evaluation(
         classes=tuple(classes),
         n=len(labels),
-        n_by_class={name: int((labels == k).sum()) for k, name in enumerate(classes)},
-        metrics=_intervals(labels, probabilities, everyone, seed),
+        n_by_class=dict(zip(classes, confusion.sum(1).tolist(), strict=True)),
+        metrics=_intervals(labels, probabilities, seed),
         confusion=confusion.tolist(),
         reliability=_reliability(labels, probabilities),
-        by_center={center: _intervals(labels, probabilities, place, seed) for center, place in places.items()},
-        n_by_center={center: int(place.sum()) for center, place in places.items()},
+        by_center={name: _intervals(labels[here], probabilities[here], seed) for name, here in of_center.items()},
+        n_by_center={name: int(here.sum()) for name, here in of_center.items()},
     )
 
 
-def _intervals(labels: Ints, probabilities: Floats, place: NDArray[np.bool_], seed: int) -> dict[str, Interval]:
-    labels, probabilities = labels[place], probabilities[place]
+def _intervals(labels: Ints, probabilities: Floats, seed: int) -> dict[str, Interval]:
     n, rng = len(labels), np.random.default_rng(seed)
     resampled: dict[str, list[float]] = {name: [] for name in METRICS}
     at_once = max(1, min(_RESAMPLES, _NUMBERS_AT_ONCE // n))
@@ -202,13 +192,9 @@ def _intervals(labels: Ints, probabilities: Floats, place: NDArray[np.bool_], se
             resampled[name] += metric(labels, probabilities, counts).tolist()
     intervals = {}
     for name, value in metric_values(labels, probabilities).items():
-        values = [each for each in resampled[name] if np.isfinite(each)]
-        if not np.isfinite(value):
-            intervals[name] = Interval(None, None, None)
-        elif values:
-            intervals[name] = Interval(value, *np.quantile(values, (_TAIL, 1 - _TAIL)).tolist())
-        else:
-            intervals[name] = Interval(value, None, None)
+        values = [each for each in resampled[name] if np.isfinite([value, each]).all()]
+        low, high = np.quantile(values, (_TAIL, 1 - _TAIL)).tolist() if values else (None, None)
+        intervals[name] = Interval(value if np.isfinite(value) else None, low, high)
     return intervals
 
 
@@ -216,7 +202,7 @@ def _reliability(labels: Ints, probabilities: Floats) -> list[ReliabilityBin]:
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     return [
         ReliabilityBin(
-            k / BINS, (k + 1) / BINS, int(here.sum()), float(confidence[here].mean()), float(right[here].mean())
+            k / BINS, (k + 1) / BINS, int(here.sum()), confidence[here].mean().item(), right[here].mean().item()
         )
         for k, here in enumerate(_in_bin(confidence).T)
         if here.any()

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.training.feed import Feed
-from jobs.training.feed.bags import tile_index
+from jobs.training.feed.bags import TILE
 from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 
-_NO_CORNERS = np.zeros(0, np.int32), np.zeros(0, np.int32)
 # Columns of CSVs that also have one column per class: of job predict, and of train for validation and test.
 SUBMISSION_COLUMNS = ("patient_id", "from_prior")
 HELD_OUT_COLUMNS = ("patient_id", "split", "center_id", "label")
@@ -46,7 +45,7 @@ def predict_each(model: BagModel, feed: Feed) -> Iterator[Prediction]:
 def prior_prediction(patient_id: str, prior: Sequence[float]) -> Prediction:
     """Returns the prediction of a patient without a bag: the classes' shares among the patients trained on."""
     shares = np.array(prior, np.float64)
-    return Prediction(patient_id, shares / shares.sum(), np.zeros(0, np.float32), tile_index([], *_NO_CORNERS))
+    return Prediction(patient_id, shares / shares.sum(), np.zeros(0, np.float32), np.empty(0, TILE))
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,14 @@ def as_table(
     cells = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
     offsets = pa.array(np.cumsum([0, *sizes]), pa.int32())
     rows = [
-        {
+        vars(bases[each.patient_id])
+        | {
             "patient_id": each.patient_id,
             "model_id": model_id,
             "probabilities": list(zip(classes, each.probabilities.tolist(), strict=True)),
             "predicted_class": classes[int(each.probabilities.argmax())] if size else None,
             "from_prior": size == 0,
             "n_tiles": size,
-            "n_images_failed": bases[each.patient_id].n_images_failed,
-            "n_images_without_tiles": bases[each.patient_id].n_images_without_tiles,
-            "params_hash": bases[each.patient_id].params_hash,
             "run_id": run_id,
         }
         for each, size in zip(predictions, sizes, strict=True)
@@ -98,11 +95,16 @@ def submission_csv(
 
     `from_prior`: the patients without a bag. The model did not see them; they have true in that column, others false.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     first, last = SUBMISSION_COLUMNS
-    writer.writerow([first, *classes, last])
+    rows: list[list[str]] = [[first, *classes, last]]
     for patient_id in sorted(probabilities):
         numbers = (repr(float(probabilities[patient_id][name])) for name in classes)
-        writer.writerow([patient_id, *numbers, "true" if patient_id in from_prior else "false"])
+        rows.append([patient_id, *numbers, "true" if patient_id in from_prior else "false"])
+    return csv_of(rows)
+
+
+def csv_of(rows: Iterable[Sequence[str]]) -> bytes:
+    """Returns a CSV in UTF-8."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
