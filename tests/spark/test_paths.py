@@ -83,7 +83,7 @@ def test_letters_that_java_can_not_write_are_refused_with_the_remedy(tmp_path: P
     command = [sys.executable, "-c", POSIX, str(tmp_path / "ümläut"), str(tmp_path / "plain")]
     done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
     refused, plain = done.stdout.decode().splitlines()
-    assert "ümläut has letters that Java can't write in this locale" in refused and "set LC_ALL=C.UTF-8" in refused
+    assert "ümläut has letters that Java cannot write in this locale" in refused and "set LC_ALL=C.UTF-8" in refused
     assert plain == "ok" and not [*tmp_path.iterdir()]
 
 
