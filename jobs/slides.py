@@ -30,7 +30,7 @@ _INPUT = pa.schema(
 def find(
     wave: pd.DataFrame, spec: TissueSpec, spark: SparkSession, tables: Tables, progress: Progress, record: Record
 ) -> None:
-    """Bring slides, tiles and indexes up to date for a wave; slides last: a row there says that the others are there."""
+    """Bring slides, tiles and indexes up to date for a wave; slides last: its row says that the others are written."""
     _correct_metadata(wave[wave["metadata_stale"]], spark, tables, progress)
     work = wave[wave["slide_stale"]]
     if work.empty:
@@ -84,7 +84,7 @@ def _correct_metadata(images: pd.DataFrame, spark: SparkSession, tables: Tables,
 
 
 def _arrow(rows: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    """The columns of the schema; null where pandas has None or NaN, and whole numbers whole."""
+    """The columns of the schema; null if pandas has None or NaN, and whole numbers whole."""
     return pa.Table.from_pandas(rows, schema, preserve_index=False)
 
 

@@ -40,7 +40,7 @@ class Record:
     problems: list[str] = field(default_factory=list)  # one line for each problem that is not a slide's fault
 
     def count_work(self, stage: str, rows: Iterable[Row]) -> None:
-        """Add the work that workers report; rows have image_id, size_bytes and work, null where unread."""
+        """Add the work that workers report; rows have image_id, size_bytes and work, null if unread."""
         for row in rows:
             if row.work:
                 _, before = self.reads.get((row.image_id, stage), (0, Work()))

@@ -69,7 +69,7 @@ def _provenance(table: str) -> list[Column]:
 
 def _digest(rows: DataFrame, count: str, name: str, *more: Column) -> pd.DataFrame:
     """By image_id: the number of its tiles, and a hash of the bag of their corners in any order."""
-    corner = "xxhash64(x_px, y_px)"  # the sum beside the xor tells doubled rows
+    corner = "xxhash64(x_px, y_px)"  # the xor of doubled rows is 0, their sum is not
     of_tiles = F.expr(f"concat(bit_xor({corner}), ' ', sum({corner} % 1000003))")
     summed = rows.groupBy("image_id").agg(F.count("*").alias(count), of_tiles.alias(name), *more)
     return summed.toPandas().set_index("image_id")

@@ -114,7 +114,7 @@ def has_delta(session: SparkSession) -> bool:
 def call_static(session: SparkSession, name: str, method: str, *texts: str) -> str:
     """Return what a static Java method of texts returns on the driver.
 
-    SQL's java_method calls it. Spark's optimiser evaluates an inline table on the driver, so no executor is asked.
+    SQL's java_method calls it. Spark's optimiser evaluates an inline table on the driver, so no executor takes part.
 
     Raises:
         AnalysisException: there is no such class or method, also among the jars of --packages.

@@ -13,7 +13,7 @@ _log = logging.getLogger("slidelake.signals")
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end; its text is the signal's name."""
+    """A signal asks this process to end; the text is the name of the signal."""
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def _place_in(text: str, path: str) -> list[str]:
 def _differences(
     columns: StructType, schema: StructType, partitions: list[str], properties: dict[str, str]
 ) -> list[str]:
-    """What tells a table from the one of the schema. It may lack columns that an older version did not have."""
+    """How a table differs from the one of the schema. It may lack columns that an older version did not have."""
     kinds = {column.name: column.dataType.simpleString() for column in columns}
     wanted = {column.name: column.dataType.simpleString() for column in schema}
     required = [column.name for column in schema if not column.nullable or column.name == "run_id"]

@@ -41,7 +41,7 @@ class Tables:
 
     spark: SparkSession
     root: str
-    schema: str | None = None  # of Spark's catalog, where the tables get names too
+    schema: str | None = None  # of Spark's catalog, in which the tables get names too
     versions_opened: dict[str, int] = field(default_factory=dict)  # of the tables that existed when they were opened
     _logs: dict[str, Log | None] = field(default_factory=dict)  # None: the table does not exist
 
