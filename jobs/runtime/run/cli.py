@@ -80,7 +80,7 @@ def main(
 
 
 def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
-    """Read arguments and settings and do the work, without Spark or a row in table runs; returns the exit status."""
+    """As `main`, for a job that starts Spark itself if it needs to, and that has no row in table runs."""
     log_to_stderr()
     arguments = parse_arguments(job, argv)
     secrets: Sequence[str] = ()

@@ -13,7 +13,7 @@ from jobs.runtime.spark.streams import terminal
 
 _log = logging.getLogger("slidelake.progress")
 _POLL_S = 0.5
-_LINE_EVERY_S = 30.0
+LINE_EVERY_S = 30.0
 # Parts of the work on a slide, for the bar: finding tissue is quick beside encoding.
 _WEIGHTS = {"slides": 0.1, "features": 0.9}
 
@@ -115,7 +115,7 @@ class Progress:
             self._bar.set_description_str(f"{where}: {counts}", refresh=False)
             self._bar.n = done
             self._bar.refresh()
-        elif monotonic() - self._last_line >= _LINE_EVERY_S:
+        elif monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = monotonic()
             left = (self._last_line - self._begun) * (self._slides - done) / done if done else None
             eta = f", about {timedelta(seconds=round(left))} left" if left is not None else ""
