@@ -1,6 +1,7 @@
 """What a run names, times and shows while its stages are at work."""
 
 import logging
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_stages_and_steps_are_named_for_sparks_ui_and_stages_are_timed() -> None
     with progress.waves(slides=3, waves=2):
         for slides in (2, 1):
             progress.wave(slides)
-            with progress.stage("slides", slides, lambda slides=slides: slides):
+            with progress.stage("slides", slides, partial(int, slides)):
                 progress.step("write")
     progress.step("record")
     assert texts[:3] == ["plan", "plan: survey", "slidelake mine"]

@@ -113,5 +113,5 @@ def test_a_static_method_of_java_is_called_on_the_driver_and_no_job_runs(spark: 
     assert re.fullmatch(r"\d+\.\d+\.\d+", call_static(spark, DELTA_PACKAGE, "VERSION"))
     assert not spark.sparkContext.statusTracker().getJobIdsForGroup("static")
     assert has_delta(spark)
-    with pytest.raises(AnalysisException, match="class no.such not found"):
+    with pytest.raises(AnalysisException, match=r"class no\.such not found"):
         call_static(spark, "no.such", "method")
