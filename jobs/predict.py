@@ -8,7 +8,6 @@ that the model learned from are named. A second run predicts only what changed.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections import Counter
@@ -79,7 +78,10 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         todo = {name: basis for name, basis in wanted.items() if have.get(name) != basis.params_hash}
         with_bag = [name for name, basis in todo.items() if basis.n_tiles]
         _write(_predicted(tables, storage_options, model, card, with_bag), card, todo, have, tables, run.record)
-        probabilities, from_prior = _probabilities(tables, list(wanted), card)
+        rows = tables.read("predictions").where(F.col("model_id") == card.model_id)
+        found = {row.patient_id: row for row in rows.select("patient_id", "probabilities", "from_prior").collect()}
+        probabilities = {name: found[name].probabilities for name in wanted}
+        from_prior = [name for name in wanted if found[name].from_prior]
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
         write_bytes(csv, submission_csv(probabilities, card.classes, from_prior), storage_options)
         uris = {image.image_id: image.uri for image in run.images}
@@ -204,24 +206,6 @@ def _write(
             found, tiles = [], 0
     if found:
         commit(found)
-
-
-def _probabilities(
-    tables: Tables, cohort: Sequence[str], card: ModelCard
-) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """The probabilities by patient of the cohort, from the table; and the patients with the prior."""
-    rows = tables.read("predictions").where(F.col("model_id") == card.model_id)
-    rows = rows.select("patient_id", "probabilities", "from_prior")
-    found = {row.patient_id: row for row in rows.collect() if _is_whole(row.probabilities, card)}
-    if missing := [name for name in cohort if name not in found]:
-        raise RuntimeError(
-            f"no whole prediction of {missing[:5]} in table predictions: this is a fault, please report it"
-        )
-    return {name: found[name].probabilities for name in cohort}, [name for name in cohort if found[name].from_prior]
-
-
-def _is_whole(probabilities: Mapping[str, float], card: ModelCard) -> bool:
-    return probabilities.keys() == set(card.classes) and math.isclose(sum(probabilities.values()), 1, abs_tol=1e-9)
 
 
 def _lines(
