@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from jobs.runtime.run.cli import run_job
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
-from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.run import Job
 from jobs.runtime.run.snapshot import selected_tiles
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.resources import StageResources
@@ -144,15 +144,15 @@ def _work_units(tables: Tables, tiles: DataFrame, images: Sequence[str], unit_ti
     return slides.repartition(planners, "image_id").mapInArrow(plan_units(unit_tiles), spark_schema(UNITS))
 
 
-def _encode(run: Run, wave: pd.DataFrame) -> None:
-    encode(wave, run.config, run.feature_spec, run.stage_resources, run.spark, run.tables, run.progress, run.record)
-
-
 JOB = Job(
     "features",
     reads=("tiles", "indexes"),
     writes=("slides", "features"),
-    stages=(_encode,),
+    stages=(
+        lambda run, wave: encode(
+            wave, run.config, run.feature_spec, run.stage_resources, run.spark, run.tables, run.progress, run.record
+        ),
+    ),
     stale=("features_due",),
     waits_for={"slides": "slide_stale"},
     models="loaded",

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from jobs.runtime.run.cli import run_job
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
-from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.run import Job
 from jobs.runtime.run.snapshot import feature_digest
 from jobs.runtime.run.survey import patient_hash
 from jobs.runtime.settings.config import Config
@@ -157,15 +157,13 @@ def _hashes_now(tables: Tables, patients: Sequence[str]) -> dict[str, str]:
     return {row.patient_id: row.params_hash for row in rows.collect()}
 
 
-def _assemble(run: Run, wave: pd.DataFrame) -> None:
-    assemble(wave, run.config, run.identity, run.spark, run.tables, run.progress, run.record)
-
-
 JOB = Job(
     "patients",
     reads=("slides", "tiles", "indexes", "features", "splits"),
     writes=("patients",),
-    stages=(_assemble,),
+    stages=(
+        lambda run, wave: assemble(wave, run.config, run.identity, run.spark, run.tables, run.progress, run.record),
+    ),
     stale=("patient_stale",),
     waits_for={"slides": "slide_stale", "features": "features_stale"},
     models="recorded",

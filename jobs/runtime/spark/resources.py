@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from py4j.protocol import Py4JError
@@ -154,9 +155,7 @@ def executor_request(session: SparkSession) -> str:
 
 def executors_of(session: SparkSession) -> list[Executor]:
     """Return the executors that run now."""
-    active = [(row, row.resources()) for row in executor_summaries(session) if row.isActive()]
-    gpus = [len(has.apply("gpu").addresses()) if has.contains("gpu") else 0 for _, has in active]
-    return [Executor(row.totalCores(), number) for (row, _), number in zip(active, gpus, strict=True)]
+    return [Executor(row.totalCores(), _gpus(row.resources())) for row in executor_summaries(session) if row.isActive()]
 
 
 def plain_executors(session: SparkSession) -> int:
@@ -167,6 +166,10 @@ def plain_executors(session: SparkSession) -> int:
 def ended_executors(session: SparkSession) -> set[str]:
     """Return the ids of executors that ended: that died, or that the cluster took away."""
     return {row.id() for row in executor_summaries(session) if not row.isActive()}
+
+
+def _gpus(resources: Any) -> int:
+    return len(resources.apply("gpu").addresses()) if resources.contains("gpu") else 0
 
 
 def _say(text: str) -> None:
