@@ -101,11 +101,7 @@ def _loaded(load: Callable[[str, Mapping[str, Any] | None], Loaded], config: Con
 
 
 def _refuse(card: ModelCard, recipe: Recipe, images: Sequence[Image], tables: Tables) -> None:
-    """Refuse what can be refused only once the models are loaded, and before a slide is read.
-
-    Raises:
-        ConfigError: the features would not be those that the model learned from, or labels would be lost.
-    """
+    """Raise ConfigError if the features would not be those that the model learned from, or labels would be lost."""
     _refuse_other_features(card, recipe)
     unlabelled = [image.image_id for image in images if image.label is None]
     known = tables.read("slides").where(F.col("label").isNotNull() & F.col("image_id").isin(unlabelled))

@@ -99,7 +99,6 @@ def take_survey(
 
 
 def _wanted(image: Image, located: Located, stored: Mapping[Any, Any], identity: Identity) -> dict[str, Any]:
-    """What the rows of an image of the CSV should be."""
     info, error = located.info, located.error
     version = info.version if info else (error.code.value if error else None)
     unreachable = error is not None and stored.get("status") not in (None, "failed")

@@ -135,7 +135,6 @@ def table_in(text: str, paths: Mapping[str, str]) -> str | None:
 
 
 def _file_in(text: str, path: str) -> str | None:
-    """The file of the table at `path` that a text names."""
     found = (re.match(r"(?:_delta_log/)?[\w.-]+\.(?:json|parquet)\b", place) for place in _place_in(text, path))
     return next((file[0] for file in found if file), None)
 
@@ -169,7 +168,6 @@ def _differences(
 
 
 def _files(session: SparkSession, path: str) -> list[str]:
-    """Names of the files at a path that holds no table."""
     files = session.read.format("binaryFile").option("recursiveFileLookup", True)
     try:
         found = files.load(_GLOB.sub(r"\\\g<0>", path)).inputFiles()
