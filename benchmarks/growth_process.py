@@ -42,7 +42,7 @@ def main(folder: Path, last_wave: int | None) -> int:
         gauges.append(took | {"heap": _heap_in_use(run), "python": psutil.Process().memory_info().rss})
 
     models = SimpleNamespace(encoder=SimpleNamespace(dim=growth_slides.DIM), identity=("encoder.weights=none",))
-    stages = (slides.find, die, *preprocess.JOB.stages[1:], gauge)
+    stages = (*slides.JOB.stages, die, *preprocess.JOB.stages[1:], gauge)
     for owner, name, stand_in in (
         (slides, "find_tissue", growth_slides.find_tissue),
         (features, "encode_tiles", growth_slides.encode_tiles),

@@ -17,19 +17,19 @@ JOB = Job("compact", writes=("tiles", "features", "patients"))
 def compact(run: Run, arguments: argparse.Namespace) -> int:
     """Compact table by table; report files and bytes."""
     del arguments
-    root = public_uri(run.config.output.root)
-    if not all(map(run.tables.exists, JOB.writes)):
+    tables, record, root = run.tables, run.record, public_uri(run.config.output.root)
+    if not all(map(tables.exists, JOB.writes)):
         raise ConfigError(f"no tables in {root}: run the preprocess job first")
-    lines = ["", f"slidelake compact, run {run.record.run_id}"]
+    lines = ["", f"slidelake compact, run {record.run_id}"]
     for name in JOB.writes:
-        run.tables.create(name)  # with the properties that one of an older version lacks
-        before = run.tables.size(name)
-        with run.stage(name):
-            run.tables.compact(name)
-        after = run.tables.size(name)
-        run.record.counts.update({f"{name}_files_before": before[0], f"{name}_files_after": after[0]})
+        tables.create(name)  # with the properties that a table of an older version lacks
+        before = tables.size(name)
+        with run.progress.stage(name):
+            tables.compact(name)
+        after = tables.size(name)
+        record.counts.update({f"{name}_files_before": before[0], f"{name}_files_after": after[0]})
         lines.append(f"  {name:<9} {_files(*before)}, now {_files(*after)}")
-    lines += end_lines(run.record, root)
+    lines += end_lines(record, root)
     lines.append("  next      the old files stay, for readers of older versions: Delta's VACUUM deletes them")
     print("\n".join(lines))
     return DONE

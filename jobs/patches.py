@@ -174,7 +174,7 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
     """Read ahead the patches of the patients of the CSV, as section `patches` says."""
     del arguments
     settings, config, images = run.config.patches, run.config, run.images
-    with run.stage("plan"):
+    with run.progress.stage("plan"):
         located = locate(images, config)
         try:
             spec = patches_of_tables(
@@ -191,7 +191,7 @@ def read_cohort_ahead(run: Run, arguments: argparse.Namespace) -> int:
         except (ValueError, FeedError) as error:
             raise ConfigError(str(error)) from None
     try:
-        with run.stage("patches"):
+        with run.progress.stage("patches"):
             loaded = read_ahead(run.spark, spec, settings, config.slides.storage_options)
     except SlideError as error:
         _log.error("slidelake: failed: %s; or patches.on_bad_slide=skip leaves it out", error.message)

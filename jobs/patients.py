@@ -1,4 +1,4 @@
-"""Table patients: everything that is known of a patient in one row, the bags of its tiles included."""
+"""Table patients: everything that the tables know of a patient in one row, the bags of its tiles included."""
 
 import math
 import sys
@@ -7,19 +7,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import run_job
-from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.progress import Progress
+from jobs.runtime.run.record import Record
+from jobs.runtime.run.run import Job
 from jobs.runtime.run.snapshot import feature_digest
 from jobs.runtime.run.survey import patient_hash
+from jobs.runtime.settings.config import Config
+from jobs.runtime.settings.identity import Identity
 from jobs.runtime.spark.resources import plain_executors
 from jobs.runtime.spark.session import heap_bytes
-from jobs.runtime.tables.tables import spark_schema
+from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.bag_patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
 from udfs.find_tissue import WITHOUT_TILES
 
-_BYTES_A_FILE = 1 << 28  # a task writes a file: larger ones would leave executors idle, smaller ones litter the table
+BYTES_A_FILE = 1 << 28  # a task writes a file: larger ones would leave executors idle, smaller ones litter the table
 _INFO = (
     "patient_id string, center_id string, label string, split string, n_images int, n_images_failed int, "
     "n_images_without_tiles int, complete boolean, wanted_tiles int, params_hash string, run_id string"
@@ -27,82 +32,74 @@ _INFO = (
 Row = dict[str, Any]
 
 
-def stale(survey: pd.DataFrame) -> "pd.Series[bool]":
-    """The images of patients whose features are all there and whose row is not what these would give."""
-    return survey["patient_stale"]
-
-
-def waiting(survey: pd.DataFrame) -> str:
-    """How many patients have slides whose features are not all there."""
-    number = survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"].nunique()
-    return f"{number} patients wait for the slides and features jobs: run them, then this again" if number else ""
-
-
-def assemble(run: Run, wave: pd.DataFrame) -> None:
+def assemble(
+    wave: pd.DataFrame,
+    config: Config,
+    identity: Identity,
+    spark: SparkSession,
+    tables: Tables,
+    progress: Progress,
+    record: Record,
+) -> None:
     """Bring patients up to date for a wave."""
-    config = run.config
     ids = sorted(set(wave["patient_id"]))
     in_wave = F.col("patient_id").isin(ids)
-    with run.stage("patients"):
-        run.step(f"state of {len(ids):,} patients")
-        slides = run.tables.read("slides").where(in_wave).select("image_id", "status").toPandas().set_index("image_id")
-        features = run.tables.read("features").where(in_wave)
-        images = (
-            wave[["image_id", "patient_id", "center_id", "label", "removed"]]
-            .join(slides)
-            .join(feature_digest(features))
-        )
+    with progress.stage("patients"):
+        progress.step(f"state of {len(ids):,} patients")
+        slides = tables.read("slides").where(in_wave).select("image_id", "status").toPandas().set_index("image_id")
+        features = tables.read("features").where(in_wave)
+        images = wave[["image_id", "patient_id", "center_id", "label", "removed"]]
+        images = images.join(slides).join(feature_digest(features))
         images["feature_rows"] = images["feature_rows"].fillna(0).astype("int64")
-        have = _hashes_now(run, ids)
-        wanted = {
-            str(patient): row for patient, of_patient in images.groupby("patient_id") if (row := _info(run, of_patient))
-        }
+        have = _hashes_now(tables, ids)
+        rows = {str(patient): _row(of_patient, identity) for patient, of_patient in images.groupby("patient_id")}
+        wanted = {patient: row | {"run_id": record.run_id} for patient, row in rows.items() if row}
         first = features.select(F.size("embedding_avg").alias("dim")).first()
         tile_bytes = (first.dim if first else 1) * np.dtype(config.output.embedding_dtype).itemsize
-        most = min(MAX_BAG_BYTES, heap_bytes(run.spark) // HEAP_A_BAG) // tile_bytes
+        heap = heap_bytes(spark)
+        most = min(MAX_BAG_BYTES, heap // HEAP_A_BAG) // tile_bytes
         build, too_large, drop = decide(wanted, have, most)
-        run.record.problems += [
+        record.problems += [
             _why_too_large(row, tile_bytes, most, has_row=row["patient_id"] in have) for row in too_large
         ]
         if not build and not drop:
             return
-        splits = run.tables.read("splits").where(in_wave).select("patient_id", "split")
+        splits = tables.read("splits").where(in_wave).select("patient_id", "split")
         split_of = {row.patient_id: row.split for row in splits.collect()}
-        info = run.spark.createDataFrame([row | {"split": split_of.get(row["patient_id"])} for row in build], _INFO)
+        info = spark.createDataFrame([row | {"split": split_of.get(row["patient_id"])} for row in build], _INFO)
         built = [row["patient_id"] for row in build]
         ok = list(images.loc[images["status"] == "ok", "image_id"])
         features = features.where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
-        bags = features.select(
-            "patient_id", "image_id", "x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"
-        )
+        columns = ["patient_id", "image_id", "x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"]
         pack = bag_patient(config.histogram.bins, config.output.embedding_dtype)
-        bags = bags.groupBy("patient_id").applyInArrow(pack, spark_schema(BAGS))
+        bags = features.select(columns).groupBy("patient_id").applyInArrow(pack, spark_schema(BAGS))
         counted = F.expr(
             "if(n_tiles = wanted_tiles, n_tiles, raise_error(concat('patient ', patient_id, ': ', n_tiles, "
             "' feature rows for ', wanted_tiles, ' tiles: run again'))) "
         )
         complete = bags.join(F.broadcast(info), "patient_id").withColumn("n_tiles", counted.cast("int"))
-        complete = complete.coalesce(_tasks(run, [row["wanted_tiles"] * tile_bytes for row in build]))
-        run.step(f"bags of {len(build):,} patients, write")
-        run.tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
-        run.record.counts["patients_built"] += len(build)
+        sizes = [row["wanted_tiles"] * tile_bytes for row in build]
+        complete = complete.coalesce(tasks_for(sizes, heap, plain_executors(spark)))
+        progress.step(f"bags of {len(build):,} patients, write")
+        tables.put("patients", complete, "patient_id", built, [p for p in have if p in built or p in drop])
+        record.counts["patients_built"] += len(build)
 
 
 def decide(
     wanted: Mapping[str, Row], have: Mapping[str, str], most_tiles: int
 ) -> tuple[list[Row], list[Row], list[str]]:
-    """What becomes of the rows of some patients.
+    """Decide which rows of patients are built, and which are removed.
 
-    A right row stays, whatever a heap has room for today. An outdated row that is too large to be made again stays, too. A row
-    goes only if its patient has no tile any more.
+    A right row stays, however large a bag may be today. An outdated row that is too large to be made again stays, too. A row is
+    removed only if its patient has no tile any more.
 
     Args:
         wanted: by patient_id, the row of each patient with tiles: its params_hash and wanted_tiles.
-        have: params_hash of the rows that are there, by patient_id.
-        most_tiles: in the largest bag that there is room for.
+        have: params_hash of the existing rows, by patient_id.
+        most_tiles: in the largest bag that fits in the heap.
 
     Returns:
-        The rows to build, the rows to build that are too large, and the patients whose row goes.
+        The rows to build, the rows to build that are too large, and the patients whose row is removed.
     """
     differ = [row for patient, row in wanted.items() if have.get(patient) != row["params_hash"]]
     build = [row for row in differ if row["wanted_tiles"] <= most_tiles]
@@ -110,15 +107,15 @@ def decide(
     return build, too_large, [patient for patient in have if patient not in wanted]
 
 
-def _tasks(run: Run, bags: Sequence[int]) -> int:
-    """How many tasks build and write bags of so many bytes each.
+def tasks_for(bags: Sequence[int], heap: int, executors: int) -> int:
+    """Return how many tasks build and write bags of so many bytes each.
 
-    For each executor no more than its heap has room for at once, were all bags as large as the largest: Spark deals tasks out in
-    turn where all are idle, as they are before this stage.
+    An executor runs no more of them at once than its heap has room for, even if all bags are as large as the largest: Spark
+    deals tasks out in turn to idle executors, and before this stage all are idle.
     """
-    files = math.ceil(2 * sum(bags) / _BYTES_A_FILE)
-    room = heap_bytes(run.spark) // (HEAP_A_BAG * max(bags, default=1))
-    return max(1, min(files, max(1, room) * plain_executors(run.spark)))
+    files = math.ceil(2 * sum(bags) / BYTES_A_FILE)
+    room = heap // (HEAP_A_BAG * max(bags, default=1))
+    return max(1, min(files, max(1, room) * executors))
 
 
 def _why_too_large(row: Row, tile: int, most: int, *, has_row: bool) -> str:
@@ -131,9 +128,9 @@ def _why_too_large(row: Row, tile: int, most: int, *, has_row: bool) -> str:
     )
 
 
-def _info(run: Run, images: pd.DataFrame) -> Row | None:
+def _row(images: pd.DataFrame, identity: Identity) -> Row | None:
     """What the row of a patient holds beside the bags; None if the patient has no tile."""
-    value = patient_hash(images, run.identity)
+    value = patient_hash(images, identity)
     if value is None:
         return None
     present = images[~images["removed"]]
@@ -148,17 +145,15 @@ def _info(run: Run, images: pd.DataFrame) -> Row | None:
         "complete": bool((present["status"] == "ok").all()),
         "wanted_tiles": int(images.loc[images["status"] == "ok", "feature_rows"].sum()),
         "params_hash": value,
-        "run_id": run.record.run_id,
     }
 
 
-def _hashes_now(run: Run, patients: Sequence[str]) -> dict[str, str]:
-    """params_hash by patient_id, of some patients and of those whose every image is another patient's now."""
-    rows = run.tables.read("patients").select("patient_id", "params_hash")
-    owners = run.tables.read("slides").select("patient_id").distinct().withColumn("owns", F.lit(True))
-    rows = rows.join(owners, "patient_id", "left").where(
-        F.col("patient_id").isin(list(patients)) | F.col("owns").isNull()
-    )
+def _hashes_now(tables: Tables, patients: Sequence[str]) -> dict[str, str]:
+    """params_hash by patient_id, of some patients and of those who own no image any more."""
+    rows = tables.read("patients").select("patient_id", "params_hash")
+    owners = tables.read("slides").select("patient_id").distinct().withColumn("owns", F.lit(True))
+    is_due = F.col("patient_id").isin(list(patients)) | F.col("owns").isNull()
+    rows = rows.join(owners, "patient_id", "left").where(is_due)
     return {row.patient_id: row.params_hash for row in rows.collect()}
 
 
@@ -166,9 +161,11 @@ JOB = Job(
     "patients",
     reads=("slides", "tiles", "indexes", "features", "splits"),
     writes=("patients",),
-    stages=(assemble,),
-    stale=stale,
-    waiting=waiting,
+    stages=(
+        lambda run, wave: assemble(wave, run.config, run.identity, run.spark, run.tables, run.progress, run.record),
+    ),
+    stale=("patient_stale",),
+    waits_for={"slides": "slide_stale", "features": "features_stale"},
     models="recorded",
 )
 

@@ -1,30 +1,30 @@
 """Table predictions and a CSV: probabilities of the patients of a CSV, by a trained model, from the slides on.
 
-Slides, features and patients are brought up to date as the main job does it, in the same tables; a model that learned from
-features made otherwise is refused. Patients without a bag get the shares of the classes that the model was trained on (its
-prior), the flag from_prior and no predicted class: no patient is left out. Of others the model may not see every slide:
-n_images_failed counts those that failed, n_images_without_tiles those that have no tile. Patients and slides that the model
-learned from are named.
-Run again, only what changed is predicted again.
+Slides, features and patients are brought up to date as by the main job, in the same tables; a model that learned from
+features with other settings is refused. A patient without a bag gets the model's prior (the shares of the classes that the
+model was trained on), the flag from_prior and no predicted class: no patient is left out. The model may not see every slide
+of a patient: n_images_failed counts those that failed, n_images_without_tiles those that have no tile. Patients and slides
+that the model learned from are named. A second run predicts only what changed.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from tqdm import tqdm
 
 from jobs import preprocess
+from jobs.runtime.cohort.patient_csv import Image
 from jobs.runtime.run.cli import conclude
 from jobs.runtime.run.cli import main as run_main
+from jobs.runtime.run.record import Record
 from jobs.runtime.run.run import Run
 from jobs.runtime.run.summary import CohortState, read_state
 from jobs.runtime.run.waves import work_in_waves
@@ -53,73 +53,71 @@ from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
 JOB = replace(preprocess.JOB, name="predict", writes=(*preprocess.JOB.writes, "predictions"), result="predictions")
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most
+Loaded = TypeVar("Loaded")
 
 
 def check(config: Config) -> None:
-    """What can be refused before Spark starts."""
-    _refuse_other_features(_card(config), Identity(config).recipe)
+    """Refuse what can be refused before Spark starts."""
+    _refuse_other_features(_loaded(load_card, config), Identity(config).recipe)
 
 
 def predict(run: Run, arguments: argparse.Namespace) -> int:
-    """Bring the patients' bags up to date, predict whoever has no prediction of them, write the CSV."""
-    config = run.config
-    try:
-        model, card = load_model(_model_uri(config), config.slides.storage_options)
-    except ModelError as error:
-        raise ConfigError(f"predict.model: {error}") from None
-    survey = work_in_waves(run, retry_failed=arguments.retry_failed, check=lambda: _refuse(run, card))
-    with run.stage("predict"):
-        wanted = _wanted(run.tables, read_state(run.tables, run.job, survey), survey, card)
-        cohort = list(wanted)
-        rows = _of_model(run, card).select("patient_id", "params_hash").collect()
-        have = {row.patient_id: row.params_hash for row in rows}
-        todo = [name for name, basis in wanted.items() if have.get(name) != basis.params_hash]
-        _predict_and_write(run, model, card, {name: wanted[name] for name in todo}, have.keys())
-        probabilities, from_prior = _probabilities(run, cohort, card)
+    """Bring the patients' bags up to date, predict the patients without a prediction of theirs, write the CSV."""
+    config, tables = run.config, run.tables
+    storage_options = config.slides.storage_options
+    model, card = _loaded(load_model, config)
+    survey = work_in_waves(
+        run,
+        retry_failed=arguments.retry_failed,
+        check=lambda: _refuse(card, run.identity.recipe, run.images, tables),
+    )
+    with run.progress.stage("predict"):
+        wanted = _wanted(tables, read_state(tables, run.job, survey), survey, card)
+        rows = tables.read("predictions").where(F.col("model_id") == card.model_id)
+        have = {row.patient_id: row.params_hash for row in rows.select("patient_id", "params_hash").collect()}
+        todo = {name: basis for name, basis in wanted.items() if have.get(name) != basis.params_hash}
+        with_bag = [name for name, basis in todo.items() if basis.n_tiles]
+        _write(_predicted(tables, storage_options, model, card, with_bag), card, todo, have, tables, run.record)
+        rows = tables.read("predictions").where(F.col("model_id") == card.model_id)
+        found = {row.patient_id: row for row in rows.select("patient_id", "probabilities", "from_prior").collect()}
+        probabilities = {name: found[name].probabilities for name in wanted}
+        from_prior = [name for name in wanted if found[name].from_prior]
         csv = config.predict.csv or f"{config.output.root.rstrip('/')}/predictions_csv/{card.model_id}.csv"
-        write_bytes(csv, submission_csv(probabilities, card.classes, from_prior), config.slides.storage_options)
+        write_bytes(csv, submission_csv(probabilities, card.classes, from_prior), storage_options)
         uris = {image.image_id: image.uri for image in run.images}
-        seen = seen_by_model(card, config.output.root, uris, config.slides.storage_options)
+        seen = seen_by_model(card, config.output.root, uris, storage_options)
     run.record.counts.update(patients_predicted=len(todo), patients_from_prior=len(from_prior))
-    with_bag = {name: basis for name, basis in wanted.items() if basis.n_tiles}
-    return conclude(run, survey, _lines(card, cohort, todo, from_prior, with_bag, seen, csv))
+    return conclude(run, survey, _lines(card, wanted, len(todo), from_prior, seen, csv))
 
 
-def _card(config: Config) -> ModelCard:
-    try:
-        return load_card(_model_uri(config), config.slides.storage_options)
-    except ModelError as error:
-        raise ConfigError(f"predict.model: {error}") from None
-
-
-def _model_uri(config: Config) -> str:
+def _loaded(load: Callable[[str, Mapping[str, Any] | None], Loaded], config: Config) -> Loaded:
+    """What `load` reads from the folder of the model; raises ConfigError."""
     if config.predict.model is None:
         raise ConfigError("predict.model is required: the folder of a trained model, for example ROOT/models/RUN_ID")
-    return absolute_uri(config.predict.model)
+    try:
+        return load(absolute_uri(config.predict.model), config.slides.storage_options)
+    except ModelError as error:
+        raise ConfigError(f"predict.model: {error}") from None
 
 
-def _refuse(run: Run, card: ModelCard) -> None:
-    """What can be refused only now, and before a slide is read.
-
-    Raises:
-        ConfigError: the features would not be those that the model learned from, or labels would be lost.
-    """
-    _refuse_other_features(card, run.identity.recipe)
-    unlabelled = [image.image_id for image in run.images if image.label is None]
-    known = run.tables.read("slides").where(F.col("label").isNotNull() & F.col("image_id").isin(unlabelled))
+def _refuse(card: ModelCard, recipe: Recipe, images: Sequence[Image], tables: Tables) -> None:
+    """Raise ConfigError if the features would not be those that the model learned from, or labels would be lost."""
+    _refuse_other_features(card, recipe)
+    unlabelled = [image.image_id for image in images if image.label is None]
+    known = tables.read("slides").where(F.col("label").isNotNull() & F.col("image_id").isin(unlabelled))
     patients = sorted({row.patient_id for row in known.select("patient_id").collect()})
     if patients:
         raise ConfigError(
             f"patients: {len(patients)} patients of the CSV have no label there, but one in table slides "
-            f"({some(patients)}), which this would empty: give column label, or another output.root"
+            f"({some(patients)}), which this run would remove: give column label, or another output.root"
         )
 
 
 def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
     if not card.feature_settings:
         raise ConfigError(
-            f"predict.model: {card.model_id} does not tell what its features were made with: train it on tables whose runs "
-            "do (table runs, column features)"
+            f"predict.model: {card.model_id} does not say how its features were made: train it on tables whose runs do "
+            "(table runs, column features)"
         )
     differ = differences(recipe, card.feature_settings)
     if differ:
@@ -130,7 +128,7 @@ def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
 
 
 def _wanted(tables: Tables, state: CohortState, survey: pd.DataFrame, card: ModelCard) -> dict[str, Basis]:
-    """What the prediction of each patient of the cohort rests on; no tiles if table patients has no row."""
+    """What each patient's prediction depends on; no tiles if table patients has no row."""
     patient_of, status = state.slides["image_id"].map(survey["patient_id"]), state.slides["status"]
     unseen = [Counter(patient_of[status.isin(kinds)]) for kinds in (["failed"], WITHOUT_TILES)]
     rows = tables.read("patients").select("patient_id", "params_hash", "n_tiles").collect()
@@ -144,43 +142,25 @@ def _wanted(tables: Tables, state: CohortState, survey: pd.DataFrame, card: Mode
     return {name: basis(name) for name in state.patients}
 
 
-def _of_model(run: Run, card: ModelCard) -> DataFrame:
-    return run.tables.read("predictions").where(F.col("model_id") == card.model_id)
-
-
-def _predict_and_write(
-    run: Run,
+def _predicted(
+    tables: Tables,
+    storage_options: Mapping[str, Any] | None,
     model: BagModel,
     card: ModelCard,
-    wanted: Mapping[str, Basis],
-    present: Container[str],
-) -> None:
-    """A commit for so many tiles; patients without any first, then in the order of the table."""
-    with_bag = [name for name, basis in wanted.items() if basis.n_tiles]
-    found = [prior_prediction(name, card.prior) for name, basis in wanted.items() if not basis.n_tiles]
-    tiles = 0
-    for prediction in _predicted(run, model, card, with_bag):
-        found.append(prediction)
-        tiles += len(prediction.attention)
-        if tiles >= _TILES_A_COMMIT:
-            _put(run, card, found, wanted, present)
-            found, tiles = [], 0
-    if found:
-        _put(run, card, found, wanted, present)
-
-
-def _predicted(run: Run, model: BagModel, card: ModelCard, patients: Sequence[str]) -> Iterator[Prediction]:
+    patients: Sequence[str],
+) -> Iterator[Prediction]:
+    """The predictions of patients with a bag, in the order of the table."""
     if not patients:
         return
     extra = ["color_histogram"] if card.spec.histogram_bins else []
     try:
         feed = make_feed(
-            run.tables.path("patients"),
-            run.tables.version("patients"),
+            tables.path("patients"),
+            tables.version("patients"),
             patients=patients,
             columns=[*card.columns, *extra, "tile_index"],
-            classes=(),  # a label that the model does not know is no matter here
-            storage_options=run.config.slides.storage_options,
+            classes=(),  # the label of a patient may be one that the model does not know
+            storage_options=storage_options,
             shuffle=False,
         )
     except FeedError as error:
@@ -189,58 +169,51 @@ def _predicted(run: Run, model: BagModel, card: ModelCard, patients: Sequence[st
         raise ConfigError(
             f"predict.model: {card.model_id} takes embeddings of {card.spec.dim} columns, table patients has {feed.dim}"
         )
-    torch.set_num_threads(min(slots(run.spark), os.cpu_count() or 1))  # the driver's cores, not the executors'
+    torch.set_num_threads(min(slots(tables.spark), os.cpu_count() or 1))  # the driver's cores, not the executors'
     screen = terminal()
     each = predict_each(model, feed)
     yield from tqdm(each, total=len(patients), file=screen, disable=screen is None, leave=False, unit="patient")
 
 
-def _put(
-    run: Run,
+def _write(
+    predicted: Iterator[Prediction],
     card: ModelCard,
-    found: Sequence[Prediction],
     wanted: Mapping[str, Basis],
     present: Container[str],
+    tables: Tables,
+    record: Record,
 ) -> None:
-    names = [prediction.patient_id for prediction in found]
-    frame = run.spark.createDataFrame(as_table(found, wanted, card.classes, card.model_id, run.record.run_id)).coalesce(
-        1
-    )
-    known = [name for name in names if name in present]
-    run.tables.put("predictions", frame, "patient_id", names, known, among=("model_id", card.model_id))
+    """Write predictions, one commit per million tiles; patients without a bag are in the first."""
 
+    def commit(found: Sequence[Prediction]) -> None:
+        names = [prediction.patient_id for prediction in found]
+        rows = as_table(found, wanted, card.classes, card.model_id, record.run_id)
+        frame = tables.spark.createDataFrame(rows).coalesce(1)
+        known = [name for name in names if name in present]
+        tables.put("predictions", frame, "patient_id", names, known, among=("model_id", card.model_id))
 
-def _probabilities(run: Run, cohort: Sequence[str], card: ModelCard) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """By patient of the cohort, from the table; and who has the prior."""
-    rows = _of_model(run, card).select("patient_id", "probabilities", "from_prior")
-    found = {row.patient_id: row for row in rows.collect() if _is_whole(row.probabilities, card)}
-    if missing := [name for name in cohort if name not in found]:
-        raise RuntimeError(
-            f"no whole prediction of {missing[:5]} in table predictions: this is a fault, please report it"
-        )
-    return {name: found[name].probabilities for name in cohort}, [name for name in cohort if found[name].from_prior]
-
-
-def _is_whole(probabilities: Mapping[str, float], card: ModelCard) -> bool:
-    return probabilities.keys() == set(card.classes) and math.isclose(sum(probabilities.values()), 1, abs_tol=1e-9)
+    found = [prior_prediction(name, card.prior) for name, basis in wanted.items() if not basis.n_tiles]
+    tiles = 0
+    for prediction in predicted:
+        found.append(prediction)
+        tiles += len(prediction.attention)
+        if tiles >= _TILES_A_COMMIT:
+            commit(found)
+            found, tiles = [], 0
+    if found:
+        commit(found)
 
 
 def _lines(
-    card: ModelCard,
-    cohort: Sequence[str],
-    todo: Sequence[str],
-    from_prior: Sequence[str],
-    with_bag: Mapping[str, Basis],
-    seen: Seen,
-    csv: str,
+    card: ModelCard, wanted: Mapping[str, Basis], n_new: int, from_prior: Sequence[str], seen: Seen, csv: str
 ) -> list[str]:
     prior = ", ".join(f"{named(name)} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
-    lines = [f"  predicted {len(cohort)} patients by model {card.model_id}, {len(todo)} of them in this run"]
+    lines = [f"  predicted {len(wanted)} patients by model {card.model_id}, {n_new} of them in this run"]
     if from_prior:
         lines.append(f"            without a bag, so by the prior ({prior}): {some(from_prior, 10)}")
     for count, why in (("n_images_failed", "failed"), ("n_images_without_tiles", "have no tile")):
-        partly = [f"{name} ({n})" for name, basis in with_bag.items() if (n := getattr(basis, count))]
-        if partly:
+        missing = {name: getattr(basis, count) for name, basis in wanted.items() if basis.n_tiles}
+        if partly := [f"{name} ({n})" for name, n in missing.items() if n]:
             lines.append(f"            without so many slides that {why}: {some(partly, 10)}")
     return [*lines, *seen.lines(), f"  csv       {public_uri(csv)}"]
 

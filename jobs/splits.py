@@ -39,15 +39,15 @@ Row = dict[str, Any]  # of table splits
 def split(run: Run, arguments: argparse.Namespace) -> int:
     """Assigns splits to patients without one, then brings tables and files up to date. Returns the exit status."""
     images = run.images
-    with run.stage("splits"):
+    with run.progress.stage("splits"):
         have: dict[str, Row] = {row.patient_id: row.asDict() for row in run.tables.read("splits").collect()}
         anew = _is_dealt_anew(run, have, redo=arguments.redo)
         rows = _deal(run, images, have, {} if anew else have)
         compared = _gate(run, images, rows)
         _write(run, rows, have, anew=anew)
-    with run.stage("patients"):
+    with run.progress.stage("patients"):
         shown = _show_in_patients(run, rows) if run.tables.exists("patients") else None
-    with run.stage("csv"):
+    with run.progress.stage("csv"):
         files = _write_csvs(run, run.cohort.csv, rows)
     moved = sum(have[name]["split"] != row["split"] for name, row in rows.items() if name in have)
     run.record.counts.update(

@@ -1,4 +1,4 @@
-"""Fit a StainNet checkpoint to your own slides, so that all look like a reference slide. Needs tables slides and tiles."""
+"""Fit a StainNet checkpoint to your own slides, so that all look like a reference slide. It needs tables slides and tiles."""
 
 import argparse
 import io
@@ -15,10 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import locate
+from jobs.runtime.cohort.patient_csv import Image as CohortImage
 from jobs.runtime.run.cli import DONE
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import Job, Run
-from jobs.runtime.settings.config import ConfigError
+from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.job_sections import StainnetSettings
+from jobs.runtime.tables.tables import Tables
 from udfs.wording import named
 from udfs.wsi import SlideError, open_slide
 from udfs.wsi.reading.spacing import region_edge, resample
@@ -28,69 +31,76 @@ from udfs.wsi.store import public_uri, write_bytes
 
 JOB = Job("stainnet", reads=("slides", "tiles"))
 _SLIDES_AT_ONCE = 4
-_PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX = 6, 224, 18
+_PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX, _GAP_PX = 6, 224, 18, 4
 
 
 def fit_to_reference(run: Run, arguments: argparse.Namespace) -> int:
     """Draw tiles, fit, report, write checkpoint and picture."""
     del arguments
-    config = run.config
-    settings = config.stainnet
+    config, settings = run.config, run.config.stainnet
     if not settings.reference or not settings.checkpoint:
         raise ConfigError("stainnet.reference (an image_id) and stainnet.checkpoint (a path to write) are required")
-    with run.stage("sample"):
-        drawn = draw_tiles(run)
-        tiles = _read_sample(run, drawn)
+    with run.progress.stage("sample"):
+        drawn = draw_tiles(run.tables, settings, run.images)
+        tiles = _read_sample(config, run.images, drawn)
         centers = dict(zip(drawn["image_id"], drawn["center_id"], strict=True))
     if settings.reference not in tiles:
         raise ConfigError(
             f"stainnet.reference = {named(settings.reference)} has no tiles in {public_uri(config.output.root)}/tiles: choose "
             f"one of {', '.join(sorted(tiles)[:5])}, or run the slides job first"
         )
-    with run.stage("fit"):
+    with run.progress.stage("fit"):
         torch.set_num_threads(1)
         teacher = Teacher(tiles, centers, settings.reference, config.tissue_method)
         seen, held_out = split_tiles(tiles)
         net = fit_stainnet(seen, teacher, settings.steps, settings.seed)
         gaps = teacher_gaps(net, held_out, teacher)
     picture = re.sub(r"\.(pth?|ckpt|bin)$", "", settings.checkpoint) + ".png"
-    write_bytes(settings.checkpoint, _checkpoint(net), config.slides.storage_options)
+    checkpoint = io.BytesIO()
+    torch.save(net.state_dict(), checkpoint)
+    write_bytes(settings.checkpoint, checkpoint.getvalue(), config.slides.storage_options)
     write_bytes(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
     run.record.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
-    print(_gap_report(run, gaps, net, picture))
+    place, n_bytes = public_uri(settings.checkpoint), len(checkpoint.getvalue())
+    lines = [
+        "",
+        f"slidelake stainnet, run {run.record.run_id}",
+        *_gap_lines(gaps),
+        f"  checkpoint  {place}, {n_bytes:,} bytes, weights {net.fingerprint[:12]}",
+        f"  picture     {public_uri(picture)}",
+        f"  use it      stain.weights={place}",
+    ]
+    print("\n".join(lines))
     return DONE
 
 
-def draw_tiles(run: Run) -> pd.DataFrame:
-    """A sample of the rows of tiles: the same rows for the same seed.
+def draw_tiles(tables: Tables, settings: StainnetSettings, images: Sequence[CohortImage]) -> pd.DataFrame:
+    """Return a sample of the rows of tiles: the same rows for the same seed.
 
     The sample is spread evenly over the reference and other good slides of the cohort. It has at least two tiles per slide.
     """
-    settings = run.config.stainnet
-    if not all(map(run.tables.exists, JOB.reads)):
-        raise ConfigError(f"no tables in {public_uri(run.config.output.root)}: run the slides job first")
-    ids = [(image.image_id,) for image in run.images]
-    cohort = run.spark.createDataFrame(ids, "image_id string")
-    good = run.tables.read("slides").where("status = 'ok'").join(cohort, "image_id").select("image_id", "center_id")
+    root = public_uri(tables.root)
+    if not all(map(tables.exists, JOB.reads)):
+        raise ConfigError(f"no tables in {root}: run the slides job first")
+    cohort = tables.spark.createDataFrame([(image.image_id,) for image in images], "image_id string")
+    good = tables.read("slides").where("status = 'ok'").join(cohort, "image_id").select("image_id", "center_id")
     others_last = (F.col("image_id") != settings.reference).cast("int")
     by_chance = F.xxhash64(F.lit(settings.seed), "image_id")
     chosen = good.orderBy(others_last, by_chance, "image_id").limit(max(1, settings.tiles // 2)).collect()
     if not chosen:
-        raise ConfigError(
-            f"no slide of the cohort has tissue in {public_uri(run.config.output.root)}/slides: run the slides job first"
-        )
+        raise ConfigError(f"no slide of the cohort has tissue in {root}/slides: run the slides job first")
     draw = F.xxhash64(F.lit(settings.seed), "image_id", "x_px", "y_px")
-    slides = F.broadcast(run.spark.createDataFrame(chosen, "image_id string, center_id string"))
-    tiles = run.tables.read("tiles").join(slides, "image_id").withColumn("draw", draw)
+    slides = F.broadcast(tables.spark.createDataFrame(chosen, "image_id string, center_id string"))
+    tiles = tables.read("tiles").join(slides, "image_id").withColumn("draw", draw)
     place = F.expr("row_number() OVER (PARTITION BY image_id ORDER BY draw, x_px, y_px)")
     quota = max(2, -(-settings.tiles // len(chosen)))
     return tiles.withColumn("place", place).where(F.col("place") <= quota).orderBy("image_id", "place").toPandas()
 
 
-def _read_sample(run: Run, drawn: pd.DataFrame) -> dict[str, Tiles]:
+def _read_sample(config: Config, images: Sequence[CohortImage], drawn: pd.DataFrame) -> dict[str, Tiles]:
     """The pixels of the drawn tiles by image_id, in the order drawn."""
-    cohort = [image for image in run.images if image.image_id in set(drawn["image_id"])]
-    located = locate(cohort, run.config)
+    sampled = set(drawn["image_id"])
+    located = locate([image for image in images if image.image_id in sampled], config)
 
     def read(item: tuple[Any, pd.DataFrame]) -> tuple[str, Tiles]:
         image_id, rows = str(item[0]), item[1]
@@ -99,29 +109,23 @@ def _read_sample(run: Run, drawn: pd.DataFrame) -> dict[str, Tiles]:
             raise ConfigError(f"{image_id} is in table slides, but its file is missing: run the slides job again")
         first = rows.iloc[0]
         try:
-            with open_slide(uri, run.config.slides.storage_options) as slide:
+            with open_slide(uri, config.slides.storage_options) as slide:
                 level = int(first["level_read"])
                 region_px = region_edge(int(first["tile_px"]) * first["downsample"], slide.levels[level].downsample)
                 pixels = dict(slide.read_tiles(rows[["x_px", "y_px"]].to_numpy(), region_px, level))
         except SlideError as error:
-            raise ConfigError(f"{image_id} can't be sampled: {error}; leave it out of the CSV, or repair it") from None
+            raise ConfigError(f"{image_id} cannot be sampled: {error}; leave it out of the CSV, or repair it") from None
         return image_id, np.stack([resample(pixels[i], int(first["tile_px"])) for i in range(len(rows))])
 
     with ThreadPoolExecutor(_SLIDES_AT_ONCE) as pool:
         return dict(pool.map(read, drawn.groupby("image_id")))
 
 
-def _checkpoint(net: StainNet) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(net.state_dict(), buffer)
-    return buffer.getvalue()
-
-
 def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) -> bytes:
     """A PNG with one row per slide: a tile as scanned, by the teacher and by StainNet."""
     rows = [(name, pixels[0]) for name, pixels in sorted(tiles.items()) if len(pixels)][:_PICTURE_ROWS]
     edge, pad = _PICTURE_PX, _CAPTION_PX
-    sheet = Image.new("RGB", (3 * edge + 2 * 4, len(rows) * (edge + pad)), "white")
+    sheet = Image.new("RGB", (3 * edge + 2 * _GAP_PX, len(rows) * (edge + pad)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for row, (name, tile) in enumerate(rows):
         top = row * (edge + pad)
@@ -131,17 +135,15 @@ def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) 
             "StainNet": net.normalise(tile),
         }
         for column, (caption, image) in enumerate(images.items()):
-            draw.text((column * (edge + 4) + 2, top + 1), caption[:32], fill="black", font=font)
-            sheet.paste(Image.fromarray(resample(image, edge)), (column * (edge + 4), top + pad))
+            draw.text((column * (edge + _GAP_PX) + 2, top + 1), caption[:32], fill="black", font=font)
+            sheet.paste(Image.fromarray(resample(image, edge)), (column * (edge + _GAP_PX), top + pad))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _gap_report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -> str:
+def _gap_lines(gaps: Sequence[TeacherGap]) -> list[str]:
     lines = [
-        "",
-        f"slidelake stainnet, run {run.record.run_id}",
         "  mean absolute difference from the teacher on held-out tiles, grey levels of 255",
         f"  {'slide':<28} {'tiles':>5} {'as scanned':>11} {'StainNet':>9}",
     ]
@@ -150,13 +152,7 @@ def _gap_report(run: Run, gaps: list[TeacherGap], net: StainNet, picture: str) -
     if n:
         untouched, student = (sum(getattr(g, name) * g.tiles for g in gaps) / n for name in ("untouched", "student"))
         lines.append(f"  {'all':<28} {n:>5} {untouched:>11.2f} {student:>9.2f}")
-    checkpoint = public_uri(str(run.config.stainnet.checkpoint))
-    lines += [
-        f"  checkpoint  {checkpoint}, {len(_checkpoint(net)):,} bytes, weights {net.fingerprint[:12]}",
-        f"  picture     {public_uri(picture)}",
-        f"  use it      stain.weights={checkpoint}",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:

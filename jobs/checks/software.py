@@ -7,9 +7,8 @@ from pyspark.sql import functions as F
 
 from jobs.checks.place import TASKS_PER_EXECUTOR, ExecutorError, Place, telling_line
 from jobs.checks.table import INSTALL, Row, Status
-from jobs.runtime.spark.jvm import call_static
 from jobs.runtime.spark.resources import executors_of
-from jobs.runtime.spark.session import DELTA_PACKAGE, delta_remedy, has_delta, refuse_unusable_spark
+from jobs.runtime.spark.session import DELTA_PACKAGE, call_static, delta_remedy, has_delta, refuse_unusable_spark
 from udfs.node_facts import code_digest
 from udfs.wording import package_versions, some
 

@@ -148,7 +148,7 @@ def test_nodes_without_the_checkout_of_which_one_has_a_gpu_and_dies_at_work_give
         said = submit_words(nodes, words, CONF | event_log_conf(log))
     assert said.returncode == 0, said.stderr
     assert len(killed) == KILLS, "not so many executors were met while they encoded"
-    assert "executors went while they worked on wide: these are taken up again" in said.stderr
+    assert "executors ended while they worked on wide: these slides are tried again" in said.stderr
 
     local = settings(tmp_path / "local", small_slides, encoder_weights, wide)
     preprocess_in(spark, local)

@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyspark
 import pytest
+from pyspark.errors import PySparkException
 
 from jobs.runtime.settings.config import ConfigError
-from jobs.runtime.spark.session import delta_remedy, refuse_unusable_spark, size_of, with_retries
+from jobs.runtime.spark.session import delta_remedy, has_delta, refuse_unusable_spark, size_of, with_retries
 from tests.messages import plain
 
 
@@ -52,6 +55,24 @@ def test_the_remedy_names_the_delta_of_the_spark_that_there_is() -> None:
     assert delta_remedy("4.0.2-amzn-0") == "add --packages io.delta:delta-spark_2.13:4.0.1 to spark-submit"
     assert "io.delta:delta-spark_4.1_2.13:4.4.0 to" in delta_remedy("4.1.4")
     assert "io.delta:delta-spark_5.0_2.13:VERSION (docs.delta.io/releases tells which fits) to" in delta_remedy("5.0.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("'path' is not specified", True),
+        (
+            "[DATA_SOURCE_NOT_FOUND] Failed to find the data source: delta. Make sure the provider name is correct",
+            False,
+        ),
+    ],
+)
+def test_delta_is_missing_if_spark_does_not_know_its_format(text: str, found: bool) -> None:
+    def load() -> None:
+        raise PySparkException(text)
+
+    session: Any = SimpleNamespace(read=SimpleNamespace(format=lambda name: SimpleNamespace(load=load)))
+    assert has_delta(session) is found
 
 
 def said_by(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":

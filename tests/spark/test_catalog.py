@@ -42,7 +42,7 @@ def test_tables_are_registered_commented_and_queried_by_name(tmp_path: Path) -> 
     found = json.loads((tmp_path / "found.json").read_text())
     here = "output.schema: "
     assert found["no_schema"] == (
-        f"{here}Spark's catalog has no schema lab: CREATE SCHEMA lab, or name one that is there"
+        f"{here}Spark's catalog has no schema lab: CREATE SCHEMA lab, or name one that exists"
     )
     assert found["rows"] == [["a1", "001"]]
     image_id = "the slide image, from the patient CSV"
@@ -55,7 +55,7 @@ def test_tables_are_registered_commented_and_queried_by_name(tmp_path: Path) -> 
         f"{here}lab.slides is there already and is file:{tmp_path}/tables/slides, not {tmp_path}/tables2/slides: "
         "set another output.schema, or rename or drop that table"
     )
-    assert "lab.slides is there already and is a table whose files are gone" in found["gone"]
+    assert "lab.slides is there already and is a table whose files are missing" in found["gone"]
 
 
 def test_a_schema_that_can_not_be_had_ends_a_job_before_it_writes(

@@ -72,7 +72,7 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
         (folder / "m2.tif").unlink()
         shutil.copy(finished.slides / "d1.tif", folder / "m2.tif")
 
-    stages = (slides.find, change, features.encode, patients.assemble)
+    stages = (*slides.JOB.stages, change, *features.JOB.stages, *patients.JOB.stages)
     run = Run(config, spark, replace(preprocess.JOB, stages=stages))
     survey = work_in_waves(run, retry_failed=False)
     [failed] = failed_slides(read_state(run.tables, run.job, survey).slides)  # a line makes the exit status 3

@@ -1,14 +1,12 @@
 """A bag too large for a heap or for a table's cell: its patient gets no new row, and nobody loses one."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
-from jobs.patients import _tasks
+from jobs.patients import tasks_for
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.resources import plain_executors
 from tests.conftest import preprocess_in
@@ -74,14 +72,12 @@ def test_with_less_room_an_outdated_row_stays_and_is_named(
     ("room", "executors", "tasks"), [(0.5, 1, 1), (1, 1, 1), (2, 1, 2), (3.9, 1, 3), (1, 3, 3), (2, 2, 4), (100, 1, 5)]
 )
 def test_large_bags_are_built_by_as_many_tasks_as_the_heap_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, room: float, executors: int, tasks: int
+    room: float, executors: int, tasks: int
 ) -> None:
     largest, small = 50_000 * 1280 * 2, 1_000 * 1280 * 2  # bytes
-    run: Any = SimpleNamespace(spark=None)
-    monkeypatch.setattr("jobs.patients.heap_bytes", lambda _: int(room * HEAP_A_BAG * largest))
-    monkeypatch.setattr("jobs.patients.plain_executors", lambda _: executors)
-    assert _tasks(run, [largest, small] * 5) == tasks, "five files of a quarter of a gigabyte"
-    assert _tasks(run, []) == 1
+    heap = int(room * HEAP_A_BAG * largest)
+    assert tasks_for([largest, small] * 5, heap, executors) == tasks, "five files of a quarter of a gigabyte"
+    assert tasks_for([], heap, executors) == 1
 
 
 def test_on_one_machine_the_heap_is_that_of_one(spark: SparkSession) -> None:

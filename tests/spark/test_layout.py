@@ -78,7 +78,7 @@ def test_patients_are_as_many_files_as_their_bags_fill(
     fewest: int,
     most: int,
 ) -> None:
-    monkeypatch.setattr("jobs.patients._BYTES_A_FILE", bytes_a_file)
+    monkeypatch.setattr("jobs.patients.BYTES_A_FILE", bytes_a_file)
     config = again(output={"embedding_dtype": "float16"})
     preprocess_in(spark, config)
     assert fewest <= files_added(Path(config.output.root) / "patients")[-1] <= most

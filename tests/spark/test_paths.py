@@ -1,6 +1,7 @@
 """Tables in folders of any name that is not refused: written by Spark, read by Spark, the feed, deltalake and polars."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,14 @@ import pandas as pd
 import polars as pl
 import pytest
 import yaml
+from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from jobs import preprocess, slides
 from jobs.runtime.run.run import Run
 from jobs.runtime.run.summary import read_state, summarise
 from jobs.runtime.settings.config import Config
+from jobs.runtime.spark.session import DELTA_PACKAGE, call_static, has_delta
 from jobs.runtime.tables.tables import Tables, spark_schema
 from jobs.training.table_versions import read_columns
 from tests.messages import plain
@@ -83,7 +86,7 @@ def test_letters_that_java_can_not_write_are_refused_with_the_remedy(tmp_path: P
     command = [sys.executable, "-c", POSIX, str(tmp_path / "ümläut"), str(tmp_path / "plain")]
     done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
     refused, plain = done.stdout.decode().splitlines()
-    assert "ümläut has letters that Java can't write in this locale" in refused and "set LC_ALL=C.UTF-8" in refused
+    assert "ümläut has letters that Java cannot write in this locale" in refused and "set LC_ALL=C.UTF-8" in refused
     assert plain == "ok" and not [*tmp_path.iterdir()]
 
 
@@ -102,3 +105,13 @@ def test_a_place_that_can_not_be_ends_a_job_in_one_line(
     said = plain(capfd.readouterr().err)
     assert said.count("\n") == 1 and said.startswith("slidelake slides: output.root: '%41' in a path")
     assert not list(tmp_path.glob("%41")) and not (tmp_path / "A").exists()
+
+
+def test_a_static_method_of_java_is_called_on_the_driver_and_no_job_runs(spark: SparkSession) -> None:
+    spark.sparkContext.setJobGroup("static", "static")
+    assert int(call_static(spark, "java.lang.System", "getProperty", "java.version").partition(".")[0]) >= 17
+    assert re.fullmatch(r"\d+\.\d+\.\d+", call_static(spark, DELTA_PACKAGE, "VERSION"))
+    assert not spark.sparkContext.statusTracker().getJobIdsForGroup("static")
+    assert has_delta(spark)
+    with pytest.raises(AnalysisException, match=r"class no\.such not found"):
+        call_static(spark, "no.such", "method")

@@ -216,5 +216,5 @@ def test_a_model_that_is_missing_or_tells_no_features_is_refused(again: Again, m
             predict.check(again(predict={"model": uri}))
     network, card = load_model(str(model("first")))
     save_model(str(tmp_path / "mute"), network, replace(card, feature_settings=()))
-    with pytest.raises(ConfigError, match="does not tell what its features were made with"):
+    with pytest.raises(ConfigError, match="does not say how its features were made"):
         predict.check(again(COHORT, predict={"model": str(tmp_path / "mute")}))

@@ -20,8 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
 
-from jobs.features import JOB, _in_tasks
-from jobs.runtime.run.run import Run
+from jobs.features import in_tasks
 from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import spark_schema
 from tests.conftest import preprocess_in
@@ -177,7 +176,7 @@ def test_one_slide_with_half_of_all_tiles_is_spread_over_tasks(
 
 
 def test_units_of_a_task_are_alone_in_a_partition_in_order_and_the_costliest_task_is_the_first(
-    spark: SparkSession, small_config: Callable[..., Config]
+    spark: SparkSession,
 ) -> None:
     random = np.random.default_rng(5)
     names = [name for name in UNITS.names if name not in ("image_id", "unit", "patient_id", "cost")]
@@ -189,7 +188,7 @@ def test_units_of_a_task_are_alone_in_a_partition_in_order_and_the_costliest_tas
     random.shuffle(rows)  # type: ignore[arg-type]
     frame = spark.createDataFrame([row | dict.fromkeys(names) for row in rows], spark_schema(UNITS))
     assert spark.conf.get("spark.sql.adaptive.enabled") == "true"
-    placed = _in_tasks(Run(small_config(), spark, JOB), frame, frame.collect())
+    placed = in_tasks(frame, frame.collect(), at_once=spark.sparkContext.defaultParallelism)
     found = placed.select(F.spark_partition_id().alias("task"), "image_id", "unit", "cost").collect()
     assert sorted((row.image_id, row.unit) for row in found) == [(name, unit) for name in "abc" for unit in range(80)]
     tasks = [[row for row in found if row.task == task] for task in range(placed.rdd.getNumPartitions())]

@@ -55,10 +55,10 @@ def test_the_checkpoint_has_the_published_layout_and_the_picture_is_there(
 def test_few_tiles_are_of_few_slides_and_the_reference_is_one_of_them(
     spark: SparkSession, finished: Finished, tmp_path: Path
 ) -> None:
-    config = config_of(finished, tmp_path / "net.pth")
+    run = Run(config_of(finished, tmp_path / "net.pth"), spark, stainnet.JOB)
     for seed in (0, 1):
-        settings = config.stainnet.model_copy(update={"tiles": 4, "seed": seed})
-        drawn = stainnet.draw_tiles(Run(config.model_copy(update={"stainnet": settings}), spark, stainnet.JOB))
+        settings = run.config.stainnet.model_copy(update={"tiles": 4, "seed": seed})
+        drawn = stainnet.draw_tiles(run.tables, settings, run.images)
         assert drawn["image_id"].value_counts().to_list() == [2, 2]
         assert "a2" in set(drawn["image_id"])
 

@@ -1,1 +1,1 @@
-"""One run of a job: what there is to do, in which order, and the record that it leaves."""
+"""One run of a job: what it has to do, in which order, and the record that it leaves."""

@@ -29,6 +29,7 @@ from udfs.wording import printable
 from udfs.wsi.store import redact
 
 DONE, FAILED, SLIDES_FAILED = 0, 1, 3
+JobWork = Callable[[Run, argparse.Namespace], int]  # of a job; returns the exit status
 _log = logging.getLogger("slidelake.run")
 
 
@@ -43,7 +44,7 @@ def run_job(job: Job, argv: Sequence[str] | None) -> int:
 
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     """Print the summary of a run and further lines, name failed slides and those with warnings; returns the exit status."""
-    run.step("summary")
+    run.progress.step("summary")
     state = read_state(run.tables, run.job, survey)
     run.record.counts.update(state.counts())
     failed = failed_slides(state.slides)
@@ -55,11 +56,7 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
 
 
 def main(
-    job: Job,
-    work: Callable[[Run, argparse.Namespace], int],
-    argv: Sequence[str] | None,
-    *,
-    check: Callable[[Config], None] = lambda _: None,
+    job: Job, work: JobWork, argv: Sequence[str] | None, *, check: Callable[[Config], None] = lambda _: None
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
 
@@ -70,7 +67,7 @@ def main(
         images: Sequence[Image] = ()
         try:
             refuse_unusable_spark()
-            cohort = read_cohort(config)  # a bad CSV ends here: Spark takes long to start
+            cohort = read_cohort(config)  # a bad CSV ends the run here: Spark takes long to start
             images = cohort.images
             report_unlabelled(job.name, images)
             check(config)
@@ -83,7 +80,7 @@ def main(
 
 
 def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
-    """As `main`, for a job that starts Spark only if it needs to, and leaves a record of its own."""
+    """As `main`, for a job that starts Spark itself if it needs to, and that has no row in table runs."""
     log_to_stderr()
     arguments = parse_arguments(job, argv)
     secrets: Sequence[str] = ()
@@ -105,34 +102,27 @@ def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv
 
 
 def report_unlabelled(job: str, images: Sequence[Image]) -> None:
-    """Log how many rows of the CSV have no label, and which texts were taken for that."""
+    """Log how many rows of the CSV have no label, and which texts stand for no label."""
     if line := unlabelled(images):
         _log.warning(printable(f"slidelake {job}: {line}"))
 
 
 def _refuse(job: str, error: ConfigError, secrets: Sequence[str]) -> int:
-    """Say what can't be used; returns the exit status."""
     _log.error(printable(redact(f"slidelake {job}: {error}", secrets)))
     return BAD_CONFIG
 
 
-def _run(
-    job: Job,
-    config: Config,
-    cohort: Cohort,
-    work: Callable[[Run, argparse.Namespace], int],
-    arguments: argparse.Namespace,
-) -> int:
+def _run(job: Job, config: Config, cohort: Cohort, work: JobWork, arguments: argparse.Namespace) -> int:
     run = Run(config, start_session(f"slidelake {job.name}"), job)
     run.cohort = cohort
     log_to_stderr(run.record.run_id)
     cancelling = Cancelling(run.spark)
     try:
         with cancelling, telling_who_is_awaited(run.spark), warnings.catch_warnings():
-            # The error that follows tells the same.
+            # The error that follows says the same.
             warnings.filterwarnings("ignore", "toPandas attempted Arrow optimization")
             run.spark.sparkContext.setJobGroup(run.record.run_id, f"slidelake {job.name}")
-            run.step("tables")
+            run.progress.step("tables")
             run.tables.open(*job.tables)
             status = work(run, arguments)
             if cancelling.stopped_by:  # in a call that was not Spark's to cancel
@@ -156,7 +146,7 @@ def _run(
 
 
 def _record_early_end(run: Run, status: str) -> None:
-    """Append the run to table runs, or say that this is not possible: Spark is gone, or never had an executor."""
+    """Append the run to table runs, or say that this is not possible: Spark has ended, or never had an executor."""
     with suppress(Exception):
         if is_local(run.spark) or executors_of(run.spark):
             # A thread has its own connection to the JVM: an interrupted call may have left its answer on this one's.

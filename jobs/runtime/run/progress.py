@@ -1,11 +1,11 @@
-"""How far a run is, on stderr: a bar on a terminal, a line every so often elsewhere; stages outside waves by name."""
+"""How far a run is, on stderr: a bar on a terminal, a line every half minute elsewhere. The same names are in Spark's UI."""
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from time import monotonic
 
 from tqdm import tqdm
 
@@ -13,24 +13,43 @@ from jobs.runtime.spark.streams import terminal
 
 _log = logging.getLogger("slidelake.progress")
 _POLL_S = 0.5
-_LINE_EVERY_S = 30.0
-_MASK_SHARE = 0.1  # of the work on a slide, for the bar: finding tissue is quick beside encoding
+LINE_EVERY_S = 30.0
+# Parts of the work on a slide, for the bar: finding tissue is quick beside encoding.
+_WEIGHTS = {"slides": 0.1, "features": 0.9}
 
 
 class Progress:
-    """Counts slides and tiles over waves. Stages report through `stage`; a thread draws."""
+    """Names and times stages, and counts slides and tiles over waves; a thread draws while a stage runs."""
 
-    def __init__(self, slides: int, waves: int) -> None:
-        """Start a run of so many slides to work on in so many waves."""
-        self._waves, self._wave, self._stage = waves, 0, ""
-        self._slides, self._before, self._in_wave, self._share = slides, 0, 0, 0.0
-        self._tiles = 0
-        self._tile_seconds = 0.0
-        self._begun = self._last_line = time.monotonic()
+    def __init__(self, timings: dict[str, float], describe: Callable[[str], None], idle: str) -> None:
+        """Start outside waves.
+
+        Args:
+            timings: seconds by stage; each stage that ends adds its own.
+            describe: shows a text with the Spark jobs that follow.
+            idle: the text outside stages.
+        """
+        self._timings, self._describe, self._idle = timings, describe, idle
+        self._stage = ""
+        self._slides = self._waves = self._wave = self._before = self._in_wave = self._tiles = 0
+        self._share = 0.0  # of the work on the wave's slides that is done
+        self._begun = self._last_line = monotonic()
+        self._bar = tqdm(disable=True)
+
+    @contextmanager
+    def waves(self, slides: int, waves: int) -> Iterator[None]:
+        """Show how much is done of the work on so many slides in so many waves while the block runs."""
+        self._slides, self._waves = slides, waves
+        self._begun = self._last_line = monotonic()
         layout = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
         screen = terminal()
         hidden = screen is None or not slides
         self._bar = tqdm(total=max(slides, 1), bar_format=layout, file=screen, disable=hidden, leave=False)
+        try:
+            yield
+        finally:
+            self._bar.close()
+            self._waves, self._stage = 0, ""
 
     def wave(self, slides: int) -> None:
         """Begin the next wave of so many slides."""
@@ -39,25 +58,26 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int = 0, done: Callable[[], int] = lambda: 0) -> Iterator[None]:
-        """Show a stage while it runs.
+        """Time a stage and show how far it is while it runs.
 
         Args:
-            name: slides, features or patients.
+            name: of the stage.
             total: slides (stage slides) or tiles (stage features) that it works on.
-            done: how many of them are done; asked from another thread.
+            done: returns how many of them are done; called from another thread.
         """
         self._stage = name
         if not self._waves:
             _log.info(f"slidelake: {name} ...")
-        begun, tiles, share = time.monotonic(), self._tiles, self._share
-        weight = {"slides": _MASK_SHARE, "features": 1 - _MASK_SHARE}.get(name, 0.0)
+        begun, tiles, share = monotonic(), self._tiles, self._share
 
         def draw() -> None:
             count = min(done(), total)
+            seconds = self._timings.get("features", 0.0)
             if name == "features":
                 self._tiles = tiles + count
-            self._share = share + weight * (count / total if total else 0.0)
-            self._draw(self._tile_seconds + (time.monotonic() - begun if name == "features" else 0.0))
+                seconds += monotonic() - begun
+            self._share = share + _WEIGHTS.get(name, 0.0) * (count / total if total else 0.0)
+            self._draw(self._tiles / seconds if seconds else 0.0)
 
         stop = threading.Event()
 
@@ -67,38 +87,36 @@ class Progress:
 
         thread = threading.Thread(target=watch, name="progress", daemon=True)
         thread.start()
+        self.step("")
         try:
             yield
         finally:
+            self._describe(self._idle)
             stop.set()
             thread.join()
             draw()
-            if name == "features":
-                self._tile_seconds += time.monotonic() - begun
+        self._timings[name] = self._timings.get(name, 0.0) + monotonic() - begun
 
-    def describe(self, step: str = "") -> str:
-        """Where the run is, for Spark's UI: ``wave 3/12: features, write``, outside waves ``plan: survey of 16 images``."""
+    def step(self, what: str) -> None:
+        """Name what Spark is given to do next: ``wave 3/12: features, write``; outside waves ``plan: survey of 16 images``."""
         if self._waves:
-            return f"wave {self._wave}/{self._waves}: {', '.join(part for part in (self._stage, step) if part)}"
-        return ": ".join(part for part in (self._stage, step) if part)
+            where = f"wave {self._wave}/{self._waves}: {self._stage}"
+            self._describe(f"{where}, {what}" if what else where)
+        else:
+            self._describe(": ".join(part for part in (self._stage, what) if part))
 
-    def close(self) -> None:
-        """Take the bar off the screen."""
-        self._bar.close()
-
-    def _draw(self, tile_seconds: float) -> None:
+    def _draw(self, tiles_per_s: float) -> None:
         if not self._waves:
             return
         done = self._before + self._in_wave * self._share
-        rate = self._tiles / tile_seconds if tile_seconds else 0.0
         where = f"wave {self._wave}/{self._waves} {self._stage}"
-        counts = f"{done:.0f}/{self._slides} slides, {self._tiles:,} tiles, {rate:.1f} tiles/s"
+        counts = f"{done:.0f}/{self._slides} slides, {self._tiles:,} tiles, {tiles_per_s:.1f} tiles/s"
         if not self._bar.disable:
             self._bar.set_description_str(f"{where}: {counts}", refresh=False)
             self._bar.n = done
             self._bar.refresh()
-        elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
-            self._last_line = time.monotonic()
+        elif monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = monotonic()
             left = (self._last_line - self._begun) * (self._slides - done) / done if done else None
             eta = f", about {timedelta(seconds=round(left))} left" if left is not None else ""
             _log.info(f"slidelake: {where}: {counts}{eta}")

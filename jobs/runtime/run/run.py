@@ -1,11 +1,9 @@
-"""One run of a job: what its stages work with."""
+"""One run of a job: settings, session, tables, progress and record, and what is derived from them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from time import monotonic
 from typing import Literal
 
 import pandas as pd
@@ -33,31 +31,40 @@ from udfs.wsi.weights.checkpoint import CheckpointError
 
 @dataclass(frozen=True)
 class Job:
-    """What a job is called and which tables it works on; of a job that works in waves, also how.
+    """The name of a job, the tables that it works on and, if it works in waves, its stages.
 
-    It makes those tables that it writes, and table runs. Those that it reads may be missing: then they have no rows.
+    A job makes the tables that it writes, and table runs. Those that it reads may be missing: they then have no rows.
+
+    Attributes:
+        stages: what a wave goes through, in order; each stage commits before the next begins. An entry takes from the run what
+            its stage needs.
+        stale: flags of the survey; the stages have work on images with any of them.
+        waits_for: by name of another job, the flag of the survey for images on which that job has to work first.
+        models: whether the stages take what the features should be from loaded models, or from the record of the run that made
+            the features.
+        result: the table to look at after the run.
+        next_step: the job to run after this one, if there is one.
     """
 
     name: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-    stages: "tuple[Stage, ...]" = ()  # of a wave, in order; each commits before the next begins
-    stale: "Stale | None" = None  # which rows of the survey the stages have work on
-    waiting: Callable[[pd.DataFrame], str] = lambda _: ""  # of a survey: what another job must do first, in one line
-    # How the stages know what the features should be: by models that are loaded, or by the record of the run that made them.
+    stages: "tuple[Stage, ...]" = ()
+    stale: tuple[str, ...] = ()
+    waits_for: Mapping[str, str] = field(default_factory=dict)
     models: Literal["loaded", "recorded"] | None = None
-    result: str = "patients"  # the table to look at next
-    next_step: str = ""  # the job to run next, if there is one
+    result: str = "patients"
+    next_step: str = ""
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """All that it opens."""
+        """All tables that the job opens."""
         return (*self.reads, *self.writes, "runs")
 
 
 @dataclass
 class Run:
-    """What the stages of a run share."""
+    """What the entry point and the wave loop work with; stages are given the parts that they need."""
 
     config: Config
     spark: SparkSession
@@ -69,12 +76,12 @@ class Run:
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.spark, self.config.output.root, self.config.output.schema_name)
-        self.progress = Progress(0, 0)
+        self.progress = Progress(self.record.timings, self._describe, f"slidelake {self.job.name}")
         self.identity = Identity(self.config)
 
     @cached_property
     def cohort(self) -> Cohort:
-        """The CSV; the entry point of the jobs sets it, since it has read it before Spark starts."""
+        """The CSV. The entry point sets it, because it reads the CSV before Spark starts."""
         return read_cohort(self.config)
 
     @property
@@ -110,10 +117,10 @@ class Run:
 
     @cached_property
     def models(self) -> Models[Network]:
-        """Loaded on the driver: a bad name or checkpoint ends the run here, before any work.
+        """The models, loaded on the driver: a bad name or checkpoint ends the run here, before any work.
 
         Raises:
-            ConfigError: one line on what can't be loaded.
+            ConfigError: one line on what cannot be loaded.
         """
         try:
             return load_models(self.feature_spec)
@@ -122,42 +129,24 @@ class Run:
             is_hidden = may_be_secret(name) and not is_known_to_timm(name)
             raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
 
-    @contextmanager
-    def stage(self, name: str, total: int = 0, done: Callable[[], int] = lambda: 0) -> Iterator[None]:
-        """Time a stage and show how far it is; see `Progress.stage`."""
-        begun, timings = monotonic(), self.record.timings
-        with self.progress.stage(name, total, done):
-            self.step("")
-            try:
-                yield
-            finally:
-                self._describe(f"slidelake {self.job.name}")
-        timings[name] = timings.get(name, 0.0) + monotonic() - begun
-
-    def step(self, what: str) -> None:
-        """Name what Spark is given to do next in this stage: its UI has it as description of jobs, their stages and queries."""
-        self._describe(self.progress.describe(what))
-
     def _describe(self, text: str) -> None:
         self.spark.sparkContext.setJobDescription(text)
 
     def write_record(self, status: str) -> None:
         """Append the run to table runs."""
-        self.step("record")
+        self.progress.step("record")
         encoder = self.config.encoder
-        row = {
-            "job": self.job.name,
-            "status": status,
-            "config": json.dumps(self.config.masked()),
-            "versions": {"pyspark": self.spark.version, "encoder": f"{encoder.runtime} {encoder.precision}"},
-            "features": self.identity.recipe if self.identity.models is not None else {},
-            "tables_read": dict(self.tables.versions_opened),
-            "tables_written": self.tables.versions_written(),
-        }
+        row = self.record.row(
+            job=self.job.name,
+            status=status,
+            config=json.dumps(self.config.masked()),
+            versions={"pyspark": self.spark.version, "encoder": f"{encoder.runtime} {encoder.precision}"},
+            features=self.identity.recipe if self.identity.models is not None else {},
+            tables_read=dict(self.tables.versions_opened),
+            tables_written=self.tables.versions_written(),
+        )
         self.tables.create("runs")
-        rows = self.spark.createDataFrame([self.record.row(**row)], spark_schema(RUNS))
-        self.tables.append("runs", rows, shared=True)
+        self.tables.append("runs", self.spark.createDataFrame([row], spark_schema(RUNS)), shared=True)
 
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients
-Stale = Callable[[pd.DataFrame], "pd.Series[bool]"]

@@ -5,32 +5,49 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.runtime.run.survey import METADATA, SLIDES_COLUMNS, Snapshot
-from jobs.runtime.settings.config import Config
+from jobs.runtime.settings.sections import TilingSettings
 from jobs.runtime.tables.tables import ConcurrentRunError, Tables
 from udfs.wsi.store import public_uri
 
 
-def read_snapshot(tables: Tables, config: Config, *, with_patients: bool) -> Snapshot:
-    """What the tables hold now; of patients nothing, unless they matter.
+def read_snapshot(tables: Tables, tiling: TilingSettings, *, with_patients: bool) -> Snapshot:
+    """Return what the tables hold now; of table patients only if asked.
 
     Raises:
         ConcurrentRunError: two runs wrote to slides at once.
     """
-    placed = _digest(tables.read("tiles"), "tile_rows", "tiles_digest", *_provenance("tiles"))
-    if config.tiling.max_tiles_per_patient is None:
-        placed["tiles"] = placed["tile_rows"]
+    tiles = _digest(tables.read("tiles"), "tile_rows", "tiles_digest", *_provenance("tiles"))
+    if tiling.max_tiles_per_patient is None:
+        tiles["tiles"] = tiles["tile_rows"]
     else:
-        selected = _digest(selected_tiles(tables, config), "tiles", "tiles_digest")
-        placed = placed.drop(columns="tiles_digest").join(selected)
+        selected = _digest(selected_tiles(tables, tiling), "tiles", "tiles_digest")
+        tiles = tiles.drop(columns="tiles_digest").join(selected)
     indexed = tables.read("indexes").select("image_id").toPandas()["image_id"]
     patients = tables.read("patients").select("patient_id", "params_hash").collect() if with_patients else []
     return Snapshot(
         _slides(tables),
-        placed,
+        tiles,
         feature_digest(tables.read("features")),
         frozenset(indexed),
         {row.patient_id: row.params_hash for row in patients},
     )
+
+
+def selected_tiles(tables: Tables, tiling: TilingSettings) -> DataFrame:
+    """Return the tiles to encode: all, or the first `max_tiles_per_patient` by a hash of seed, patient and place."""
+    tiles, limit = tables.read("tiles"), tiling.max_tiles_per_patient
+    if limit is None:
+        return tiles
+    # Tiles that later fail to decode count, too: the draw of the others does not depend on what could be read.
+    draw = F.xxhash64(F.lit(tiling.seed), "patient_id", "image_id", "x_px", "y_px")
+    rank = F.expr("row_number() OVER (PARTITION BY patient_id ORDER BY draw, image_id, x_px, y_px)")
+    ranked = tiles.withColumn("draw", draw).withColumn("rank", rank)
+    return ranked.where(F.col("rank") <= limit).select(tiles.columns)
+
+
+def feature_digest(rows: DataFrame) -> pd.DataFrame:
+    """Return feature_rows, features_digest, features_hash and features_patient by image_id."""
+    return _digest(rows, "feature_rows", "features_digest", *_provenance("features"))
 
 
 def _slides(tables: Tables) -> pd.DataFrame:
@@ -44,24 +61,6 @@ def _slides(tables: Tables) -> pd.DataFrame:
     return rows.set_axis(SLIDES_COLUMNS, axis=1)
 
 
-def selected_tiles(tables: Tables, config: Config) -> DataFrame:
-    """The tiles that are encoded: all, or the first `max_tiles_per_patient` by a hash of seed, patient and place."""
-    tiles = tables.read("tiles")
-    limit = config.tiling.max_tiles_per_patient
-    if limit is None:
-        return tiles
-    # Of all tiles, also those that turn out not to decode: who else is drawn does not hang on what could be read.
-    draw = F.xxhash64(F.lit(config.tiling.seed), "patient_id", "image_id", "x_px", "y_px")
-    ranked = tiles.withColumn("draw", draw)
-    rank = F.expr("row_number() OVER (PARTITION BY patient_id ORDER BY draw, image_id, x_px, y_px)")
-    return ranked.withColumn("rank", rank).where(F.col("rank") <= limit).select(tiles.columns)
-
-
-def feature_digest(rows: DataFrame) -> pd.DataFrame:
-    """By image_id: feature_rows, features_digest, features_hash and features_patient."""
-    return _digest(rows, "feature_rows", "features_digest", *_provenance("features"))
-
-
 def _provenance(table: str) -> list[Column]:
     """The hash that all rows of an image have, else null, and a patient that they name."""
     same = F.when(F.min("params_hash") == F.max("params_hash"), F.min("params_hash"))
@@ -69,8 +68,8 @@ def _provenance(table: str) -> list[Column]:
 
 
 def _digest(rows: DataFrame, count: str, name: str, *more: Column) -> pd.DataFrame:
-    """By image_id: the number of its tiles, and a hash of the bag of their corners, whatever their order."""
-    corner = "xxhash64(x_px, y_px)"  # the sum beside the xor tells doubled rows
+    """By image_id: the number of its tiles, and a hash of the bag of their corners in any order."""
+    corner = "xxhash64(x_px, y_px)"  # the xor of doubled rows is 0, their sum is not
     of_tiles = F.expr(f"concat(bit_xor({corner}), ' ', sum({corner} % 1000003))")
     summed = rows.groupBy("image_id").agg(F.count("*").alias(count), of_tiles.alias(name), *more)
     return summed.toPandas().set_index("image_id")

@@ -1,4 +1,4 @@
-"""What a run says at its end, for a person to read."""
+"""What a run prints at its end, for a person to read."""
 
 import json
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ class CohortState:
     without_row: Sequence[str] | None  # patients that table patients lacks; None in jobs that do not write it
 
     def named(self, status: str) -> list[str]:
-        """The slides of a status."""
+        """Return the slides of a status."""
         return self.slides.loc[self.slides["status"] == status, "image_id"].to_list()
 
     def counts(self) -> dict[str, int]:
-        """For table runs."""
+        """Return the counts for table runs."""
         counts = {f"slides_{status}": len(self.named(status)) for status in _STATUSES}
         counts["slides_with_warnings"] = int(self.slides["warnings"].notna().sum())
         if self.without_row is not None:
@@ -40,7 +40,7 @@ class CohortState:
 
 
 def read_state(tables: Tables, job: Job, survey: pd.DataFrame) -> CohortState:
-    """The state of the cohort that was surveyed, as the tables have it now."""
+    """Return the state of the cohort that was surveyed, as the tables have it now."""
     cohort = survey[~survey["removed"]]
     columns = ["image_id", "status", "n_tiles", "error_code", "error_message", "warnings"]
     slides = tables.read("slides").select(columns).toPandas()
@@ -53,49 +53,52 @@ def read_state(tables: Tables, job: Job, survey: pd.DataFrame) -> CohortState:
 
 
 def failed_slides(slides: pd.DataFrame) -> list[str]:
-    """A line for each row of table slides that failed."""
+    """Return a line for each row of table slides that failed."""
     failed = slides[slides["status"] == "failed"]
     return [f"failed: {row.image_id}: {row.error_code}: {row.error_message}" for row in failed.itertuples()]
 
 
 def slide_warnings(slides: pd.DataFrame) -> list[str]:
-    """A line for each row of table slides with a warning; ten lines and a count at most."""
-    warned = slides[slides["warnings"].notna()]
-    lines = [
-        f"warning: {name}: {'; '.join(texts)}"
-        for name, texts in zip(warned["image_id"], warned["warnings"], strict=True)
-    ]
+    """Return a line for each row of table slides with a warning; ten lines and a count at most."""
+    warned = slides.loc[slides["warnings"].notna(), ["image_id", "warnings"]]
+    lines = [f"warning: {name}: {'; '.join(texts)}" for name, texts in warned.to_numpy()]
     more = len(lines) - _MOST_WARNINGS
-    return lines[:_MOST_WARNINGS] + (
-        [f"... and {more:,} more, see column warnings of table slides"] if more > 0 else []
-    )
+    return lines[:_MOST_WARNINGS] + [f"... and {more:,} more, see column warnings of table slides"] * (more > 0)
 
 
 def summarise(job: Job, record: Record, config: Config, state: CohortState) -> str:
-    """The state of the cohort's tables and what this run did, some lines of text."""
+    """Return the state of the cohort's tables and what this run did, as some lines of text."""
     root, runtime = public_uri(config.output.root), f"{config.encoder.runtime} {config.encoder.precision}"
     lines = ["", f"slidelake {job.name}, run {record.run_id}", *_slides_lines(state)]
     lines += [_tiles_line(job, record, state, runtime), *_read_lines(record)]
     if state.without_row is not None:
-        lines += _patients_lines(state.patients, state.without_row, record.counts["patients_built"])
+        with_row = len(state.patients) - len(state.without_row)
+        built = record.counts["patients_built"]
+        lines.append(f"  patients  {with_row} of {len(state.patients)} have a row, {built} built in this run")
+    if state.without_row:
+        why = "no encoded tile, or more than a row can hold"
+        lines.append(f"            without a row ({why}): {some(state.without_row, 10)}")
     return "\n".join([*lines, *end_lines(record, root), *_next_steps(job, state, root)])
 
 
 def end_lines(record: Record, root: str) -> list[str]:
-    """How long the stages took, and where the tables are."""
+    """Return how long the stages took, and where the tables are."""
     seconds = ", ".join(f"{name} {seconds:.1f}" for name, seconds in record.timings.items())
     return [f"  seconds   {seconds}", f"  tables    {root}/"]
 
 
+def readable_size(n_bytes: int) -> str:
+    """Return a size for people, in powers of ten as stores bill them."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
 def _slides_lines(state: CohortState) -> list[str]:
-    """How many slides have which status, and a line each that names those without tissue and those that are too small."""
     ok, no_tissue, too_small, failed = (state.named(status) for status in ("ok", "no_tissue", "too_small", "failed"))
     reasons = state.slides.loc[state.slides["status"] == "failed", "error_code"].value_counts()
-    text = ", ".join(f"{count} {code}" for code, count in reasons.items())
-    lines = [
-        f"  slides    {len(ok)} ok, {len(no_tissue)} without tissue, {f'{len(too_small)} too small, ' if too_small else ''}"
-        f"{len(failed)} failed{f' ({text})' if text else ''}"
-    ]
+    counts = [f"{len(ok)} ok", f"{len(no_tissue)} without tissue"]
+    counts += [f"{len(too_small)} too small"] if too_small else []
+    why = f" ({', '.join(f'{count} {code}' for code, count in reasons.items())})" if failed else ""
+    lines = [f"  slides    {', '.join(counts)}, {len(failed)} failed{why}"]
     if no_tissue:
         lines.append(
             f"  no tissue {some(no_tissue, 10)}: no tile has enough of it, see tissue_fraction in table slides"
@@ -116,7 +119,6 @@ def _tiles_line(job: Job, record: Record, state: CohortState, runtime: str) -> s
 
 
 def _read_lines(record: Record) -> list[str]:
-    """What was read of the files of the slides that were read, and what workers did with it; nothing if none was."""
     if not record.reads:
         return []
     total = sum({image_id: size for (image_id, _), (size, _) in record.reads.items()}.values())
@@ -126,20 +128,6 @@ def _read_lines(record: Record) -> list[str]:
         f"  read      {readable_size(work.bytes)} of {readable_size(total)}, the size of the slides read, in {work.requests:,} "
         f"requests; workers spent {work.waited_s:.1f} s waiting, {work.decoded_s:.1f} decoding{encoding}"
     ]
-
-
-def readable_size(n_bytes: int) -> str:
-    """The size for people, in powers of ten as stores bill them."""
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
-
-
-def _patients_lines(patients: Sequence[str], without: Sequence[str], built: int) -> list[str]:
-    total = len(patients)
-    lines = [f"  patients  {total - len(without)} of {total} have a row, {built} built in this run"]
-    if without:
-        why = "no encoded tile, or more than a row can hold"
-        lines.append(f"            without a row, for they have {why}: {some(without, 10)}")
-    return lines
 
 
 def _next_steps(job: Job, state: CohortState, root: str) -> list[str]:

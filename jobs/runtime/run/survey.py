@@ -1,7 +1,7 @@
 """What a run has to do: for each image of the cohort, what its rows should be against what the tables hold.
 
-A row is stale when its `params_hash` is not the one that today's settings, file and code give. Nothing else decides, so a
-run that was killed anywhere goes on where the last commit left it. All of it is a function of plain values.
+A row is stale if its `params_hash` is not the one that today's settings, file and code give. Nothing else decides, so a run
+that was killed continues at the last commit. The survey is a function of plain values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,11 +58,11 @@ def take_survey(
     *,
     retry_failed: bool,
 ) -> pd.DataFrame:
-    """One row per image of the cohort, and one for each image that its patient no longer has (`removed`).
+    """Return one row per image of the cohort, and one per image that its patient no longer has (`removed`).
 
     Args:
         images: the rows of the CSV.
-        located: their files.
+        located: the files of the images.
         snapshot: what the tables hold.
         identity: what shapes rows under today's settings. All features are stale if it does not know the models.
         retry_failed: take failed slides as stale.
@@ -70,26 +70,26 @@ def take_survey(
     Returns:
         Indexed by image_id: patient_id, center_id, label, image_num, uri, public_uri, mpp, file_version, size_bytes,
         error_code, error_message, want_slide_hash, want_features_hash, removed, unreachable, indexed, the columns of the
-        snapshot (status None: no row), and slide_stale, metadata_stale, features_stale, patient_stale.
+        snapshot (status None: no row), and the flags slide_stale, metadata_stale, features_stale, features_due (stale, and the
+        row in slides is right) and patient_stale.
     """
     stored = snapshot.slides.to_dict("index")
     rows = [
         _wanted(image, located[image.image_id], stored.get(image.image_id, {}), identity) | {"removed": False}
         for image in images
     ]
-    # Also of slides whose own row is missing: a run may have died between two commits.
-    owners = pd.concat(
-        [snapshot.slides["stored_patient_id"], snapshot.tiles["tiles_patient"], snapshot.features["features_patient"]]
-    ).dropna()
-    owners = owners[~owners.index.duplicated()]
+    tables = (snapshot.slides, snapshot.tiles, snapshot.features)
+    patient_columns = ("stored_patient_id", "tiles_patient", "features_patient")
+    # Tiles and features name owners, too: a run may have died before it committed the row of the slide.
+    owners = pd.concat([table[column] for table, column in zip(tables, patient_columns, strict=True)]).dropna()
     present, cohort = {image.image_id for image in images}, {image.patient_id for image in images}
     rows += [
         {"image_id": image, "patient_id": owner, "removed": True, "keep": False, "unreachable": False}
-        for image, owner in owners.items()
+        for image, owner in owners[~owners.index.duplicated()].items()
         if owner in cohort and image not in present
     ]
     survey = pd.DataFrame(rows).set_index("image_id", drop=False)
-    for table in (snapshot.slides, snapshot.tiles, snapshot.features):  # all at once would cost flags their type
+    for table in tables:  # one join of all tables would lose the type of flags
         survey = survey.join(table)
     survey = survey.rename_axis(None)
     survey["indexed"] = survey["image_id"].isin(snapshot.indexed)
@@ -99,11 +99,10 @@ def take_survey(
 
 
 def _wanted(image: Image, located: Located, stored: Mapping[Any, Any], identity: Identity) -> dict[str, Any]:
-    """What the rows of an image of the CSV should be."""
     info, error = located.info, located.error
     version = info.version if info else (error.code.value if error else None)
     unreachable = error is not None and stored.get("status") not in (None, "failed")
-    if unreachable:  # what was made of the file while it could be read stays, as long as the settings do
+    if unreachable:  # the rows that were made of the file stay as long as the settings do
         version = stored["stored_file_version"]
     return asdict(image) | {
         "uri": located.uri,
@@ -123,7 +122,7 @@ def _judge(
     survey: pd.DataFrame, patients: Mapping[str, str], identity: Identity, *, retry_failed: bool
 ) -> pd.DataFrame:
     removed, ok = survey["removed"], survey["status"] == "ok"
-    # Tiles are committed before slides: a run that died between the two left tiles of another hash than their slide's.
+    # Tiles are committed before slides: a run that died in between left tiles with another hash than their slide.
     torn = (survey["tile_rows"] > 0) & (survey["tiles_hash"] != survey["slide_hash"]) | ok & (survey["tile_rows"] == 0)
     stale = (survey["slide_hash"] != survey["want_slide_hash"]) | torn
     if retry_failed:
@@ -140,10 +139,11 @@ def _judge(
     same = (survey["feature_rows"] == wanted_rows) & ((wanted_rows == 0) | (digest_same & hash_same))
     survey["features_stale"] = survey["slide_stale"] | ~same
     if identity.draws_tiles:
-        # a slide that is added, removed or changed moves the sample of the patient's others
+        # a slide that is added, removed or changed moves the sample of the patient's other slides
         moved = survey[survey["slide_stale"]]
         survey["features_stale"] |= survey["patient_id"].isin({*moved["patient_id"], *moved["stored_patient_id"]})
     survey["features_stale"] &= ~survey["keep"]
+    survey["features_due"] = survey["features_stale"] & ~survey["slide_stale"]
     waiting = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
     groups = survey[~survey["patient_id"].isin(waiting)].groupby("patient_id")
     wrong = {name for name, of_patient in groups if patients.get(str(name)) != patient_hash(of_patient, identity)}
@@ -152,7 +152,7 @@ def _judge(
 
 
 def patient_hash(images: pd.DataFrame, identity: Identity) -> str | None:
-    """The params_hash of a patient's row from its images (status, feature_rows, features_digest, features_hash).
+    """Return the params_hash of a patient's row from its images (status, feature_rows, features_digest, features_hash).
 
     Returns:
         None if the patient has no tile, and so no row.
@@ -175,7 +175,7 @@ def plan_waves(effort: Mapping[str, float], slides_a_wave: int) -> list[list[str
 
     Args:
         effort: how much work there is on each patient; 1 is a slide that is read.
-        slides_a_wave: a wave is full with so much; a patient is never split.
+        slides_a_wave: the most work of a wave; a patient is never split.
 
     Returns:
         Lists of patient_id. Neighbours in name share a wave, so that a Delta file holds a narrow range of them and a

@@ -2,13 +2,12 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import Located, locate
-from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.run import Run
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
@@ -35,47 +34,39 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
     Returns:
         The survey as it was before.
     """
-    config, job = run.config, run.job
-    if job.stale is None:
-        raise ValueError(f"job {job.name} has no stages")
-    with run.stage("plan"):
-        located = locate(run.images, config)
-        run.step("tables")
+    job, progress = run.job, run.progress
+    with progress.stage("plan"):
+        located = locate(run.images, run.config)
+        progress.step("tables")
         for name in (*job.writes, "runs"):
             run.tables.create(name)
-        run.identity = Identity(config, _models(run))
+        run.identity = Identity(run.config, _models(run))
         check()
         survey = _survey(run, located, retry_failed=retry_failed)
-        run.record.problems += [line for line in (_unreachable(survey), job.waiting(survey)) if line]
-        work = survey[job.stale(survey)]
-        slides_a_wave = config.run.wave_slides or min(_SLIDES_A_SLOT * slots(run.spark), _MOST_SLIDES_A_WAVE)
+        run.record.problems += [line for line in (_unreachable(survey), _waiting(survey, job.waits_for)) if line]
+        work = survey[survey[list(job.stale)].any(axis=1)]
+        slides_a_wave = run.config.run.wave_slides or min(_SLIDES_A_SLOT * slots(run.spark), _MOST_SLIDES_A_WAVE)
         waves = plan_waves(_effort(work, slides_a_wave), slides_a_wave)
-    run.progress = Progress(len(work), len(waves))
-    try:
+    with progress.waves(len(work), len(waves)):
         for patients in waves:
-            wave = survey[survey["patient_id"].isin(patients)]
-            run.progress.wave(int(work["patient_id"].isin(patients).sum()))
+            progress.wave(int(work["patient_id"].isin(patients).sum()))
             ended_before = ended_executors(run.spark)
-            _through_stages(run, wave)
-            if given_up := _take_back(run, wave, ended_before):
-                survey_now = _survey(run, located, retry_failed=True)
-                _through_stages(run, survey_now[survey_now["patient_id"].isin(given_up)])
+            _through_stages(run, survey, patients)
+            if given_up := _take_back(run, survey, patients, ended_before):
+                _through_stages(run, _survey(run, located, retry_failed=True), given_up)
             # What py4j names of the JVM is in cycles: plans and broadcasts of a wave would stay until Python looks for these.
             gc.collect()
-    finally:
-        run.progress.close()
-        run.progress = Progress(0, 0)
     run.record.counts["waves"] = len(waves)
     return survey
 
 
 def _models(run: Run) -> Recipe | None:
-    """What the models add to the identity of features; None if the job has nothing to do with them, or nobody knows it."""
+    """What the models add to the identity of features; None if the job does not use it, or no run recorded it."""
     if run.job.models == "loaded":
-        _ = run.stage_resources  # what no executor can give ends the run here
+        _ = run.stage_resources  # a profile that no executor can give ends the run here
         return dict(part.split("=", 1) for part in run.models.identity)  # weights by their numbers, from whatever file
     if run.job.models == "recorded":
-        run.step("models of features")
+        run.progress.step("models of features")
         rows = run.tables.read("runs").select("started_at", "config", "features").where("size(features) > 0").collect()
         newest = sorted(rows, key=lambda row: row.started_at, reverse=True)
         return recorded_models(run.config, ((row.config, row.features) for row in newest))
@@ -83,39 +74,41 @@ def _models(run: Run) -> Recipe | None:
 
 
 def _survey(run: Run, located: Mapping[str, Located], *, retry_failed: bool) -> pd.DataFrame:
-    run.step(f"survey of {len(run.images):,} images")
-    snapshot = read_snapshot(run.tables, run.config, with_patients="patients" in run.job.writes)
+    run.progress.step(f"survey of {len(run.images):,} images")
+    snapshot = read_snapshot(run.tables, run.config.tiling, with_patients="patients" in run.job.writes)
     return take_survey(run.images, located, snapshot, run.identity, retry_failed=retry_failed)
 
 
-def _through_stages(run: Run, wave: pd.DataFrame) -> None:
+def _through_stages(run: Run, survey: pd.DataFrame, patients: Collection[str]) -> None:
+    wave = survey[survey["patient_id"].isin(patients)]
     for stage in run.job.stages:
         stage(run, wave)
 
 
 def _effort(work: pd.DataFrame, slides_a_wave: int) -> dict[str, float]:
-    """How much work there is on each patient; 1 is a slide that is read."""
+    """Return how much work there is on each patient; 1 is a slide that is read."""
     is_missing = work["slide_stale"] & work["error_code"].notna()  # a row is written, nothing is read
     effort = pd.Series(1.0, work.index).mask(is_missing, min(1.0, slides_a_wave / _MOST_MISSING_A_WAVE))
     return {str(patient): total for patient, total in effort.groupby(work["patient_id"]).sum().items()}
 
 
-def _take_back(run: Run, wave: pd.DataFrame, ended_before: set[str]) -> set[str]:
-    """The patients of slides that this wave gave up as `worker_died` while executors ended, beside those of `ended_before`.
+def _take_back(run: Run, survey: pd.DataFrame, patients: Collection[str], ended_before: set[str]) -> set[str]:
+    """Return the patients of slides that a wave gave up as `worker_died` while executors ended.
 
-    A task that begins anew is not told why: because its worker died of the slide, or because its executor was taken away, by a
-    queue whose share it was in or with its node. So the slides get another chance, of two more deaths. Those that were given up
-    while they were encoded are good again in table slides, for their tiles are there.
+    Spark does not tell a new attempt of a task why the last one ended: its worker died of the slide, or its executor was taken
+    away by a queue or with its node. So the slides get another chance, of two more deaths. Those that were given up while they
+    were encoded are good again in table slides, because their tiles are there.
     """
     if ended_executors(run.spark) <= ended_before:
         return set()
-    run.step("slides that executors left behind")
+    run.progress.step("slides that executors left behind")
+    images = list(survey.loc[survey["patient_id"].isin(patients), "image_id"])
     died = (F.col("run_id") == run.record.run_id) & (F.col("error_code") == ErrorCode.WORKER_DIED.value)
-    rows = run.tables.read("slides").where(died & F.col("image_id").isin(list(wave["image_id"])))
+    rows = run.tables.read("slides").where(died & F.col("image_id").isin(images))
     given_up = rows.select("image_id", "patient_id", "n_tiles").collect()
     if given_up:
         names = some(sorted(row.image_id for row in given_up))
-        _log.warning(f"slidelake: executors went while they worked on {names}: these are taken up again")
+        _log.warning(f"slidelake: executors ended while they worked on {names}: these slides are tried again")
     good = [(row.image_id, "ok", None, None) for row in given_up if row.n_tiles]
     if good:
         schema = "image_id string, status string, error_code string, error_message string"
@@ -129,6 +122,13 @@ def _unreachable(survey: pd.DataFrame) -> str:
         return ""
     first = lost.iloc[0]
     return (
-        f"{len(lost)} slides that were read before can't be reached now, their rows are kept while the settings stay: "
+        f"{len(lost)} slides that were read before cannot be reached now, their rows are kept while the settings stay: "
         f"{first['error_code']}: {first['error_message']}"
     )
+
+
+def _waiting(survey: pd.DataFrame, flag_of_job: Mapping[str, str]) -> str:
+    flags, jobs = list(flag_of_job.values()), list(flag_of_job)
+    number = survey.loc[survey[flags].any(axis=1), "patient_id"].nunique()
+    remedy = f"{' and '.join(jobs)} {'job: run it' if len(jobs) == 1 else 'jobs: run them'}, then this again"
+    return f"{number} patients wait for the {remedy}" if number else ""

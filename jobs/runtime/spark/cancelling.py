@@ -1,4 +1,4 @@
-"""A stop signal while Spark is at work: its jobs are cancelled, so that the call that waits for them ends by itself."""
+"""A stop signal during Spark's work: its jobs are cancelled, so that the call that waits for them ends by itself."""
 
 import signal
 import threading
@@ -12,11 +12,11 @@ from pyspark.sql import SparkSession
 from jobs.runtime.spark.signals import NAMES, Stopped, already_ending, handle_stop_signals, say
 
 _AGAIN_S = 0.2
-_PATIENCE_S = 5.0  # with a call that does not wait for Spark's jobs, and with a JVM that answers no more
+_PATIENCE_S = 5.0  # with a call that does not wait for Spark's jobs, and with a JVM that does not answer
 
 
 class Cancelling:
-    """While the block runs, a stop signal cancels Spark's jobs; `stopped_by` is the name of the signal that came, or None.
+    """While the block runs, a stop signal cancels Spark's jobs; `stopped_by` is the name of the first signal, or None.
 
     An exception in the middle of a call to the JVM would leave the answer of that call to the next one. So the first signal
     raises nothing: a thread with a connection of its own cancels all jobs, over and over, and the call that waits for one of
@@ -37,7 +37,7 @@ class Cancelling:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """From here on Spark's jobs run again, for the record, and no signal raises anything.
+        """Let Spark's jobs run again, so that the run can be recorded; from here on no signal raises anything.
 
         Raises:
             Stopped: in place of the error that a cancelled job ended in.
@@ -61,11 +61,10 @@ class Cancelling:
         self._thread.start()
 
     def _cancel(self) -> None:
-        """Cancel all jobs, over and over: the next may not have begun yet."""
         say(f"{self.stopped_by}: Spark's work is cancelled ...")
         main = threading.main_thread().ident
         waited_s = 0.0
-        while True:
+        while True:  # the next job may not have begun yet
             with suppress(Py4JError):
                 self._session.sparkContext.cancelAllJobs()
             if self._ended.wait(_AGAIN_S):

@@ -1,4 +1,4 @@
-"""Delta's Python side: on a platform a part of Spark's, by `--packages` in Delta's jar, else by pip; None where it is missing."""
+"""Delta's Python side: on a platform a part of Spark's, by `--packages` in Delta's jar, else by pip; None if it is missing."""
 
 try:
     from delta.tables import DeltaTable

@@ -1,4 +1,17 @@
-"""What only Spark's JVM can tell or do: PySpark has no public call for any of it, and no other module reaches into the JVM."""
+"""What only Spark's JVM can do: the one module that reaches into it.
+
+PySpark, Python and fsspec have no public means for these:
+
+- Signals: the JVM of spark-submit on YARN and Kubernetes gets SIGTERM instead of Python, and would end by it before the run is
+  recorded. Python's `signal` module sees only Python's own signals, and Java's public shutdown hooks run when Spark is
+  already stopping.
+- Before there is a session: the stderr, the terminal and the master of spark-submit. Python's own stderr is a pipe to
+  spark-submit's stdout, and PySpark's SparkConf is empty until a session exists.
+- Hadoop paths: whether the driver can write to a store is a matter of Hadoop's connectors and credentials. fsspec has
+  others, and PySpark creates and deletes no single file.
+- The list of executors: PySpark's StatusTracker has jobs and stages only. Spark's REST API has executors, but not if the UI is
+  off or, on YARN, behind the proxy of the ResourceManager.
+"""
 
 import os
 from contextlib import suppress
@@ -14,9 +27,14 @@ _STDERR = 2
 
 @cache
 def jvm_of_spark_submit() -> Any:
-    """The JVM that started this process, reached as PySpark reaches it; before there is a session."""
+    """Return the JVM that started this process; needs no session."""
     launch: Any = launch_gateway
     return launch().jvm
+
+
+def jvm_of(session: SparkSession) -> Any:
+    """Return the JVM of the driver."""
+    return session._jvm
 
 
 class StderrOfSparkSubmit:
@@ -37,19 +55,19 @@ class StderrOfSparkSubmit:
 
 
 def spark_submit_has_a_terminal() -> bool:
-    """Whether somebody sits before spark-submit."""
+    """Return whether spark-submit runs on a terminal."""
     with suppress(Py4JError):  # a platform whose JVM takes no such calls
         return jvm_of_spark_submit().java.lang.System.console() is not None
     return False
 
 
 def master_of_spark_submit() -> str:
-    """Where spark-submit was told to run; PySpark's SparkConf knows it only once there is a session."""
+    """Return the master that spark-submit was given; empty if none."""
     return str(jvm_of_spark_submit().org.apache.spark.SparkConf().get("spark.master", ""))
 
 
 def pass_signals_on(jvm: Any) -> None:
-    """Let the JVM send the signals that it gets to this process, instead of ending by them before the run is recorded.
+    """Let a JVM send the signals that it gets to this process, instead of ending by them before the run is recorded.
 
     The JVM gets a signal instead of Python if it is Python's parent (spark-submit on YARN and Kubernetes), or as well if both are
     in one process group. Java has no other interface for signals than sun.misc.Signal, which the module jdk.unsupported exports.
@@ -66,46 +84,16 @@ def pass_signals_on(jvm: Any) -> None:
             jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal(name), send)
 
 
-def jvm_of(session: SparkSession) -> Any:
-    """The JVM of the driver."""
-    return session._jvm
-
-
-def call_static(session: SparkSession, name: str, method: str, *texts: str) -> str:
-    """What a static Java method of texts returns on the driver; on executors, SQL's java_method calls it.
-
-    Raises:
-        Py4JJavaError: there is no such class, also among the jars of --packages.
-    """
-    jvm, context = jvm_of(session), session.sparkContext
-    gateway: Any = context._gateway
-    arguments = gateway.new_array(jvm.java.lang.Object, len(texts))
-    for i, text in enumerate(texts):
-        arguments[i] = text
-    return str(jvm.java.beans.Expression(_load_class(session, name), method, arguments).getValue())
-
-
-def has_class(session: SparkSession, name: str) -> bool:
-    """Whether the driver has a class, also among the jars of --packages."""
-    with suppress(Py4JError):
-        return _load_class(session, name) is not None
-    return False
-
-
 def hadoop_path(session: SparkSession, uri: str) -> tuple[Any, Any]:
-    """Hadoop's file system of a URI, as the driver opens it for Spark, and the path in it; PySpark lists and deletes nothing."""
+    """Return Hadoop's file system of a URI, as the driver opens it for Spark, and the path in it."""
     context: Any = session.sparkContext
     path = jvm_of(session).org.apache.hadoop.fs.Path(uri)
     return path.getFileSystem(context._jsc.hadoopConfiguration()), path
 
 
 def executor_summaries(session: SparkSession) -> list[Any]:
-    """What Spark knows of each executor, with those that ended; its REST API has the same, but is off with the UI."""
+    """Return Spark's ExecutorSummary of each executor that runs or ended."""
     context: Any = session.sparkContext
     summaries = context._jsc.sc().statusStore().executorList(False)
     rows = (summaries.apply(i) for i in range(summaries.size()))
     return [row for row in rows if row.id() != "driver"]
-
-
-def _load_class(session: SparkSession, name: str) -> Any:
-    return jvm_of(session).java.lang.Thread.currentThread().getContextClassLoader().loadClass(name)

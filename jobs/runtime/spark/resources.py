@@ -1,4 +1,4 @@
-"""What a task of the features stage is given on a cluster: its resource profile, checked against what executors have."""
+"""The executors of a cluster, and the resource profile of the features stage, checked against what executors have."""
 
 import logging
 import math
@@ -21,12 +21,12 @@ from jobs.runtime.spark.session import is_local, slots
 
 _log = logging.getLogger("slidelake.resources")
 _GPU = "spark.executor.resource.gpu"
-_PATIENCE_S = 30.0  # with a cluster that has no executor yet, before that is said
+_PATIENCE_S = 30.0  # before a line says that the cluster has no executor yet
 REQUEST_REMEDY = (
     "lower these settings to what a worker has free, as the page of the master or ResourceManager tells (Kubernetes: kubectl "
-    "describe pod), or wait for it; where that shows executors that ended at once, look at their logs"
+    "describe pod), or wait for it; if that page shows executors that ended at once, look at their logs"
 )
-_LATECOMERS_S = 3.0  # for a larger executor, where those that came first are too small
+_LATECOMERS_S = 3.0  # for a larger executor, if the first ones are too small
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,9 @@ class Executor:
     gpus: int
 
     def tasks(self, cpus: int, gpus: float) -> int:
-        """How many tasks that take so much run at once.
-
-        As many share a GPU as fit on it whole: two of 0.4, one of 0.6.
-        """
+        """Return how many tasks of so many CPUs and GPUs run at once; a GPU is shared by whole tasks: two of 0.4, one of 0.6."""
         by_cores = self.cores // cpus
-        if not gpus:
-            return by_cores
-        return min(by_cores, self.gpus * math.floor(1 / gpus))
+        return min(by_cores, self.gpus * math.floor(1 / gpus)) if gpus else by_cores
 
 
 @dataclass(frozen=True)
@@ -52,19 +47,19 @@ class StageResources:
     """How the tasks of the features stage are scheduled."""
 
     session: SparkSession
-    profile: ResourceProfile | None = None  # for DataFrame.mapInArrow; None goes by Spark's own settings
+    profile: ResourceProfile | None = None  # for DataFrame.mapInArrow; None: Spark's own settings hold
     cpus: int = 1
     gpus: float = 0
 
     @property
     def gpu_share(self) -> float:
-        """The part of a GPU that a task may take, where several run on one."""
-        if is_local(self.session):  # they take turns with those that PyTorch finds
+        """The part of a GPU that a task may take, if several tasks run on one GPU."""
+        if is_local(self.session):  # tasks take turns with the GPUs that PyTorch finds
             return 1 / math.ceil(slots(self.session) / max(1, torch.cuda.device_count()))
         return 1 / math.floor(1 / self.gpus) if 0 < self.gpus < 1 else 1.0
 
     def slots(self) -> int:
-        """How many of its tasks run at once: on the executors of now, and no fewer than of others if Spark adds some."""
+        """Return how many of its tasks run at once on today's executors; with dynamic allocation, no fewer than other tasks."""
         if self.profile is None:
             return slots(self.session)
         least = slots(self.session) if _is_dynamic(self.session) else 1
@@ -72,11 +67,11 @@ class StageResources:
 
 
 def features_resources(session: SparkSession, settings: ResourcesSettings) -> StageResources:
-    """The profile of the features stage, if the settings ask for one and the cluster can give it.
+    """Return the resources of the features stage, with a profile if the settings ask for one and the cluster can give it.
 
-    With a fixed number of executors it is about tasks alone, and they run on the executors of all stages. With dynamic
-    allocation Spark starts further executors for it: with `spark.executor.resource.gpu.amount` GPUs each, as all others;
-    where that is 0, others go without and these have what a task takes.
+    With a fixed number of executors the profile is about tasks alone, and they run on the executors of all stages. With dynamic
+    allocation Spark starts further executors for it, with `spark.executor.resource.gpu.amount` GPUs each, as all others. If
+    that amount is 0, other executors have no GPU and these have what a task takes.
 
     Raises:
         ConfigError: a task asks for more than an executor has, and would wait for ever.
@@ -84,7 +79,7 @@ def features_resources(session: SparkSession, settings: ResourcesSettings) -> St
     if not settings.gpus_per_task and settings.cpus_per_task is None:
         return StageResources(session)
     if is_local(session):
-        _say("Spark runs on this machine alone: its tasks take all cores, and a GPU where it has one")
+        _say("Spark runs on this machine alone: its tasks take all cores, and a GPU if it has one")
         return StageResources(session)
     conf = session.sparkContext.getConf()
     gpus, cpus = settings.gpus_per_task or 0, settings.cpus_per_task or int(conf.get("spark.task.cpus", "1") or 1)
@@ -98,7 +93,7 @@ def features_resources(session: SparkSession, settings: ResourcesSettings) -> St
     if cpus > most_cores:
         raise ConfigError(
             f"resources.cpus_per_task is {cpus}, but an executor has {most_cores} cores",
-            f"set it to {most_cores} or less, or spark.executor.cores to {cpus} where nodes have as many",
+            f"set it to {most_cores} or less, or spark.executor.cores to {cpus} if nodes have as many",
         )
     if not gpus and settings.cpus_per_task is None:
         return StageResources(session)
@@ -111,12 +106,11 @@ def features_resources(session: SparkSession, settings: ResourcesSettings) -> St
 
 
 def _is_dynamic(session: SparkSession) -> bool:
-    """Whether Spark starts and stops executors as it goes."""
     return session.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true"
 
 
 def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> list[Executor]:
-    """Those that there are, at least one: with the first task, Spark waits until one has come."""
+    """The executors that run now, at least one: Spark's first task waits until one has started."""
     session.range(1).count()
     found = executors_of(session)
     if not any(executor.tasks(cpus, gpus) for executor in found):
@@ -127,11 +121,11 @@ def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> lis
 
 @contextmanager
 def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
-    """While the block runs, a line every half minute in which Spark has work and no executor: it would wait in silence."""
+    """While the block runs, log a line every half minute in which Spark has work and no executor: it waits in silence."""
     ended = threading.Event()
 
     def watch() -> None:
-        with suppress(Py4JError):  # a JVM that is gone is told of elsewhere
+        with suppress(Py4JError):  # a JVM that ended is reported elsewhere
             while not ended.wait(_PATIENCE_S) and not executors_of(session):
                 if session.sparkContext.statusTracker().getActiveJobsIds():
                     _say(f"no executor yet: Spark waits for one, of {executor_request(session)}; {REQUEST_REMEDY}")
@@ -146,7 +140,7 @@ def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
 
 
 def executor_request(session: SparkSession) -> str:
-    """What Spark asks the cluster for, for an executor, as far as its settings say."""
+    """Return what Spark asks the cluster for per executor, as far as its settings say."""
     conf = session.sparkContext.getConf()
     request = [f"{conf.get('spark.executor.memory', None) or '1g'} of memory (spark.executor.memory)"]
     for key, what in (
@@ -160,18 +154,17 @@ def executor_request(session: SparkSession) -> str:
 
 
 def executors_of(session: SparkSession) -> list[Executor]:
-    """Returns the executors that run now."""
-    active = [row for row in executor_summaries(session) if row.isActive()]
-    return [Executor(row.totalCores(), _gpus(row.resources())) for row in active]
+    """Return the executors that run now."""
+    return [Executor(row.totalCores(), _gpus(row.resources())) for row in executor_summaries(session) if row.isActive()]
 
 
 def plain_executors(session: SparkSession) -> int:
-    """How many run the stages that have no resources of their own; 1 where Spark runs on one machine."""
+    """Return how many executors run the stages that have no resources of their own; 1 in local mode."""
     return sum(row.isActive() and row.resourceProfileId() == 0 for row in executor_summaries(session)) or 1
 
 
 def ended_executors(session: SparkSession) -> set[str]:
-    """Returns the ids of executors that ended: that died, or that the cluster took away."""
+    """Return the ids of executors that ended: that died, or that the cluster took away."""
     return {row.id() for row in executor_summaries(session) if not row.isActive()}
 
 

@@ -1,4 +1,4 @@
-"""The Spark session of a job, wherever it was started: by spark-submit with its own settings, or by `slidelake`."""
+"""The Spark session of a job, started by spark-submit with its settings or by `slidelake`."""
 
 import os
 import re
@@ -8,16 +8,18 @@ import threading
 from pathlib import Path
 
 import pyspark
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from jobs.runtime.settings.config import ConfigError
 from jobs.runtime.spark.delta_table import DeltaTable
-from jobs.runtime.spark.jvm import has_class, jvm_of, jvm_of_spark_submit, master_of_spark_submit, pass_signals_on
+from jobs.runtime.spark.jvm import jvm_of, jvm_of_spark_submit, master_of_spark_submit, pass_signals_on
 from jobs.runtime.spark.streams import is_submitted
 
-_DELTA_CLASS = "io.delta.sql.DeltaSparkSessionExtension"
 DELTA_PACKAGE = "io.delta.package"  # Scala's package object, which has the version
-# Which Delta fits which Spark; whatever is installed, for on a platform that is the platform's.
+# Which Delta fits which Spark. It need not be what is installed: a platform brings its own.
 _DELTA = {
     (4, 0): "io.delta:delta-spark_2.13:4.0.1",
     (4, 1): "io.delta:delta-spark_4.1_2.13:4.4.0",
@@ -25,11 +27,11 @@ _DELTA = {
 }
 _OLDEST_SPARK = (4, 0)
 _PACKAGED_CONF = Path(__file__).parent / "conf"  # conf/spark/local.conf and conf/log4j2.properties, in a wheel
-_LOCAL_TASK_FAILURES = 4  # what clusters have; Spark's local mode would end the run at the first death of a worker
+_LOCAL_TASK_FAILURES = 4  # as on clusters; Spark's local mode would end the run at the first death of a worker
 
 
 def refuse_unusable_spark() -> None:
-    """Look at the Spark that there is, before it starts.
+    """Look at the installed Spark before it starts.
 
     Raises:
         ConfigError: it lacks what the jobs use, or Delta's Python side is missing.
@@ -45,10 +47,10 @@ def refuse_unusable_spark() -> None:
 
 
 def start_session(name: str) -> SparkSession:
-    """The session, with Delta.
+    """Return the session, with Delta.
 
     Raises:
-        ConfigError: Delta's jar is not there.
+        ConfigError: Delta's jar is missing.
     """
     session = open_session(name)
     if not has_delta(session):
@@ -59,20 +61,20 @@ def start_session(name: str) -> SparkSession:
 
 
 def delta_remedy(spark_version: str) -> str:
-    """What gives that version of Spark its Delta, jar and Python side."""
-    major, minor = _release(spark_version)
+    """Return what gives that version of Spark its Delta, jar and Python side."""
+    major, minor = release = _release(spark_version)
     unknown = f"io.delta:delta-spark_{major}.{minor}_2.13:VERSION (docs.delta.io/releases tells which fits)"
-    return f"add --packages {_delta_for(spark_version) or unknown} to spark-submit"
+    return f"add --packages {_DELTA.get(release, unknown)} to spark-submit"
 
 
 def open_session(name: str) -> SparkSession:
-    """The session, whether Delta is there or not."""
+    """Return the session, with Delta or without."""
     submitted = is_submitted()  # then there is a JVM already
     builder = SparkSession.Builder().appName(name)
     if not submitted:
         if _PACKAGED_CONF.is_dir():
             os.environ.setdefault("SPARK_CONF_DIR", str(_PACKAGED_CONF))
-        coordinates = _delta_for(pyspark.__version__)
+        coordinates = _DELTA.get(_release(pyspark.__version__))
         if coordinates and not list(Path(pyspark.__file__).parent.glob("jars/delta-spark_*.jar")):
             builder = builder.config("spark.jars.packages", coordinates)
     master = _master(submitted)
@@ -83,7 +85,7 @@ def open_session(name: str) -> SparkSession:
         pass_signals_on(jvm_of_spark_submit())
     of_ctrl_c = signal.getsignal(signal.SIGINT)
     session: SparkSession = (
-        builder.config("spark.sql.extensions", _DELTA_CLASS)
+        builder.config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.sql.session.timeZone", "UTC")
         # So that SQL means what it says, whatever stands in a path: ${...} is no variable, and a backslash escapes.
@@ -98,23 +100,42 @@ def open_session(name: str) -> SparkSession:
 
 
 def has_delta(session: SparkSession) -> bool:
-    """Whether Delta's jar is on the driver's class path."""
-    return has_class(session, _DELTA_CLASS)
+    """Return whether Spark finds Delta on the driver's class path."""
+    try:
+        session.read.format("delta").load()
+    except (
+        PySparkException,
+        Py4JJavaError,
+    ) as error:  # without Delta the format is unknown, with Delta the path is missing
+        return "DATA_SOURCE_NOT_FOUND" not in str(error)
+    return True
+
+
+def call_static(session: SparkSession, name: str, method: str, *texts: str) -> str:
+    """Return what a static Java method of texts returns on the driver.
+
+    SQL's java_method calls it. Spark's optimiser evaluates an inline table on the driver, so no executor takes part.
+
+    Raises:
+        AnalysisException: there is no such class or method, also among the jars of --packages.
+    """
+    call = F.java_method(*map(F.lit, (name, method, *texts)))
+    return str(session.sql("VALUES (1)").select(call).collect()[0][0])
 
 
 def is_local(session: SparkSession) -> bool:
-    """Whether tasks run in the driver's own process; those of local-cluster do not."""
+    """Return whether tasks run in the driver's own process; those of local-cluster do not."""
     return (session.sparkContext.master or "local").partition("[")[0] == "local"
 
 
 def heap_bytes(session: SparkSession) -> int:
-    """The heap of a JVM that tasks run in: an executor's, or the driver's own where all runs in one process."""
+    """Return the heap of a JVM that runs tasks: an executor's, or in local mode the driver's."""
     who = "driver" if is_local(session) else "executor"
     return size_of(session.sparkContext.getConf().get(f"spark.{who}.memory", "1g") or "1g")
 
 
 def size_of(text: str, unit: str = "b") -> int:
-    """A size as Spark's settings have it, in bytes: ``1g`` or ``512m``; a bare number counts in `unit`."""
+    """Return a size of Spark's settings in bytes: ``1g`` or ``512m``; a bare number counts in `unit`."""
     match = re.fullmatch(r"(\d+)([bkmgtp]?)b?", text.strip().lower())
     if not match:
         raise ConfigError(f"{text!r} is no size of memory", "write it as Spark does, for example 4g or 512m")
@@ -122,29 +143,24 @@ def size_of(text: str, unit: str = "b") -> int:
 
 
 def slots(session: SparkSession) -> int:
-    """How many tasks run at once."""
+    """Return how many tasks run at once."""
     return max(1, session.sparkContext.defaultParallelism)
 
 
 def with_retries(master: str) -> str:
-    """A bare local master with the retries of a cluster: ``local[2]`` as ``local[2,4]``; any other as it is."""
+    """Return a bare local master with the retries of a cluster: ``local[2]`` as ``local[2,4]``; any other as it is."""
     match = re.fullmatch(r"local(?:\[([^\],]+)\])?", master)
     return f"local[{match[1] or 1},{_LOCAL_TASK_FAILURES}]" if match else master
 
 
-def _delta_for(spark_version: str) -> str | None:
-    """Coordinates of the Delta that fits, None where none was known when this was written."""
-    return _DELTA.get(_release(spark_version))
-
-
 def _release(version: str) -> tuple[int, int]:
-    """Major and minor of a version, whatever a platform puts behind: ``4.0.2-amzn-0`` is (4, 0)."""
+    """Major and minor of a version, whatever a platform appends: ``4.0.2-amzn-0`` is (4, 0)."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
 
 
 def _master(submitted: bool) -> str:
-    """Where to run: as spark-submit or the environment says, else all cores of this machine; with retries if local."""
+    """The master of spark-submit or the environment, else all cores of this machine; with retries if local."""
     given = master_of_spark_submit() if submitted else ""
     return with_retries(
         given or pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]"

@@ -13,7 +13,7 @@ _log = logging.getLogger("slidelake.signals")
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end; its text is the signal's name."""
+    """A signal asks this process to end; the text is the name of the signal."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def stop_signals() -> Iterator[None]:
 
 
 def handle_stop_signals(handler: Handler) -> None:
-    """Let another handler have those of the signals that are not ignored; for use in a `stop_signals` block."""
+    """Set the handler of the stop signals that are not ignored; for use in a `stop_signals` block."""
     if _is_main_thread():
         for number in NAMES:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -42,19 +42,19 @@ def handle_stop_signals(handler: Handler) -> None:
 
 
 def already_ending(number: int, frame: FrameType | None) -> None:
-    """Handle a signal that comes when the process is about to end: Ctrl-C gets a line, others may have been sent to all."""
+    """Handle a signal while the process is ending: Ctrl-C gets a line, others may have been sent to all processes."""
     del frame
     if number == signal.SIGINT:
         say(r"still ending, which takes some seconds; Ctrl-\ ends it at once")
 
 
 def say(text: str) -> None:
-    """Log a line from a thread of its own: a handler may have come in the middle of another line."""
+    """Log a line from a thread of its own: a handler may run in the middle of another line."""
     threading.Thread(target=_log.warning, args=("slidelake: %s", text)).start()
 
 
 def name_of(error: BaseException) -> str:
-    """What stopped a run, for people: the signal, else the type of the error."""
+    """Return what stopped a run, for people: the signal, else the type of the error."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or NAMES[signal.SIGINT]
     return type(error).__name__

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 
 def is_submitted() -> bool:
-    """Whether spark-submit started this process, and a JVM before it."""
+    """Return whether spark-submit started this process, and a JVM before it."""
     return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
 def terminal() -> TextIO | None:
-    """The terminal that a bar can be drawn on, None if there is none."""
+    """Return the terminal that a bar can be drawn on; None if there is none."""
     if sys.stderr.isatty():
         return sys.stderr
     try:
@@ -26,7 +26,7 @@ def terminal() -> TextIO | None:
 
 
 def log_to_stderr(run_id: str = "-") -> None:
-    """Let one handler write what `slidelake.*` logs; for entry points, as soon as they start and once they know their run."""
+    """Let one handler write what `slidelake.*` logs; for entry points, at their start and once their run has an id."""
     logging.captureWarnings(is_submitted())  # else spark-submit's one pipe would put Python's warnings on stdout
     for name in ("slidelake", "py.warnings"):
         logger = logging.getLogger(name)
@@ -48,7 +48,7 @@ class _Messages(logging.Handler):
         has_terminal = sys.stderr.isatty() or self._submitted_from_a_terminal
         text = record.getMessage() if has_terminal else self._dated.format(record)
         if is_submitted() and _is_merged():
-            from jobs.runtime.spark.jvm import StderrOfSparkSubmit  # noqa: PLC0415 - pyspark, which --help does without
+            from jobs.runtime.spark.jvm import StderrOfSparkSubmit  # noqa: PLC0415 - pyspark, which --help need not load
 
             tqdm.write(text, StderrOfSparkSubmit())
         else:
@@ -64,6 +64,6 @@ def _is_submitted_from_a_terminal() -> bool:
 
 
 def _is_merged() -> bool:
-    """Whether stdout and stderr are one pipe."""
+    """Return whether stdout and stderr are one pipe."""
     out, err = os.fstat(1), os.fstat(2)
     return stat.S_ISFIFO(err.st_mode) and os.path.samestat(out, err)

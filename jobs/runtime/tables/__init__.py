@@ -1,1 +1,1 @@
-"""The Delta tables: their schemas, where they lie, and how rows get into them."""
+"""The Delta tables: how they are opened, checked, named and written."""

@@ -1,6 +1,6 @@
-"""Tables by name: those of output.root in a schema of Spark's catalog (Unity Catalog, Hive), where output.schema names one.
+"""Names of tables in a schema of Spark's catalog (Unity Catalog, Hive), if output.schema names one.
 
-The catalog holds names and places; what a table is, Delta's log tells, which lies with its files.
+The catalog holds names and places only. Delta's log, beside the table's files, says what a table is.
 """
 
 import re
@@ -18,10 +18,10 @@ _NOT_PLAIN = re.compile(r"[^0-9A-Za-z ,.:/_-]")
 
 
 def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]) -> None:
-    """Look whether tables of these names, at these paths, can be in the schema.
+    """Check that tables of these names, at these paths, can be in the schema.
 
     Raises:
-        ConfigError: the schema is not there or would not last, or has a table of such a name that lies elsewhere.
+        ConfigError: the schema is missing or would not last, or has a table of such a name at another place.
     """
     is_its_own = schema.partition(".")[0] in (schema, "spark_catalog")
     if is_its_own and session.conf.get("spark.sql.catalogImplementation") == "in-memory":
@@ -31,7 +31,7 @@ def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]
         )
     if not session.catalog.databaseExists(_sql_name(schema)):
         raise ConfigError(
-            f"output.schema: Spark's catalog has no schema {schema}: CREATE SCHEMA {schema}, or name one that is there"
+            f"output.schema: Spark's catalog has no schema {schema}: CREATE SCHEMA {schema}, or name one that exists"
         )
     for name in sorted(_names(session, schema) & paths.keys()):
         place = _place(session, schema, name)
@@ -43,19 +43,23 @@ def refuse_unusable(session: SparkSession, schema: str, paths: Mapping[str, str]
 
 
 def register(session: SparkSession, schema: str, name: str, path: str, comment: str) -> bool:
-    """Give the Delta table at a path its name, unless it has it, and a comment if it has none; returns whether it got one."""
+    """Give the Delta table at a path its name if it has none, and then a comment if it has none.
+
+    Returns:
+        Whether the comment was set, which is a commit to the table.
+    """
     if name in _names(session, schema):
         return False
     table = _sql_name(schema, name)
     session.sql(f"CREATE TABLE IF NOT EXISTS {table} USING delta LOCATION {literal(path)}")
-    is_old = not DeltaTable.forPath(session, path).detail().select("description").collect()[0][0]
-    if is_old:
+    lacks_comment = not DeltaTable.forPath(session, path).detail().select("description").collect()[0][0]
+    if lacks_comment:
         session.sql(f"COMMENT ON TABLE {table} IS {literal(comment)}")
-    return is_old
+    return lacks_comment
 
 
 def literal(text: str) -> str:
-    """A text as SQL writes it.
+    """Return a text as SQL writes it.
 
     Spark looks for variables (``${env:HOME}``) in SQL before it reads any of it, in strings too. So every character that is no
     letter, digit or harmless sign of ASCII is written as its code point.
@@ -74,11 +78,11 @@ def _names(session: SparkSession, schema: str) -> set[str]:
 
 
 def _place(session: SparkSession, schema: str, name: str) -> str:
-    """The URI of a table's files, or what there is instead of them."""
+    """The URI of a table's files, or what the name stands for instead."""
     try:
         about = session.sql(f"DESCRIBE TABLE EXTENDED {_sql_name(schema, name)}").collect()
     except AnalysisException:
-        return "a table whose files are gone"
+        return "a table whose files are missing"
     return next((str(row.data_type) for row in about if row.col_name == "Location"), "a view")
 
 

@@ -1,4 +1,4 @@
-"""What stopped a run, in one line, if it is no fault of the code: another run, a damaged table, a full disk."""
+"""What stopped a run, in one line, if the code is not at fault: another run, a damaged table, a full disk."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _NO_ROOM = re.compile(r"No space left on device|[Dd]isk quota exceeded|File too 
 
 
 def why_stopped(error: BaseException, tables: Tables) -> str | None:
-    """One line that names the thing and the remedy; None for any other error."""
+    """Return one line with the cause and the remedy; None for any other error."""
     if isinstance(error, ConcurrentRunError | DamagedTableError):
         return str(error)
     text = f"{type(error).__name__}: {error}"
@@ -35,7 +35,7 @@ def why_stopped(error: BaseException, tables: Tables) -> str | None:
 
 
 def _room(tables: Tables) -> str:
-    """Where a run writes, and the room there as far as this machine knows."""
+    """Where a run writes, and the free space there as far as this machine knows."""
     scratch = os.environ.get("SPARK_LOCAL_DIRS") or tables.spark.sparkContext.getConf().get(
         "spark.local.dir", tempfile.gettempdir()
     )

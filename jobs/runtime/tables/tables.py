@@ -1,4 +1,4 @@
-"""The Delta tables of one output root: how they are opened, made and read, and how rows get into them."""
+"""The Delta tables of one output root: how they are opened, made, read and written."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,19 +11,13 @@ from pyspark.sql.types import StructField, StructType
 
 from jobs.runtime.spark.delta_table import DeltaTable
 from jobs.runtime.tables.catalog import literal, refuse_unusable, register, sql_name
-from jobs.runtime.tables.layout import Log, latest_version, open_log, refuse_unwritable_name
+from jobs.runtime.tables.layout import READABLE_BY_OTHERS, Log, latest_version, open_log, refuse_unwritable_name
 from udfs.schemas import TABLES
 from udfs.wsi.store import absolute_uri, public_uri
 
-_PROPERTIES = {
-    # What keeps a table readable for deltalake, polars, DuckDB and petastorm alike.
-    "delta.enableDeletionVectors": "false",
-    "delta.columnMapping.mode": "none",
-}
-
 
 def spark_schema(schema: pa.Schema) -> StructType:
-    """An Arrow schema as Spark's, comments included."""
+    """Return an Arrow schema as Spark's, comments included."""
 
     def column(field_: pa.Field) -> StructField:
         comment = (field_.metadata or {}).get(b"comment", b"").decode()
@@ -39,28 +33,28 @@ class ConcurrentRunError(Exception):
 
 @dataclass
 class Tables:
-    """The tables of one output root, written by one run at a time: a second writer is noticed, and stops this one.
+    """The tables of one output root. One run writes them at a time: this one stops if it notices another writer.
 
     The log of a table is opened once: with `open`, or when the table is first needed. From then on this object knows the version
-    and the properties, since it alone writes them.
+    and the properties, because no other run may write them.
     """
 
     spark: SparkSession
     root: str
-    schema: str | None = None  # of Spark's catalog, where the tables get names too
+    schema: str | None = None  # of Spark's catalog, in which the tables get names too
     versions_opened: dict[str, int] = field(default_factory=dict)  # of the tables that existed when they were opened
     _logs: dict[str, Log | None] = field(default_factory=dict)  # None: the table does not exist
 
     def path(self, name: str) -> str:
-        """Where the table lies."""
+        """Return the URI of the table."""
         return f"{absolute_uri(self.root).rstrip('/')}/{name}"  # Delta wants no relative path
 
     def open(self, *names: str) -> None:
         """Open the logs of these tables, and alter nothing.
 
         Raises:
-            ConfigError: anything but such a table lies in its place, or it can't be in the catalog's schema.
-            DamagedTableError: its log can't be read.
+            ConfigError: a table's folder holds something else, or the table cannot be in the catalog's schema.
+            DamagedTableError: a log cannot be read.
         """
         refuse_unwritable_name(self.spark, absolute_uri(self.root))
         if self.schema:
@@ -83,7 +77,7 @@ class Tables:
         return log
 
     def exists(self, name: str) -> bool:
-        """Whether the table existed when it was opened, or was made since."""
+        """Return whether the table existed when it was opened, or was made since."""
         return self._log(name) is not None
 
     def create(self, name: str) -> None:
@@ -103,27 +97,27 @@ class Tables:
                 if key not in log.properties:
                     self.set_property(name, key, value)
         else:
-            properties = _PROPERTIES | dict(table.layout)
+            properties = READABLE_BY_OTHERS | dict(table.layout)
             builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema).comment(table.comment)
             for key, value in properties.items():
                 builder = builder.property(key, value)
             builder.execute()
-            # Its first version, whatever is there now: if another run has made it meanwhile, that is to be noticed.
+            # Version 0, whatever the table has now: so it is noticed if another run made the table meanwhile.
             self._logs[name] = Log(0, schema.names, properties)
         if self.schema and register(self.spark, self.schema, name, path, table.comment):
             self._refresh(name)
 
     def version(self, name: str) -> int:
-        """The Delta version of an existing table, as this run opened or wrote it."""
+        """Return the Delta version of an existing table, as this run opened or wrote it."""
         return self._existing(name).version
 
     def versions_written(self) -> dict[str, int]:
-        """The Delta version of each table that was made or changed."""
+        """Return the Delta version of each table that was made or changed."""
         now = {name: log.version for name, log in self._logs.items() if log}
         return {name: version for name, version in now.items() if self.versions_opened.get(name) != version}
 
     def property(self, name: str, key: str) -> str | None:
-        """A property of the table; None if it has none such, or does not exist."""
+        """Return a property of the table; None if the property or the table does not exist."""
         log = self._log(name)
         return log.properties.get(key) if log else None
 
@@ -135,15 +129,13 @@ class Tables:
         self._refresh(name)
 
     def read(self, name: str) -> DataFrame:
-        """The rows as they are now, none if the table does not exist; columns that an older version lacks are null."""
+        """Return the rows as they are now, none if the table does not exist; columns that an older version lacks are null."""
         log, schema = self._log(name), spark_schema(TABLES[name].schema)
         if log is None:
             return self.spark.createDataFrame([], schema)
-        lacking = {
-            column.name: F.lit(None).cast(column.dataType) for column in schema if column.name not in log.columns
-        }
+        new = [column for column in schema if column.name not in log.columns]
         rows = self.spark.read.format("delta").load(self.path(name))
-        return rows.withColumns(lacking) if lacking else rows
+        return rows.withColumns({column.name: F.lit(None).cast(column.dataType) for column in new}) if new else rows
 
     def put(
         self,
@@ -154,14 +146,14 @@ class Tables:
         present: Iterable[str],
         among: tuple[str, str] | None = None,
     ) -> None:
-        """Make `rows` the rows of some keys, in one commit; none if there are no keys.
+        """Make `rows` the rows of some keys, in one commit; no commit if there are no keys.
 
         Args:
-            name: of the table.
+            name: name of the table.
             rows: the new rows, with at least the table's columns.
-            key: column that tells whose rows they are.
+            key: the column that says whose rows they are.
             written: every value of it that `rows` may hold.
-            present: those values that have rows now, which are removed; a value without new rows may be among them.
+            present: the values that have rows now, which are removed; a value without new rows may be among them.
             among: another column of the key and its value, which all of `rows` have: rows with other values stay.
         """
         replaced = set(present)
@@ -183,11 +175,11 @@ class Tables:
         self._write(name, rows, None)
 
     def upsert(self, name: str, rows: DataFrame, key: str, columns: Iterable[str]) -> None:
-        """Change some columns of the rows whose key `rows` has."""
+        """Change some columns of the rows whose key is in `rows`."""
         self._check_alone(name)
         changes: dict[str, str | Column] = {column: F.col(f"new.{column}") for column in columns}
         table = DeltaTable.forPath(self.spark, self.path(name)).alias("old")
-        # Few and narrow beside the table's: sent to all, so that no row of the table, bags and all, is shuffled.
+        # The new rows are few and narrow: they are broadcast, so that no row of the table, with its bags, is shuffled.
         table.merge(F.broadcast(rows).alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
         self._refresh(name)
 
@@ -198,15 +190,15 @@ class Tables:
         self._refresh(name)
 
     def size(self, name: str) -> tuple[int, int]:
-        """Files of the table as it is now, and their bytes."""
+        """Return the number of files of the table as it is now, and their bytes."""
         detail = DeltaTable.forPath(self.spark, self.path(name)).detail().select("numFiles", "sizeInBytes").collect()[0]
         return int(detail["numFiles"]), int(detail["sizeInBytes"])
 
     def _write(self, name: str, rows: DataFrame, where: str | None) -> None:
         log = self._existing(name)
         writer = rows.select(TABLES[name].schema.names).write.format("delta").mode("overwrite" if where else "append")
-        # One transaction id for all runs, numbered by the table's version: of two commits upon the same version, tried
-        # again or by two runs at once, Delta lets one through.
+        # All runs share one transaction id, numbered by the table's version: of two commits to the same version, by a
+        # retry or by two runs at once, Delta accepts one.
         writer = writer.option("txnAppId", "slidelake").option("txnVersion", log.version + 1)
         if where:
             writer = writer.option("replaceWhere", where)
@@ -214,7 +206,6 @@ class Tables:
         log.version += 1
 
     def _refresh(self, name: str) -> None:
-        """Take the version of an existing table as it is now for the one that this run knows."""
         self._existing(name).version = latest_version(self.spark, self.path(name))
 
     def _check_alone(self, name: str) -> None:

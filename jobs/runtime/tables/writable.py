@@ -1,4 +1,4 @@
-"""Whether what a job writes can be written, asked of this machine's disks before Spark starts."""
+"""Checks before Spark starts that a job can write to its folders on this machine's disks."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from udfs.schemas import TABLES
 from udfs.wording import named
 from udfs.wsi.store import absolute_uri
 
-# If one of these is set, Spark may take a plain path for one of HDFS or DBFS, of which this machine's disks say nothing.
+# If one of these is set, a plain path may be one of HDFS or DBFS to Spark, so this machine's disks say nothing about it.
 _OTHER_DEFAULT_STORE = ("HADOOP_CONF_DIR", "YARN_CONF_DIR", "DATABRICKS_RUNTIME_VERSION")
 # The default store in Spark's own settings, spark-defaults.conf and core-site.xml; a plain path is one of that store.
 _DEFAULT_STORE = re.compile(
@@ -22,10 +22,10 @@ _DEFAULT_STORE = re.compile(
 
 
 def refuse_unwritable(config: Config, job: str) -> None:
-    """Try each local folder that the job writes to; nothing stays there.
+    """Try each local folder that the job writes to, and leave nothing there.
 
     Raises:
-        ConfigError: one can't be made or written.
+        ConfigError: a folder cannot be made or written.
     """
     for key, uri, location in config.locations(job):
         path = _local_path(uri)
@@ -43,30 +43,30 @@ def refuse_unwritable(config: Config, job: str) -> None:
 
 
 def why_unwritable(folder: Path) -> str | None:
-    """Why a folder can't be made or written to, None if it can; tried by a folder of its own, which does not stay."""
-    there = folder
+    """Return why a folder cannot be made or written to; None if it can, as a temporary folder in it shows."""
+    existing = folder
     try:
-        while not there.exists():
-            if there.is_symlink():
-                return f"{named(str(there))} is a link to nothing"
-            there = there.parent
-        with TemporaryDirectory(prefix="_slidelake_", dir=there):
+        while not existing.exists():
+            if existing.is_symlink():
+                return f"{named(str(existing))} is a link to nothing"
+            existing = existing.parent
+        with TemporaryDirectory(prefix="_slidelake_", dir=existing):
             return None
     except NotADirectoryError:
-        return f"{named(str(there))} is a file, not a folder"
+        return f"{named(str(existing))} is a file, not a folder"
     except OSError as error:
-        return f"{error.strerror}: {named(str(there))}"
+        return f"{error.strerror}: {named(str(existing))}"
 
 
 def _local_path(uri: str) -> Path | None:
     protocol, is_uri, path = absolute_uri(uri).partition("://")
     if is_uri:
         return Path(path) if protocol in ("file", "local") else None
-    return None if _may_be_of_another_store() else Path(protocol)
+    return None if _has_other_default_store() else Path(protocol)
 
 
-def _may_be_of_another_store() -> bool:
-    """Whether the environment or Spark's settings files name a default store beside this machine's disks."""
+def _has_other_default_store() -> bool:
+    """Whether the environment or Spark's settings files name a default store other than this machine's disks."""
     if any(name in os.environ for name in _OTHER_DEFAULT_STORE):
         return True
     folder = os.environ.get("SPARK_CONF_DIR") or str(Path(os.environ.get("SPARK_HOME", ""), "conf"))
