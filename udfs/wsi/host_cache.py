@@ -49,6 +49,16 @@ def make_once(path: Path, make: Callable[[Path], object], *, wait: bool = True) 
         return
 
 
+def text_once(name: str, make: Callable[[], str]) -> str:
+    """The text that the first process of this host made under a name; each makes its own if it cannot be kept."""
+    try:
+        path = cache_folder() / name
+        make_once(path, lambda unfinished: unfinished.write_text(make()))
+        return path.read_text()
+    except OSError:
+        return make()
+
+
 def _make(path: Path, make: Callable[[Path], object]) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")  # one name: what a killed process left is overwritten
     try:

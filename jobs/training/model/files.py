@@ -132,7 +132,7 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
     uri = _file(folder, CARD)
     try:
         data = read_bytes(uri, storage_options)
-        if not data.lstrip().startswith(b"{") and (reason := reason_of(data)):
+        if not data.lstrip().startswith(b"{") and (reason := reason_of(io.BytesIO(data))):
             raise ModelError(f"{public_uri(uri)} {reason}")
         return ModelCard.from_json(json.loads(data))
     except FileNotFoundError:
@@ -217,7 +217,7 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
             f"no {CHECKPOINT} in {public_uri(folder)}: a run that is finished has none, nor has one that ended before its first "
             "epoch did"
         ) from None
-    if reason := reason_of(data):
+    if reason := reason_of(io.BytesIO(data)):
         raise ModelError(f"{name} {reason}")
     try:
         state = TrainingState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))

@@ -11,8 +11,16 @@ from torch import nn
 from udfs.wsi.encoder.batch_size import is_out_of_memory
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.network import Network, encoder_named
-from udfs.wsi.store import StorageOptions, public_uri
-from udfs.wsi.weights.checkpoint import CheckpointError, StateDict, fingerprint, first_sentence, load_state_dict
+from udfs.wsi.store import StorageOptions
+from udfs.wsi.weights.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    fingerprint,
+    fingerprint_once,
+    first_sentence,
+    open_checkpoint,
+)
+from udfs.wsi.weights.filling import NoInitialValues, fill
 
 
 class TimmNetwork(Network):
@@ -21,15 +29,15 @@ class TimmNetwork(Network):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, spec: EncoderSpec, model: nn.Module, shape: tuple[int, ...]) -> None:
-        """`shape`: of what the model yields for one image: a feature map, or one vector."""
+    def __init__(self, spec: EncoderSpec, model: nn.Module, shape: tuple[int, ...], weights: str) -> None:
+        """`shape`: of what the model yields for one image: a feature map, or one vector. `weights`: their fingerprint."""
         data: dict[str, Any] = timm.data.resolve_model_data_config(model)
         layout = "NC" if len(shape) == 2 else "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
         dim = shape[layout.index("C")]
         super().__init__(
             spec,
             (("avg", dim), ("max", dim)) if len(shape) == 4 else (("avg", dim),),
-            fingerprint(model.state_dict()),
+            weights,
             f"mean={data['mean']}",
             f"std={data['std']}",
             f"pooling={'map' if len(shape) == 4 else 'pooled'} {layout}",
@@ -65,7 +73,7 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
     if not timm.is_model(spec.name.split(".")[0]):
         close = ", ".join(difflib.get_close_matches(spec.name, timm.list_models(), n=3))
         raise ValueError(f"encoder.name = {spec.name} is no timm model{f': did you mean {close}?' if close else ''}")
-    tensors = load_state_dict(spec.weights, storage_options) if spec.weights else None
+    checkpoint = open_checkpoint(spec.weights, storage_options) if spec.weights else None
     # global_pool="" and no classifier: the forward pass then ends with the feature map.
     feature_map, pooled = {"global_pool": ""}, dict[str, str]()
     for options in {"map": [feature_map], "pooled": [pooled], "auto": [feature_map, pooled]}[spec.pooling]:
@@ -73,7 +81,10 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
         model = _new_model(spec, options)
         shape = _output_shape(model, spec)
         if len(shape) == (4 if options else 2):
-            return TimmNetwork(spec, _with_weights(model, spec, tensors, options), shape)
+            model = _with_weights(model, spec, checkpoint, options)
+            state = model.state_dict()
+            weights = fingerprint_once(state, checkpoint.file) if checkpoint else fingerprint(state)
+            return TimmNetwork(spec, model, shape, weights)
     if spec.pooling == "map":
         raise ValueError(
             f"encoder.name = {spec.name} yields {list(shape)}, not a feature map [n, dim, h, w]: set encoder.pooling to "
@@ -104,17 +115,20 @@ def _output_shape(model: nn.Module, spec: EncoderSpec) -> tuple[int, ...]:
 
 
 def _new_model(spec: EncoderSpec, options: dict[str, str]) -> nn.Module:
-    """With random weights."""
+    """With no weights yet: what its parameters hold is arbitrary."""
     try:
-        model: nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
+        with NoInitialValues():
+            model: nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
     except RuntimeError as error:  # a name that timm knows with a variant that it does not
         raise ValueError(f"encoder.name = {spec.name}: {error}") from None
     return model.eval()
 
 
-def _with_weights(model: nn.Module, spec: EncoderSpec, tensors: StateDict | None, options: dict[str, str]) -> nn.Module:
+def _with_weights(
+    model: nn.Module, spec: EncoderSpec, checkpoint: Checkpoint | None, options: dict[str, str]
+) -> nn.Module:
     """The model with these weights; None: with those of the hub, which timm makes another model for."""
-    if tensors is None:
+    if checkpoint is None:
         try:
             model = timm.create_model(spec.name, pretrained=True, num_classes=0, **options)
         except Exception as error:
@@ -126,11 +140,10 @@ def _with_weights(model: nn.Module, spec: EncoderSpec, tensors: StateDict | None
     classifier: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     try:
-        model.load_state_dict({name: each for name, each in tensors.items() if not name.startswith(heads)})
+        fill(model, {name: each for name, each in checkpoint.tensors.items() if not name.startswith(heads)})
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise CheckpointError(
-            f"{public_uri(spec.weights or '')} does not fit {spec.name}: {' '.join(lines)[:300]}; give the checkpoint of "
-            "that model"
+            f"{checkpoint.name} does not fit {spec.name}: {' '.join(lines)[:300]}; give the checkpoint of that model"
         ) from None
     return model

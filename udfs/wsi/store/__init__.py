@@ -16,7 +16,7 @@ from udfs.wsi.store.uris import (
     secrets_of,
     why_not_for_tables,
 )
-from udfs.wsi.store.whole import read_bytes, write_bytes
+from udfs.wsi.store.whole import copy_to, info_of, read_bytes, write_bytes
 
 __all__ = [
     "TIMEOUT_S",
@@ -28,7 +28,9 @@ __all__ = [
     "StoreOptions",
     "Traffic",
     "absolute_uri",
+    "copy_to",
     "filesystem",
+    "info_of",
     "list_files",
     "options_for",
     "public_uri",
