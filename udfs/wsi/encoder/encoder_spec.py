@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Interpolation = Literal["area", "model"]
-Pooling = Literal["auto", "map", "pooled"]
+Resampling = Literal["area", "bilinear", "bicubic"]
+Pooling = Literal["auto", "map", "pooled", "cls", "mean", "cls_mean"]
+Colour = tuple[float, float, float]  # red, green, blue; 1 is full intensity
 Runtime = Literal["torch", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]

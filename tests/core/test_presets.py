@@ -1,0 +1,20 @@
+"""The table of presets: each row names an architecture that timm builds, with a vector of the length that the row says."""
+
+import pytest
+import timm
+
+from udfs.wsi.encoder.preset import Preset
+from udfs.wsi.encoder.presets import PRESETS
+
+AVAILABLE = [preset for preset in PRESETS.values() if preset.unavailable is None]
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
+def test_a_row_is_whole(preset: Preset) -> None:
+    assert timm.is_model(preset.architecture)
+    assert not timm.is_model(preset.name)
+    assert preset.repository.count("/") == 1
+    assert preset.sources
+    assert preset.revision is None or len(preset.revision) == 40
+    assert preset.sha256 is None or len(preset.sha256) == 64
+    assert preset.crop_px is None or preset.crop_px < preset.input_px
