@@ -51,7 +51,7 @@ def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> 
     name = public_uri(uri)
     try:
         with on_this_host(uri, storage_options) as path:
-            return _mapped(path, name)
+            return map_checkpoint(path, name)
     except CheckpointError:
         raise
     except FileNotFoundError:
@@ -63,7 +63,8 @@ def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> 
         raise CheckpointError(f"weights at {name} can't be read ({text})") from None
 
 
-def _mapped(path: Path, name: PublicUri) -> Checkpoint:
+def map_checkpoint(path: Path, name: PublicUri) -> Checkpoint:
+    """As `open_checkpoint`, of a file that nobody changes. `name`: of the file in messages."""
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         is_safetensors = begins_as_safetensors(file)
