@@ -141,12 +141,12 @@ def test_the_identity_is_of_all_that_shapes_the_vectors_and_of_nothing_else(smal
     [("efficientnet_b00", "efficientnet_b0"), ("resnt50", "resnet50"), ("effcientnet_b0", "efficientnet_b0")],
 )
 def test_an_unknown_model_is_told_close_ones(small: EncoderSpec, name: str, close: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} is no timm model: did you mean .*\b{close}\b"):
+    with pytest.raises(ValueError, match=rf"{name} is neither a preset nor a timm model: did you mean .*\b{close}\b"):
         Encoder(replace(small, name=name))
 
 
 def test_a_name_like_no_model_is_refused_without_a_guess(small: EncoderSpec) -> None:
-    with pytest.raises(ValueError, match=r"zzzzqqqq is no timm model$"):
+    with pytest.raises(ValueError, match=r"zzzzqqqq is neither a preset nor a timm model$"):
         Encoder(replace(small, name="zzzzqqqq"))
 
 

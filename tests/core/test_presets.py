@@ -1,5 +1,7 @@
 """The table of presets: each row names an architecture that timm builds, with a vector of the length that the row says."""
 
+from pathlib import Path
+
 import pytest
 import timm
 
@@ -18,3 +20,12 @@ def test_a_row_is_whole(preset: Preset) -> None:
     assert preset.revision is None or len(preset.revision) == 40
     assert preset.sha256 is None or len(preset.sha256) == 64
     assert preset.crop_px is None or preset.crop_px < preset.input_px
+
+
+def test_the_documentation_has_every_preset() -> None:
+    lines = (Path(__file__).parents[2] / "docs/encoders.md").read_text().splitlines()
+    for preset in PRESETS.values():
+        [row] = [line for line in lines if line.startswith(f"| `{preset.name}` |")]
+        assert f"| {preset.dim} |" in row
+        assert preset.licence.name in row
+        assert preset.unavailable is None or f"- `{preset.name}`: {preset.unavailable}." in lines

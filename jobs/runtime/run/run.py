@@ -25,6 +25,7 @@ from udfs.find_tissue import TissueSpec
 from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.network import Network
+from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
@@ -99,6 +100,7 @@ class Run:
         """The settings of the features pass, as the workers get them."""
         encoder = self.config.encoder.model_dump()
         encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
+        encoder["kwargs"] = tuple(sorted(encoder["kwargs"].items()))
         if encoder["weights"]:
             encoder["weights"] = absolute_uri(encoder["weights"])
         stain = self.config.stain.weights
@@ -126,7 +128,7 @@ class Run:
             return load_models(self.feature_spec)
         except (CheckpointError, ValueError) as error:
             name = self.config.encoder.name
-            is_hidden = may_be_secret(name) and not is_known_to_timm(name)
+            is_hidden = may_be_secret(name) and name not in PRESETS and not is_known_to_timm(name)
             raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
 
     @contextmanager

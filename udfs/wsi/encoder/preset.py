@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
-from udfs.wsi.encoder.encoder_spec import Colour, Pooling, Precision, Resampling
+from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Colour, Pooling, Precision, Resampling
 
 Layout = Literal["timm", "ViT", "Dinov2", "Dinov2WithRegisters", "KEEP", "other"]
 """How a checkpoint names its tensors: as timm, as transformers' model of this name, as the authors of KEEP, or in another way."""
@@ -28,7 +28,7 @@ class Preset:
 
     name: str
     architecture: str  # of timm
-    kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # of timm; layers by name
+    kwargs: Mapping[str, Argument] = field(default_factory=lambda: MappingProxyType({}))  # of timm; layers by name
     repository: str  # on the Hugging Face hub
     revision: str | None = None  # commit of the repository
     file: str = "model.safetensors"  # in the repository
@@ -36,10 +36,11 @@ class Preset:
     layout: Layout = "timm"  # of the file
     mean: Colour = IMAGENET_MEAN
     std: Colour = IMAGENET_STD
-    input_px: int = 224  # edge to which a tile is resized
+    input_px: int = INPUT_PX  # edge to which a tile is resized
     crop_px: int | None = None  # edge of the centre that the model sees; None: all of it
     interpolation: Resampling = "bicubic"
     pooling: Pooling = "cls"
+    projection: int | None = None  # width of the projection behind the pooled vector, None: there is none
     dim: int  # of the vector
     mpp: float | None = 0.5  # recommended um/px of a tile; None: the authors name none
     tile_px: int = 224  # recommended edge of a tile at `mpp`

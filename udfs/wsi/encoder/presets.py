@@ -57,7 +57,7 @@ def _dinov(version: int, size: str, dim: int, **other: Any) -> Preset:
         dim=dim,
         mpp=None,
         licence=_APACHE if version == 2 else _DINOV3,
-        sources=("huggingface/pytorch-image-models", _SLIDE2VEC),
+        sources=("huggingface/pytorch-image-models",),
         **other,
     )
 
@@ -339,6 +339,8 @@ _ROWS = (
         revision="28a25d95cc6ba27a7e6fab3f144e13dbafd8b21e",
         sha256="82f610d5359aca67b5fd5d841009f26db430ae78d0693743589c0a727b0a146d",
         layout="KEEP",
+        projection=768,
+        pooling="pooled",
         dim=768,
         mpp=None,
         licence=_MIT,
@@ -368,7 +370,7 @@ _ROWS = (
         precision="fp32",
         licence=_CC_BY_NC_ND,
         is_gated=True,
-        unavailable="it pools by attention, in the package conch, which is not on PyPI",
+        unavailable="it pools by attention in the package conch, which is installed from GitHub",
         sources=(_TRIDENT, _RAW2FEATURES, _SLIDE2VEC),
     ),
     Preset(
@@ -394,7 +396,7 @@ _ROWS = (
         tile_px=384,
         licence=_CC_BY_NC_ND,
         is_gated=True,
-        unavailable="it needs the package musk, which is not on PyPI, and fairscale",
+        unavailable="it needs fairscale and the package musk, which is installed from GitHub",
         sources=(_TRIDENT, _RAW2FEATURES),
     ),
 )

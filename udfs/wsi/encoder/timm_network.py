@@ -1,4 +1,4 @@
-"""Any timm model as an encoder: its own normalisation, and the mean and maximum of its feature map, or its pooled vector."""
+"""Presets and other timm models as encoders: their normalisation, and one vector or the mean and maximum of a feature map."""
 
 import difflib
 from typing import Any
@@ -9,18 +9,25 @@ import torch
 from torch import nn
 
 from udfs.wsi.encoder.batch_size import is_out_of_memory
+from udfs.wsi.encoder.checkpoint_layouts import differences_of, to_timm
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.network import Network, encoder_named
+from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.encoder.recipe import GlobalPool, Recipe, recipe_of
 from udfs.wsi.store import StorageOptions
 from udfs.wsi.weights.checkpoint import (
     Checkpoint,
     CheckpointError,
+    StateDict,
     fingerprint,
     fingerprint_once,
     first_sentence,
     open_checkpoint,
 )
-from udfs.wsi.weights.filling import NoInitialValues, fill
+from udfs.wsi.weights.filling import fill
+
+_OF_TOKENS = ("cls", "mean", "cls_mean")  # the poolings that need a model that yields tokens
+_DIFFERENCES_NAMED, _PRESETS_NAMED = 3, 3  # in messages
 
 
 class TimmNetwork(Network):
@@ -29,32 +36,66 @@ class TimmNetwork(Network):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, spec: EncoderSpec, model: nn.Module, shape: tuple[int, ...], weights: str) -> None:
-        """`shape`: of what the model yields for one image: a feature map, or one vector. `weights`: their fingerprint."""
+    def __init__(
+        self, spec: EncoderSpec, recipe: Recipe, model: nn.Module, shape: tuple[int, ...], weights: str
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            spec: the settings.
+            recipe: made of them.
+            model: with its weights.
+            shape: of what the model yields for one image: a feature map, tokens, or one vector.
+            weights: their fingerprint.
+        """
         data: dict[str, Any] = timm.data.resolve_model_data_config(model)
-        layout = "NC" if len(shape) == 2 else "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
-        dim = shape[layout.index("C")]
+        mean, std = recipe.mean or data["mean"], recipe.std or data["std"]
+        self._kind, dim = _pooling_of(recipe, model, shape)
         super().__init__(
             spec,
-            (("avg", dim), ("max", dim)) if len(shape) == 4 else (("avg", dim),),
+            (("avg", dim), ("max", dim)) if self._kind.startswith("map") else (("avg", dim),),
             weights,
-            f"mean={data['mean']}",
-            f"std={data['std']}",
-            f"pooling={'map' if len(shape) == 4 else 'pooled'} {layout}",
-            own_interpolation=str(data["interpolation"]),
+            f"mean={mean}",
+            f"std={std}",
+            f"pooling={self._kind}",
+            *recipe.details,
+            input_px=recipe.input_px,
+            interpolation=str(data["interpolation"]) if recipe.interpolation == "model" else recipe.interpolation,
         )
-        self.model, self._layout = model, layout
-        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(data["std"]).view(1, -1, 1, 1), persistent=False)
+        self.model, self._margin, self._edge = model, (recipe.input_px - recipe.edge) // 2, recipe.edge
+        self._n_prefix = int(getattr(model, "num_prefix_tokens", 0))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `Network`."""
+        if self._margin:
+            centre = slice(self._margin, self._margin + self._edge)
+            images = images[:, centre, centre]
         x = (images.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         features = self.model(x).float()
-        if self._layout == "NC":
-            return (features,)
-        positions = (self._layout.index("H"), self._layout.index("W"))
-        return features.mean(dim=positions), features.amax(dim=positions)
+        match self._kind:
+            case "map NCHW":
+                return features.mean(dim=(2, 3)), features.amax(dim=(2, 3))
+            case "map NHWC":
+                return features.mean(dim=(1, 2)), features.amax(dim=(1, 2))
+            case "cls":
+                return (features[:, 0],)
+            case "mean":
+                return (features[:, self._n_prefix :].mean(dim=1),)
+            case "cls_mean":
+                return (torch.cat([features[:, 0], features[:, self._n_prefix :].mean(dim=1)], dim=1),)
+        return (features,)
+
+
+def _pooling_of(recipe: Recipe, model: nn.Module, shape: tuple[int, ...]) -> tuple[str, int]:
+    """How the output of this shape becomes a vector, and how long that is."""
+    if len(shape) == 4:
+        layout = "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+        return f"map {layout}", shape[layout.index("C")]
+    if len(shape) == 3:
+        return recipe.pooling, shape[2] * (2 if recipe.pooling == "cls_mean" else 1)
+    return "pooled NC", shape[1]
 
 
 def is_known_to_timm(name: str) -> bool:
@@ -64,86 +105,116 @@ def is_known_to_timm(name: str) -> bool:
 
 @encoder_named(None)
 def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None = None) -> TimmNetwork:
-    """Load a timm model.
+    """Load a preset or a timm model.
 
     Raises:
         CheckpointError: the weights can't be read or do not fit the model.
-        ValueError: timm does not know the model, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
+        ValueError: the model is not known, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
     """
-    if not timm.is_model(spec.name.split(".")[0]):
-        close = ", ".join(difflib.get_close_matches(spec.name, timm.list_models(), n=3))
-        raise ValueError(f"encoder.name = {spec.name} is no timm model{f': did you mean {close}?' if close else ''}")
+    recipe = recipe_of(spec)
+    if not timm.is_model(recipe.architecture.split(".")[0]):
+        close = ", ".join(difflib.get_close_matches(spec.name, [*PRESETS, *timm.list_models()], n=3))
+        raise ValueError(
+            f"encoder.name = {spec.name} is neither a preset nor a timm model{f': did you mean {close}?' if close else ''}"
+        )
     checkpoint = open_checkpoint(spec.weights, storage_options) if spec.weights else None
-    # global_pool="" and no classifier: the forward pass then ends with the feature map.
-    feature_map, pooled = {"global_pool": ""}, dict[str, str]()
-    for options in {"map": [feature_map], "pooled": [pooled], "auto": [feature_map, pooled]}[spec.pooling]:
+    pools: dict[str, tuple[GlobalPool, ...]] = {"pooled": ("own",), "auto": ("", "own")}
+    for pool in pools.get(recipe.pooling, ("",)):
         # First without weights: models that pool in another way may have others in this form.
-        model = _new_model(spec, options)
-        shape = _output_shape(model, spec)
-        if len(shape) == (4 if options else 2):
-            model = _with_weights(model, spec, checkpoint, options)
+        model = recipe.empty_model(pool)
+        shape = _output_shape(model, recipe)
+        if len(shape) == _n_axes(recipe, pool):
+            if recipe.pooling in ("cls", "cls_mean") and not getattr(model, "num_prefix_tokens", 0):
+                raise ValueError(
+                    f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
+                )
+            model = _with_weights(model, recipe, checkpoint, pool)
             state = model.state_dict()
             weights = fingerprint_once(state, checkpoint.file) if checkpoint else fingerprint(state)
-            return TimmNetwork(spec, model, shape, weights)
-    if spec.pooling == "map":
-        raise ValueError(
-            f"encoder.name = {spec.name} yields {list(shape)}, not a feature map [n, dim, h, w]: set encoder.pooling to "
-            "auto, or choose a convolutional model, for example efficientnet_b0 or resnet50"
+            return TimmNetwork(spec, recipe, model, shape, weights)
+    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe)}")
+
+
+def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
+    """Of what a model must yield."""
+    return 2 if pool == "own" else 3 if recipe.pooling in _OF_TOKENS else 4
+
+
+def _wanted(recipe: Recipe) -> str:
+    """What the pooling needs, and the remedy."""
+    if recipe.pooling in _OF_TOKENS:
+        return "tokens [n, t, dim]: set encoder.pooling to auto, or choose a transformer, for example vit_small_patch16_224"
+    if recipe.pooling == "map":
+        return (
+            "a feature map [n, dim, h, w]: set encoder.pooling to auto, or choose a convolutional model, for example "
+            "efficientnet_b0 or resnet50"
         )
-    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not one vector per tile: choose another model")
+    return "one vector per tile: choose another model"
 
 
 @torch.inference_mode()
-def _output_shape(model: nn.Module, spec: EncoderSpec) -> tuple[int, ...]:
+def _output_shape(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
     """For one image.
 
     Raises:
-        ValueError: the model does not take images of `spec.input_px`.
+        ValueError: the model does not take images of this size.
     """
-    edge = spec.input_px
+    edge = recipe.edge
     try:
         return tuple(model(torch.zeros(1, 3, edge, edge)).shape)
     except Exception as error:  # an assertion or whatever a layer raises
         if is_out_of_memory(error):
             raise
+        setting = "input_px" if edge == recipe.input_px else "crop_px"
         own = timm.data.resolve_model_data_config(model)["input_size"][-1]
-        remedy = f"set encoder.input_px to {own}" if own != edge else "choose another size or model"
+        remedy = f"set encoder.{setting} to {own}" if own != edge else "choose another size or model"
+        if hasattr(model, "set_input_size") and own != edge:
+            remedy += f", or encoder.kwargs to {{img_size: {edge}}}, which resamples the position embeddings"
         raise ValueError(
-            f"encoder.input_px = {edge}, and {spec.name} does not take images of {edge} x {edge} px "
+            f"encoder.{setting} = {edge}, and {recipe.name} does not take images of {edge} x {edge} px "
             f"({first_sentence(error)}): {remedy}"
         ) from None
 
 
-def _new_model(spec: EncoderSpec, options: dict[str, str]) -> nn.Module:
-    """With no weights yet: what its parameters hold is arbitrary."""
-    try:
-        with NoInitialValues():
-            model: nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
-    except RuntimeError as error:  # a name that timm knows with a variant that it does not
-        raise ValueError(f"encoder.name = {spec.name}: {error}") from None
-    return model.eval()
-
-
-def _with_weights(
-    model: nn.Module, spec: EncoderSpec, checkpoint: Checkpoint | None, options: dict[str, str]
-) -> nn.Module:
+def _with_weights(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint | None, pool: GlobalPool) -> nn.Module:
     """The model with these weights; None: with those of the hub, which timm makes another model for."""
     if checkpoint is None:
-        try:
-            model = timm.create_model(spec.name, pretrained=True, num_classes=0, **options)
-        except Exception as error:
-            raise CheckpointError(
-                f"pretrained weights of {spec.name} can't be had from the hub ({type(error).__name__}): set encoder.weights "
-                "to the URI of a checkpoint"
-            ) from None
-        return model.eval()
-    classifier: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
-    try:
-        fill(model, {name: each for name, each in checkpoint.tensors.items() if not name.startswith(heads)})
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise CheckpointError(
-            f"{checkpoint.name} does not fit {spec.name}: {' '.join(lines)[:300]}; give the checkpoint of that model"
-        ) from None
+        return _from_hub(recipe, pool)
+    tensors = to_timm(checkpoint.tensors, model, other_grid=recipe.takes_other_grid)
+    differences = list(differences_of(tensors, model.state_dict()))
+    if differences:
+        named = "; ".join(differences[:_DIFFERENCES_NAMED])
+        more = f"; and {len(differences) - _DIFFERENCES_NAMED:,} more" if len(differences) > _DIFFERENCES_NAMED else ""
+        fitting = _presets_of(checkpoint.tensors)[:_PRESETS_NAMED]
+        remedy = f"set encoder.name to {' or '.join(fitting)}" if fitting else "give the checkpoint of that model"
+        raise CheckpointError(f"{checkpoint.name} does not fit {recipe.name}: {named}{more}; {remedy}")
+    fill(model, tensors)
     return model
+
+
+def _from_hub(recipe: Recipe, pool: GlobalPool) -> nn.Module:
+    if recipe.preset:
+        raise CheckpointError(
+            f"weights of {recipe.name}: download {recipe.preset.file} from https://huggingface.co/{recipe.preset.repository} "
+            "and set encoder.weights to its path or URI"
+        )
+    try:
+        return recipe.new_model(pool, pretrained=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"pretrained weights of {recipe.name} can't be had from the hub ({type(error).__name__}): set encoder.weights "
+            "to the URI of a checkpoint"
+        ) from None
+
+
+def _presets_of(tensors: StateDict) -> list[str]:
+    """Names of the presets that tensors fill."""
+    found = []
+    for name, preset in PRESETS.items():
+        if preset.unavailable is None:
+            recipe = recipe_of(EncoderSpec(name, None))
+            with torch.device("meta"):
+                model = recipe.empty_model("own" if preset.pooling == "pooled" else "")
+            if not any(differences_of(to_timm(tensors, model, other_grid=True), model.state_dict())):
+                found.append(name)
+    return found

@@ -42,8 +42,8 @@ def load_state_dict(uri: str, storage_options: StorageOptions | None = None) -> 
 def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> Checkpoint:
     """Tensors by name, on the CPU whatever device they were saved from.
 
-    Training frameworks wrap what they save: a dict under ``state_dict`` or ``model`` and the ``module.`` of DataParallel
-    are taken off.
+    Training frameworks wrap what they save: a dict under ``state_dict``, ``model`` or ``teacher`` and the ``module.`` of
+    DataParallel are taken off.
 
     Raises:
         CheckpointError: the file is missing, or is neither kind, or holds more than tensors, or numbers that are not finite.
@@ -81,7 +81,7 @@ def map_checkpoint(path: Path, name: PublicUri) -> Checkpoint:
         raise CheckpointError(
             f"{name} is neither safetensors nor a state dict of plain tensors ({reason}): save model.state_dict()"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "teacher"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
