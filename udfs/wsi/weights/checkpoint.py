@@ -31,6 +31,7 @@ class Checkpoint:
 
     name: PublicUri
     tensors: StateDict  # mapped from the file: a write to one of them changes a copy of this process
+    path: Path  # of the file; a temporary one is not there any more
     file: str  # names the file's present content on this host
 
 
@@ -94,7 +95,7 @@ def map_checkpoint(path: Path, name: PublicUri) -> Checkpoint:
         return "finite"
 
     text_once(f"checked-{file}", checked)
-    return Checkpoint(name, tensors, file)
+    return Checkpoint(name, tensors, path, file)
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], name: PublicUri) -> None:

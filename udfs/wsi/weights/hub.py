@@ -4,6 +4,7 @@ HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean to hugging
 processes of a host download a file once.
 """
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -79,6 +80,11 @@ class HubReference:
         )
 
 
+def is_of_hub(text: str) -> bool:
+    """Whether a text is a reference to the hub; none holds a token."""
+    return bool(_REPOSITORY.fullmatch(text) or _FILE.fullmatch(text))
+
+
 def cached_file(reference: HubReference, names: Sequence[str]) -> Path | None:
     """The first of some files of a repository that is in a cache of this host, as of the last look at the hub."""
     for folder in (Path(constants.HF_HUB_CACHE), _own_cache()):
@@ -108,17 +114,30 @@ def hub_file(reference: HubReference, names: Sequence[str]) -> Path:
             f"{reference.repository}` on a machine with a route to the hub and copy its cache here, or {_INSTEAD}"
         )
     try:
-        name = _first_on_hub(reference, names)
+        name = file_on_hub(reference, names)
         path = hf_hub_download(reference.repository, name, revision=reference.revision, cache_dir=_writable_cache())
     except Exception as error:  # of whichever HTTP client this version of huggingface_hub has, too
         if cached:
             return cached
-        raise CheckpointError(_why(reference, names, error)) from None
+        raise error if isinstance(error, CheckpointError) else _refusal(reference, names, error) from None
     return Path(path)
 
 
+def file_on_hub(reference: HubReference, names: Sequence[str]) -> str:
+    """The first of some files that a repository has, by one request per name; nothing is downloaded.
+
+    Fails at once if there is no route, while a download waits for minutes.
+
+    Raises:
+        CheckpointError: see `hub_file`.
+    """
+    try:
+        return _first_on_hub(reference, names)
+    except Exception as error:
+        raise _refusal(reference, names, error) from None
+
+
 def _first_on_hub(reference: HubReference, names: Sequence[str]) -> str:
-    """By one request per name, which fails at once if there is no route: a download waits for minutes."""
     for name in names[:-1]:
         try:
             _ask(reference, name)
@@ -152,30 +171,32 @@ def _writable_cache() -> Path:
     return folder if os.access(folder, os.W_OK) else _own_cache()
 
 
-def _why(reference: HubReference, names: Sequence[str], error: Exception) -> str:
+def _refusal(reference: HubReference, names: Sequence[str], error: Exception) -> CheckpointError:
     """One line, without the error's own text, which may hold headers."""
     page = f"{_PAGES}/{reference.repository}"
     if isinstance(error, GatedRepoError):
         who = "the account of HF_TOKEN has no access" if get_token() else "HF_TOKEN is not set"
-        return (
+        return CheckpointError(
             f"{reference} is gated, and {who}: accept its terms at {page}, and set HF_TOKEN to a token of that account, or "
             f"{_INSTEAD}"
         )
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
-        return (
+        return CheckpointError(
             f"the hub at {constants.ENDPOINT} has no {reference}, or it is private: check the name, and set HF_TOKEN to a token "
             "of an account with access"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{reference}: the repository has no such revision: see {page}/commits/main"
+        return CheckpointError(f"{reference}: the repository has no such revision: see {page}/commits/main")
     if isinstance(error, EntryNotFoundError):
-        return f"{reference} has no {' or '.join(names)}: see {page}/tree/main, or {_INSTEAD}"
+        return CheckpointError(f"{reference} has no {' or '.join(names)}: see {page}/tree/main, or {_INSTEAD}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointError(f"no room for {reference} in {_writable_cache()}: name a folder with room in HF_HOME")
     if isinstance(error, HfHubHTTPError):
-        return (
+        return CheckpointError(
             f"{reference}: the hub at {constants.ENDPOINT} answers with HTTP status {error.response.status_code}: check "
             f"HF_TOKEN and HF_ENDPOINT, run again later, or {_INSTEAD}"
         )
-    return (
+    return CheckpointError(
         f"{reference}: the hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}): give this machine a route "
         f"(proxy, firewall, HF_ENDPOINT of a mirror), or {_INSTEAD}"
     )

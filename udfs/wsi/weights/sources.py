@@ -1,8 +1,11 @@
 """Where weights come from: a path, a URI, or a model on the Hugging Face hub."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from udfs.wsi.store import PublicUri, StorageOptions, absolute_uri
 from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError, map_checkpoint, open_checkpoint
-from udfs.wsi.weights.hub import WEIGHTS, HubReference, hub_file
+from udfs.wsi.weights.hub import REPOSITORY, WEIGHTS, HubReference, hub_file
 
 
 def open_weights(source: str, storage_options: StorageOptions | None = None) -> Checkpoint:
@@ -21,6 +24,24 @@ def open_weights(source: str, storage_options: StorageOptions | None = None) -> 
     return map_checkpoint(path, PublicUri(str(reference)))
 
 
+def published_checkpoint(config: Mapping[str, Any], name: str) -> Checkpoint:
+    """The weights that timm names for a model.
+
+    Args:
+        config: `pretrained_cfg` of the model.
+        name: of the model, for messages.
+
+    Raises:
+        CheckpointError: there are none, or they cannot be read.
+    """
+    if repository := config.get("hf_hub_id"):
+        file = config.get("hf_hub_filename")
+        return open_weights(f"hf://{repository}/{file}" if file else f"{REPOSITORY}{repository}")
+    if url := config.get("url"):
+        return open_checkpoint(url)
+    raise CheckpointError(f"timm has no weights of {name}: set encoder.weights to the path or URI of a checkpoint")
+
+
 def absolute_source(source: str) -> str:
     """The source for processes that run elsewhere: a plain path made absolute."""
-    return source if source.startswith(("hf-hub:",)) else absolute_uri(source)
+    return source if source.startswith(REPOSITORY) else absolute_uri(source)
