@@ -218,9 +218,10 @@ class Place:
 
         On any one if the Python of some cannot run it; raises NoPythonError if none can.
         """
-        if self.unprobed or not all(self._serve):
-            return [self.ask_any(function)]
-        return self.ask(*[function] * self.n_executors)
+        if not self.unprobed and all(self._serve):
+            with suppress(Py4JJavaError):
+                return self.ask(*[function] * self.n_executors)
+        return [self.ask_any(function)]
 
     @property
     def _serve(self) -> list[bool]:

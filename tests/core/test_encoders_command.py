@@ -27,7 +27,7 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_has_a_row_per_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert encoders.main([]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == "name dim input px um/px precision licence gated weights".split()
+    assert header.split() == ["name", "dim", "input", "px", "um/px", "precision", "licence", "gated", "weights"]
     assert [row.split()[0] for row in rows] == [*PRESETS]
     [uni] = [row for row in rows if row.startswith("uni2-h ")]
     assert uni.split() == ["uni2-h", "1536", "224", "0.5", "bf16", "CC-BY-NC-ND-4.0", "gated"]

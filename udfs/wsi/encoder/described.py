@@ -54,6 +54,8 @@ def published_weights(name: str, preset: Preset) -> str:
 def _described(name: str, path: Path) -> Preset:
     try:
         config = json.loads(path.read_text())
+        if "model_type" in config:
+            raise ValueError(f"it is of {config['model_type']} of transformers")
         architecture = config["architecture"]
         data = config.get("pretrained_cfg", config)
         arguments = config.get("model_args") or {}
@@ -78,7 +80,7 @@ def _described(name: str, path: Path) -> Preset:
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, OSError) as error:
         raise ValueError(
             f"encoder.name = {name}: its {_CONFIG} does not describe a model of timm ({type(error).__name__}: {error}): set "
-            "encoder.name to a preset or a timm model, and encoder.weights to the file of weights"
+            "encoder.name to a preset or a timm model of the same shape, and encoder.weights to the file of weights"
         ) from None
 
 

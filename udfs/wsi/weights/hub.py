@@ -8,6 +8,7 @@ import errno
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ WEIGHTS = (  # where repositories have them, the best first
 )
 _PAGES = "https://huggingface.co"  # where accounts accept terms, whatever mirror has the files
 _INSTEAD = "set encoder.weights to a path or URI of the file"
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _BUSY = (429, 500, 502, 503, 504)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = r"[A-Za-z0-9][\w.-]*"
@@ -87,7 +89,7 @@ def is_of_hub(text: str) -> bool:
 
 def cached_file(reference: HubReference, names: Sequence[str]) -> Path | None:
     """The first of some files of a repository that is in a cache of this host, as of the last look at the hub."""
-    for folder in (Path(constants.HF_HUB_CACHE), _own_cache()):
+    for folder in _caches():
         for name in names:
             found = try_to_load_from_cache(reference.repository, name, folder, reference.revision)
             if isinstance(found, str):
@@ -157,18 +159,19 @@ def _ask(reference: HubReference, name: str) -> None:
     get_hf_file_metadata(hf_hub_url(reference.repository, name, revision=reference.revision))
 
 
-def _own_cache() -> Path:
-    """For hosts on which huggingface_hub's cannot be written."""
-    return cache_folder() / "hub"
+def _caches() -> list[Path]:
+    """The folder of huggingface_hub, and one for hosts on which that cannot be written."""
+    folders = [Path(constants.HF_HUB_CACHE)]
+    with suppress(OSError):
+        folders.append(cache_folder() / "hub")
+    return folders
 
 
 def _writable_cache() -> Path:
-    folder = Path(constants.HF_HUB_CACHE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return _own_cache()
-    return folder if os.access(folder, os.W_OK) else _own_cache()
+    folders = _caches()
+    with suppress(OSError):
+        folders[0].mkdir(parents=True, exist_ok=True)
+    return folders[0] if os.access(folders[0], os.W_OK) else folders[-1]
 
 
 def _refusal(reference: HubReference, names: Sequence[str], error: Exception) -> CheckpointError:
@@ -189,8 +192,10 @@ def _refusal(reference: HubReference, names: Sequence[str], error: Exception) ->
         return CheckpointError(f"{reference}: the repository has no such revision: see {page}/commits/main")
     if isinstance(error, EntryNotFoundError):
         return CheckpointError(f"{reference} has no {' or '.join(names)}: see {page}/tree/main, or {_INSTEAD}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(f"no room for {reference} in {_writable_cache()}: name a folder with room in HF_HOME")
+    if isinstance(error, OSError) and error.errno in _OF_DISKS:
+        return CheckpointError(
+            f"{reference} cannot be kept in {_writable_cache()} ({os.strerror(error.errno)}): name a folder with room in HF_HOME"
+        )
     if isinstance(error, HfHubHTTPError):
         return CheckpointError(
             f"{reference}: the hub at {constants.ENDPOINT} answers with HTTP status {error.response.status_code}: check "
