@@ -38,7 +38,9 @@ class UnitProjection(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [n, dim] to [n, projected_dim]."""
-        return nn.functional.normalize(super().forward(x), dim=-1)
+        for layer in self:
+            x = layer(x)
+        return nn.functional.normalize(x, dim=-1)
 
 
 def layer_named(name: str) -> Any:

@@ -1,7 +1,6 @@
-"""The table of presets: one row per published encoder of tiles.
+"""The table of presets: one row per published encoder of tiles, as its card says; comments say where sources disagree.
 
-A row holds what the model's card says; comments say where sources disagree. Revisions and hashes are those that raw2features
-pins; None means that no source confirms one.
+Revisions and hashes are those that raw2features pins; None means that no source confirms one.
 """
 
 from collections.abc import Mapping
@@ -346,8 +345,7 @@ _ROWS = (
         licence=_MIT,
         sources=(_RAW2FEATURES, _STAMP, _TRIDENT),
     ),
-    _dinov(2, "s", 384),
-    _dinov(2, "b", 768),
+    *(_dinov(2, size, dim) for size, dim in (("s", 384), ("b", 768))),
     _dinov(
         2,
         "l",
@@ -356,9 +354,7 @@ _ROWS = (
         sha256="0424a5d1b515278cba3c6640ccbeaacc41de59d3a93df0dd5e494285eea2b355",
     ),
     _dinov(2, "g", 1536),
-    _dinov(3, "s", 384),
-    _dinov(3, "b", 768),
-    _dinov(3, "l", 1024),
+    *(_dinov(3, size, dim) for size, dim in (("s", 384), ("b", 768), ("l", 1024))),
     Preset(
         name="conch",
         architecture="vit_base_patch16_224",
@@ -402,4 +398,3 @@ _ROWS = (
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({row.name: row for row in _ROWS})
-"""The presets by name."""
