@@ -21,11 +21,13 @@ from transformers import (
 from tests.slides.make import Pixels
 from udfs.wsi.encoder import Encoder, EncoderSpec
 
-COLOURS = {"image_mean": [0.7, 0.6, 0.5], "image_std": [0.2, 0.25, 0.3]}
+COLOURS: dict[str, Any] = {"image_mean": [0.7, 0.6, 0.5], "image_std": [0.2, 0.25, 0.3]}
 SHAPE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 56}
 DINOV2 = SHAPE | {"patch_size": 14, "layerscale_value": 0.7}
-CROPPED = BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, resample=3, **COLOURS)
-MODELS = {
+CROPPED: Any = BitImageProcessor(
+    size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, resample=3, **COLOURS
+)
+MODELS: dict[str, Any] = {
     "vit": (
         ViTModel(ViTConfig(patch_size=8, intermediate_size=96, **SHAPE), add_pooling_layer=False),
         ViTImageProcessor(size={"height": 56, "width": 56}, **COLOURS),
