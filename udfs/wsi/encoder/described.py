@@ -69,7 +69,7 @@ def _described(name: str, read: Read) -> Preset:
     try:
         config = read(_CONFIG)
         if "model_type" in config:
-            return _by_transformers(name, config, read(_PROCESSOR))
+            return _by_transformers(name, config, read)
         return _by_timm(name, config)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, OSError) as error:
         raise ValueError(
@@ -101,7 +101,7 @@ def _by_timm(name: str, config: Mapping[str, Any]) -> Preset:
     )
 
 
-def _by_transformers(name: str, config: Mapping[str, Any], images: Mapping[str, Any]) -> Preset:
+def _by_transformers(name: str, config: Mapping[str, Any], read: Read) -> Preset:
     """Of a ViT or DINOv2, whose vector is the class token."""
     layout = _LAYOUTS.get(config["model_type"])
     if layout is None:
@@ -123,6 +123,7 @@ def _by_transformers(name: str, config: Mapping[str, Any], images: Mapping[str, 
         kwargs |= {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
     if layout == "Dinov2WithRegisters":
         kwargs |= {"reg_tokens": config["num_register_tokens"], "no_embed_class": True}
+    images = read(_PROCESSOR)
     resized = _size(images["size"])
     edge = _size(images["crop_size"]) if images.get("do_center_crop") else resized
     resampling: Resampling = "bilinear" if images.get("resample", _BILINEAR) == _BILINEAR else "bicubic"
