@@ -17,6 +17,7 @@ from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import Identity
+from jobs.runtime.settings.sections import EncoderSettings
 from jobs.runtime.settings.withheld import described, may_be_secret
 from jobs.runtime.spark.resources import StageResources, features_resources
 from jobs.runtime.tables.tables import Tables, spark_schema
@@ -98,14 +99,9 @@ class Run:
     @property
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
-        encoder = self.config.encoder.model_dump()
-        encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
-        encoder["kwargs"] = tuple(sorted(encoder["kwargs"].items()))
-        if encoder["weights"]:
-            encoder["weights"] = absolute_uri(encoder["weights"])
         stain = self.config.stain.weights
         return FeatureSpec(
-            EncoderSpec(**encoder),
+            encoder_spec(self.config.encoder),
             absolute_uri(stain) if stain else None,
             self.config.histogram.bins,
             self.stage_resources.gpu_share,
@@ -170,3 +166,13 @@ class Run:
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients
 Stale = Callable[[pd.DataFrame], "pd.Series[bool]"]
+
+
+def encoder_spec(settings: EncoderSettings) -> EncoderSpec:
+    """Return the encoder of some settings as the workers get it."""
+    encoder = settings.model_dump()
+    encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
+    encoder["kwargs"] = tuple(sorted(encoder["kwargs"].items()))
+    if encoder["weights"]:
+        encoder["weights"] = absolute_uri(encoder["weights"])
+    return EncoderSpec(**encoder)

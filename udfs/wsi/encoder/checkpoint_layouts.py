@@ -51,12 +51,15 @@ def to_timm(tensors: Mapping[str, torch.Tensor], model: nn.Module, *, other_grid
         model: of timm, without a classifier.
         other_grid: whether position embeddings of another input size are resampled to the model's.
     """
-    is_of_transformers = any("embeddings.patch_embeddings.projection" in name for name in tensors)
-    renames = _RENAMES_OF_TRANSFORMERS if is_of_transformers else _RENAMES_OF_AUTHORS
     expected = model.state_dict()
-    renamed = _with_fused_qkv(
-        {name if _prefixes(name, expected) else _renamed(name, renames): each for name, each in tensors.items()}
-    )
+    is_of_transformers = any("embeddings.patch_embeddings.projection" in name for name in tensors)
+    if is_of_transformers:
+        renamed = _with_fused_qkv({_renamed(name, _RENAMES_OF_TRANSFORMERS): each for name, each in tensors.items()})
+    else:  # EfficientNet has blocks like DINOv2's chunks: only what the model does not have gets another name
+        renamed = {
+            name if _prefixes(name, expected) else _renamed(name, _RENAMES_OF_AUTHORS): each
+            for name, each in tensors.items()
+        }
     unwrapped = _unwrapped(renamed, expected)
     dropped = _classifiers(model)
     found = {

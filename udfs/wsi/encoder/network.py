@@ -46,7 +46,7 @@ class Network(nn.Module):
         self.identity = (
             f"model={spec.name}",
             f"weights={weights[:16]}",
-            f"images={self.input_px} px by {self.interpolation}",
+            f"images={self.input_px} px by {self.interpolation}{'' if interpolation == 'area' else ', 8 bit'}",
             f"outputs={', '.join(f'{name} {dim}' for name, dim in outputs)}",
             *details,
             # Every runtime's fp32 is the same but for rounding.
