@@ -29,13 +29,16 @@ def main() -> int:
             return BAD_CONFIG
         status = run(rest)
         return status
-    if job == "submit":
-        status = import_module("jobs.submit").main(rest)
+    if job in ("submit", "encoders"):
+        status = import_module(f"jobs.{job}").main(rest)
         return status
     if job in ("-h", "--help", "help"):
         lines = [f"  {name:<12} {text}" for name, text in JOBS.items()]
         print("usage: slidelake JOB --config FILE [key=value ...]\n\njobs:", *lines, sep="\n")
         print("\n`slidelake JOB --help` explains a job and every setting.")
+        print(
+            "`slidelake encoders [NAME]` prints the encoders that are known by name, or one of them and whether it runs here."
+        )
         print("`slidelake submit --on PLACE JOB --config FILE ...` runs it elsewhere: `slidelake submit --help`.")
         return 0
     if job == "--version":

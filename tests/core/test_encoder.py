@@ -230,21 +230,6 @@ def test_junk_in_place_of_weights_is_told_as_such(small: EncoderSpec, tmp_path: 
         Encoder(replace(small, weights=str(tmp_path / "junk.pth")))
 
 
-def test_a_hub_that_is_out_of_reach_is_told_with_the_remedy(
-    small: EncoderSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    create = timm.create_model
-
-    def unreachable(*model: Any, pretrained: bool, **how: Any) -> Any:
-        if pretrained:
-            raise OSError("no route to the hub")
-        return create(*model, pretrained=False, **how)
-
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(CheckpointError, match=r"can't be had from the hub \(OSError\): set encoder\.weights"):
-        Encoder(replace(small, weights=None))
-
-
 @pytest.mark.parametrize(
     ("name", "edge", "told"),
     [

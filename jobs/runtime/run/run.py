@@ -30,6 +30,8 @@ from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
+from udfs.wsi.weights.hub import is_of_hub
+from udfs.wsi.weights.sources import absolute_source
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class Run:
             return load_models(self.feature_spec)
         except (CheckpointError, ValueError) as error:
             name = self.config.encoder.name
-            is_hidden = may_be_secret(name) and name not in PRESETS and not is_known_to_timm(name)
+            is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
+            is_hidden = may_be_secret(name) and not is_known
             raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
 
     @contextmanager
@@ -174,5 +177,5 @@ def encoder_spec(settings: EncoderSettings) -> EncoderSpec:
     encoder["batch_size"] = None if encoder["batch_size"] == "auto" else encoder["batch_size"]
     encoder["kwargs"] = tuple(sorted(encoder["kwargs"].items()))
     if encoder["weights"]:
-        encoder["weights"] = absolute_uri(encoder["weights"])
+        encoder["weights"] = absolute_source(encoder["weights"])
     return EncoderSpec(**encoder)

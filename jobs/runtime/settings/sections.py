@@ -156,12 +156,14 @@ class EncoderSettings(Section):
 
     name: str = setting(
         "efficientnet_b0",
-        "a preset (docs/encoders.md lists them), which says how it is run, or a timm model",
+        "a preset (`slidelake encoders` lists them), which says how it is run, a timm model, hf-hub:OWNER/NAME[@REVISION], or "
+        "local-dir:PATH",
         Shapes("features"),
     )
     weights: Source = setting(
         None,
-        "URI of its checkpoint (safetensors or state dict); null takes the hub's pretrained weights",
+        "path or URI of its checkpoint (safetensors or state dict), or hf-hub:OWNER/NAME[@REVISION]; null takes the published "
+        "weights from the hub",
         Shapes("features", by_content=True),
     )
     input_px: int | None = setting(

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import timm
 from torch import nn
 
+from udfs.wsi.encoder.described import preset_of, published_weights
 from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Colour, EncoderSpec, Interpolation, Pooling
 from udfs.wsi.encoder.layers import UnitProjection, layer_named
 from udfs.wsi.encoder.preset import Preset
-from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.weights.checkpoint import first_sentence
 from udfs.wsi.weights.filling import NoInitialValues
 
@@ -46,6 +46,11 @@ class Recipe:
         """Whether weights of another input size are meant to be resampled to this one."""
         return "img_size" in self.kwargs
 
+    @property
+    def weights(self) -> str | None:
+        """Where the published weights are; None: where timm says."""
+        return published_weights(self.name, self.preset) if self.preset else None
+
     def new_model(self, pool: GlobalPool, **other: Any) -> nn.Module:
         """Build the model without a classifier.
 
@@ -76,9 +81,10 @@ def recipe_of(spec: EncoderSpec) -> Recipe:
     """Return how the encoder of a spec is built and fed.
 
     Raises:
+        CheckpointError: the hub does not give the description of a model.
         ValueError: its preset cannot be run, or the settings contradict each other.
     """
-    preset = PRESETS.get(spec.name)
+    preset = preset_of(spec.name)
     if preset and preset.unavailable:
         raise ValueError(f"encoder.name = {spec.name} cannot be run: {preset.unavailable}. Choose another encoder")
     input_px = spec.input_px if spec.input_px is not None else preset.input_px if preset else INPUT_PX

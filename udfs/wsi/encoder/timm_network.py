@@ -19,12 +19,11 @@ from udfs.wsi.weights.checkpoint import (
     Checkpoint,
     CheckpointError,
     StateDict,
-    fingerprint,
     fingerprint_once,
     first_sentence,
-    open_checkpoint,
 )
 from udfs.wsi.weights.filling import fill
+from udfs.wsi.weights.sources import open_weights, published_checkpoint
 
 _OF_TOKENS = ("cls", "mean", "cls_mean")  # the poolings that need a model that yields tokens
 _DIFFERENCES_NAMED, _PRESETS_NAMED = 3, 3  # in messages
@@ -117,21 +116,39 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
         raise ValueError(
             f"encoder.name = {spec.name} is neither a preset nor a timm model{f': did you mean {close}?' if close else ''}"
         )
-    checkpoint = open_checkpoint(spec.weights, storage_options) if spec.weights else None
+    source = spec.weights or recipe.weights
+    given = open_weights(source, storage_options) if source else None
+    model, pool, shape = _without_weights(spec, recipe)
+    if given:
+        checkpoint = given
+        _fill(model, recipe, checkpoint)
+    else:
+        checkpoint = published_checkpoint(model.pretrained_cfg, spec.name)
+        model = _with_timms_weights(model, recipe, checkpoint, pool)
+    weights = fingerprint_once(model.state_dict(), checkpoint.file)
+    return TimmNetwork(spec, recipe, model, shape, weights)
+
+
+def random_network(spec: EncoderSpec) -> TimmNetwork:
+    """Build a preset or a timm model with random weights; raises ValueError as `load_timm_network`."""
+    recipe = recipe_of(spec)
+    _, pool, shape = _without_weights(spec, recipe)
+    return TimmNetwork(spec, recipe, recipe.new_model(pool, pretrained=False), shape, "random")
+
+
+def _without_weights(spec: EncoderSpec, recipe: Recipe) -> tuple[Any, GlobalPool, tuple[int, ...]]:
+    """The model, how it ends, and the shape of what it yields for one image."""
     pools: dict[str, tuple[GlobalPool, ...]] = {"pooled": ("own",), "auto": ("", "own")}
     for pool in pools.get(recipe.pooling, ("",)):
         # First without weights: models that pool in another way may have others in this form.
         model = recipe.empty_model(pool)
         shape = _output_shape(model, recipe)
         if len(shape) == _n_axes(recipe, pool):
-            if recipe.pooling in ("cls", "cls_mean") and not getattr(model, "num_prefix_tokens", 0):
+            if recipe.pooling in ("cls", "cls_mean") and getattr(model, "cls_token", None) is None:
                 raise ValueError(
                     f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
                 )
-            model = _with_weights(model, recipe, checkpoint, pool)
-            state = model.state_dict()
-            weights = fingerprint_once(state, checkpoint.file) if checkpoint else fingerprint(state)
-            return TimmNetwork(spec, recipe, model, shape, weights)
+            return model, pool, shape
     raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe)}")
 
 
@@ -176,10 +193,8 @@ def _output_shape(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
         ) from None
 
 
-def _with_weights(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint | None, pool: GlobalPool) -> nn.Module:
-    """The model with these weights; None: with those of the hub, which timm makes another model for."""
-    if checkpoint is None:
-        return _from_hub(recipe, pool)
+def _fill(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Give a model the weights of a checkpoint; raises CheckpointError if they are of another."""
     tensors = to_timm(checkpoint.tensors, model, other_grid=recipe.takes_other_grid)
     differences = list(differences_of(tensors, model.state_dict()))
     if differences:
@@ -189,29 +204,24 @@ def _with_weights(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint | Non
         remedy = f"set encoder.name to {' or '.join(fitting)}" if fitting else "give the checkpoint of that model"
         raise CheckpointError(f"{checkpoint.name} does not fit {recipe.name}: {named}{more}; {remedy}")
     fill(model, tensors)
-    return model
 
 
-def _from_hub(recipe: Recipe, pool: GlobalPool) -> nn.Module:
-    if recipe.preset:
-        raise CheckpointError(
-            f"weights of {recipe.name}: download {recipe.preset.file} from https://huggingface.co/{recipe.preset.repository} "
-            "and set encoder.weights to its path or URI"
-        )
-    try:
-        return recipe.new_model(pool, pretrained=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"pretrained weights of {recipe.name} can't be had from the hub ({type(error).__name__}): set encoder.weights "
-            "to the URI of a checkpoint"
-        ) from None
+def _with_timms_weights(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint, pool: GlobalPool) -> nn.Module:
+    """The model with weights of timm's own; if they are in another layout, one that timm makes and fills."""
+    tensors = to_timm(checkpoint.tensors, model, other_grid=recipe.takes_other_grid)
+    if not any(differences_of(tensors, model.state_dict())):
+        fill(model, tensors)
+        return model
+    return recipe.new_model(pool, pretrained=True, pretrained_cfg_overlay={"file": str(checkpoint.path)})
 
 
 def _presets_of(tensors: StateDict) -> list[str]:
     """Names of the presets that tensors fill."""
+    widths = {len(tensor) for tensor in tensors.values() if tensor.ndim == 1}  # of biases and norms
     found = []
     for name, preset in PRESETS.items():
-        if preset.unavailable is None:
+        width = preset.dim // 2 if preset.pooling == "cls_mean" else preset.dim
+        if preset.unavailable is None and width in widths:
             recipe = recipe_of(EncoderSpec(name, None))
             with torch.device("meta"):
                 model = recipe.empty_model("own" if preset.pooling == "pooled" else "")

@@ -31,6 +31,7 @@ class Checkpoint:
 
     name: PublicUri
     tensors: StateDict  # mapped from the file: a write to one of them changes a copy of this process
+    path: Path  # of the file; a temporary one is not there any more
     file: str  # names the file's present content on this host
 
 
@@ -51,7 +52,7 @@ def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> 
     name = public_uri(uri)
     try:
         with on_this_host(uri, storage_options) as path:
-            return _mapped(path, name)
+            return map_checkpoint(path, name)
     except CheckpointError:
         raise
     except FileNotFoundError:
@@ -63,7 +64,8 @@ def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> 
         raise CheckpointError(f"weights at {name} can't be read ({text})") from None
 
 
-def _mapped(path: Path, name: PublicUri) -> Checkpoint:
+def map_checkpoint(path: Path, name: PublicUri) -> Checkpoint:
+    """As `open_checkpoint`, of a file that nobody changes. `name`: of the file in messages."""
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         is_safetensors = begins_as_safetensors(file)
@@ -93,7 +95,7 @@ def _mapped(path: Path, name: PublicUri) -> Checkpoint:
         return "finite"
 
     text_once(f"checked-{file}", checked)
-    return Checkpoint(name, tensors, file)
+    return Checkpoint(name, tensors, path, file)
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], name: PublicUri) -> None:
