@@ -144,7 +144,7 @@ def _without_weights(spec: EncoderSpec, recipe: Recipe) -> tuple[Any, GlobalPool
         model = recipe.empty_model(pool)
         shape = _output_shape(model, recipe)
         if len(shape) == _n_axes(recipe, pool):
-            if recipe.pooling in ("cls", "cls_mean") and not getattr(model, "num_prefix_tokens", 0):
+            if recipe.pooling in ("cls", "cls_mean") and getattr(model, "cls_token", None) is None:
                 raise ValueError(
                     f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
                 )
@@ -217,9 +217,11 @@ def _with_timms_weights(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint
 
 def _presets_of(tensors: StateDict) -> list[str]:
     """Names of the presets that tensors fill."""
+    widths = {len(tensor) for tensor in tensors.values() if tensor.ndim == 1}  # of biases and norms
     found = []
     for name, preset in PRESETS.items():
-        if preset.unavailable is None:
+        width = preset.dim // 2 if preset.pooling == "cls_mean" else preset.dim
+        if preset.unavailable is None and width in widths:
             recipe = recipe_of(EncoderSpec(name, None))
             with torch.device("meta"):
                 model = recipe.empty_model("own" if preset.pooling == "pooled" else "")
