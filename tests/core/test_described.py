@@ -86,12 +86,12 @@ def test_other_settings_override_the_description(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (b"{}", "its config.json does not describe a model of timm"),
+        (b"{}", "its config.json does not describe a model that slidelake builds"),
         (
-            b'{"model_type": "dinov2"}',
-            "it is of dinov2 of transformers.*: set encoder.name to a preset or a timm model",
+            b'{"model_type": "swin"}',
+            r"it is of swin of transformers, not of vit, .*: set encoder\.name to a preset or a timm model",
         ),
-        (b"not json", "its config.json does not describe a model of timm"),
+        (b"not json", "its config.json does not describe a model that slidelake builds"),
         (b'{"architecture": "nosuch_net"}', "is neither a preset nor a timm model"),
         (None, "the folder has no config.json"),
     ],

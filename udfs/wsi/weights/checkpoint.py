@@ -66,10 +66,10 @@ def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> 
 
 def map_checkpoint(path: Path, name: PublicUri) -> Checkpoint:
     """As `open_checkpoint`, of a file that nobody changes. `name`: of the file in messages."""
-    with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
-        is_safetensors = begins_as_safetensors(file)
-        if reason := reason_of(file):
+    with path.open("rb") as opened:
+        stat = os.fstat(opened.fileno())
+        is_safetensors = begins_as_safetensors(opened)
+        if reason := reason_of(opened):
             raise CheckpointError(f"{name} {reason}")
     try:
         if is_safetensors:
@@ -122,7 +122,7 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
