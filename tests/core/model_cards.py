@@ -173,7 +173,7 @@ class Stem(nn.Module):
         return torch.einsum("ncij->nijc", self.proj(x))
 
 
-def ctranspath() -> nn.Module:
+def ctranspath() -> Any:
     return timm.create_model("swin_tiny_patch4_window7_224", embed_layer=Stem, num_classes=0)
 
 
