@@ -79,12 +79,12 @@ def measured_steps() -> dict[str, float]:
     size = encoder.batch_size
     tiles = np.stack(list(read()))
     batches = [tiles[i : i + size] for i in range(0, len(tiles), size)]
-    images = [resize(batch, spec.encoder.input_px, encoder.interpolation) for batch in batches]
+    images = [resize(batch, encoder.input_px, encoder.interpolation) for batch in batches]
     stain = StainNormaliser(load_stainnet(str(spec.stain_weights)), tiles_ahead=10**6)
     steps: dict[str, Callable[[], object]] = {
         "read": lambda: deque(read(), 0),  # keeps none, as the pass does
         "stain": lambda: [stain.normalise(batch) for batch in batches],
-        "resize": lambda: [resize(batch, spec.encoder.input_px, encoder.interpolation) for batch in batches],
+        "resize": lambda: [resize(batch, encoder.input_px, encoder.interpolation) for batch in batches],
         "encode": lambda: [encoder.runtime(batch, size) for batch in images],
         "histogram": lambda: [color_histograms(batch, spec.bins) for batch in batches],
     }

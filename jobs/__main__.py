@@ -27,12 +27,15 @@ def main() -> int:
             _log.error("slidelake %s: PySpark is missing: %s", job, remedy)
             return BAD_CONFIG
         return int(run(rest))
-    if job == "submit":
-        return int(import_module("jobs.submit").main(rest))
+    if job in ("submit", "encoders"):
+        return int(import_module(f"jobs.{job}").main(rest))
     if job in ("-h", "--help", "help"):
         lines = [f"  {name:<12} {text}" for name, text in JOBS.items()]
         print("usage: slidelake JOB --config FILE [key=value ...]\n\njobs:", *lines, sep="\n")
         print("\n`slidelake JOB --help` explains a job and every setting.")
+        print(
+            "`slidelake encoders [NAME]` prints the encoders that are known by name, or one of them and whether it runs here."
+        )
         print("`slidelake submit --on PLACE JOB --config FILE ...` runs it elsewhere: `slidelake submit --help`.")
         return 0
     if job == "--version":

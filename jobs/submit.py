@@ -156,7 +156,8 @@ def _is_whole(path: str) -> bool:
     """Whether a path or URI means the same on any machine: it is not below a current folder or a home."""
     link = path.rpartition("::")[2]  # of simplecache::s3://...
     local = re.match(r"(file|local):(//)?(.*)", link, re.DOTALL)
-    return Path(local[3]).is_absolute() if local else "://" in link or Path(link).is_absolute()
+    is_uri = "://" in link or link.startswith("hf-hub:")
+    return Path(local[3]).is_absolute() if local else is_uri or Path(link).is_absolute()
 
 
 def _names(place: Destination, job: str, config: Path) -> dict[str, str]:

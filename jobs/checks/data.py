@@ -39,18 +39,22 @@ def store(place: Place) -> Row:
 
 
 def encoder(place: Place) -> Row:
-    """Says whether an executor loads the same models as the driver."""
-    remedy = "put encoder.weights and stain.weights where all nodes can read them: a URI, or a path on every node"
+    """Says whether every executor loads the same models as the driver; loading ends with a forward pass."""
+    remedy = (
+        "put encoder.weights and stain.weights where all nodes can read them: a URI, or a path on every node; for weights of the "
+        "hub, executors need a route to it, and HF_TOKEN if they are gated (spark.executorEnv.HF_TOKEN)"
+    )
     here = place.run.models  # raises ConfigError with a remedy
     try:
-        loaded = place.ask_any(partial(load, place.run.feature_spec))
+        loaded = place.ask_every(partial(load, place.run.feature_spec))
     except (ExecutorError, Py4JJavaError) as error:
         return Row("FAIL", f"executors cannot load it: {telling_line(error)}", remedy)
-    if loaded.identity != here.identity:
-        return Row("FAIL", f"{loaded.host} has other weights than the driver at the same place", remedy)
+    for one in loaded:
+        if one.identity != here.identity:
+            return Row("FAIL", f"{one.host} has other weights than the driver at the same place", remedy)
     name = place.config.encoder.name
-    where = f"on driver and executors, on {loaded.host} by {loaded.device}"
-    return Row("ok", f"{name} ({here.encoder.weights[:8]}) {where}")
+    places = some(sorted({f"{one.host} by {one.device}" for one in loaded}))
+    return Row("ok", f"{name} ({here.encoder.weights[:8]}) on driver and executors, on {places}")
 
 
 def _uris(place: Place) -> Iterator[StoreUri]:

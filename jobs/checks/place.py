@@ -8,6 +8,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -188,18 +189,32 @@ class Place:
 
     def ask_any(self, function: Callable[[], Answer]) -> Answer:
         """Returns the result of a function on any executor whose Python can run it. Raises NoPythonError if there is none."""
-        here = list(map(str, sys.version_info[:2]))
-        serve = [one.python.split(".")[:2] == here for one in self.probes]
-        if not any(serve):
+        if not any(self._serve):
             raise NoPythonError
         tries = Retrying(stop=stop_after_attempt(_TRIES), retry=retry_if_exception_type(Py4JJavaError), reraise=True)
         try:
             answers: list[Answer] = tries(self.ask, function)
         except Py4JJavaError:
-            if self.unprobed or not all(serve):
+            if self.unprobed or not all(self._serve):
                 raise NoPythonError from None
             raise
         return answers[0]
+
+    def ask_every(self, function: Callable[[], Answer]) -> list[Answer]:
+        """What one function returns on as many executors as there are, which Spark gives a task each while all are idle.
+
+        On any one if the Python of some cannot run it; raises NoPythonError if none can.
+        """
+        if not self.unprobed and all(self._serve):
+            with suppress(Py4JJavaError):
+                return self.ask(*[function] * self.n_executors)
+        return [self.ask_any(function)]
+
+    @property
+    def _serve(self) -> list[bool]:
+        """Whether the Python of each executor that has one can run functions of this one."""
+        here = list(map(str, sys.version_info[:2]))
+        return [one.python.split(".")[:2] == here for one in self.probes]
 
 
 def telling_line(error: Exception) -> str:

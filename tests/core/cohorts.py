@@ -48,7 +48,13 @@ def models_of(config: Config) -> dict[str, str]:
     encoder = config.encoder
     return {
         "encoder.weights": row_hash(encoder.weights),
-        "encoder.outputs": "avg 8" if encoder.pooling == "pooled" else "avg 8, max 8",
+        "encoder.outputs": "avg 8, max 8" if encoder.pooling in ("auto", "map") else "avg 8",
+        "encoder.pooling": encoder.pooling,
+        "encoder.images": f"{encoder.input_px or 224} px by {encoder.interpolation or 'area'}",
+        "encoder.crop": f"{encoder.crop_px or encoder.input_px or 224} px",
+        "encoder.mean": str(encoder.mean),
+        "encoder.std": str(encoder.std),
+        "encoder.build": str(encoder.kwargs),
         "encoder.precision": "fp32" if encoder.precision == "fp32" else f"{encoder.precision} by {encoder.runtime}",
         "stain.weights": row_hash(config.stain.weights),
     }

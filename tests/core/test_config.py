@@ -44,7 +44,7 @@ def test_a_minimal_file_has_the_documented_defaults(tmp_path: Path) -> None:
     assert (tiling.tile_px, tiling.mpp, tiling.mask_downsample) == (448, None, 16)
     assert config.tissue_method == Brightness(190)
     assert (tiling.max_background, tiling.max_tiles_per_patient, tiling.seed) == (0.10, None, 0)
-    assert (encoder.name, encoder.weights, encoder.input_px) == ("efficientnet_b0", None, 224)
+    assert (encoder.name, encoder.weights, encoder.input_px) == ("efficientnet_b0", None, None)
     assert (config.histogram.bins, config.stain.weights, config.on_failed_slides) == (16, None, "report")
 
 

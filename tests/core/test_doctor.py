@@ -381,6 +381,13 @@ def test_what_follows_from_a_wrong_python_is_no_fault_of_its_own(monkeypatch: py
             place.ask_any(lambda: 1)
 
 
+def test_every_executor_is_asked_unless_the_python_of_one_is_another() -> None:
+    for pythons, answers in (((HERE, HERE, HERE), [1, 1, 1]), ((HERE, "3.9.18", HERE), [1])):
+        place = cluster_of(*pythons)
+        place.executors = [cast(Any, None)] * len(pythons)
+        assert place.ask_every(lambda: 1) == answers
+
+
 @pytest.mark.parametrize(
     ("conf", "setting"),
     [

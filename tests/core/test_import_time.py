@@ -27,7 +27,7 @@ def said_by(code: str, *arguments: str) -> list[str]:
 
 
 def test_help_of_every_command_loads_no_heavy_package() -> None:
-    commands = [["--help"], *([job, "--help"] for job in JOBS), ["submit", "--help"]]
+    commands = [["--help"], *([job, "--help"] for job in JOBS), ["submit", "--help"], ["encoders", "--help"]]
     lines = said_by(HELP, json.dumps(commands))
     loaded = [json.loads(line.removeprefix("loaded ")) for line in lines if line.startswith("loaded ")]
     assert [words for words, _ in loaded] == commands

@@ -61,3 +61,13 @@ def make_once(path: Path, make: Callable[[Path], object], *, wait: bool = True) 
                 unfinished.unlink(missing_ok=True)  # after an error: a full disk needs the room
     except Timeout:  # another process makes the file
         return
+
+
+def text_once(name: str, make: Callable[[], str]) -> str:
+    """Returns the text that the first process of this host made under a name; each makes its own if it cannot be kept."""
+    try:
+        path = cache_folder() / name
+        make_once(path, lambda unfinished: unfinished.write_text(make()))
+        return path.read_text()
+    except OSError:
+        return make()

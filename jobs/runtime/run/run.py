@@ -15,6 +15,7 @@ from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import Identity
+from jobs.runtime.settings.sections import EncoderSettings
 from jobs.runtime.settings.setting import filled
 from jobs.runtime.settings.withheld import described, may_be_secret
 from jobs.runtime.spark.resources import StageResources, features_resources
@@ -24,9 +25,12 @@ from udfs.find_tissue import TissueSpec
 from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.network import Network
+from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
+from udfs.wsi.weights.hub import is_of_hub
+from udfs.wsi.weights.sources import absolute_source
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,11 @@ class Run:
     def feature_spec(self) -> FeatureSpec:
         """The settings of the features pass, as the workers get them."""
         config, stain = self.config, self.config.stain.weights
-        weights = config.encoder.weights and absolute_uri(config.encoder.weights)
-        batch_size = None if config.encoder.batch_size == "auto" else config.encoder.batch_size
         return filled(
             FeatureSpec,
             config.histogram,
             config.slides,
-            encoder=filled(EncoderSpec, config.encoder, weights=weights, batch_size=batch_size),
+            encoder=encoder_spec(config.encoder),
             stain_weights=absolute_uri(stain) if stain else None,
             gpu_share=self.stage_resources.gpu_share,
         )
@@ -126,7 +128,8 @@ class Run:
             return load_models(self.feature_spec)
         except (CheckpointError, ValueError) as error:
             name = self.config.encoder.name
-            is_hidden = may_be_secret(name) and not is_known_to_timm(name)
+            is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
+            is_hidden = may_be_secret(name) and not is_known
             raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
 
     def _describe(self, text: str) -> None:
@@ -150,3 +153,14 @@ class Run:
 
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients
+
+
+def encoder_spec(settings: EncoderSettings) -> EncoderSpec:
+    """Returns the encoder of some settings as the workers get it."""
+    return filled(
+        EncoderSpec,
+        settings,
+        batch_size=None if settings.batch_size == "auto" else settings.batch_size,
+        kwargs=tuple(sorted(settings.kwargs.items())),
+        weights=settings.weights and absolute_source(settings.weights),
+    )

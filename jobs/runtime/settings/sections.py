@@ -5,7 +5,15 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from jobs.runtime.settings.setting import NO_ROW, Location, Mpp, Section, Shapes, Source, setting
 from udfs.wsi.store import TIMEOUT_S, StoreOptions, StoreUri, why_not_for_tables
@@ -116,23 +124,67 @@ class StainSettings(Section):
     weights: Source = setting(None, "URI of a StainNet checkpoint; null does not normalise", _LOADED)
 
 
+Colour = tuple[float, float, float]
+
+
+def _number(value: Any) -> Any:
+    """The number that YAML takes for a text, such as 1e-5."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Argument = Annotated[bool | int | float | str | None, BeforeValidator(_number)]
+
+
 class EncoderSettings(Section):
     """The network that embeds tiles."""
 
-    name: str = setting("efficientnet_b0", "a timm model", _FEATURES)
+    name: str = setting(
+        "efficientnet_b0",
+        "a preset (`slidelake encoders` lists them), which says how it is run, a timm model, hf-hub:OWNER/NAME[@REVISION], or "
+        "local-dir:PATH",
+        _FEATURES,
+    )
     weights: Source = setting(
-        None, "URI of its checkpoint (safetensors or state dict); null: the hub's pretrained weights", _LOADED
-    )
-    input_px: int = setting(224, "edge of the images that the encoder takes", _FEATURES, ge=32, le=2048)
-    interpolation: Literal["area", "model"] = setting(
-        "area", "how a tile is brought to input_px: area average, or as the model was trained", _FEATURES
-    )
-    pooling: Literal["auto", "map", "pooled"] = setting(
-        "auto",
-        "map: mean and max over the positions of the model's feature map; pooled: the model's own vector, and no maximum; "
-        "auto: map if the model yields one",
+        None,
+        "path or URI of its checkpoint (safetensors or state dict), or hf-hub:OWNER/NAME[@REVISION]; null takes the published "
+        "weights from the hub",
         _LOADED,
     )
+    input_px: int | None = setting(
+        None,
+        "edge to which a tile is resized; null takes the preset's, else 224",
+        _LOADED,
+        ge=32,
+        le=2048,
+    )
+    crop_px: int | None = setting(
+        None,
+        "edge of the centre that the encoder sees of it; null takes the preset's, else all of it",
+        _LOADED,
+        ge=32,
+        le=2048,
+    )
+    interpolation: Literal["area", "bilinear", "bicubic", "model"] | None = setting(
+        None,
+        "how a tile is resized; area is the area average, model is as the model was trained; null takes the preset's, else area",
+        _LOADED,
+    )
+    mean: Colour | None = setting(
+        None,
+        "mean of the training images in red, green and blue, 0 to 1; null takes the preset's, else the model's own",
+        _LOADED,
+    )
+    std: Colour | None = setting(None, "their standard deviation; null as for mean", _LOADED)
+    pooling: Literal["auto", "map", "pooled", "cls", "mean", "cls_mean"] = setting(
+        "auto",
+        "map: mean and max over the positions of the model's feature map; one vector and no maximum: pooled (the model's own), "
+        "cls (class token), mean (of the patches), cls_mean (both, joined); auto: the preset's, else map if there is one",
+        _LOADED,
+    )
+    kwargs: dict[str, Argument] = setting({}, "arguments for timm's model beside the preset's; layers by name", _LOADED)
     runtime: Literal["torch", "openvino"] = setting(
         "torch", "openvino is fastest on processors, and an extra; the job doctor measures both on your slides", _LOADED
     )

@@ -129,7 +129,7 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
     """
     uri = public_uri(_file(folder, CARD))
     data = _read(folder, CARD, "give the folder of a finished training run, MODELS/RUN_ID", storage_options)
-    if not data.lstrip().startswith(b"{") and (reason := reason_of(data)):
+    if not data.lstrip().startswith(b"{") and (reason := reason_of(io.BytesIO(data))):
         raise ModelError(f"{uri} {reason}")
     try:
         return ModelCard.from_json(json.loads(data))
@@ -199,7 +199,7 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
     name = public_uri(_file(folder, CHECKPOINT))
     remedy = "a run that is finished has none, nor has one that ended before its first epoch did"
     data = _read(folder, CHECKPOINT, remedy, storage_options)
-    if reason := reason_of(data):
+    if reason := reason_of(io.BytesIO(data)):
         raise ModelError(f"{name} {reason}")
     try:
         state = TrainingState(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))

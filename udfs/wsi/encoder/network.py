@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from udfs.wsi.encoder.encoder_spec import EncoderSpec
+from udfs.wsi.encoder.encoder_spec import INPUT_PX, EncoderSpec
 from udfs.wsi.registry import import_modules
 from udfs.wsi.store import StorageOptions
 
@@ -21,7 +21,13 @@ class Network(nn.Module):
     """RGB images to vectors, in float32 on the CPU until a runtime takes it."""
 
     def __init__(
-        self, spec: EncoderSpec, outputs: Outputs, weights: str, *details: str, own_interpolation: str = "area"
+        self,
+        spec: EncoderSpec,
+        outputs: Outputs,
+        weights: str,
+        *details: str,
+        input_px: int | None = None,
+        interpolation: str = "area",
     ) -> None:
         """Declare what all encoders declare.
 
@@ -30,15 +36,17 @@ class Network(nn.Module):
             outputs: what `forward` returns.
             weights: fingerprint of the weights.
             details: what else shapes the vectors, each as ``name=value``.
-            own_interpolation: how images were resized in training.
+            input_px: edge to which tiles are resized; None: of the settings.
+            interpolation: how, see `udfs.wsi.encoder.resize`.
         """
         super().__init__()
-        self.name, self.outputs, self.weights, self.input_px = spec.name, outputs, weights, spec.input_px
-        self.interpolation = "area" if spec.interpolation == "area" else own_interpolation
+        self.name, self.outputs, self.weights = spec.name, outputs, weights
+        self.input_px = next(px for px in (input_px, spec.input_px, INPUT_PX) if px is not None)
+        self.interpolation = interpolation
         self.identity = (
             f"model={spec.name}",
             f"weights={weights[:16]}",
-            f"images={self.input_px} px by {self.interpolation}",
+            f"images={self.input_px} px by {self.interpolation}{'' if interpolation == 'area' else ', 8 bit'}",
             f"outputs={', '.join(f'{name} {dim}' for name, dim in outputs)}",
             *details,
             # Every runtime's fp32 is the same but for rounding.

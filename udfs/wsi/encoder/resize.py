@@ -1,4 +1,7 @@
-"""Tiles to the size that an encoder sees. Unrounded: a result pixel may lie between two grey levels."""
+"""Tiles to the size that an encoder sees.
+
+An area average may lie between two grey levels. The other interpolations give whole levels, as in the 8-bit pictures of training.
+"""
 
 import numpy as np
 import torch
@@ -31,10 +34,21 @@ def resize(tiles: NDArray[np.uint8], edge: int, interpolation: str) -> NDArray[n
 
 def resize_tensor(tiles: torch.Tensor, edge: int, interpolation: str) -> torch.Tensor:
     """As `resize`, where the tiles are: uint8 [n, h, w, 3] to contiguous float32 [n, edge, edge, 3]."""
-    x = tiles.permute(0, 3, 1, 2).float()  # a view: channels last
-    if x.shape[-2:] != (edge, edge):
-        if interpolation == "area":
-            x = functional.interpolate(x, size=(edge, edge), mode="area")
-        else:
-            x = functional.interpolate(x, size=(edge, edge), mode=interpolation, antialias=True).clamp_(0, 255)
+    x = tiles.permute(0, 3, 1, 2)  # a view: channels last
+    if x.shape[-2:] == (edge, edge):
+        x = x.float()
+    elif interpolation == "area":
+        x = functional.interpolate(x.float(), size=(edge, edge), mode="area")
+    else:
+        x = _of_8_bit(x, edge, interpolation).float()
     return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _of_8_bit(x: torch.Tensor, edge: int, interpolation: str) -> torch.Tensor:
+    """As PIL and torchvision resize pictures: uint8 [n, 3, h, w] to whole grey levels, rounded after each direction."""
+    if x.device.type == "cpu":
+        return functional.interpolate(x, size=(edge, edge), mode=interpolation, antialias=True)
+    x = x.float()
+    for size in ((x.shape[2], edge), (edge, edge)):
+        x = functional.interpolate(x, size=size, mode=interpolation, antialias=True).round_().clamp_(0, 255)
+    return x

@@ -1,4 +1,4 @@
-"""Any timm model as an encoder: its own normalisation, and the mean and maximum of its feature map, or its pooled vector."""
+"""Presets and other timm models as encoders: their normalisation, and one vector or the mean and maximum of a feature map."""
 
 import difflib
 from typing import Any
@@ -9,10 +9,24 @@ import torch
 from torch import nn
 
 from udfs.wsi.encoder.batch_size import is_out_of_memory
+from udfs.wsi.encoder.checkpoint_layouts import differences_of, to_timm
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.network import Network, encoder_named
-from udfs.wsi.store import StorageOptions, public_uri
-from udfs.wsi.weights.checkpoint import CheckpointError, StateDict, fingerprint, first_sentence, load_state_dict
+from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.encoder.recipe import GlobalPool, Recipe, recipe_of
+from udfs.wsi.store import StorageOptions
+from udfs.wsi.weights.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    StateDict,
+    fingerprint_once,
+    first_sentence,
+)
+from udfs.wsi.weights.filling import fill
+from udfs.wsi.weights.sources import open_weights, published_checkpoint
+
+_OF_TOKENS = ("cls", "mean", "cls_mean")  # the poolings that need a model that yields tokens
+_DIFFERENCES_NAMED, _PRESETS_NAMED = 3, 3  # in messages
 
 
 class TimmNetwork(Network):
@@ -21,32 +35,66 @@ class TimmNetwork(Network):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, spec: EncoderSpec, model: nn.Module, shape: tuple[int, ...]) -> None:
-        """`shape`: of what the model yields for one image: a feature map, or one vector."""
+    def __init__(
+        self, spec: EncoderSpec, recipe: Recipe, model: nn.Module, shape: tuple[int, ...], weights: str
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            spec: the settings.
+            recipe: made of them.
+            model: with its weights.
+            shape: of what the model yields for one image: a feature map, tokens, or one vector.
+            weights: their fingerprint.
+        """
         data: dict[str, Any] = timm.data.resolve_model_data_config(model)
-        layout = "NC" if len(shape) == 2 else "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
-        dim = shape[layout.index("C")]
+        mean, std = recipe.mean or data["mean"], recipe.std or data["std"]
+        self._kind, dim = _pooling_of(recipe, model, shape)
         super().__init__(
             spec,
-            (("avg", dim), ("max", dim)) if len(shape) == 4 else (("avg", dim),),
-            fingerprint(model.state_dict()),
-            f"mean={data['mean']}",
-            f"std={data['std']}",
-            f"pooling={'map' if len(shape) == 4 else 'pooled'} {layout}",
-            own_interpolation=str(data["interpolation"]),
+            (("avg", dim), ("max", dim)) if self._kind.startswith("map") else (("avg", dim),),
+            weights,
+            f"mean={mean}",
+            f"std={std}",
+            f"pooling={self._kind}",
+            *recipe.details,
+            input_px=recipe.input_px,
+            interpolation=str(data["interpolation"]) if recipe.interpolation == "model" else recipe.interpolation,
         )
-        self.model, self._layout = model, layout
-        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(data["std"]).view(1, -1, 1, 1), persistent=False)
+        self.model, self._margin, self._edge = model, (recipe.input_px - recipe.edge) // 2, recipe.edge
+        self._n_prefix = int(getattr(model, "num_prefix_tokens", 0))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `Network`."""
+        if self._margin:
+            centre = slice(self._margin, self._margin + self._edge)
+            images = images[:, centre, centre]
         x = (images.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         features = self.model(x).float()
-        if self._layout == "NC":
-            return (features,)
-        positions = (self._layout.index("H"), self._layout.index("W"))
-        return features.mean(dim=positions), features.amax(dim=positions)
+        match self._kind:
+            case "map NCHW":
+                return features.mean(dim=(2, 3)), features.amax(dim=(2, 3))
+            case "map NHWC":
+                return features.mean(dim=(1, 2)), features.amax(dim=(1, 2))
+            case "cls":
+                return (features[:, 0],)
+            case "mean":
+                return (features[:, self._n_prefix :].mean(dim=1),)
+            case "cls_mean":
+                return (torch.cat([features[:, 0], features[:, self._n_prefix :].mean(dim=1)], dim=1),)
+        return (features,)
+
+
+def _pooling_of(recipe: Recipe, model: nn.Module, shape: tuple[int, ...]) -> tuple[str, int]:
+    """How the output of this shape becomes a vector, and how long that is."""
+    if len(shape) == 4:
+        layout = "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+        return f"map {layout}", shape[layout.index("C")]
+    if len(shape) == 3:
+        return recipe.pooling, shape[2] * (2 if recipe.pooling == "cls_mean" else 1)
+    return "pooled NC", shape[1]
 
 
 def is_known_to_timm(name: str) -> bool:
@@ -56,81 +104,127 @@ def is_known_to_timm(name: str) -> bool:
 
 @encoder_named(None)
 def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None = None) -> TimmNetwork:
-    """Load a timm model.
+    """Load a preset or a timm model.
 
     Raises:
         CheckpointError: the weights can't be read or do not fit the model.
-        ValueError: timm does not know the model, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
+        ValueError: the model is not known, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
     """
-    if not timm.is_model(spec.name.split(".")[0]):
-        close = ", ".join(difflib.get_close_matches(spec.name, timm.list_models(), n=3))
-        raise ValueError(f"encoder.name = {spec.name} is no timm model{f': did you mean {close}?' if close else ''}")
-    tensors = load_state_dict(spec.weights, storage_options) if spec.weights else None
-    # global_pool="" and no classifier: the forward pass then ends with the feature map.
-    feature_map, pooled = {"global_pool": ""}, dict[str, str]()
-    for options in {"map": [feature_map], "pooled": [pooled], "auto": [feature_map, pooled]}[spec.pooling]:
-        # First without weights: models that pool in another way may have others in this form.
-        model = _new_model(spec, options)
-        shape = _output_shape(model, spec)
-        if len(shape) == (4 if options else 2):
-            return TimmNetwork(spec, _with_weights(model, spec, tensors, options), shape)
-    if spec.pooling == "map":
+    recipe = recipe_of(spec)
+    if not timm.is_model(recipe.architecture.split(".")[0]):
+        close = ", ".join(difflib.get_close_matches(spec.name, [*PRESETS, *timm.list_models()], n=3))
         raise ValueError(
-            f"encoder.name = {spec.name} yields {list(shape)}, not a feature map [n, dim, h, w]: set encoder.pooling to "
-            "auto, or choose a convolutional model, for example efficientnet_b0 or resnet50"
+            f"encoder.name = {spec.name} is neither a preset nor a timm model{f': did you mean {close}?' if close else ''}"
         )
-    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not one vector per tile: choose another model")
+    source = spec.weights or recipe.weights
+    given = open_weights(source, storage_options) if source else None
+    model, pool, shape = _without_weights(spec, recipe)
+    if given:
+        checkpoint = given
+        _fill(model, recipe, checkpoint)
+    else:
+        checkpoint = published_checkpoint(model.pretrained_cfg, spec.name)
+        model = _with_timms_weights(model, recipe, checkpoint, pool)
+    weights = fingerprint_once(model.state_dict(), checkpoint.file)
+    return TimmNetwork(spec, recipe, model, shape, weights)
+
+
+def random_network(spec: EncoderSpec) -> TimmNetwork:
+    """Build a preset or a timm model with random weights; raises ValueError as `load_timm_network`."""
+    recipe = recipe_of(spec)
+    _, pool, shape = _without_weights(spec, recipe)
+    return TimmNetwork(spec, recipe, recipe.new_model(pool, pretrained=False), shape, "random")
+
+
+def _without_weights(spec: EncoderSpec, recipe: Recipe) -> tuple[Any, GlobalPool, tuple[int, ...]]:
+    """The model, how it ends, and the shape of what it yields for one image."""
+    pools: dict[str, tuple[GlobalPool, ...]] = {"pooled": ("own",), "auto": ("", "own")}
+    for pool in pools.get(recipe.pooling, ("",)):
+        # First without weights: models that pool in another way may have others in this form.
+        model = recipe.empty_model(pool)
+        shape = _output_shape(model, recipe)
+        if len(shape) == _n_axes(recipe, pool):
+            if recipe.pooling in ("cls", "cls_mean") and getattr(model, "cls_token", None) is None:
+                raise ValueError(
+                    f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
+                )
+            return model, pool, shape
+    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe)}")
+
+
+def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
+    """Of what a model must yield."""
+    return 2 if pool == "own" else 3 if recipe.pooling in _OF_TOKENS else 4
+
+
+def _wanted(recipe: Recipe) -> str:
+    """What the pooling needs, and the remedy."""
+    if recipe.pooling in _OF_TOKENS:
+        return "tokens [n, t, dim]: set encoder.pooling to auto, or choose a transformer, for example vit_small_patch16_224"
+    if recipe.pooling == "map":
+        return (
+            "a feature map [n, dim, h, w]: set encoder.pooling to auto, or choose a convolutional model, for example "
+            "efficientnet_b0 or resnet50"
+        )
+    return "one vector per tile: choose another model"
 
 
 @torch.inference_mode()
-def _output_shape(model: nn.Module, spec: EncoderSpec) -> tuple[int, ...]:
+def _output_shape(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
     """For one image.
 
     Raises:
-        ValueError: the model does not take images of `spec.input_px`.
+        ValueError: the model does not take images of this size.
     """
-    edge = spec.input_px
+    edge = recipe.edge
     try:
         return tuple(model(torch.zeros(1, 3, edge, edge)).shape)
     except Exception as error:  # an assertion or whatever a layer raises
         if is_out_of_memory(error):
             raise
+        setting = "input_px" if edge == recipe.input_px else "crop_px"
         own = timm.data.resolve_model_data_config(model)["input_size"][-1]
-        remedy = f"set encoder.input_px to {own}" if own != edge else "choose another size or model"
+        remedy = f"set encoder.{setting} to {own}" if own != edge else "choose another size or model"
+        if hasattr(model, "set_input_size") and own != edge:
+            remedy += f", or encoder.kwargs to {{img_size: {edge}}}, which resamples the position embeddings"
         raise ValueError(
-            f"encoder.input_px = {edge}, and {spec.name} does not take images of {edge} x {edge} px "
+            f"encoder.{setting} = {edge}, and {recipe.name} does not take images of {edge} x {edge} px "
             f"({first_sentence(error)}): {remedy}"
         ) from None
 
 
-def _new_model(spec: EncoderSpec, options: dict[str, str]) -> nn.Module:
-    """With random weights."""
-    try:
-        model: nn.Module = timm.create_model(spec.name, pretrained=False, num_classes=0, **options)
-    except RuntimeError as error:  # a name that timm knows with a variant that it does not
-        raise ValueError(f"encoder.name = {spec.name}: {error}") from None
-    return model.eval()
+def _fill(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Give a model the weights of a checkpoint; raises CheckpointError if they are of another."""
+    tensors = to_timm(checkpoint.tensors, model, other_grid=recipe.takes_other_grid)
+    differences = list(differences_of(tensors, model.state_dict()))
+    if differences:
+        named = "; ".join(differences[:_DIFFERENCES_NAMED])
+        more = f"; and {len(differences) - _DIFFERENCES_NAMED:,} more" if len(differences) > _DIFFERENCES_NAMED else ""
+        fitting = _presets_of(checkpoint.tensors)[:_PRESETS_NAMED]
+        remedy = f"set encoder.name to {' or '.join(fitting)}" if fitting else "give the checkpoint of that model"
+        raise CheckpointError(f"{checkpoint.name} does not fit {recipe.name}: {named}{more}; {remedy}")
+    fill(model, tensors)
 
 
-def _with_weights(model: nn.Module, spec: EncoderSpec, tensors: StateDict | None, options: dict[str, str]) -> nn.Module:
-    """The model with these weights; None: with those of the hub, which timm makes another model for."""
-    if tensors is None:
-        try:
-            model = timm.create_model(spec.name, pretrained=True, num_classes=0, **options)
-        except Exception as error:
-            raise CheckpointError(
-                f"pretrained weights of {spec.name} can't be had from the hub ({type(error).__name__}): set encoder.weights "
-                "to the URI of a checkpoint"
-            ) from None
-        return model.eval()
-    classifier: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
-    try:
-        model.load_state_dict({name: each for name, each in tensors.items() if not name.startswith(heads)})
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise CheckpointError(
-            f"{public_uri(spec.weights or '')} does not fit {spec.name}: {' '.join(lines)[:300]}; give the checkpoint of "
-            "that model"
-        ) from None
-    return model
+def _with_timms_weights(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint, pool: GlobalPool) -> nn.Module:
+    """The model with weights of timm's own; if they are in another layout, one that timm makes and fills."""
+    tensors = to_timm(checkpoint.tensors, model, other_grid=recipe.takes_other_grid)
+    if not any(differences_of(tensors, model.state_dict())):
+        fill(model, tensors)
+        return model
+    return recipe.new_model(pool, pretrained=True, pretrained_cfg_overlay={"file": str(checkpoint.path)})
+
+
+def _presets_of(tensors: StateDict) -> list[str]:
+    """Names of the presets that tensors fill."""
+    widths = {len(tensor) for tensor in tensors.values() if tensor.ndim == 1}  # of biases and norms
+    found = []
+    for name, preset in PRESETS.items():
+        width = preset.dim // 2 if preset.pooling == "cls_mean" else preset.dim
+        if preset.unavailable is None and width in widths:
+            recipe = recipe_of(EncoderSpec(name, None))
+            with torch.device("meta"):
+                model = recipe.empty_model("own" if preset.pooling == "pooled" else "")
+            if not any(differences_of(to_timm(tensors, model, other_grid=True), model.state_dict())):
+                found.append(name)
+    return found

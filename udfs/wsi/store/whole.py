@@ -1,9 +1,10 @@
-"""Small files behind any fsspec URI, read and written as a whole: settings, a CSV, weights."""
+"""Files behind any fsspec URI, read and written as a whole: settings, a CSV, weights."""
 
 import os
+import shutil
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
@@ -17,31 +18,68 @@ _REQUEST_BYTES = 8 * 2**20
 _REQUESTS_AHEAD = 4
 
 
+def info_of(uri: str, storage_options: StorageOptions | None = None) -> FileInfo:
+    """Size and version of a file; raises what `read_bytes` does."""
+    with _calls(uri, storage_options) as calls:
+        return FileInfo.from_stat(Path(calls.path).stat()) if calls.is_local else _info(calls)
+
+
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
     """Returns the content of a file, read by ranges if it is large and its server knows them.
 
     Raises what the store's client raises, FileNotFoundError only if there is no file, OutOfTimeError after `timeout_s` of
     the storage options.
     """
+    with _calls(uri, storage_options) as calls:
+        return Path(calls.path).read_bytes() if calls.is_local else b"".join(_content(calls, storage_options))
+
+
+def copy_to(path: Path, uri: str, storage_options: StorageOptions | None = None) -> None:
+    """Write the content of a file to a path of this machine, without holding all of it; raises what `read_bytes` does."""
+    with _calls(uri, storage_options) as calls:
+        if not calls.is_local:
+            with path.open("wb") as file:
+                file.writelines(_content(calls, storage_options))
+            return
+        source = Path(calls.path)
+        before = source.stat()
+        shutil.copyfile(source, path)
+        if FileInfo.from_stat(source.stat()) != FileInfo.from_stat(before):
+            raise _replaced()
+
+
+@contextmanager
+def _calls(uri: str, storage_options: StorageOptions | None) -> Iterator[Calls]:
     calls = Calls(uri, storage_options, Traffic())
-    if calls.is_local:
-        return Path(calls.path).read_bytes()
     try:
-        info = calls.result(calls.info)
-        if info.get("type") == "directory":
-            raise IsADirectoryError(uri)
-        size = info.get("size") or 0
-        if size > _REQUEST_BYTES:
-            with suppress(NoRangesError):
-                data = b"".join(in_parts(lambda start, count: calls.request(start, count, size), size, _REQUEST_BYTES))
-                if FileInfo.from_fsspec(calls.result(calls.info)) != FileInfo.from_fsspec(info):
-                    raise WrongAnswerError("it was replaced while it was read: run again")
-                return data
-        return calls.result(lambda: calls.whole(size), timeout_of(storage_options))
+        yield calls
     except FileNotFoundError as error:
         raise unmasked(error) from None
     finally:
         calls.close()
+
+
+def _info(calls: Calls) -> FileInfo:
+    info = calls.result(calls.info)
+    if info.get("type") == "directory":
+        raise IsADirectoryError(calls.path)
+    return FileInfo.from_fsspec({**info, "size": info.get("size") or 0})
+
+
+def _content(calls: Calls, storage_options: StorageOptions | None) -> Generator[bytes, None, None]:
+    info = _info(calls)
+    size = info.size_bytes
+    if size > _REQUEST_BYTES:
+        with suppress(NoRangesError):  # which the first range finds out
+            yield from in_parts(lambda start, count: calls.request(start, count, size), size, _REQUEST_BYTES)
+            if _info(calls) != info:
+                raise _replaced()
+            return
+    yield calls.result(lambda: calls.whole(size), timeout_of(storage_options))
+
+
+def _replaced() -> WrongAnswerError:
+    return WrongAnswerError("it was replaced while it was read: run again")
 
 
 def in_parts(request: Callable[[int, int], Pending], size_bytes: int, part_bytes: int) -> Generator[bytes, None, None]:

@@ -1,14 +1,22 @@
-"""Weights from a URI: safetensors or a PyTorch state dict, never a pickle that runs code."""
+"""Weights from a URI: safetensors or a PyTorch state dict, never a pickle that runs code.
+
+The tensors are mapped into memory from a file of this host, so that all its processes share one copy.
+"""
 
 import hashlib
-import io
+import os
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from udfs.wsi.store import PublicUri, StorageOptions, public_uri, read_bytes, redact, secrets_of
-from udfs.wsi.weights.not_weights import reason_of
+from udfs.wsi.host_cache import key_of, text_once
+from udfs.wsi.store import PublicUri, StorageOptions, public_uri, redact, secrets_of
+from udfs.wsi.weights.host_file import on_this_host
+from udfs.wsi.weights.not_weights import begins_as_safetensors, reason_of
 
 StateDict = dict[str, torch.Tensor]
 
@@ -17,18 +25,36 @@ class CheckpointError(Exception):
     """Weights that can't be used; the message names the URI and the remedy."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights in a file."""
+
+    name: PublicUri
+    tensors: StateDict  # mapped from the file: a write to one of them changes a copy of this process
+    path: Path  # of the file; a temporary one is not there any more
+    file: str  # names the file's present content on this host
+
+
 def load_state_dict(uri: str, storage_options: StorageOptions | None = None) -> StateDict:
+    """The tensors of `open_checkpoint`."""
+    return open_checkpoint(uri, storage_options).tensors
+
+
+def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> Checkpoint:
     """Tensors by name, on the CPU whatever device they were saved from.
 
-    Training frameworks wrap what they save: a dict under ``state_dict`` or ``model`` and the ``module.`` of DataParallel
-    are taken off.
+    Training frameworks wrap what they save: a dict under ``state_dict``, ``model`` or ``teacher`` and the ``module.`` of
+    DataParallel are taken off.
 
     Raises:
         CheckpointError: the file is missing, or is neither kind, or holds more than tensors, or numbers that are not finite.
     """
     name = public_uri(uri)
     try:
-        data = read_bytes(uri, storage_options)
+        with on_this_host(uri, storage_options) as path:
+            return map_checkpoint(path, name)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"no weights at {name}: check the path") from None
     except IsADirectoryError:
@@ -36,26 +62,40 @@ def load_state_dict(uri: str, storage_options: StorageOptions | None = None) -> 
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, storage_options))
         raise CheckpointError(f"weights at {name} can't be read ({text})") from None
-    if reason := reason_of(data):
-        raise CheckpointError(f"{name} {reason}")
+
+
+def map_checkpoint(path: Path, name: PublicUri) -> Checkpoint:
+    """As `open_checkpoint`, of a file that nobody changes. `name`: of the file in messages."""
+    with path.open("rb") as opened:
+        stat = os.fstat(opened.fileno())
+        is_safetensors = begins_as_safetensors(opened)
+        if reason := reason_of(opened):
+            raise CheckpointError(f"{name} {reason}")
     try:
-        if data[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
-            loaded: object = safetensors.torch.load(data)
-        else:
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if is_safetensors:
+            loaded: object = safetensors.torch.load_file(path)
+        else:  # the layout of old versions of torch cannot be mapped
+            mmap = zipfile.is_zipfile(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # both raise what they like on junk: IndexError, AssertionError, struct.error, ...
         reason = first_sentence(error)
         raise CheckpointError(
             f"{name} is neither safetensors nor a state dict of plain tensors ({reason}): save model.state_dict()"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "teacher"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise CheckpointError(f"{name} holds no state dict: save model.state_dict()")
     tensors = {str(key).removeprefix("module."): value for key, value in loaded.items()}
-    refuse_not_finite(tensors, name)
-    return tensors
+    file = key_of(str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def checked() -> str:
+        refuse_not_finite(tensors, name)
+        return "finite"
+
+    text_once(f"checked-{file}", checked)
+    return Checkpoint(name, tensors, path, file)
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], name: PublicUri) -> None:
@@ -82,5 +122,11 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def fingerprint_once(tensors: Mapping[str, torch.Tensor], file: str) -> str:
+    """The fingerprint of tensors that all come from one file of `Checkpoint`, calculated once per host."""
+    kinds = [(name, str(each.dtype), tuple(each.shape)) for name, each in sorted(tensors.items())]
+    return text_once(f"fingerprint-{key_of(file, kinds)}", lambda: fingerprint(tensors))

@@ -1,0 +1,157 @@
+"""Models that the hub or a folder describes, held against timm, and the weights of presets and timm models from the hub."""
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import constants
+from timm.data import create_transform, resolve_model_data_config
+from timm.models import save_for_hf
+
+from tests.core.test_hub import closed_port, use
+from tests.slides.make import Pixels
+from tests.stores.hub import COMMIT, TOKEN, Hub, serve_hub
+from udfs.wsi.encoder import Encoder, EncoderSpec
+from udfs.wsi.encoder.network import load_network
+from udfs.wsi.encoder.timm_network import random_network
+from udfs.wsi.weights.checkpoint import CheckpointError
+
+MEAN, STD = (0.7, 0.6, 0.5), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as timm saves it for the hub: its own build, colours, crop and resampling."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("model")
+    build = {"img_size": 128, "init_values": 0.1, "reg_tokens": 2}
+    model = timm.create_model("test_vit", num_classes=0, **build)
+    data = {"mean": MEAN, "std": STD, "crop_pct": 0.5, "interpolation": "bilinear", "input_size": (3, 128, 128)}
+    save_for_hf(model, path, model_args=build, model_config={"pretrained_cfg": data}, safe_serialization=True)
+    return path
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serve_hub(lab__model={file.name: file.read_bytes() for file in folder.iterdir()}) as server:
+        use(monkeypatch, server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
+
+
+def spec(name: str, **other: Any) -> EncoderSpec:
+    return EncoderSpec(name, None, batch_size=2, device="cpu", **other)
+
+
+def by_timm(folder: Path, tiles: Pixels) -> torch.Tensor:
+    """The vectors of timm's own model and transform, float [n, dim]."""
+    from PIL import Image  # noqa: PLC0415
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    data = resolve_model_data_config(model)
+    assert data["crop_pct"] == 0.5
+    transform = create_transform(**data, is_training=False)
+    with torch.inference_mode():
+        vectors: torch.Tensor = model(torch.stack([transform(Image.fromarray(tile)) for tile in tiles]))
+    return vectors
+
+
+def test_a_described_model_is_timms_from_the_tile_to_the_vector(folder: Path, hub: Hub, pixels: Pixels) -> None:
+    tiles = np.stack([pixels[896:1152, 896:1152], pixels[1344:1600, 1800:2056]])
+    expected = by_timm(folder, tiles)
+    for name in (f"local-dir:{folder}", "hf-hub:lab/model", f"hf-hub:lab/model@{COMMIT}"):
+        encoder = Encoder(spec(name))
+        assert (encoder.input_px, encoder.interpolation) == (256, "bilinear")
+        [found] = encoder.embed(tiles)
+        assert torch.cosine_similarity(torch.from_numpy(found), expected).min() >= 0.99999
+
+
+def test_other_settings_override_the_description(folder: Path) -> None:
+    network = load_network(spec(f"local-dir:{folder}", mean=(0.5, 0.5, 0.5), pooling="cls_mean", interpolation="area"))
+    assert "mean=(0.5, 0.5, 0.5)" in network.identity
+    assert "pooling=cls_mean" in network.identity
+    assert network.interpolation == "area"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (b"{}", "its config.json does not describe a model that slidelake builds"),
+        (
+            b'{"model_type": "swin"}',
+            r"it is of swin of transformers, not of vit, .*: set encoder\.name to a preset or a timm model",
+        ),
+        (b"not json", "its config.json does not describe a model that slidelake builds"),
+        (b'{"architecture": "nosuch_net"}', "is neither a preset nor a timm model"),
+        (None, "the folder has no config.json"),
+    ],
+)
+def test_a_folder_that_describes_no_model_is_refused(tmp_path: Path, config: bytes | None, reason: str) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_bytes(config)
+    with pytest.raises(ValueError, match=reason) as caught:
+        load_network(spec(f"local-dir:{tmp_path}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_weights_is_refused_by_their_names(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors or pytorch_model\.bin"):
+        load_network(spec(f"local-dir:{tmp_path}"))
+
+
+def test_the_default_weights_of_a_timm_model_come_from_the_hub(hub: Hub) -> None:
+    model = timm.create_model("test_vit2", pretrained=False)
+    hub.files[f"timm/{model.pretrained_cfg['hf_hub_id'].partition('/')[2]}"] = {
+        "model.safetensors": safetensors.torch.save(model.state_dict())
+    }
+    network = load_network(spec("test_vit2", input_px=64))
+    assert network.weights != "random"
+    assert hub.requests["GET model.safetensors"] == 1
+
+
+def test_weights_of_a_preset_come_from_its_revision(hub: Hub) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(1)}, buffer)
+    hub.files["MahmoodLab/uni"] = {"pytorch_model.bin": buffer.getvalue()}
+    with pytest.raises(CheckpointError, match=r"MahmoodLab/uni.*: the repository has no such revision"):
+        load_network(spec("uni"))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "kaiko-vits16", "hf-hub:lab/model"])
+def test_offline_the_job_ends_in_seconds_with_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for setting, expected in (({"url": closed_port()}, "cannot be reached"), ({}, "HF_HUB_OFFLINE is set")):
+        if setting:
+            use(monkeypatch, setting["url"])
+        else:
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        begun = time.monotonic()
+        with pytest.raises(CheckpointError) as caught:
+            load_network(spec(name))
+        assert time.monotonic() - begun < 20
+        text = str(caught.value)
+        assert expected in text
+        assert "set encoder.weights" in text
+        assert "\n" not in text
+        assert TOKEN not in text
+
+
+def test_random_weights_have_the_form_of_the_encoder() -> None:
+    network = random_network(spec("test_vit", input_px=160))
+    assert network.weights == "random"
+    assert [tuple(each.shape) for each in network(torch.zeros(1, 160, 160, 3))] == [(1, network.dim)]
+
+
+def test_the_configuration_is_timms(folder: Path) -> None:
+    assert json.loads((folder / "config.json").read_text())["model_args"]["reg_tokens"] == 2
