@@ -1,11 +1,16 @@
-"""The encoder's runtime: another one in fp32 gives the same rows, and another precision gives others."""
+"""The encoder of a run: its runtime and precision, models of one vector, presets and the tiles that they accept."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import safetensors.torch
+import timm
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
+from jobs.runtime.settings.config import ConfigError
 from tests.conftest import preprocess_in
 from tests.spark.conftest import TABLES, Again, Finished, rows_of, unchanged
 
@@ -40,3 +45,22 @@ def test_an_encoder_that_gives_one_vector_leaves_the_maximum_null(spark: SparkSe
     for patient in rows_of(config, "patients"):
         assert len(patient["embeddings_avg"]) == 4 * 256 * patient["n_tiles"]
         assert patient["embeddings_max"] is None
+
+
+def test_a_preset_refuses_tiles_of_another_scale_before_any_work_and_runs_on_its_own(
+    spark: SparkSession, finished: Finished, again: Again, tmp_path: Path
+) -> None:
+    model = timm.create_model("vit_small_patch16_224", pretrained=False, num_classes=0)
+    weights = tmp_path / "kaiko.safetensors"
+    safetensors.torch.save_file(model.state_dict(), weights)
+    encoder = {"name": "kaiko-vits16", "weights": str(weights), "input_px": None}
+    with (
+        unchanged(again(), *TABLES),
+        pytest.raises(ConfigError, match=r"set tiling\.tile_px to 224 and tiling\.mpp to 0\.5"),
+    ):
+        preprocess_in(spark, again(encoder=encoder))
+    config = again(encoder=encoder | {"allow_other_scale": True})
+    preprocess_in(spark, config)
+    features = rows_of(config, "features")
+    assert len(features) == len(rows_of(finished.config, "features"))
+    assert {(len(row["embedding_avg"]), row["embedding_max"]) for row in features} == {(384, None)}

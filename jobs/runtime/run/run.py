@@ -26,6 +26,7 @@ from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.encoder.tile_scale import check_tile_scale
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
@@ -122,12 +123,15 @@ class Run:
         """The models, loaded on the driver: a bad name or checkpoint ends the run here, before any work.
 
         Raises:
-            ConfigError: one line on what cannot be loaded.
+            ConfigError: one line on what cannot be loaded, or on tiles of another scale than the encoder's.
         """
+        spec, encoder, tiling = self.feature_spec, self.config.encoder, self.config.tiling
         try:
-            return load_models(self.feature_spec)
+            if not encoder.allow_other_scale:
+                check_tile_scale(spec.encoder, tiling.tile_px, tiling.mpp)
+            return load_models(spec)
         except (CheckpointError, ValueError) as error:
-            name = self.config.encoder.name
+            name = encoder.name
             is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
             is_hidden = may_be_secret(name) and not is_known
             raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
