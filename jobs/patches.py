@@ -25,7 +25,7 @@ from jobs.runtime.settings.job_sections import PatchesSettings
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
 from jobs.training.patches.from_tables import patches_of_tables
-from jobs.training.patches.patch_units import Loaded, Unit, cut_units
+from jobs.training.patches.patch_units import PatchTally, Unit, cut_units
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.windows import WindowFolder, WindowPlan, read_manifest, windows_of_epoch, write_window
 from jobs.training.refusals import FeedError
@@ -40,7 +40,7 @@ _SAME = ("fingerprint", "n_patches", "window_patches", "unit_patches", "seed")  
 
 def read_ahead(
     spark: SparkSession, spec: PatchSpec, settings: PatchesSettings, storage_options: StorageOptions | None = None
-) -> Loaded:
+) -> PatchTally:
     """Read the patches of all epochs into windows, one task each; returns what this call read.
 
     A window begins only if fewer than `most_unread` of them are unread or being read. So no task waits in its slot, and the
@@ -67,7 +67,10 @@ def read_ahead(
             skipped=unopened.skipped,
             **settings.model_dump(include={"window_patches", "unit_patches", "most_unread", "seed"}),
         )
-        existing = folder.read_plan() if folder.plan.exists() else plan
+        try:
+            existing = folder.read_plan() if folder.plan.exists() else plan
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         for name in _SAME:
             if getattr(existing, name) != getattr(plan, name):
                 raise ConfigError(
@@ -93,11 +96,11 @@ def _write_windows(
     windows: Sequence[Sequence[Sequence[Unit]]],
     patience_s: float,
     read_window: Callable[[int, int, Sequence[Unit]], Path],
-) -> Loaded:
+) -> PatchTally:
     """Write all windows that are neither unread nor done, in the order in which the trainer wants them."""
-    epochs, loaded = range(len(windows)), Loaded()
+    epochs, loaded = range(len(windows)), PatchTally()
     for epoch in epochs:
-        loaded.add(Loaded(skipped=plan.skipped))
+        loaded.add(PatchTally(skipped=plan.skipped))
         folder.epoch(epoch).mkdir(exist_ok=True)
     under_way: dict[Future[Path], Path] = {}  # the file of the window, once it is whole
     screen, total = terminal(), plan.n_patches * len(epochs)

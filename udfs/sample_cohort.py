@@ -151,12 +151,15 @@ def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: Feat
         if not is_warm:
             list(encode(units[:1]))
             is_warm = True
-        tiles, ends, taken = _encode(encode, units, max(0.0, seconds / len(slides) - taken))
-        if len(tiles):
-            sample.dim = len(tiles["embedding_avg"][0])
-            sample.n_embeddings = 1 if tiles["embedding_max"].null_count else 2
-        sample.seconds += taken
-        sample.n_tiles += len(tiles)
+        begun, ends = time.monotonic(), []
+        for batch in encode(_in_time(units, max(0.0, seconds / len(slides) - taken))):  # not kept: embeddings are large
+            tiles = batch.filter(pc.is_valid(batch["x_px"]))
+            ends += batch.filter(pc.is_null(batch["x_px"])).to_pylist()
+            if len(tiles):
+                sample.dim = len(tiles["embedding_avg"][0])
+                sample.n_embeddings = 1 if tiles["embedding_max"].null_count else 2
+            sample.n_tiles += len(tiles)
+        sample.seconds += time.monotonic() - begun
         sample.n_bytes += sum(end["work"]["bytes"] for end in ends if end["work"])
         sample.errors += [end["error_message"] for end in ends if end["error_message"]]
     return sample
@@ -165,21 +168,23 @@ def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: Feat
 def _encode(
     encode: Encode, units: Sequence[pa.RecordBatch], seconds: float
 ) -> tuple[pa.Table, list[dict[str, Any]], float]:
-    """Encodes unit after unit until the time is over, at least one.
+    """Encodes units, see `_in_time`.
 
     Returns the rows of tiles, one row per unit on how it went, and the seconds that this took.
     """
     begun = time.monotonic()
-
-    def in_time() -> Iterator[pa.RecordBatch]:
-        for unit in units:
-            yield unit
-            if time.monotonic() - begun >= seconds:
-                return
-
-    rows = pa.Table.from_batches(list(encode(in_time())), ENCODED)
+    rows = pa.Table.from_batches(list(encode(_in_time(units, seconds))), ENCODED)
     taken = time.monotonic() - begun
     return rows.filter(pc.is_valid(rows["x_px"])), rows.filter(pc.is_null(rows["x_px"])).to_pylist(), taken
+
+
+def _in_time(units: Sequence[pa.RecordBatch], seconds: float) -> Iterator[pa.RecordBatch]:
+    """Yields unit after unit until the time is over, at least one."""
+    begun = time.monotonic()
+    for unit in units:
+        yield unit
+        if time.monotonic() - begun >= seconds:
+            return
 
 
 def _found(tissue: TissueSpec, slide: SlidePlace) -> dict[str, Any]:

@@ -128,7 +128,7 @@ PATIENTS = _schema(
     _column(
         "embeddings_avg",
         _BINARY,
-        "embedding_avg of all tiles: C order, [n_tiles, embedding_dim], by image_id, y_px, x_px",
+        "embedding_avg of all tiles: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], by image_id, y_px, x_px",
     ),
     _column(
         "embeddings_max", _BINARY, "embedding_max of all tiles, as embeddings_avg; null if the encoder gives one vector"

@@ -8,7 +8,6 @@ import shlex
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -128,7 +127,7 @@ class Place:
     def store_packages(self) -> list[str]:
         """The packages that reach the stores of these slides."""
         uris = [self.config.slides.root, *(image.uri for image in self.images)]
-        protocols = {uri.partition("://")[0] for uri in uris if uri}
+        protocols = {uri.partition("://")[0] for uri in uris if uri and "://" in uri}
         return sorted(package for package, schemes in _STORE_PACKAGES.items() if schemes & protocols)
 
     @cached_property
@@ -206,8 +205,7 @@ class Place:
         On any one if the Python of some cannot run it; raises NoPythonError if none can.
         """
         if not self.unprobed and all(self._serve):
-            with suppress(Py4JJavaError):
-                return self.ask(*[function] * self.n_executors)
+            return self.ask(*[function] * self.n_executors)
         return [self.ask_any(function)]
 
     @property

@@ -150,28 +150,34 @@ def _groups(of: Iterable[_Placed], key: _Key) -> list[list[_Placed]]:
 
 def _is_etag(version: str) -> bool:
     """Returns whether a `FileInfo.version` ends in a store's etag, not in a time, which is a float or a date."""
-    end = version.partition("-")[2]
-    # Dates have spaces or colons; weak etags have a quote, and promise less.
-    return bool(re.fullmatch(r"[\w+/=.-]+", end)) and not re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", end, re.IGNORECASE)
+    _, _, end = version.partition("-")
+    if not re.fullmatch(r"[\w+/=.-]+", end):  # dates have spaces or colons; weak etags have a quote, and promise less
+        return False
+    try:
+        float(end)
+    except ValueError:
+        return True
+    return False
 
 
 def _hashes(files: Sequence[_Placed], storage_options: StorageOptions | None, *, whole: bool) -> dict[_Placed, bytes]:
     """Returns hashes of all bytes of some files, or of some blocks; files that can't be read have none."""
 
-    def hashed(each: _Placed) -> bytes:
+    def hashed(each: _Placed) -> bytes | None:
         file, digest = each.file, hashlib.sha256()
-        with closing(File(file.uri, storage_options, FileInfo(file.size_bytes, file.file_version))) as opened:
+        with (
+            suppress(SlideError),
+            closing(File(file.uri, storage_options, FileInfo(file.size_bytes, file.file_version))) as opened,
+        ):
             starts, most = list(range(0, file.size_bytes, _CHUNK_BYTES)), _CHUNK_BYTES
             if not whole and file.size_bytes > _BLOCKS * _BLOCK_BYTES:
                 last = file.size_bytes - _BLOCK_BYTES
                 starts, most = [last * i // (_BLOCKS - 1) for i in range(_BLOCKS)], _BLOCK_BYTES
             for start in starts:
                 digest.update(opened.request(start, min(most, file.size_bytes - start)).result())
-        return digest.digest()
+            return digest.digest()
+        return None
 
-    found = {}
-    with ThreadPoolExecutor(_READERS) as pool:
-        for each, future in [(each, pool.submit(hashed, each)) for each in files]:
-            with suppress(SlideError):
-                found[each] = future.result()
-    return found
+    with ThreadPoolExecutor(_READERS) as pool:  # an error or a signal cancels the reads that wait, as `map` does
+        found = zip(files, pool.map(hashed, files), strict=True)
+        return {each: value for each, value in found if value is not None}

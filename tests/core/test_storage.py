@@ -65,6 +65,14 @@ def test_no_storage_option_survives_redaction(secrets: list[str], noise: str, nu
     assert "anon=True" in shown
 
 
+def test_a_password_of_a_uri_in_storage_options_is_no_text_to_show() -> None:
+    options = {
+        "client_kwargs": {"endpoint_url": "https://admin:hunter2222@minio:9000"},
+        "proxies": ["http://u:pass1234@p"],
+    }
+    assert redact("401 for hunter2222 by pass1234", secrets_of(None, options)) == "401 for *** by ***"
+
+
 def test_a_uri_that_is_none_is_shown_without_what_may_be_a_secret() -> None:
     uri = "https://[SECRETSECRET@host/a.svs"  # no IPv6 address
     assert public_uri(uri) == "https://***"

@@ -153,6 +153,12 @@ def test_a_bad_slide_ends_the_job_by_name_and_the_trainer_is_told_or_it_is_skipp
     with pytest.raises(ConfigError, match=r"holds windows of another run \(seed 0, now 1\)"):
         read_ahead(spark, spec, small(skips, on_bad_slide="skip", seed=1))
     assert read_ahead(spark, spec, small(skips, on_bad_slide="skip")).n_patches == 0  # all were read, and are done
+    plan = ends / "windows.json"
+    plan.write_text(plan.read_text().replace('"window_sizes"', '"sizes"'))
+    with pytest.raises(ConfigError, match=r"windows of another version of slidelake: empty it"):
+        read_ahead(spark, spec, small(ends))
+    with pytest.raises(ValueError, match=r"windows of another version of slidelake: empty it"):
+        WindowFeed(ends, patience_s=10, say=lambda _: None)
 
 
 def test_the_job_reads_the_patients_of_the_csv(spark: SparkSession, finished: Finished, tmp_path: Path) -> None:

@@ -87,14 +87,14 @@ class Progress:
 
         thread = threading.Thread(target=watch, name="progress", daemon=True)
         thread.start()
-        self.step("")
         try:
+            self.step("")
             yield
         finally:
-            self._describe(self._idle)
             stop.set()
             thread.join()
             draw()
+            self._describe(self._idle)
         self._timings[name] = self._timings.get(name, 0.0) + monotonic() - begun
 
     def step(self, what: str) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -185,9 +186,10 @@ def has_checkpoint(folder: str, storage_options: StorageOptions | None = None) -
 
 
 def remove_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> None:
-    """Removes the checkpoint of a folder that has one."""
+    """Removes the checkpoint of a folder, if there is one."""
     fs, path = filesystem(_file(folder, CHECKPOINT), storage_options)
-    fs.rm(path)
+    with suppress(FileNotFoundError):
+        fs.rm(path)
 
 
 def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) -> TrainingState:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jobs.training.patches.meter import MeterReading
 from jobs.training.patches.order import Numbers, mixing
-from jobs.training.patches.patch_units import Loaded
+from jobs.training.patches.patch_units import PatchTally
 from jobs.training.patches.selection import PatchSpec
 from udfs.wording import named
 
@@ -78,7 +78,9 @@ class PatchFeed:
             torch.from_numpy(patches),
         )
 
-    def _deliver(self, epoch: int, batches: Iterable[PatchBatch], n_due: int, loaded: Loaded) -> Iterator[PatchBatch]:
+    def _deliver(
+        self, epoch: int, batches: Iterable[PatchBatch], n_due: int, loaded: PatchTally
+    ) -> Iterator[PatchBatch]:
         """Hand out the batches of an epoch; check that each of `n_due` patches came once or was skipped; keep the reading."""
         begun = asked = perf_counter()
         waits_s, steps_s, patches = list[float](), list[float](), [np.zeros(0, np.int64)]

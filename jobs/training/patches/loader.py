@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jobs.training.patches.batch import PatchBatch, PatchFeed
 from jobs.training.patches.order import EpochOrder, Numbers, epoch_order, mixing
-from jobs.training.patches.patch_units import Loaded, OnBadSlide, Unit, cut_units, read_unit
+from jobs.training.patches.patch_units import OnBadSlide, PatchTally, Unit, cut_units, read_unit
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.refusals import refuse_workers
 from udfs.wording import some
@@ -81,7 +81,7 @@ class UnitWorkers:
         return some(list(dict.fromkeys(unit.image_id for unit, _ in self._sent)), 3)
 
     def draw(
-        self, units: Sequence[Unit], wanted: Numbers, loaded: Loaded
+        self, units: Sequence[Unit], wanted: Numbers, loaded: PatchTally
     ) -> Generator[tuple[int, NDArray[np.uint8] | None]]:
         """Read the units of an epoch, and count what is loaded.
 
@@ -132,13 +132,13 @@ class _Sampler:
         return iter(self.tasks)
 
 
-class _UnitDataset(Dataset[Loaded | SlideError]):
+class _UnitDataset(Dataset[PatchTally | SlideError]):
     def __init__(
         self, pixels: NDArray[np.uint8], storage_options: StorageOptions | None, on_bad_slide: OnBadSlide
     ) -> None:
         self._pixels, self._options, self._on_bad_slide = pixels, storage_options, on_bad_slide
 
-    def __getitem__(self, task: Task) -> Loaded | SlideError:
+    def __getitem__(self, task: Task) -> PatchTally | SlideError:
         return read_unit(*task, self._pixels, self._options, self._on_bad_slide)
 
 
@@ -242,7 +242,7 @@ class PatchLoader(PatchFeed):
         refuse_workers("PatchLoader", "iterate over it in the trainer's own process, with num_workers=0")
         if not 0 <= first_step <= self.n_steps:
             raise ValueError(f"first_step = {first_step}: an epoch has {self.n_steps} steps")
-        loaded = Loaded()
+        loaded = PatchTally()
         loaded.add(self._unopened)
         self.skipped = loaded.skipped
         n_due = max(self.n_patches - first_step * self.batch_size, 0) + loaded.n_skipped
@@ -254,7 +254,7 @@ class PatchLoader(PatchFeed):
             self._spare.end()
         self._spare = None
 
-    def _batches(self, epoch: int, first_step: int, loaded: Loaded) -> Iterator[PatchBatch]:
+    def _batches(self, epoch: int, first_step: int, loaded: PatchTally) -> Iterator[PatchBatch]:
         order, size, edge = self.order(epoch), self.batch_size, self.spec.patch_px
         wanted = order.patches[first_step * size :]
         is_wanted = np.zeros(len(self.spec), bool)

@@ -43,7 +43,7 @@ class Unit:
 
 
 @dataclass
-class Loaded:
+class PatchTally:
     """Patches that were read, and those that were skipped."""
 
     n_patches: int = 0
@@ -55,7 +55,7 @@ class Loaded:
         """Skipped patches of all slides."""
         return sum(n_patches for n_patches, _ in self.skipped.values())
 
-    def add(self, other: "Loaded", *, announce: bool = False) -> None:
+    def add(self, other: "PatchTally", *, announce: bool = False) -> None:
         """Count the patches of another; `announce` prints one line on stderr for each slide that is skipped first."""
         self.n_patches += other.n_patches
         self.seconds += other.seconds
@@ -68,7 +68,7 @@ class Loaded:
 
 def cut_units(
     spec: PatchSpec, unit_patches: int, storage_options: StorageOptions | None, on_bad_slide: OnBadSlide
-) -> tuple[list[Unit], Loaded]:
+) -> tuple[list[Unit], PatchTally]:
     """Cut the patches of each slide into units of at most `unit_patches` that share as few blocks as possible.
 
     Only slides whose levels or index the spec does not hold are opened. With on_bad_slide "skip", the second value counts the
@@ -79,18 +79,18 @@ def cut_units(
     """
     rows = members(spec.slide, len(spec.slides))
     units: list[Unit] = []
-    skipped = Loaded(skipped={image_id: (0, reason) for image_id, reason in spec.left_out.items()})
+    skipped = PatchTally(skipped={image_id: (0, reason) for image_id, reason in spec.left_out.items()})
     with ThreadPoolExecutor(_OPENERS, "slidelake-units") as pool:
         slides = [(slide, of_slide) for slide, of_slide in zip(spec.slides, rows, strict=True) if len(of_slide)]
         futures = [pool.submit(_units_of_slide, spec, *slide, unit_patches, storage_options) for slide in slides]
         for (slide, of_slide), future in zip(slides, futures, strict=True):
             try:
                 units += future.result()
-            except SlideError as error:
-                if on_bad_slide == "raise":
+            except BaseException as error:
+                if not isinstance(error, SlideError) or on_bad_slide == "raise":
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-                skipped.add(Loaded(skipped={slide.image_id: (len(of_slide), str(error))}), announce=True)
+                skipped.add(PatchTally(skipped={slide.image_id: (len(of_slide), str(error))}), announce=True)
     return units, skipped
 
 
@@ -118,7 +118,7 @@ def read_unit(
     out: NDArray[np.uint8],
     storage_options: StorageOptions | None,
     on_bad_slide: OnBadSlide,
-) -> Loaded | SlideError:
+) -> PatchTally | SlideError:
     """Read a unit into memory, because new memory per unit would cost more than reading it.
 
     Args:
@@ -144,10 +144,10 @@ def read_unit(
                     out[slots[i]] = resample(region, unit.patch_px)
                     n_patches += 1
     except SlideError as error:
-        return error if on_bad_slide == "raise" else Loaded(skipped={unit.image_id: (len(slots), str(error))})
+        return error if on_bad_slide == "raise" else PatchTally(skipped={unit.image_id: (len(slots), str(error))})
     if n_patches != len(slots):
         raise RuntimeError(f"{unit.image_id}: {n_patches} patches came instead of {len(slots)}: report it")
-    return Loaded(n_patches, perf_counter() - begun)
+    return PatchTally(n_patches, perf_counter() - begun)
 
 
 @contextmanager

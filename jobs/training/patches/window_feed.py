@@ -3,7 +3,6 @@
 Needs no Spark and no JVM: the job `patches` runs elsewhere, on the same folder.
 """
 
-import os
 import time
 import warnings
 from collections import deque
@@ -17,7 +16,7 @@ from petastorm import make_batch_reader
 
 from jobs.training.patches.batch import PatchBatch, PatchFeed
 from jobs.training.patches.order import Numbers
-from jobs.training.patches.patch_units import Loaded
+from jobs.training.patches.patch_units import PatchTally
 from jobs.training.patches.selection import PatchSpec
 from jobs.training.patches.windows import WindowFolder, read_manifest
 from jobs.training.refusals import refuse_workers
@@ -87,18 +86,18 @@ class WindowFeed(PatchFeed):
             TimeoutError: no window came in time.
         """
         refuse_workers("WindowFeed", "iterate over it in the trainer's own process, with num_workers=0")
-        sizes, loaded = self.plan.window_sizes, Loaded()
+        sizes, loaded = self.plan.window_sizes, PatchTally()
         if not 0 <= number < len(sizes):
             raise ValueError(
                 f"epoch {number}: the job reads {len(sizes)} epochs ahead, from 0: run it with a larger patches.epochs"
             )
         todo = deque(w for w in range(len(sizes[number])) if not self._folder.done(number, w).exists())
-        loaded.add(Loaded(skipped=self.plan.skipped))
+        loaded.add(PatchTally(skipped=self.plan.skipped))
         self.skipped = loaded.skipped
         n_due = sum(sizes[number][window] for window in todo) + loaded.n_skipped
         yield from self._deliver(number, self._batches(number, todo, loaded), n_due, loaded)
 
-    def _batches(self, epoch: int, todo: deque[int], loaded: Loaded) -> Iterator[PatchBatch]:
+    def _batches(self, epoch: int, todo: deque[int], loaded: PatchTally) -> Iterator[PatchBatch]:
         edge, size = self.spec.patch_px, self.batch_size
         # what waits for its batch: the window of each patch, the patches, their pixels
         windows, patches, pixels = np.zeros(0, int), np.zeros(0, np.int64), np.zeros((0, edge, edge, 3), np.uint8)
@@ -115,7 +114,7 @@ class WindowFeed(PatchFeed):
         self._finish(epoch, todo, len(self.plan.window_sizes[epoch]))
 
     def _row_groups(
-        self, epoch: int, todo: deque[int], loaded: Loaded
+        self, epoch: int, todo: deque[int], loaded: PatchTally
     ) -> Iterator[tuple[int, Numbers, NDArray[np.uint8]]]:
         """Number of the window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
         for window in tuple(todo):
@@ -153,11 +152,9 @@ class WindowFeed(PatchFeed):
         raise RuntimeError(f"{path} gave {n_rows:,} patches of {n_patches:,}: report it")
 
     def _finish(self, epoch: int, todo: deque[int], before: int) -> None:
-        """Empty the windows before this one: the trainer is done with them, and the job reads further ahead."""
+        """Remove the windows before this one: the trainer is done with them, and the job reads further ahead."""
         while todo and todo[0] < before:
-            window = todo.popleft()
-            self._folder.window(epoch, window).rename(self._folder.done(epoch, window))
-            os.truncate(self._folder.done(epoch, window), 0)
+            self._folder.finish(epoch, todo.popleft())
 
     def _wait_for(self, path: Path) -> None:
         end = time.monotonic() + self._patience_s

@@ -6,13 +6,13 @@ The folder is on a disk that all machines see (``file://``: NFS, Lustre, EFS, th
     windows.json                        the plan, written last; job and trainer follow it
     epoch-00000/UUID.unfinished         what a task writes
     epoch-00000/window-00003.parquet    a whole and unread window: patch int64, pixels binary (uint8 [patch_px, patch_px, 3]);
-                                        uncompressed, with its manifest, a `Loaded`, in the metadata
+                                        uncompressed, with its manifest, a `PatchTally`, in the metadata
     epoch-00000/window-00003.done       empty: the trainer is done with the window
     failed.txt                          why the job gave up
 
 A window gets its name by a rename when the job knows that it is whole, so nobody reads what a dead or repeated attempt of a
-task leaves. Only the job makes a `.parquet`; only the trainer turns a `.parquet` into a `.done`. An object store has no
-rename, and petastorm reads from none on pyarrow 14: mount the store, or take a shared disk.
+task leaves. Only the job makes a `.parquet`; only the trainer makes a `.done` and then removes the `.parquet`. An object store
+has no rename, and petastorm reads from none on pyarrow 14: mount the store, or take a shared disk.
 """
 
 import json
@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.training.patches.patch_units import Loaded, OnBadSlide, Unit, read_unit
+from jobs.training.patches.patch_units import OnBadSlide, PatchTally, Unit, read_unit
 from jobs.training.patches.selection import PatchSpec
 from udfs.wsi import SlideError
 from udfs.wsi.store import StorageOptions
@@ -91,8 +91,11 @@ class WindowFolder:
         return self.window(epoch, window).with_suffix(".done")
 
     def read_plan(self) -> WindowPlan:
-        """The plan; raises FileNotFoundError if the job has written none yet."""
-        return WindowPlan(**json.loads(self.plan.read_text()))
+        """The plan; raises FileNotFoundError if the job has written none yet, ValueError if an earlier version wrote it."""
+        try:
+            return WindowPlan(**json.loads(self.plan.read_text()))
+        except TypeError:
+            raise ValueError(f"{self.root} has windows of another version of slidelake: empty it") from None
 
     def write_plan(self, plan: WindowPlan, spec: PatchSpec) -> None:
         """Write the plan and, before the first one, the rows in which trainers look patches up."""
@@ -108,14 +111,20 @@ class WindowFolder:
 
     def unread(self, epochs: Iterable[int]) -> int:
         """The number of windows of these epochs that are whole and unread."""
-        return sum(1 for epoch in epochs for _ in self.epoch(epoch).glob("window-*.parquet"))
+        windows = (path for epoch in epochs for path in self.epoch(epoch).glob("window-*.parquet"))
+        return sum(not path.with_suffix(".done").exists() for path in windows)
 
     def sweep(self) -> None:
         """Remove what dead attempts and trainers left. No task may be at work."""
         for path in self.root.glob("epoch-*/*.unfinished"):
             path.unlink(missing_ok=True)
         for path in self.root.glob("epoch-*/*.done"):
-            os.truncate(path, 0)
+            path.with_suffix(".parquet").unlink(missing_ok=True)
+
+    def finish(self, epoch: int, window: int) -> None:
+        """Remove a window that the trainer is done with. Its file may be another user's: the folder's permission is enough."""
+        self.put(self.done(epoch, window), "")
+        self.window(epoch, window).unlink()
 
 
 def windows_of_epoch(units: Sequence[Unit], window_patches: int, seed: int, epoch: int) -> list[list[Unit]]:
@@ -153,7 +162,7 @@ def write_window(
     slots = np.random.default_rng(seed).permutation(sum(sizes))
     pixels = np.empty((len(slots), edge, edge, 3), np.uint8)
     numbers = np.full(len(slots), -1, np.int64)
-    loaded = Loaded()
+    loaded = PatchTally()
     for unit, of_unit in zip(units, np.split(slots, np.cumsum(sizes)[:-1]), strict=True):
         result = read_unit(unit, of_unit, pixels, storage_options, on_bad_slide)
         if isinstance(result, SlideError):
@@ -177,6 +186,6 @@ def write_window(
     return path
 
 
-def read_manifest(window: Path) -> Loaded:
+def read_manifest(window: Path) -> PatchTally:
     """What was loaded into a window, from the metadata of its file."""
-    return Loaded(**json.loads(pq.read_schema(window).metadata[b"manifest"]))
+    return PatchTally(**json.loads(pq.read_schema(window).metadata[b"manifest"]))

@@ -145,7 +145,8 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
             found.add(str(value))
 
     collect(storage_options or {})
-    for link in links_of(uri or ""):
+    of_options = [link for text in tuple(found) if "://" in text for link in links_of(text)]
+    for link in [*links_of(uri or ""), *of_options]:
         if "://" not in link:
             continue
         try:
