@@ -104,7 +104,7 @@ $(VENV)/.hadoop: conf/locks/hadoop/ivy.xml conf/locks/hadoop/jars.sha256 $(VENV)
 	rm -rf $(VENV)/hadoop
 	"$(JAVA)" -cp "$$(echo $(VENV)/lib/python3*/site-packages/pyspark/jars/ivy-*.jar)" org.apache.ivy.Main -warn \
 	  -ivy conf/locks/hadoop/ivy.xml -retrieve "$(VENV)/hadoop/[artifact]-[revision].[ext]" >/dev/null \
-	  || { echo "Hadoop's jars can't be had from Maven Central" >&2; exit 1; }
+	  || { echo "Hadoop's jars cannot be had from Maven Central" >&2; exit 1; }
 	(cd $(VENV)/hadoop && LC_ALL=C && sha256sum *.jar) | diff - conf/locks/hadoop/jars.sha256 >&2 \
 	  || { echo "Hadoop's jars (<) are not those of conf/locks/hadoop/jars.sha256 (>)" >&2; exit 1; }
 	touch $@

@@ -17,7 +17,7 @@ from udfs.wsi.store import StorageOptions, public_uri
 
 
 class CohortError(Exception):
-    """The patients can't be trained on; one line with reason and remedy."""
+    """The patients cannot be trained on; one line with reason and remedy."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read_training_set(
 
     Raises:
         FeedError: the table or the version is missing, or not whole.
-        CohortError: the splits can't be trained on.
+        CohortError: the splits cannot be trained on.
     """
     table = pin_table(table_uri, version, storage_options)
     where = table.name
@@ -147,7 +147,7 @@ def _check_labels(found: TrainingSet, where: str) -> None:
         )
     if refused := found.class_gaps().refused:
         raise CohortError(
-            f"{where} can't be learned from: {'; '.join(refused)}: deal anew by the splits job with --redo and another "
+            f"{where} cannot be learned from: {'; '.join(refused)}: deal anew by the splits job with --redo and another "
             "splits.seed or other shares, or take classes of too few patients out of the CSV"
         )
 

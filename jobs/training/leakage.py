@@ -85,7 +85,7 @@ def refuse_leaks(
 def slide_files(table_uri: str, storage_options: StorageOptions | None = None) -> list[SlideFile]:
     """Returns the files of table slides as it is now, read without Spark.
 
-    The table's URIs have no secrets: a file that only a signed URL opens can't be compared by content.
+    The table's URIs have no secrets: a file that only a signed URL opens cannot be compared by content.
     """
     columns = ["image_id", "patient_id", "uri", "size_bytes", "file_version"]
     _, rows = read_columns(table_uri, columns, storage_options=storage_options)
@@ -161,7 +161,7 @@ def _is_etag(version: str) -> bool:
 
 
 def _hashes(files: Sequence[_Placed], storage_options: StorageOptions | None, *, whole: bool) -> dict[_Placed, bytes]:
-    """Returns hashes of all bytes of some files, or of some blocks; files that can't be read have none."""
+    """Returns hashes of all bytes of some files, or of some blocks; files that cannot be read have none."""
 
     def hashed(each: _Placed) -> bytes | None:
         file, digest = each.file, hashlib.sha256()

@@ -24,7 +24,7 @@ Figures = Mapping[str, float]  # `SPLIT_NAME`: train_loss, validation_auroc, ...
 
 
 class RecordsError(Exception):
-    """MLflow is set and can't be used."""
+    """MLflow is set and cannot be used."""
 
 
 class Records:
@@ -45,7 +45,7 @@ class Records:
             card: of the run.
             folder: of the model; event files are written to its folder tensorboard.
             table_uri: of table training_metrics, which is created if it is missing.
-            mlflow_uri: tracking URI; None: no MLflow. RecordsError if MLflow can't be used.
+            mlflow_uri: tracking URI; None: no MLflow. RecordsError if MLflow cannot be used.
             storage_options: for fsspec.
             first_epoch: to be written.
         """
@@ -72,7 +72,7 @@ class Records:
             if self._is_table_written:
                 text = redact(" ".join(str(error).split()), secrets_of(self._table, self._options))
                 where = public_uri(self._table)
-                _log.warning("slidelake: %s can't be written (%s): figures are in model.json too", where, text)
+                _log.warning("slidelake: %s cannot be written (%s): figures are in model.json too", where, text)
             self._is_table_written = False
 
     def __enter__(self) -> Self:
@@ -142,7 +142,7 @@ class _MlflowRun:
         except Exception as error:
             why = redact(next(iter(str(error).splitlines()), ""), secrets_of(uri, None))
             raise RecordsError(
-                f"training.mlflow can't be used ({type(error).__name__}: {why}): correct it, or leave it out"
+                f"training.mlflow cannot be used ({type(error).__name__}: {why}): correct it, or leave it out"
             ) from None
 
     def call(self, method: str, *arguments: Any, **named: Any) -> None:
@@ -151,5 +151,5 @@ class _MlflowRun:
             if self._client:
                 getattr(self._client, method)(self._id, *arguments, **named)
         except Exception as error:
-            _log.warning("slidelake: MLflow can't be reached (%s): the run goes on without it", type(error).__name__)
+            _log.warning("slidelake: MLflow cannot be reached (%s): the run goes on without it", type(error).__name__)
             self._client = None

@@ -1,10 +1,10 @@
-"""What training refuses: tables that can't be fed, and epochs in one of several workers of PyTorch's DataLoader."""
+"""What training refuses: tables that cannot be fed, and epochs in one of several workers of PyTorch's DataLoader."""
 
 from torch.utils.data import get_worker_info
 
 
 class FeedError(Exception):
-    """A table that can't be fed, or an epoch that did not yield every patient once. One line with reason and remedy."""
+    """A table that cannot be fed, or an epoch that did not yield every patient once. One line with reason and remedy."""
 
 
 class NoTableError(FeedError):

@@ -7,7 +7,7 @@ margins' deficits is largest, whatever its own number of images. Then single pat
 margins nearer to their shares. (scikit-learn's StratifiedGroupKFold knows no unequal shares, and moves patients when others
 come.)
 
-Small margins: a centre of three patients can't be dealt 80/10/10. So the shares hold over the cohort, and in each margin as
+Small margins: a centre of three patients cannot be dealt 80/10/10. So the shares hold over the cohort, and in each margin as
 far as whole patients allow. A split may lack patients of a small centre, and which ones it gets changes with the seed.
 """
 

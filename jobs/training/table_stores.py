@@ -49,7 +49,7 @@ class TableStore:
         """`uri`: path or fsspec URI of the table.
 
         Raises:
-            FeedError: the store can't be reached by the URI, or the path is not for tables.
+            FeedError: the store cannot be reached by the URI, or the path is not for tables.
         """
         self.uri = public_uri(uri)
         self._uri, self._options = uri.rstrip("/"), storage_options
@@ -128,7 +128,7 @@ class TableStore:
         if isinstance(error, SlideError):
             return FeedError(error.message)
         text = redact(f"{type(error).__name__}: {' '.join(str(error).split())}", secrets_of(self._uri, self._options))
-        return FeedError(f"{where} can't be read ({text}): check the URI, the storage options and the network")
+        return FeedError(f"{where} cannot be read ({text}): check the URI, the storage options and the network")
 
 
 def _needed(listed: Sequence[str], version: int | None) -> list[str]:

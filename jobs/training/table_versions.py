@@ -95,7 +95,7 @@ def read_columns(
 
     Raises:
         NoTableError: there is no such table.
-        FeedError: the version or the store can't be read, or the files have deleted rows.
+        FeedError: the version or the store cannot be read, or the files have deleted rows.
         KeyError: the version has no such column.
     """
     store, number, files, schema = _opened(uri, version, storage_options)
@@ -137,7 +137,7 @@ def _each(
                 parquet = pq.ParquetFile(source)
             except pa.ArrowInvalid as error:
                 raise FeedError(
-                    f"pyarrow {pa.__version__} can't read {public_uri(file.uri)} ({error}): where update, merge or delete of "
+                    f"pyarrow {pa.__version__} cannot read {public_uri(file.uri)} ({error}): where update, merge or delete of "
                     "deltalake, or polars, wrote it, its types are newer: let Spark write the table anew, or deltalake, "
                     f'DeltaTable("{store.uri}").optimize.z_order(["{column}"]), and take the version that it writes'
                 ) from None
@@ -177,7 +177,7 @@ def _delta_table(folder: str, version: int | None, uri: str) -> DeltaTable:
     except (DeltaError, OverflowError) as error:  # the latter for a version below 0
         existing = []
         if version is not None:
-            with suppress(DeltaError):  # the log can't be read
+            with suppress(DeltaError):  # the log cannot be read
                 existing = [commit["version"] for commit in DeltaTable(folder).history()]
         if existing and version not in existing:
             raise FeedError(
@@ -186,12 +186,12 @@ def _delta_table(folder: str, version: int | None, uri: str) -> DeltaTable:
             ) from None
         which = uri if version is None else f"version {version} of {uri}"
         text = " ".join(str(error).split())
-        raise FeedError(f"{which} can't be opened ({text}): its log is damaged, restore it from a copy") from None
+        raise FeedError(f"{which} cannot be opened ({text}): its log is damaged, restore it from a copy") from None
     except BaseException as error:  # deltalake does not export the class of its panics
         if type(error).__name__ != "PanicException" or "orked process" not in str(error):
             raise
         raise FeedError(
-            f"{uri} can't be opened in a process that was forked from one that opened a table: make the feed before the "
+            f"{uri} cannot be opened in a process that was forked from one that opened a table: make the feed before the "
             'DataLoader, or give the DataLoader multiprocessing_context="spawn"'
         ) from None
 

@@ -1,4 +1,4 @@
-"""Embeddings are timm's own features, held against timm in fp32 by hand; what can't be used is refused by name."""
+"""Embeddings are timm's own features, held against timm in fp32 by hand; what cannot be used is refused by name."""
 
 import shutil
 from dataclasses import replace

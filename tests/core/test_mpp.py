@@ -182,7 +182,7 @@ OTHERS: dict[str, tuple[Write, Pair]] = {
     "zero": (described(per_unit=(0.0, 0.0)), UNKNOWN),
     "the dpi of a screen": (described(**DPI_72), UNKNOWN),
     "not square": (described(per_unit=(40_000.0, 20_000.0)), (0.25, 0.5)),
-    "one axis that can't be true": (described(per_unit=(40_000.0, 28.0)), UNKNOWN),
+    "one axis that cannot be true": (described(per_unit=(40_000.0, 28.0)), UNKNOWN),
     "a macro that alone says it": (described(macro=""), UNKNOWN),
     "aperio, MPP of the macro": (aperio("MPP = nan"), UNKNOWN),
     "ome, not square": (ome(ome_image(physical_size(0.25, 0.5))), (0.25, 0.5)),
@@ -197,7 +197,7 @@ NOT_AS_OPENSLIDE = {  # which knows nothing of OME and ImageJ, takes any number,
     *("scn without what the spacing does not need", "aperio, MPP of nothing"),
     *("aperio, with its unit", "aperio, with its unit and a comma", "aperio, in nanometres"),
     *("ome over tags", "imagej over the dpi of a screen"),
-    *("the dpi of a screen", "ome over the dpi of a screen", "one axis that can't be true"),
+    *("the dpi of a screen", "ome over the dpi of a screen", "one axis that cannot be true"),
 }
 
 

@@ -186,7 +186,7 @@ def test_a_file_that_is_not_whole_is_not_used_and_built_anew(negative: StainNet,
 
 @contextmanager
 def small_disk(size: int) -> Iterator[None]:
-    """Files can't grow beyond `size`."""
+    """Files cannot grow beyond `size`."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))

@@ -1,4 +1,4 @@
-"""What a job can't write is refused before Spark starts, with the reason, and nothing is left where it was tried."""
+"""What a job cannot write is refused before Spark starts, with the reason, and nothing is left where it was tried."""
 
 import os
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_a_root_that_can_not_be_made_is_refused(
 
 @pytest.mark.parametrize("root", ["/proc/x", "/proc/1/x/y", "file:///sys/x"])
 def test_a_root_on_a_disk_that_takes_no_folder_is_refused(root: str) -> None:
-    with pytest.raises(ConfigError, match=r"output\.root: .* can't be written"):
+    with pytest.raises(ConfigError, match=r"output\.root: .* cannot be written"):
         refuse_unwritable(config_for(root), "slides")
 
 
@@ -173,9 +173,9 @@ def test_plain_paths_may_be_of_the_store_in_sparks_settings(
     (folder / name).write_text(text, encoding="latin-1")
     monkeypatch.setenv(variable, str(folder if variable == "SPARK_CONF_DIR" else tmp_path))
     if is_local:
-        with pytest.raises(ConfigError, match="can't be written"):
+        with pytest.raises(ConfigError, match="cannot be written"):
             refuse_unwritable(config_for("/proc/x"), "preprocess")
     else:
         refuse_unwritable(config_for("/proc/x"), "preprocess")
-    with pytest.raises(ConfigError, match="can't be written"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         refuse_unwritable(config_for("file:///proc/x"), "preprocess")

@@ -1,4 +1,4 @@
-"""The feed where pyarrow is as new as it gets, which petastorm can't be used with, held against petastorm's."""
+"""The feed where pyarrow is as new as it gets, which petastorm cannot be used with, held against petastorm's."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_the_newest_pyarrow_feeds_what_petastorm_feeds(table: Path) -> None:
     assert (done.stderr, done.returncode) == ("", 0)
     there = json.loads(done.stdout)
     assert int(there["pyarrow"].partition(".")[0]) >= PETASTORM_FAILS_AT
-    assert there["imported"].startswith(("ImportError", "ModuleNotFoundError", "AttributeError"))  # it really can't
+    assert there["imported"].startswith(("ImportError", "ModuleNotFoundError", "AttributeError"))  # it really cannot
     assert there["refused"] == (
         f"petastorm needs pyarrow < {PETASTORM_FAILS_AT}, this is {there['pyarrow']}: install an older one, or take "
         "backend pyarrow"

@@ -148,5 +148,5 @@ def test_nothing_there_is_named_and_no_secret_is(store: Store) -> None:
     fsspec.config.conf.clear()
     with pytest.raises(FeedError) as caught:
         make_feed("nostore://tables/long", storage_options=wrong)
-    assert re.match(r"nostore://tables/long can't be read \(ValueError: Protocol not known", str(caught.value))
+    assert re.match(r"nostore://tables/long cannot be read \(ValueError: Protocol not known", str(caught.value))
     assert not any(secret in str(caught.value) for secret in secrets)

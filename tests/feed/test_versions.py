@@ -1,4 +1,4 @@
-"""One version of a table, whatever happens to the table; versions that can't be fed are refused with the remedy."""
+"""One version of a table, whatever happens to the table; versions that cannot be fed are refused with the remedy."""
 
 import json
 import re
@@ -181,9 +181,7 @@ def test_a_file_of_newer_types_is_refused_until_it_is_written_anew(tmp_path: Pat
     path = str(write(tmp_path / "patients", cohort(10)))
     table = DeltaTable(path)
     table.update(predicate="patient_id = 'p0003'", updates={"label": "'other'"})
-    told = (
-        r"pyarrow [\d.]+ can't read .*\.parquet \(.*\): where update, .* let Spark write the table anew, or deltalake, "
-    )
+    told = r"pyarrow [\d.]+ cannot read .*\.parquet \(.*\): where update, .* let Spark write the table anew, or deltalake, "
     with pytest.raises(FeedError, match=told) as refused:
         make_feed(path, backend=backend)
     with pytest.raises(FeedError, match=told):

@@ -166,7 +166,7 @@ def test_an_epoch_that_began_before_the_fork_is_refused(table: Path) -> None:
     epoch = make_feed(str(table)).epoch(0)
     next(epoch)
     assert re.search(
-        r"can't go on in process .*: begin it in the process that uses the items",
+        r"cannot go on in process .*: begin it in the process that uses the items",
         _refusal(DataLoader(Begun(epoch), batch_size=None, num_workers=1, multiprocessing_context="fork")),
     )
     assert len(list(epoch)) == 49  # here it goes on

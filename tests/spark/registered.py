@@ -20,7 +20,7 @@ from udfs import schemas
 
 
 def refusal(spark: SparkSession, root: str) -> str:
-    """Why the tables can't be in the catalog."""
+    """Why the tables cannot be in the catalog."""
     try:
         Tables(spark, root, "lab").open("slides", "tiles")
     except ConfigError as error:

@@ -102,7 +102,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> S
         ("tiling.mpp=[", "not YAML"),
         ("splits.test=0.3", "splits: train, validation and test sum to 1.2: they must sum to 1"),
         ("patients=/nowhere/patients.csv", "/nowhere/patients.csv"),
-        ("output.root=/proc/x", "output.root: /proc/x can't be written (No such file or directory: /proc)"),
+        ("output.root=/proc/x", "output.root: /proc/x cannot be written (No such file or directory: /proc)"),
         (f"encoder.batch_size={SECRET}", "a text of 23 characters that may be a secret"),
     ],
 )

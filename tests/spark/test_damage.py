@@ -161,7 +161,7 @@ def _foreign(table: Path, kind: str, spark: SparkSession, whole: Path) -> None:
         ("its log is gone", "holds no Delta table, but part-"),
         ("slides", "holds no Delta table, but a1.tif"),
         ("a file", "holds no Delta table, but tiles"),
-        ("inside another table", "can't be opened as table"),
+        ("inside another table", "cannot be opened as table"),
     ],
 )
 def test_what_is_no_table_of_ours_is_refused_and_left_as_it_is(

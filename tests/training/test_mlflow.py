@@ -56,9 +56,9 @@ def test_mlflow_gets_the_same_figures_and_costs_no_training(
     monkeypatch.setattr(MlflowClient, "log_metric", broken)
     capsys.readouterr()
     trained(tmp_path, epochs=2, mlflow=uri)  # all the same
-    assert capsys.readouterr().err.count("MLflow can't be reached (OSError)") == 1
+    assert capsys.readouterr().err.count("MLflow cannot be reached (OSError)") == 1
     models = set((tmp_path / "models").iterdir())
     assert train.main(["--config", settings(tmp_path, mlflow="nowhere://x")]) == 2
     last = plain(capsys.readouterr().err).splitlines()[-1]
-    assert last.startswith("slidelake train: training.mlflow can't be used (") and last.endswith("leave it out")
+    assert last.startswith("slidelake train: training.mlflow cannot be used (") and last.endswith("leave it out")
     assert set((tmp_path / "models").iterdir()) == models

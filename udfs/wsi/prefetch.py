@@ -47,7 +47,7 @@ def prefetch(items: Iterable[Item], depth: int, stop: Callable[[], None] = lambd
         while True:
             if os.getpid() != home:
                 raise RuntimeError(
-                    f"an iterator of process {home} can't go on in process {os.getpid()}, which was forked from it: begin it "
+                    f"an iterator of process {home} cannot go on in process {os.getpid()}, which was forked from it: begin it "
                     "in the process that uses the items"
                 )
             entry = made.get()

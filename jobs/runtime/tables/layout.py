@@ -93,7 +93,7 @@ def open_log(session: SparkSession, name: str, path: str, schema: StructType) ->
         if isinstance(error, PySparkException):
             why = " ".join(str(error).split())
             raise ConfigError(
-                f"output.root: {public_uri(path)} can't be opened as table {name} ({why})",
+                f"output.root: {public_uri(path)} cannot be opened as table {name} ({why})",
                 _OPEN_IT if is_out_of_reach(str(error)) else _REMEDY,
             ) from None
         raise

@@ -37,7 +37,7 @@ def refuse_unwritable(config: Config, job: str) -> None:
         for folder in folders:
             if reason := why_unwritable(folder):
                 raise ConfigError(
-                    f"{key}: {named(str(folder))} can't be written ({reason})",
+                    f"{key}: {named(str(folder))} cannot be written ({reason})",
                     f"give this user the right to write there, or set {key} to another place",
                 )
 

@@ -85,7 +85,7 @@ def reader_of(backend: str, large: bool) -> tuple[str, RowGroupReader]:
     """Returns the name of the reader, and the reader; for auto, petastorm if it works here, else pyarrow.
 
     `large`: whether files have columns of Arrow's large types. Raises FeedError if petastorm is requested, and is not installed
-    or can't read these files.
+    or cannot read these files.
     """
     missing = None
     if find_spec("petastorm") is None:

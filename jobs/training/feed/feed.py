@@ -66,7 +66,7 @@ def make_feed(
         shuffle: another order each epoch; else the table's.
 
     Raises:
-        FeedError: the table, the version or the patients can't be fed; says why and the remedy.
+        FeedError: the table, the version or the patients cannot be fed; says why and the remedy.
         ValueError: an argument is wrong.
     """
     if split is not None and patients is not None:

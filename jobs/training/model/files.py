@@ -34,7 +34,7 @@ _PACKAGES = ("slidelake", "torch", "scikit-learn", "numpy", "pyarrow", "petastor
 
 
 class ModelError(Exception):
-    """A model that can't be used; the message names its folder and the remedy."""
+    """A model that cannot be used; the message names its folder and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
     """Returns model.json of a folder.
 
     Raises:
-        ModelError: the file is missing, or can't be read.
+        ModelError: the file is missing, or cannot be read.
     """
     uri = public_uri(_file(folder, CARD))
     data = _read(folder, CARD, "give the folder of a finished training run, MODELS/RUN_ID", storage_options)
@@ -196,7 +196,7 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
     """Returns the state that was written last, on the CPU.
 
     Raises:
-        ModelError: the file is missing, can't be read, or has weights that are not finite.
+        ModelError: the file is missing, cannot be read, or has weights that are not finite.
     """
     name = public_uri(_file(folder, CHECKPOINT))
     remedy = "a run that is finished has none, nor has one that ended before its first epoch did"
@@ -228,7 +228,7 @@ def _read(folder: str, name: str, remedy: str, storage_options: StorageOptions |
         raise ModelError(f"no {name} in {public_uri(folder)}: {remedy}") from None
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, storage_options))
-        raise ModelError(f"{public_uri(uri)} can't be read ({text})") from None
+        raise ModelError(f"{public_uri(uri)} cannot be read ({text})") from None
 
 
 def _file(folder: str, name: str) -> str:

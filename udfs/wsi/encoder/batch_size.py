@@ -11,7 +11,7 @@ _PATIENCE = 2  # doublings that bring nothing, after which none will
 _TRIALS, _TILES_TRIED = 3, 16  # at least so many batches, and tiles, for the shortest of their times to be a good one
 _SIGNS = (
     "out of memory",
-    "can't allocate memory",
+    "cannot allocate memory",
     "alloc_failed",
 )  # of CUDA, of PyTorch on a processor, of cuBLAS and cuDNN
 

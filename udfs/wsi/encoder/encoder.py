@@ -46,7 +46,7 @@ class Encoder:
             threads: of OpenVINO. PyTorch has one setting for the whole process, which is the caller's.
 
         Raises:
-            CheckpointError: the weights can't be read or do not fit the model.
+            CheckpointError: the weights cannot be read or do not fit the model.
             ValueError: no encoder has this name, or something that the spec asks for is not there.
         """
         self.spec, self.threads = spec, threads

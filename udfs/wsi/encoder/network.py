@@ -83,7 +83,7 @@ def load_network(spec: EncoderSpec, storage_options: StorageOptions | None = Non
     """Load the network of a spec.
 
     Raises:
-        CheckpointError: the weights can't be read or do not fit the model.
+        CheckpointError: the weights cannot be read or do not fit the model.
         ValueError: no encoder has this name, or it does not do what the spec says.
     """
     import_modules(__package__)

@@ -73,7 +73,7 @@ def _core() -> Any:
 
 
 def _model_of(core: Any, network: Network) -> Any:
-    """The model in OpenVINO's own format, converted once per host; anew if the cache can't be used."""
+    """The model in OpenVINO's own format, converted once per host; anew if the cache cannot be used."""
     converted = [part for part in network.identity if not part.startswith("precision=")]  # of every precision the same
     key = key_of(_VERSION, converted, version("openvino"), version("timm"))
     path: Path | None = None
@@ -103,7 +103,7 @@ def _convert(network: Network, path: Path) -> None:
         except Exception as error:  # of many kinds, some of them its own
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"encoder.name = {network.name}: OpenVINO can't convert it ({reason}): set encoder.runtime to torch"
+                f"encoder.name = {network.name}: OpenVINO cannot convert it ({reason}): set encoder.runtime to torch"
             ) from None
         xml, weights = (Path(folder) / name for name in _FILES)
         openvino.save_model(model, xml, compress_to_fp16=False)

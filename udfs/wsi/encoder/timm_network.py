@@ -107,7 +107,7 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
     """Load a preset or a timm model.
 
     Raises:
-        CheckpointError: the weights can't be read or do not fit the model.
+        CheckpointError: the weights cannot be read or do not fit the model.
         ValueError: the model is not known, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
     """
     recipe = recipe_of(spec)

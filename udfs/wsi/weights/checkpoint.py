@@ -22,7 +22,7 @@ StateDict = dict[str, torch.Tensor]
 
 
 class CheckpointError(Exception):
-    """Weights that can't be used; the message names the URI and the remedy."""
+    """Weights that cannot be used; the message names the URI and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def open_checkpoint(uri: str, storage_options: StorageOptions | None = None) -> 
         raise CheckpointError(f"{name} is a folder: give the file of weights in it") from None
     except Exception as error:
         text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, storage_options))
-        raise CheckpointError(f"weights at {name} can't be read ({text})") from None
+        raise CheckpointError(f"weights at {name} cannot be read ({text})") from None
 
 
 def map_checkpoint(path: Path, name: PublicUri) -> Checkpoint:
