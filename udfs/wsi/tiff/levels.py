@@ -66,7 +66,7 @@ def level_of(page: Any, file_bytes: int, downsample: float = 1.0) -> Level:
     if end > file_bytes:
         raise SlideError(
             ErrorCode.FILE_TRUNCATED,
-            f"the file has {file_bytes:,} bytes, its directory counts on {end:,}: upload it again",
+            f"the file has {file_bytes:,} bytes, but its directory refers to {end:,}: upload it again",
         )
     return level
 
