@@ -186,7 +186,7 @@ class EncoderSettings(Section):
     )
     kwargs: dict[str, Argument] = setting({}, "arguments for timm's model beside the preset's; layers by name", _LOADED)
     allow_other_scale: bool = setting(
-        False, "run a preset on tiles of another width or um/px than its model was trained on", NO_ROW
+        False, "run a preset on tiles of a width or um/px that it is not recommended for", NO_ROW
     )
     runtime: Literal["torch", "openvino"] = setting(
         "torch", "openvino is fastest on processors, and an extra; the job doctor measures both on your slides", _LOADED

@@ -95,7 +95,7 @@ def _by_timm(name: str, config: Mapping[str, Any]) -> Preset:
         interpolation="bilinear" if data.get("interpolation") == "bilinear" else "bicubic",
         pooling="auto",
         dim=int(config.get("num_features") or 0),
-        mpp=None,
+        mpps=(),
         licence=_LICENCE,
         sources=(),
     )
@@ -139,7 +139,7 @@ def _by_transformers(name: str, config: Mapping[str, Any], read: Read) -> Preset
         crop_px=edge,
         interpolation=resampling,
         dim=dim,
-        mpp=None,
+        mpps=(),
         licence=_LICENCE,
         sources=(),
     )

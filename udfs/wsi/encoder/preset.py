@@ -42,10 +42,15 @@ class Preset:
     pooling: Pooling = "cls"
     projection: int | None = None  # width of the projection behind the pooled vector, None: there is none
     dim: int  # of the vector
-    mpp: float | None = 0.5  # recommended um/px of a tile; None: the authors name none
-    tile_px: int = 224  # recommended edge of a tile at `mpp`
+    mpps: tuple[float, ...] = (0.5,)  # um/px that the authors name, the recommended one first; empty: they name none
+    tile_px: int = 224  # recommended edge of a tile at each of them
     precision: Precision = "fp16"  # recommended on a GPU
     licence: Licence
     is_gated: bool = False  # whether the hub gives the file only to accounts that accepted the terms
     unavailable: str | None = None  # why it cannot be run; None: it can
     sources: tuple[str, ...]  # GitHub repositories that the row was compared with, beside the model's card
+
+    @property
+    def mpp(self) -> float | None:
+        """The recommended um/px of a tile; None: the authors name none."""
+        return self.mpps[0] if self.mpps else None
