@@ -104,6 +104,25 @@ def test_a_folder_that_describes_no_model_is_refused(tmp_path: Path, config: byt
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("mean", [123.7, 116.3, 103.5], r"must be 0 to 1, and 123\.7 is not: divide by 255"),
+        ("mean", [0.5, -0.5, 0.5], r"must be 0 to 1, and -0\.5 is not"),
+        ("std", [58.4, 57.1, 57.4], r"must be above 0 and at most 1, and 58\.4 is not: divide by 255"),
+        ("std", [0.2, 0.2, 0], r"must be above 0 and at most 1, and 0 is not"),
+    ],
+)
+def test_described_colours_of_another_range_are_refused(
+    folder: Path, tmp_path: Path, key: str, value: list[float], reason: str
+) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    described["pretrained_cfg"][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=reason):
+        load_network(spec(f"local-dir:{tmp_path}"))
+
+
 def test_a_folder_without_weights_is_refused_by_their_names(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors or pytorch_model\.bin"):

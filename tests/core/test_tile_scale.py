@@ -1,4 +1,4 @@
-"""A preset runs on tiles of a scale and a field of view that it is recommended for; others are refused with settings that agree."""
+"""A preset runs on tiles of a scale and a field of view that it is recommended for; others are refused with a remedy."""
 
 import re
 from typing import Any

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Colour, Resampling
+from udfs.wsi.colour import Colour, checked_mean, checked_std
+from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Resampling
 from udfs.wsi.encoder.preset import IMAGENET_MEAN, IMAGENET_STD, Layout, Licence, Preset
 from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.weights.checkpoint import CheckpointError
@@ -88,8 +89,8 @@ def _by_timm(name: str, config: Mapping[str, Any]) -> Preset:
         architecture=str(config["architecture"]),
         kwargs=_kwargs(arguments),
         repository=name.removeprefix(REPOSITORY),
-        mean=_colour(data.get("mean", IMAGENET_MEAN)),
-        std=_colour(data.get("std", IMAGENET_STD)),
+        mean=checked_mean(_colour(data.get("mean", IMAGENET_MEAN))),
+        std=checked_std(_colour(data.get("std", IMAGENET_STD))),
         input_px=math.floor(edge / data.get("crop_pct", _CROP_PCT)),
         crop_px=edge,
         interpolation="bilinear" if data.get("interpolation") == "bilinear" else "bicubic",
@@ -133,8 +134,8 @@ def _by_transformers(name: str, config: Mapping[str, Any], read: Read) -> Preset
         kwargs=kwargs | {"mlp_ratio": ratio, "img_size": edge},
         repository=name.removeprefix(REPOSITORY),
         layout=layout,
-        mean=_colour(images["image_mean"]),
-        std=_colour(images["image_std"]),
+        mean=checked_mean(_colour(images["image_mean"])),
+        std=checked_std(_colour(images["image_std"])),
         input_px=resized,
         crop_px=edge,
         interpolation=resampling,

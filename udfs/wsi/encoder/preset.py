@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Colour, Pooling, Precision, Resampling
+from udfs.wsi.colour import Colour
+from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Pooling, Precision, Resampling
 
 Layout = Literal["timm", "ViT", "Dinov2", "Dinov2WithRegisters", "KEEP", "other"]
 """How a checkpoint names its tensors: as timm, as transformers' model of this name, as the authors of KEEP, or in another way."""

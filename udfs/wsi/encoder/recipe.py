@@ -6,8 +6,9 @@ from typing import Any, Literal
 import timm
 from torch import nn
 
+from udfs.wsi.colour import Colour
 from udfs.wsi.encoder.described import preset_of, published_weights
-from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Colour, EncoderSpec, Interpolation, Pooling
+from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, EncoderSpec, Interpolation, Pooling
 from udfs.wsi.encoder.layers import UnitProjection, layer_named
 from udfs.wsi.encoder.preset import Preset
 from udfs.wsi.weights.checkpoint import first_sentence
