@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -135,6 +135,11 @@ class Run:
             is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
             is_hidden = may_be_secret(name) and not is_known
             raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
+
+    @property
+    def compared_feature_spec(self) -> FeatureSpec:
+        """The same settings, with which a worker refuses models that are not the driver's; see `models` for errors."""
+        return replace(self.feature_spec, models=self.models.identity)
 
     def _describe(self, text: str) -> None:
         self.spark.sparkContext.setJobDescription(text)
