@@ -174,3 +174,38 @@ def test_random_weights_have_the_form_of_the_encoder() -> None:
 
 def test_the_configuration_is_timms(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["model_args"]["reg_tokens"] == 2
+
+
+OF_TIMM = (
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+    *("scriptable", "exportable", "no_jit", "features_only"),
+)
+
+
+@pytest.mark.parametrize("argument", [*OF_TIMM, "num_classes", "in_chans"])
+def test_arguments_of_timm_that_are_not_the_models_are_refused_in_the_settings(folder: Path, argument: str) -> None:
+    for name in (f"local-dir:{folder}", "test_vit", "uni"):
+        with pytest.raises(ValueError, match=rf"^encoder\.kwargs has {argument}: .*leave this out"):
+            load_network(spec(name, kwargs=((argument, 1),)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [*((name, 1) for name in OF_TIMM), ("checkpoint_path", "/elsewhere"), ("in_chans", 4)]
+)
+def test_arguments_of_timm_that_are_not_the_models_are_refused_in_a_description(
+    folder: Path, tmp_path: Path, argument: str, value: Any
+) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    described["model_args"][argument] = value
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    reason = "images have 4 channels" if argument == "in_chans" else f"model_args has {argument}: "
+    with pytest.raises(ValueError, match=reason):
+        load_network(spec(f"local-dir:{tmp_path}"))
+
+
+def test_a_description_with_classes_is_that_of_the_model_without_them(folder: Path, tmp_path: Path) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    described["model_args"] |= {"num_classes": 7, "in_chans": 3}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert load_network(spec(f"local-dir:{tmp_path}")).outputs == load_network(spec(f"local-dir:{folder}")).outputs

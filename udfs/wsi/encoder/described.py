@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from udfs.wsi.colour import Colour, checked_mean, checked_std
+from udfs.wsi.encoder.arguments import check_arguments
 from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Resampling
 from udfs.wsi.encoder.preset import IMAGENET_MEAN, IMAGENET_STD, Layout, Licence, Preset
 from udfs.wsi.encoder.presets import PRESETS
@@ -18,6 +19,7 @@ _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
 _CROP_PCT = 0.875  # timm's, if a model does not say
 _LICENCE = Licence("not known", is_commercial=False)
 _BILINEAR = 2  # Pillow's number of a resampling, which transformers writes
+_OF_CLASSIFIER_AND_TRAINING = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
 _LAYOUTS: Mapping[str, Layout] = {
     "vit": "ViT",
     "dinov2": "Dinov2",
@@ -147,12 +149,15 @@ def _by_transformers(name: str, config: Mapping[str, Any], read: Read) -> Preset
 
 
 def _kwargs(arguments: Mapping[str, Any]) -> dict[str, Argument]:
-    """What a timm model is built with, beside its output, which slidelake chooses."""
-    return {
-        key: _edge(value) if key == "img_size" else value
-        for key, value in arguments.items()
-        if key not in ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
-    }
+    """What a timm model is built with, without what concerns the classifier, which is left out, and training."""
+    if arguments.get("in_chans", 3) != 3:
+        raise ValueError(f"its images have {arguments['in_chans']} channels, not 3")
+    own = {key: value for key, value in arguments.items() if key not in _OF_CLASSIFIER_AND_TRAINING}
+    try:
+        check_arguments(own)
+    except ValueError as error:
+        raise ValueError(f"model_args has {error}") from None
+    return {key: _edge(value) if key == "img_size" else value for key, value in own.items()}
 
 
 def _edge(size: Any) -> int:

@@ -7,6 +7,7 @@ import timm
 from torch import nn
 
 from udfs.wsi.colour import Colour
+from udfs.wsi.encoder.arguments import check_arguments
 from udfs.wsi.encoder.described import preset_of, published_weights
 from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, EncoderSpec, Interpolation, Pooling
 from udfs.wsi.encoder.layers import UnitProjection, layer_named
@@ -85,6 +86,10 @@ def recipe_of(spec: EncoderSpec) -> Recipe:
         CheckpointError: the hub does not give the description of a model.
         ValueError: its preset cannot be run, or the settings contradict each other.
     """
+    try:
+        check_arguments(name for name, _ in spec.kwargs)
+    except ValueError as error:
+        raise ValueError(f"encoder.kwargs has {error}") from None
     preset = preset_of(spec.name)
     if preset and preset.unavailable:
         raise ValueError(f"encoder.name = {spec.name} cannot be run: {preset.unavailable}. Choose another encoder")
