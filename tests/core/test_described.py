@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub import constants
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
+from torchvision.transforms.functional import center_crop, normalize  # type: ignore[import-untyped]
 
 from tests.core.test_hub import closed_port, use
 from tests.slides.make import Pixels
@@ -74,6 +76,27 @@ def test_a_described_model_is_timms_from_the_tile_to_the_vector(folder: Path, hu
         assert (encoder.input_px, encoder.interpolation) == (256, "bilinear")
         [found] = encoder.embed(tiles)
         assert torch.cosine_similarity(torch.from_numpy(found), expected).min() >= 0.99999
+
+
+@pytest.mark.parametrize("crop_pct", [0.95, 0.98, 0.995, 0.9])
+def test_the_centre_lies_where_torchvision_and_timm_have_it(tmp_path: Path, pixels: Pixels, crop_pct: float) -> None:
+    """With margins of 11, 4, 1 and 24 px."""
+    model = timm.create_model("test_vit", num_classes=0, img_size=224)
+    data = {"mean": MEAN, "std": STD, "crop_pct": crop_pct, "interpolation": "bilinear", "input_size": (3, 224, 224)}
+    save_for_hf(
+        model, tmp_path, model_args={"img_size": 224}, model_config={"pretrained_cfg": data}, safe_serialization=True
+    )
+    network = load_network(spec(f"local-dir:{tmp_path}"))
+    assert network.input_px == math.floor(224 / crop_pct)
+    seen = []
+    model = network.model
+    assert isinstance(model, torch.nn.Module)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tile = np.ascontiguousarray(pixels[896 : 896 + network.input_px, 896 : 896 + network.input_px])
+    network(torch.from_numpy(tile)[None].float())
+    cropped = center_crop(torch.from_numpy(tile).permute(2, 0, 1), [224, 224])
+    expected = normalize(cropped / 255, MEAN, STD)
+    torch.testing.assert_close(seen[0][0], expected)
 
 
 def test_other_settings_override_the_description(folder: Path) -> None:

@@ -27,12 +27,14 @@ DINOV2 = SHAPE | {"patch_size": 14, "layerscale_value": 0.7}
 CROPPED: Any = BitImageProcessor(
     size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, resample=3, **COLOURS
 )
+ODD: Any = BitImageProcessor(size={"shortest_edge": 67}, crop_size={"height": 56, "width": 56}, resample=3, **COLOURS)
 MODELS: dict[str, Any] = {
     "vit": (
         ViTModel(ViTConfig(patch_size=8, intermediate_size=96, **SHAPE), add_pooling_layer=False),
         ViTImageProcessor(size={"height": 56, "width": 56}, **COLOURS),
     ),
     "dinov2": (Dinov2Model(Dinov2Config(**DINOV2)), CROPPED),
+    "odd margin": (Dinov2Model(Dinov2Config(**DINOV2)), ODD),
     "swiglu": (Dinov2Model(Dinov2Config(use_swiglu_ffn=True, **DINOV2)), CROPPED),
     "registers": (Dinov2WithRegistersModel(Dinov2WithRegistersConfig(num_register_tokens=3, **DINOV2)), CROPPED),
 }

@@ -10,6 +10,7 @@ from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Pooling, Precision
 
 Layout = Literal["timm", "ViT", "Dinov2", "Dinov2WithRegisters", "KEEP", "other"]
 """How a checkpoint names its tensors: as timm, as transformers' model of this name, as the authors of KEEP, or in another way."""
+OF_TRANSFORMERS: tuple[Layout, ...] = ("ViT", "Dinov2", "Dinov2WithRegisters")
 
 IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
 IMAGENET_STD: Colour = (0.229, 0.224, 0.225)

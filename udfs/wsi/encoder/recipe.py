@@ -11,7 +11,7 @@ from udfs.wsi.encoder.arguments import check_arguments
 from udfs.wsi.encoder.described import preset_of, published_weights
 from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, EncoderSpec, Interpolation, Pooling
 from udfs.wsi.encoder.layers import UnitProjection, layer_named
-from udfs.wsi.encoder.preset import Preset
+from udfs.wsi.encoder.preset import OF_TRANSFORMERS, Preset
 from udfs.wsi.weights.checkpoint import first_sentence
 from udfs.wsi.weights.filling import NoInitialValues
 
@@ -37,11 +37,21 @@ class Recipe:
     @property
     def details(self) -> tuple[str, ...]:
         """What shapes the vectors beside the name, the weights and the colours, each as ``name=value``."""
+        margin = self.input_px - self.edge
+        # The position is named only where it was once another, so that other rows stay as they are.
+        from_ = f" from {self.crop_from_px}" if self.crop_from_px != margin // 2 else ""
         build = {**self.kwargs, "architecture": self.architecture} if self.preset else self.kwargs
         return (
-            *([f"crop={self.edge} px"] if self.edge != self.input_px else []),
+            *([f"crop={self.edge} px{from_}"] if self.edge != self.input_px else []),
             *([f"build={sorted(build.items())}"] if build else []),
         )
+
+    @property
+    def crop_from_px(self) -> int:
+        """Position of the centre's first row and column: transformers rounds a half down, torchvision to even."""
+        margin = self.input_px - self.edge
+        is_of_transformers = self.preset is not None and self.preset.layout in OF_TRANSFORMERS
+        return margin // 2 if is_of_transformers else round(margin / 2)
 
     @property
     def takes_other_grid(self) -> bool:

@@ -61,16 +61,16 @@ class TimmNetwork(Network):
             input_px=recipe.input_px,
             interpolation=str(data["interpolation"]) if recipe.interpolation == "model" else recipe.interpolation,
         )
-        self.model, self._margin, self._edge = model, (recipe.input_px - recipe.edge) // 2, recipe.edge
+        self.model, self._is_cropped = model, recipe.edge != recipe.input_px
+        self._centre = slice(recipe.crop_from_px, recipe.crop_from_px + recipe.edge)
         self._n_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `Network`."""
-        if self._margin:
-            centre = slice(self._margin, self._margin + self._edge)
-            images = images[:, centre, centre]
+        if self._is_cropped:
+            images = images[:, self._centre, self._centre]
         x = (images.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         features = self.model(x).float()
         match self._kind:
