@@ -199,6 +199,40 @@ def test_the_configuration_is_timms(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["model_args"]["reg_tokens"] == 2
 
 
+def test_a_description_without_a_pooling_of_its_own_is_refused_with_one_that_runs(folder: Path, tmp_path: Path) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    described["model_args"]["global_pool"] = ""
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    name = f"local-dir:{tmp_path}"
+    with pytest.raises(
+        ValueError, match=r"yields \[1, \d+, \d+\], not one vector per tile: set encoder\.pooling to cls$"
+    ):
+        load_network(spec(name))
+    assert load_network(spec(name, pooling="cls")).dim == load_network(spec(f"local-dir:{folder}")).dim
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "layer"),
+    [
+        ("act_layer", "quick_gelu", timm.layers.activations.QuickGELU),
+        ("act_layer", "gelu_tanh", timm.layers.activations.GELUTanh),
+        ("act_layer", "SiLU", torch.nn.SiLU),
+        ("norm_layer", "rmsnorm", timm.layers.RmsNorm),
+        ("norm_layer", "LayerNorm", timm.layers.LayerNorm),
+    ],
+)
+def test_layers_are_given_by_the_names_of_timm_and_of_classes(argument: str, value: str, layer: type) -> None:
+    network = random_network(spec("test_vit", input_px=160, kwargs=((argument, value),)))
+    assert any(type(module) is layer for module in network.modules())
+
+
+@pytest.mark.parametrize(("argument", "value"), [("act_layer", "nosuch"), ("mlp_layer", "quick_gelu")])
+def test_a_name_of_no_layer_is_refused(argument: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"{value} is no layer of timm or PyTorch"):
+        random_network(spec("test_vit", input_px=160, kwargs=((argument, value),)))
+
+
 OF_TIMM = (
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
     *("scriptable", "exportable", "no_jit", "features_only"),

@@ -1,5 +1,6 @@
 """Layers of published encoders that are not timm's, and layers by their names."""
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -43,8 +44,12 @@ class UnitProjection(nn.Sequential):
         return nn.functional.normalize(x, dim=-1)
 
 
-def layer_named(name: str) -> Any:
+def layer_named(name: str, argument: str = "") -> Any:
     """Return the class of a layer: of this module, of timm or of torch.
+
+    Args:
+        name: of a class, such as ``SiLU``; or, for an activation or a norm, timm's own name, such as ``quick_gelu``.
+        argument: which takes the layer, such as ``act_layer``.
 
     Raises:
         ValueError: none of them has a layer of this name.
@@ -53,4 +58,8 @@ def layer_named(name: str) -> Any:
         layer = module.get(name)
         if isinstance(layer, partial) or (isinstance(layer, type) and issubclass(layer, nn.Module)):
             return layer
-    raise ValueError(f"{name} is no layer of timm or PyTorch: give a name such as SwiGLUPacked or SiLU")
+    factories = {"act_layer": timm.layers.get_act_layer, "norm_layer": timm.layers.get_norm_layer}
+    if argument in factories:
+        with suppress(KeyError):  # not one of timm's names
+            return factories[argument](name)
+    raise ValueError(f"{name} is no layer of timm or PyTorch: give a name such as SwiGLUPacked, SiLU or quick_gelu")

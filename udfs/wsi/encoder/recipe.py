@@ -70,7 +70,7 @@ class Recipe:
             ValueError: timm does not build it.
         """
         options: dict[str, Any] = {
-            name: layer_named(value) if name.endswith("_layer") and isinstance(value, str) else value
+            name: layer_named(value, name) if name.endswith("_layer") and isinstance(value, str) else value
             for name, value in self.kwargs.items()
         }
         if not pool:

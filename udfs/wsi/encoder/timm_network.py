@@ -149,7 +149,7 @@ def _without_weights(spec: EncoderSpec, recipe: Recipe) -> tuple[Any, GlobalPool
                     f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
                 )
             return model, pool, shape
-    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe)}")
+    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe, shape)}")
 
 
 def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
@@ -157,7 +157,7 @@ def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
     return 2 if pool == "own" else 3 if recipe.pooling in _OF_TOKENS else 4
 
 
-def _wanted(recipe: Recipe) -> str:
+def _wanted(recipe: Recipe, shape: tuple[int, ...]) -> str:
     """What the pooling needs, and the remedy."""
     if recipe.pooling in _OF_TOKENS:
         return "tokens [n, t, dim]: set encoder.pooling to auto, or choose a transformer, for example vit_small_patch16_224"
@@ -166,7 +166,8 @@ def _wanted(recipe: Recipe) -> str:
             "a feature map [n, dim, h, w]: set encoder.pooling to auto, or choose a convolutional model, for example "
             "efficientnet_b0 or resnet50"
         )
-    return "one vector per tile: choose another model"
+    pooling = {3: "cls", 4: "map"}.get(len(shape))  # of tokens; of a feature map
+    return f"one vector per tile: {f'set encoder.pooling to {pooling}' if pooling else 'choose another model'}"
 
 
 @torch.inference_mode()
