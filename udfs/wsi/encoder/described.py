@@ -18,7 +18,8 @@ FOLDER = "local-dir:"
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
 _CROP_PCT = 0.875  # timm's, if a model does not say
 _LICENCE = Licence("not known", is_commercial=False)
-_BILINEAR = 2  # Pillow's number of a resampling, which transformers writes
+_RESAMPLINGS: Mapping[Any, Resampling] = {2: "bilinear", 3: "bicubic"}  # by Pillow's number, which transformers writes
+_EPS = 1e-6  # of timm's layer normalisation
 _OF_CLASSIFIER_AND_TRAINING = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
 _LAYOUTS: Mapping[str, Layout] = {
     "vit": "ViT",
@@ -105,7 +106,7 @@ def _by_timm(name: str, config: Mapping[str, Any]) -> Preset:
 
 
 def _by_transformers(name: str, config: Mapping[str, Any], read: Read) -> Preset:
-    """Of a ViT or DINOv2, whose vector is the class token."""
+    """Of a ViT or DINOv2, whose vector is the class token. What a file leaves out is transformers' default."""
     layout = _LAYOUTS.get(config["model_type"])
     if layout is None:
         raise ValueError(f"it is of {config['model_type']} of transformers, not of {', '.join(_LAYOUTS)}")
@@ -118,18 +119,27 @@ def _by_transformers(name: str, config: Mapping[str, Any], read: Read) -> Preset
         "num_heads": config["num_attention_heads"],
         "qkv_bias": config.get("qkv_bias", True),
     }
+    eps = config.get("layer_norm_eps", 1e-12 if layout == "ViT" else _EPS)
+    if eps != _EPS:
+        kwargs["norm_layer"] = f"LayerNorm(eps={eps:g})"
     if layout != "ViT":
         kwargs["init_values"] = config["layerscale_value"]
     if config.get("use_swiglu_ffn"):  # its width is two thirds, in steps of 8, of each of two halves
         width = (int(int(dim * ratio) * 2 / 3) + 7) // 8 * 8
         ratio = 2 * width / dim
         kwargs |= {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+    elif config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(f"its hidden_act is {config['hidden_act']}, not gelu")
     if layout == "Dinov2WithRegisters":
         kwargs |= {"reg_tokens": config["num_register_tokens"], "no_embed_class": True}
     images = read(_PROCESSOR)
     resized = _size(images["size"])
-    edge = _size(images["crop_size"]) if images.get("do_center_crop") else resized
-    resampling: Resampling = "bilinear" if images.get("resample", _BILINEAR) == _BILINEAR else "bicubic"
+    is_cropped = images.get("do_center_crop", _is_bit(images, layout))
+    edge = _size(images.get("crop_size", INPUT_PX)) if is_cropped else resized
+    _check_colours(images)
+    resampling = images.get("resample", 3 if _is_bit(images, layout) else 2)
+    if resampling not in _RESAMPLINGS:
+        raise ValueError(f"resample is {resampling} in its {_PROCESSOR}, not 2 (bilinear) or 3 (bicubic)")
     return Preset(
         name=name,
         architecture="vit_base_patch16_224",
@@ -140,12 +150,28 @@ def _by_transformers(name: str, config: Mapping[str, Any], read: Read) -> Preset
         std=checked_std(_colour(images["image_std"])),
         input_px=resized,
         crop_px=edge,
-        interpolation=resampling,
+        interpolation=_RESAMPLINGS[resampling],
         dim=dim,
         mpps=(),
         licence=_LICENCE,
         sources=(),
     )
+
+
+def _is_bit(images: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether the processor is that of BiT, which is DINOv2's: other than ViT's, it crops and resizes bicubically by default."""
+    name = images.get("image_processor_type") or images.get("feature_extractor_type")
+    return name.startswith("Bit") if isinstance(name, str) else layout != "ViT"
+
+
+def _check_colours(images: Mapping[str, Any]) -> None:
+    """Refuse a processor that does not divide by 255 and normalise, as slidelake does."""
+    for step in ("do_rescale", "do_normalize"):
+        if images.get(step, True) is not True:
+            raise ValueError(f"{step} is {json.dumps(images[step])} in its {_PROCESSOR}, not true")
+    factor = images.get("rescale_factor", 1 / 255)
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-4):
+        raise ValueError(f"rescale_factor is {factor:g} in its {_PROCESSOR}, not 1/255")
 
 
 def _kwargs(arguments: Mapping[str, Any]) -> dict[str, Argument]:
