@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +20,15 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
 from torchvision.transforms.functional import center_crop, normalize  # type: ignore[import-untyped]
 
+from jobs.runtime.run.run import encoder_spec
+from jobs.runtime.settings.sections import EncoderSettings
 from tests.core.test_hub import closed_port, use
 from tests.slides.make import Pixels
 from tests.stores.hub import COMMIT, TOKEN, Hub, serve_hub
 from udfs.wsi.encoder import Encoder, EncoderSpec
 from udfs.wsi.encoder.network import load_network
+from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.encoder.tile_scale import check_tile_scale
 from udfs.wsi.encoder.timm_network import random_network
 from udfs.wsi.weights.checkpoint import CheckpointError
 
@@ -97,6 +103,24 @@ def test_the_centre_lies_where_torchvision_and_timm_have_it(tmp_path: Path, pixe
     cropped = center_crop(torch.from_numpy(tile).permute(2, 0, 1), [224, 224])
     expected = normalize(cropped / 255, MEAN, STD)
     torch.testing.assert_close(seen[0][0], expected)
+
+
+def test_workers_get_the_folder_of_a_model_as_an_absolute_path(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    shutil.copytree(folder, home / "models" / "one")
+    elsewhere.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    absolute = f"local-dir:{home / 'models' / 'one'}"
+    for name in ("local-dir:models/one", "local-dir:./models/../models/one", "local-dir:~/models/one", absolute):
+        monkeypatch.chdir(home)
+        encoder = encoder_spec(EncoderSettings(name=name, device="cpu"))
+        monkeypatch.chdir(elsewhere)
+        assert encoder.name == absolute
+        assert load_network(encoder).weights == load_network(spec(f"local-dir:{folder}")).weights
+    for name in ("uni", "test_vit", "hf-hub:lab/model"):
+        assert encoder_spec(EncoderSettings(name=name)).name == name
 
 
 def test_other_settings_override_the_description(folder: Path) -> None:
@@ -197,6 +221,22 @@ def test_random_weights_have_the_form_of_the_encoder() -> None:
 
 def test_the_configuration_is_timms(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["model_args"]["reg_tokens"] == 2
+
+
+def test_the_repositories_of_presets_are_refused_with_the_preset(hub: Hub, folder: Path) -> None:
+    own = {"mean": MEAN, "std": STD, "pooling": "cls"}
+    for preset in PRESETS.values():
+        for repository in (preset.repository, f"{preset.repository}@{COMMIT}", preset.repository.upper()):
+            for check in (load_network, lambda one: check_tile_scale(one, 224, 0.5)):
+                with pytest.raises(
+                    ValueError, match=rf"set encoder\.name={re.escape(preset.name)}, or set encoder\.mean"
+                ):
+                    check(spec(f"hf-hub:{repository}", mean=MEAN, std=STD))
+    assert not hub.requests
+    hub.files["MahmoodLab/uni"] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert (
+        load_network(spec("hf-hub:MahmoodLab/uni", **own)).weights == load_network(spec(f"local-dir:{folder}")).weights
+    )
 
 
 def test_a_description_without_a_pooling_of_its_own_is_refused_with_one_that_runs(folder: Path, tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from udfs.wsi.colour import Colour, checked_mean, checked_std
 from udfs.wsi.encoder.arguments import check_arguments
-from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Resampling
+from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, EncoderSpec, Resampling
 from udfs.wsi.encoder.preset import IMAGENET_MEAN, IMAGENET_STD, Layout, Licence, Preset
 from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
 from udfs.wsi.weights.hub import FILE, REPOSITORY, WEIGHTS, HubReference, hub_file
 
@@ -31,13 +33,15 @@ Read = Callable[[str], dict[str, Any]]
 """The content of a JSON file of a folder or repository, by its name."""
 
 
-def preset_of(name: str) -> Preset | None:
-    """Return the preset of a name, or the one that a folder or repository describes; None for a model of timm.
+def preset_of(spec: EncoderSpec) -> Preset | None:
+    """Return the preset of an encoder, or the one that a folder or repository describes; None for a model of timm.
 
     Raises:
         CheckpointError: the hub does not give the description.
-        ValueError: the name begins as one of a folder or repository, and nothing there describes a model.
+        ValueError: the name begins as one of a folder or repository, and nothing there describes a model; or the repository is
+            that of a preset, which says more than its description.
     """
+    name = spec.name
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
         if not (folder / _CONFIG).is_file():
@@ -47,7 +51,29 @@ def preset_of(name: str) -> Preset | None:
         reference = HubReference.parse(name)
     except ValueError as error:
         raise ValueError(f"encoder.name = {name}: {error}") from None
-    return _described(name, lambda file: _json(hub_file(reference, [file]))) if reference else PRESETS.get(name)
+    if reference is None:
+        return PRESETS.get(name)
+    _check_no_preset(spec, reference)
+    return _described(name, lambda file: _json(hub_file(reference, [file])))
+
+
+def _check_no_preset(spec: EncoderSpec, reference: HubReference) -> None:
+    """Refuse the repository of a preset unless the settings say how it is run. The hub does not tell capitals apart."""
+    if spec.mean and spec.std and spec.pooling != "auto":
+        return
+    for preset in PRESETS.values():
+        if preset.repository.lower() == reference.repository.lower():
+            raise ValueError(
+                f"encoder.name = {spec.name} is the repository of preset {preset.name}, which has its crop, pooling, revision, "
+                f"licence and um/px: set encoder.name={preset.name}, or set encoder.mean, encoder.std and encoder.pooling too"
+            )
+
+
+def absolute_name(name: str) -> str:
+    """The name of an encoder for processes that run elsewhere: the path of a folder made absolute, ``~`` the driver's home."""
+    if not name.startswith(FOLDER):
+        return name
+    return FOLDER + absolute_uri(os.path.expanduser(name.removeprefix(FOLDER)))  # noqa: PTH111 - Path's own refuses a folder ~x
 
 
 def published_weights(name: str, preset: Preset) -> str:

@@ -100,7 +100,7 @@ def recipe_of(spec: EncoderSpec) -> Recipe:
         check_arguments(name for name, _ in spec.kwargs)
     except ValueError as error:
         raise ValueError(f"encoder.kwargs has {error}") from None
-    preset = preset_of(spec.name)
+    preset = preset_of(spec)
     if preset and preset.unavailable:
         raise ValueError(f"encoder.name = {spec.name} cannot be run: {preset.unavailable}. Choose another encoder")
     input_px = spec.input_px if spec.input_px is not None else preset.input_px if preset else INPUT_PX

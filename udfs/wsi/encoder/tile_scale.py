@@ -17,7 +17,7 @@ def check_tile_scale(spec: EncoderSpec, tile_px: int, mpp: float | None) -> None
     Raises:
         ValueError: tiles differ from every scale of the preset by more than a tenth; the message gives the settings that agree.
     """
-    preset = preset_of(spec.name)
+    preset = preset_of(spec)
     if preset is None or preset.mpp is None:
         return
     wanted = [(preset.tile_px * each, preset.tile_px * each / preset.input_px) for each in preset.mpps]
