@@ -273,6 +273,38 @@ def test_a_name_of_no_layer_is_refused(argument: str, value: str) -> None:
         random_network(spec("test_vit", input_px=160, kwargs=((argument, value),)))
 
 
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_resnet", "kaiko-vits16", "retccl", "ctranspath", "keep", "dinov2-s", "dinov3-s"]
+)
+def test_to_learn_the_form_of_its_vectors_a_model_calculates_nothing(name: str) -> None:
+    depth = (("depth", 1),) if name not in ("test_resnet", "retccl", "ctranspath") else ()
+    calculated: list[str] = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, output: calculated.append(type(module).__name__) if output.device.type != "meta" else None
+    )
+    try:
+        network = random_network(spec(name, kwargs=depth, input_px=160 if name == "test_vit" else None))
+    finally:
+        hook.remove()
+    assert not calculated
+    assert not [each for each in (*network.parameters(), *network.buffers()) if each.device.type == "meta"]
+    vectors = network(torch.zeros(1, network.input_px, network.input_px, 3))
+    assert [vector.shape[1] for vector in vectors] == [dim for _, dim in network.outputs]
+
+
+class NeedsNumbers(torch.nn.Module):
+    """A layer that does not run without numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float(x.isfinite().all())
+
+
+def test_a_model_that_does_not_run_without_numbers_is_loaded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn, "NeedsNumbers", NeedsNumbers, raising=False)
+    network = random_network(spec("test_vit", input_px=160, kwargs=(("act_layer", "NeedsNumbers"),)))
+    assert network.outputs == random_network(spec("test_vit", input_px=160)).outputs
+
+
 OF_TIMM = (
     *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
     *("scriptable", "exportable", "no_jit", "features_only"),

@@ -1,6 +1,7 @@
 """Presets and other timm models as encoders: their normalisation, and one vector or the mean and maximum of a feature map."""
 
 import difflib
+from contextlib import suppress
 from typing import Any
 
 import timm
@@ -141,9 +142,9 @@ def _without_weights(spec: EncoderSpec, recipe: Recipe) -> tuple[Any, GlobalPool
     pools: dict[str, tuple[GlobalPool, ...]] = {"pooled": ("own",), "auto": ("", "own")}
     for pool in pools.get(recipe.pooling, ("",)):
         # First without weights: models that pool in another way may have others in this form.
-        model = recipe.empty_model(pool)
-        shape = _output_shape(model, recipe)
+        shape = _output_shape(recipe, pool)
         if len(shape) == _n_axes(recipe, pool):
+            model = recipe.empty_model(pool)
             if recipe.pooling in ("cls", "cls_mean") and getattr(model, "cls_token", None) is None:
                 raise ValueError(
                     f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
@@ -171,13 +172,16 @@ def _wanted(recipe: Recipe, shape: tuple[int, ...]) -> str:
 
 
 @torch.inference_mode()
-def _output_shape(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
-    """For one image.
+def _output_shape(recipe: Recipe, pool: GlobalPool) -> tuple[int, ...]:
+    """For one image. Without numbers if the model runs without: on a processor, ViT-g takes seconds for them.
 
     Raises:
         ValueError: the model does not take images of this size.
     """
     edge = recipe.edge
+    with suppress(Exception), torch.device("meta"):  # what this raises is raised below too, if it is not of the device
+        return tuple(recipe.empty_model(pool)(torch.zeros(1, 3, edge, edge)).shape)
+    model = recipe.empty_model(pool)
     try:
         return tuple(model(torch.zeros(1, 3, edge, edge)).shape)
     except Exception as error:  # an assertion or whatever a layer raises
