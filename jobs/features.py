@@ -150,7 +150,14 @@ JOB = Job(
     writes=("slides", "features"),
     stages=(
         lambda run, wave: encode(
-            wave, run.config, run.feature_spec, run.stage_resources, run.spark, run.tables, run.progress, run.record
+            wave,
+            run.config,
+            run.compared_feature_spec,
+            run.stage_resources,
+            run.spark,
+            run.tables,
+            run.progress,
+            run.record,
         ),
     ),
     stale=("features_due",),

@@ -4,11 +4,12 @@ Pixels are read, normalised, embedded, counted and measured inside the worker an
 """
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from udfs.wsi.stain.colour_table import StainNormaliser
 from udfs.wsi.stain.stain_network import load_stainnet
 from udfs.wsi.store import StorageOptions, public_uri
 from udfs.wsi.tiff.index import SlideIndex
+from udfs.wsi.weights.checkpoint import CheckpointError
 
 VERSION = 3  # raise it when the same settings begin to give other rows: they are then redone
 
@@ -50,6 +52,7 @@ class FeatureSpec:
     bins: int  # of the colour histogram, per channel
     gpu_share: float = 1.0  # of a GPU's memory, at most, if tasks share one
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
+    models: tuple[str, ...] | None = None  # identity of the driver's `Models`, which workers' have to equal; None: any
 
 
 AnyEncoder = TypeVar("AnyEncoder", Network, Encoder)
@@ -144,22 +147,36 @@ def models_of_this_worker(spec: FeatureSpec) -> Models[Encoder]:
     """Returns the models, loaded once per worker process and device: later tasks of a process may get another GPU.
 
     Raises:
-        CheckpointError, ValueError: see `load_models` and `Encoder`.
+        CheckpointError: the models are not the driver's; for others see `load_models`.
+        ValueError: see `load_models` and `Encoder`.
     """
     torch.set_num_threads(slot_cpus())
     device = device_of_this_task(spec.encoder)
     if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps memory that it once had: each task has its part
         torch.cuda.set_per_process_memory_fraction(spec.gpu_share, device)
     what = (spec.encoder, spec.stain_weights)
-    if not any(key[:-1] == what for key in _loaded):
-        _loaded.clear()
+    if not all(key[:-1] == what and spec.models in (None, models.identity) for key, models in _loaded.items()):
+        _loaded.clear()  # of another encoder, or of a file that was replaced since an earlier run
     key = (*what, str(device))
     if key not in _loaded:
         models = load_models(spec)
+        if spec.models is not None:
+            _check_same(models.identity, spec.models)
         encoder = Encoder(spec.encoder, models.encoder, device=device, threads=slot_cpus())
         _loaded[key] = Models(encoder, models.stain)
         keep_what_is_loaded()
     return _loaded[key]
+
+
+def _check_same(here: tuple[str, ...], driver: tuple[str, ...]) -> None:
+    """Raises CheckpointError if the models of this worker are not those of the driver, under whose identity rows are stored."""
+    differences = [f"{own}, and the driver has {other}" for own, other in zip_longest(here, driver) if own != other]
+    if differences:
+        raise CheckpointError(
+            f"the models of host {socket.gethostname()} are not the driver's: {'; '.join(differences)}: put the same files of "
+            "weights on all nodes, replace none while a run goes on, and name a model of the hub with the commit, "
+            "hf-hub:OWNER/NAME@COMMIT; then run again"
+        )
 
 
 def device_of_this_task(spec: EncoderSpec) -> torch.device:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 from numpy.typing import NDArray
 
 from tests.arrow.units import CORNERS, encode, indexed, unit
 from tests.slides.damage import BAD_SLIDES
 from udfs import failures
-from udfs.encode_tiles import FeatureSpec
+from udfs.encode_tiles import FeatureSpec, load_models
 from udfs.wsi.encoder import Encoder
+from udfs.wsi.weights.checkpoint import CheckpointError
 
 
 def test_a_slide_that_does_not_decode_is_one_row_and_the_next_goes_on(
@@ -58,6 +60,30 @@ def test_a_slide_whose_embeddings_are_not_finite_fails_and_the_next_goes_on(
     )
     good = [row["embedding_max"] for row in rows if row["image_id"] == "b1"]
     assert len(good) == 9 and np.isfinite(good).all()
+
+
+def test_weights_that_are_not_the_drivers_end_the_run_and_fail_no_slide(
+    spec: FeatureSpec, small_slides: Path, encoder_weights: Path, tmp_path: Path
+) -> None:
+    """The file is replaced after the driver loaded it; then another run begins, in the same worker."""
+    path, image = tmp_path / "weights.safetensors", unit(small_slides / "a1.tif", CORNERS)
+    shutil.copy(encoder_weights, path)
+    spec = replace(spec, encoder=replace(spec.encoder, weights=str(path)))
+    first = load_models(spec).identity
+    before, _ = encode(replace(spec, models=first), image)
+    changed = {name: tensor * 1.5 for name, tensor in safetensors.torch.load_file(encoder_weights).items()}
+    safetensors.torch.save_file(changed, path)
+    second = load_models(spec).identity
+    after, [end] = encode(replace(spec, models=second), image)
+    assert end["error_code"] is None
+    assert [row["embedding_avg"] for row in after] != [row["embedding_avg"] for row in before]
+    with pytest.raises(CheckpointError, match=r"are not the driver's: encoder\.weights=\w+, and .*; then run again$"):
+        encode(replace(spec, models=first), image)
+    stain = (*second[:-1], "stain.weights=0123")
+    with pytest.raises(
+        CheckpointError, match=r"the driver's: stain\.weights=null, and the driver has stain\.weights=0123"
+    ):
+        encode(replace(spec, models=stain), image)
 
 
 def test_a_slide_that_killed_its_worker_twice_is_given_up(

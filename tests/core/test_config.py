@@ -115,6 +115,30 @@ def test_gpus_that_would_idle_are_refused(tmp_path: Path, idle: str) -> None:
     load_config(written(tmp_path, MINIMAL), ["encoder.runtime=torch", "resources.gpus_per_task=0.5"])
 
 
+@pytest.mark.parametrize(
+    ("values", "is_mean", "is_std"),
+    [
+        ([0.5, 0.4, 1], True, True),
+        ([0, 0.4, 0.5], True, False),
+        ([123.7, 0.4, 0.5], False, False),
+        ([0.5, 255, 0.5], False, False),
+        ([0.5, 0.4, -0.1], False, False),
+        ([0.5, 0.4, 1.01], False, False),
+    ],
+)
+def test_colours_of_training_images_are_between_0_and_1(
+    tmp_path: Path, values: list[float], is_mean: bool, is_std: bool
+) -> None:
+    for setting_, is_right in (("mean", is_mean), ("std", is_std)):
+        override = f"encoder.{setting_}={values}"
+        if is_right:
+            assert load_config(written(tmp_path, MINIMAL), [override])
+        else:
+            line = refusal(tmp_path, MINIMAL, override)
+            assert line.startswith(f"encoder.{setting_}: must be ")
+            assert ("divide by 255" in line) == (max(values) > 1)
+
+
 def test_a_runtime_that_is_to_be_measured_is_refused_by_who_measures_it(tmp_path: Path) -> None:
     line = refusal(tmp_path, MINIMAL, "encoder.runtime=auto")
     assert "encoder.runtime" in line and "must be torch or openvino" in line and "slidelake doctor" in line

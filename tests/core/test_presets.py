@@ -28,4 +28,7 @@ def test_the_documentation_has_every_preset() -> None:
         [row] = [line for line in lines if line.startswith(f"| `{preset.name}` |")]
         assert f"| {preset.dim} |" in row
         assert preset.licence.name in row
+        first, also = preset.mpps[:1], ", ".join(f"{mpp:g}" for mpp in preset.mpps[1:])
+        scale = "".join(f" at {mpp:g} um/px" for mpp in first) + (f", also {also}" if also else "")
+        assert f"| {preset.tile_px} px{scale} |" in row
         assert preset.unavailable is None or f"- `{preset.name}`: {preset.unavailable}." in lines

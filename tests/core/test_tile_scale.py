@@ -1,4 +1,4 @@
-"""A preset runs on tiles of the scale and the field of view of its training; other tiles are refused with settings that agree."""
+"""A preset runs on tiles of a scale and a field of view that it is recommended for; others are refused with a remedy."""
 
 import re
 from typing import Any
@@ -15,8 +15,32 @@ def spec(name: str, **settings: Any) -> EncoderSpec:
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
-def test_the_recommended_tiles_agree(preset: Any) -> None:
+def test_tiles_of_every_scale_of_a_preset_agree(preset: Any) -> None:
     check_tile_scale(spec(preset.name), preset.tile_px, preset.mpp)
+    for mpp in preset.mpps:
+        check_tile_scale(spec(preset.name), preset.tile_px, mpp)
+
+
+@pytest.mark.parametrize(
+    ("name", "mpps"),
+    [
+        ("virchow2", (0.25, 0.5, 1.0, 2.0)),  # its card
+        ("midnight-12k", (0.25, 0.5, 1.0, 2.0)),  # its paper, arXiv:2504.05186
+        ("lunit-vits8", (0.25, 0.5)),  # its paper, arXiv:2212.04690: 40x and 20x
+        ("lunit-vits16", (0.25, 0.5)),
+        ("ctranspath", (0.5, 1.0)),
+    ],
+)
+def test_every_scale_that_the_authors_name_is_accepted_and_one_beyond_refused(
+    name: str, mpps: tuple[float, ...]
+) -> None:
+    for mpp in mpps:
+        check_tile_scale(spec(name), 224, mpp)
+    for mpp in (mpps[0] / 2, mpps[-1] * 2):
+        with pytest.raises(
+            ValueError, match=rf"{name} is recommended for tiles .*{224 * mpps[-1]:g} um wide and seen at"
+        ):
+            check_tile_scale(spec(name), 224, mpp)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -24,6 +24,7 @@ from udfs.encode_tiles import FeatureSpec, Models, load_models
 from udfs.find_tissue import TissueSpec
 from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.encoder.described import absolute_name
 from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.encoder.tile_scale import check_tile_scale
@@ -131,10 +132,15 @@ class Run:
                 check_tile_scale(spec.encoder, tiling.tile_px, tiling.mpp)
             return load_models(spec)
         except (CheckpointError, ValueError) as error:
-            name = encoder.name
+            name = spec.encoder.name
             is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
             is_hidden = may_be_secret(name) and not is_known
             raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
+
+    @property
+    def compared_feature_spec(self) -> FeatureSpec:
+        """The same settings, with which a worker refuses models that are not the driver's; see `models` for errors."""
+        return replace(self.feature_spec, models=self.models.identity)
 
     def _describe(self, text: str) -> None:
         self.spark.sparkContext.setJobDescription(text)
@@ -164,6 +170,7 @@ def encoder_spec(settings: EncoderSettings) -> EncoderSpec:
     return filled(
         EncoderSpec,
         settings,
+        name=absolute_name(settings.name),
         batch_size=None if settings.batch_size == "auto" else settings.batch_size,
         kwargs=tuple(sorted(settings.kwargs.items())),
         weights=settings.weights and absolute_source(settings.weights),

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from jobs.runtime.settings.setting import NO_ROW, Location, Mpp, Section, Shapes, Source, setting
+from udfs.wsi.colour import Colour, checked_mean, checked_std
 from udfs.wsi.store import TIMEOUT_S, StoreOptions, StoreUri, why_not_for_tables
 from udfs.wsi.tissue.method import tissue_methods
 
@@ -124,9 +125,6 @@ class StainSettings(Section):
     weights: Source = setting(None, "URI of a StainNet checkpoint; null does not normalise", _LOADED)
 
 
-Colour = tuple[float, float, float]
-
-
 def _number(value: Any) -> Any:
     """The number that YAML takes for a text, such as 1e-5."""
     try:
@@ -172,12 +170,14 @@ class EncoderSettings(Section):
         "how a tile is resized; area is the area average, model is as the model was trained; null takes the preset's, else area",
         _LOADED,
     )
-    mean: Colour | None = setting(
+    mean: Annotated[Colour, AfterValidator(checked_mean)] | None = setting(
         None,
         "mean of the training images in red, green and blue, 0 to 1; null takes the preset's, else the model's own",
         _LOADED,
     )
-    std: Colour | None = setting(None, "their standard deviation; null as for mean", _LOADED)
+    std: Annotated[Colour, AfterValidator(checked_std)] | None = setting(
+        None, "their standard deviation, above 0 and at most 1; null as for mean", _LOADED
+    )
     pooling: Literal["auto", "map", "pooled", "cls", "mean", "cls_mean"] = setting(
         "auto",
         "map: mean and max over the positions of the model's feature map; one vector and no maximum: pooled (the model's own), "
@@ -186,7 +186,7 @@ class EncoderSettings(Section):
     )
     kwargs: dict[str, Argument] = setting({}, "arguments for timm's model beside the preset's; layers by name", _LOADED)
     allow_other_scale: bool = setting(
-        False, "run a preset on tiles of another width or um/px than its model was trained on", NO_ROW
+        False, "run a preset on tiles of a width or um/px that it is not recommended for", NO_ROW
     )
     runtime: Literal["torch", "openvino"] = setting(
         "torch", "openvino is fastest on processors, and an extra; the job doctor measures both on your slides", _LOADED

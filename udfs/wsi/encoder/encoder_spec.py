@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from udfs.wsi.colour import Colour
+
 Resampling = Literal["area", "bilinear", "bicubic"]
 Interpolation = Literal["area", "bilinear", "bicubic", "model"]
 Pooling = Literal["auto", "map", "pooled", "cls", "mean", "cls_mean"]
 Runtime = Literal["torch", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
-Colour = tuple[float, float, float]  # red, green, blue; 1 is full intensity
 Argument = bool | int | float | str | None  # of a timm model; a layer by its name
 
 INPUT_PX = 224  # unless settings or a preset say otherwise

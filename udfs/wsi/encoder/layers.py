@@ -1,11 +1,15 @@
 """Layers of published encoders that are not timm's, and layers by their names."""
 
+import re
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import timm.layers
 import torch
 from torch import nn
+
+_WITH_EPS = re.compile(r"(\w+)\(eps=([\d.]+(?:e-?\d+)?)\)")
 
 
 class ConvStem(nn.Module):
@@ -43,14 +47,25 @@ class UnitProjection(nn.Sequential):
         return nn.functional.normalize(x, dim=-1)
 
 
-def layer_named(name: str) -> Any:
+def layer_named(name: str, argument: str = "") -> Any:
     """Return the class of a layer: of this module, of timm or of torch.
+
+    Args:
+        name: of a class, such as ``SiLU`` or ``LayerNorm(eps=1e-12)``; or, for an activation or a norm, timm's own name, such
+            as ``quick_gelu``.
+        argument: which takes the layer, such as ``act_layer``.
 
     Raises:
         ValueError: none of them has a layer of this name.
     """
+    if with_eps := _WITH_EPS.fullmatch(name):
+        return partial(layer_named(with_eps[1], argument), eps=float(with_eps[2]))
     for module in ({"ConvStem": ConvStem}, vars(timm.layers), vars(nn)):
         layer = module.get(name)
         if isinstance(layer, partial) or (isinstance(layer, type) and issubclass(layer, nn.Module)):
             return layer
-    raise ValueError(f"{name} is no layer of timm or PyTorch: give a name such as SwiGLUPacked or SiLU")
+    factories = {"act_layer": timm.layers.get_act_layer, "norm_layer": timm.layers.get_norm_layer}
+    if argument in factories:
+        with suppress(KeyError):  # not one of timm's names
+            return factories[argument](name)
+    raise ValueError(f"{name} is no layer of timm or PyTorch: give a name such as SwiGLUPacked, SiLU or quick_gelu")

@@ -11,6 +11,7 @@ from typing import Any
 from udfs.wsi.encoder.preset import Licence, Preset
 
 _HALF = (0.5, 0.5, 0.5)
+_FOUR_SCALES = (0.5, 0.25, 1.0, 2.0)  # um/px
 _BIOPTIMUS_MEAN, _BIOPTIMUS_STD = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)
 _HIBOU_MEAN, _HIBOU_STD = (0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816)
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
@@ -54,7 +55,7 @@ def _dinov(version: int, size: str, dim: int, **other: Any) -> Preset:
         input_px=input_px,
         tile_px=input_px,
         dim=dim,
-        mpp=None,
+        mpps=(),
         licence=_APACHE if version == 2 else _DINOV3,
         sources=("huggingface/pytorch-image-models",),
         **other,
@@ -113,6 +114,7 @@ _LUNIT_VITS8 = Preset(
     revision="c23bc01cfbe022bc1f2a8a9306125a07818e4eb4",
     sha256="0b7e0236ce430064b31485bbb6f85e661dc5eca0cde709e8f04d59f1c2b23e0b",
     dim=384,
+    mpps=(0.5, 0.25),
     precision="fp32",
     licence=_LUNIT,
     sources=(_RAW2FEATURES, _SLIDE2VEC),
@@ -165,6 +167,7 @@ _ROWS = (
         repository="paige-ai/Virchow2",
         revision="3158645804b69e3f3bc4439d4116edddf0840a72",
         sha256="8d6cea947eb2418c3b0dff48cfb9b238e47744ab0dfca21b2b0637b140769b4b",
+        mpps=_FOUR_SCALES,
         licence=_CC_BY_NC_ND,
     ),
     _H_OPTIMUS_0,
@@ -247,6 +250,7 @@ _ROWS = (
         interpolation="bilinear",
         pooling="cls_mean",  # of the card; TRIDENT takes the class token alone
         dim=3072,
+        mpps=_FOUR_SCALES,
         licence=_MIT,
         sources=(_RAW2FEATURES, _SLIDE2VEC, _LAZYSLIDE),
     ),
@@ -310,7 +314,7 @@ _ROWS = (
         interpolation="bilinear",
         pooling="map",
         dim=2048,
-        mpp=1.0,
+        mpps=(1.0,),
         tile_px=256,
         precision="fp32",
         licence=_GPL,
@@ -325,7 +329,7 @@ _ROWS = (
         sha256="158e29683f19cfb0018d040b95610802b640db60d38b00b25ea7db674cd141e4",
         pooling="map",
         dim=768,
-        mpp=1.0,
+        mpps=(1.0, 0.5),  # the authors recommend 1.0 and trained at 0.5
         precision="fp32",
         licence=_GPL,
         sources=(_RAW2FEATURES, _STAMP),
@@ -341,7 +345,7 @@ _ROWS = (
         projection=768,
         pooling="pooled",
         dim=768,
-        mpp=None,
+        mpps=(),
         licence=_MIT,
         sources=(_RAW2FEATURES, _STAMP, _TRIDENT),
     ),

@@ -6,10 +6,12 @@ from typing import Any, Literal
 import timm
 from torch import nn
 
+from udfs.wsi.colour import Colour
+from udfs.wsi.encoder.arguments import check_arguments
 from udfs.wsi.encoder.described import preset_of, published_weights
-from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, Colour, EncoderSpec, Interpolation, Pooling
+from udfs.wsi.encoder.encoder_spec import INPUT_PX, Argument, EncoderSpec, Interpolation, Pooling
 from udfs.wsi.encoder.layers import UnitProjection, layer_named
-from udfs.wsi.encoder.preset import Preset
+from udfs.wsi.encoder.preset import OF_TRANSFORMERS, Preset
 from udfs.wsi.weights.checkpoint import first_sentence
 from udfs.wsi.weights.filling import NoInitialValues
 
@@ -35,11 +37,21 @@ class Recipe:
     @property
     def details(self) -> tuple[str, ...]:
         """What shapes the vectors beside the name, the weights and the colours, each as ``name=value``."""
+        margin = self.input_px - self.edge
+        # The position is named only where it was once another, so that other rows stay as they are.
+        from_ = f" from {self.crop_from_px}" if self.crop_from_px != margin // 2 else ""
         build = {**self.kwargs, "architecture": self.architecture} if self.preset else self.kwargs
         return (
-            *([f"crop={self.edge} px"] if self.edge != self.input_px else []),
+            *([f"crop={self.edge} px{from_}"] if self.edge != self.input_px else []),
             *([f"build={sorted(build.items())}"] if build else []),
         )
+
+    @property
+    def crop_from_px(self) -> int:
+        """Position of the centre's first row and column: transformers rounds a half down, torchvision to even."""
+        margin = self.input_px - self.edge
+        is_of_transformers = self.preset is not None and self.preset.layout in OF_TRANSFORMERS
+        return margin // 2 if is_of_transformers else round(margin / 2)
 
     @property
     def takes_other_grid(self) -> bool:
@@ -58,7 +70,7 @@ class Recipe:
             ValueError: timm does not build it.
         """
         options: dict[str, Any] = {
-            name: layer_named(value) if name.endswith("_layer") and isinstance(value, str) else value
+            name: layer_named(value, name) if name.endswith("_layer") and isinstance(value, str) else value
             for name, value in self.kwargs.items()
         }
         if not pool:
@@ -84,7 +96,11 @@ def recipe_of(spec: EncoderSpec) -> Recipe:
         CheckpointError: the hub does not give the description of a model.
         ValueError: its preset cannot be run, or the settings contradict each other.
     """
-    preset = preset_of(spec.name)
+    try:
+        check_arguments(name for name, _ in spec.kwargs)
+    except ValueError as error:
+        raise ValueError(f"encoder.kwargs has {error}") from None
+    preset = preset_of(spec)
     if preset and preset.unavailable:
         raise ValueError(f"encoder.name = {spec.name} cannot be run: {preset.unavailable}. Choose another encoder")
     input_px = spec.input_px if spec.input_px is not None else preset.input_px if preset else INPUT_PX

@@ -1,6 +1,7 @@
 """Presets and other timm models as encoders: their normalisation, and one vector or the mean and maximum of a feature map."""
 
 import difflib
+from contextlib import suppress
 from typing import Any
 
 import timm
@@ -61,16 +62,16 @@ class TimmNetwork(Network):
             input_px=recipe.input_px,
             interpolation=str(data["interpolation"]) if recipe.interpolation == "model" else recipe.interpolation,
         )
-        self.model, self._margin, self._edge = model, (recipe.input_px - recipe.edge) // 2, recipe.edge
+        self.model, self._is_cropped = model, recipe.edge != recipe.input_px
+        self._centre = slice(recipe.crop_from_px, recipe.crop_from_px + recipe.edge)
         self._n_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `Network`."""
-        if self._margin:
-            centre = slice(self._margin, self._margin + self._edge)
-            images = images[:, centre, centre]
+        if self._is_cropped:
+            images = images[:, self._centre, self._centre]
         x = (images.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         features = self.model(x).float()
         match self._kind:
@@ -141,15 +142,15 @@ def _without_weights(spec: EncoderSpec, recipe: Recipe) -> tuple[Any, GlobalPool
     pools: dict[str, tuple[GlobalPool, ...]] = {"pooled": ("own",), "auto": ("", "own")}
     for pool in pools.get(recipe.pooling, ("",)):
         # First without weights: models that pool in another way may have others in this form.
-        model = recipe.empty_model(pool)
-        shape = _output_shape(model, recipe)
+        shape = _output_shape(recipe, pool)
         if len(shape) == _n_axes(recipe, pool):
+            model = recipe.empty_model(pool)
             if recipe.pooling in ("cls", "cls_mean") and getattr(model, "cls_token", None) is None:
                 raise ValueError(
                     f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
                 )
             return model, pool, shape
-    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe)}")
+    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe, shape)}")
 
 
 def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
@@ -157,7 +158,7 @@ def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
     return 2 if pool == "own" else 3 if recipe.pooling in _OF_TOKENS else 4
 
 
-def _wanted(recipe: Recipe) -> str:
+def _wanted(recipe: Recipe, shape: tuple[int, ...]) -> str:
     """What the pooling needs, and the remedy."""
     if recipe.pooling in _OF_TOKENS:
         return "tokens [n, t, dim]: set encoder.pooling to auto, or choose a transformer, for example vit_small_patch16_224"
@@ -166,17 +167,21 @@ def _wanted(recipe: Recipe) -> str:
             "a feature map [n, dim, h, w]: set encoder.pooling to auto, or choose a convolutional model, for example "
             "efficientnet_b0 or resnet50"
         )
-    return "one vector per tile: choose another model"
+    pooling = {3: "cls", 4: "map"}.get(len(shape))  # of tokens; of a feature map
+    return f"one vector per tile: {f'set encoder.pooling to {pooling}' if pooling else 'choose another model'}"
 
 
 @torch.inference_mode()
-def _output_shape(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
-    """For one image.
+def _output_shape(recipe: Recipe, pool: GlobalPool) -> tuple[int, ...]:
+    """For one image. Without numbers if the model runs without: on a processor, ViT-g takes seconds for them.
 
     Raises:
         ValueError: the model does not take images of this size.
     """
     edge = recipe.edge
+    with suppress(Exception), torch.device("meta"):  # what this raises is raised below too, if it is not of the device
+        return tuple(recipe.empty_model(pool)(torch.zeros(1, 3, edge, edge)).shape)
+    model = recipe.empty_model(pool)
     try:
         return tuple(model(torch.zeros(1, 3, edge, edge)).shape)
     except Exception as error:  # an assertion or whatever a layer raises
