@@ -66,7 +66,7 @@ def _table(presets: "Sequence[Preset]") -> str:
 
 def _row(preset: "Preset") -> tuple[str, ...]:
     edge = str(preset.crop_px or preset.input_px)
-    scale = "any" if preset.mpp is None else f"{preset.mpp:g}"
+    scale = ", ".join(f"{mpp:g}" for mpp in preset.mpps) or "any"
     licence = preset.licence.name
     licence = licence if len(licence) <= _SHOWN else f"{licence[: _SHOWN - 3]}..."
     where = "cannot be run" if preset.unavailable else "here" if _cached(preset) else ""
@@ -99,7 +99,7 @@ def _examine(preset: "Preset") -> int:
 
 def _facts(preset: "Preset") -> list[tuple[str, str]]:
     crop = f", then the centre of {preset.crop_px} px" if preset.crop_px else ""
-    scale = "any scale" if preset.mpp is None else f"{preset.mpp:g} um/px"
+    scale = f"{' or '.join(f'{mpp:g}' for mpp in preset.mpps)} um/px" if preset.mpps else "any scale"
     commerce = "commercial use allowed" if preset.licence.is_commercial else "no commercial use"
     arguments = ", ".join(f"{name}={value}" for name, value in preset.kwargs.items())
     return [
