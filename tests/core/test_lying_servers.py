@@ -278,7 +278,7 @@ def test_a_server_that_loses_its_ranges_gives_no_file_of_parts_and_all_of_it(
             whole(self, content, first, last)
 
     start_to(lose_ranges, 1000)
-    for read in (lambda uri: read_bytes(uri), lambda uri: copy_to(tmp_path / "copy", uri)):
+    for read in (read_bytes, lambda uri: copy_to(tmp_path / "copy", uri)):
         with pytest.raises(Exception, match="ignores others: give the address of one server"):
             read(f"{server}/weights.pth")
 

@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
+from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
 
 from udfs.wsi.host_cache import cache_folder
 from udfs.wsi.store import public_uri, redact, secrets_of
@@ -101,6 +101,16 @@ def cached_file(reference: HubReference, names: Sequence[str]) -> Path | None:
     return None
 
 
+def is_in_cache(path: str) -> bool:
+    """Whether a path leads to a file in a cache of the hub on this host, which never changes a file that it has."""
+    if "://" in path or not Path(path).is_file():
+        return False
+    given = (Path(path).absolute(), Path(path).resolve())
+    return any(
+        each.is_relative_to(root) for folder in _caches() for root in (folder, folder.resolve()) for each in given
+    )
+
+
 def hub_file(reference: HubReference, names: Sequence[str]) -> Path:
     """The first of some files that a repository has, on a disk of this host.
 
@@ -166,7 +176,13 @@ def _is_busy(error: BaseException) -> bool:
     return isinstance(cause, HfHubHTTPError) and cause.response.status_code in _BUSY
 
 
-_if_busy = retry(retry=retry_if_exception(_is_busy), stop=stop_after_attempt(3), wait=wait_fixed(1.0), reraise=True)
+_if_busy = retry(
+    retry=retry_if_exception(_is_busy),
+    stop=stop_after_attempt(3)
+    | stop_after_delay(10.0),  # new versions of huggingface_hub have waited themselves by then
+    wait=wait_fixed(1.0),
+    reraise=True,
+)
 
 
 @_if_busy
@@ -223,8 +239,8 @@ def _writable_cache() -> Path:
 
 def _refusal(reference: HubReference, names: Sequence[str], error: Exception) -> CheckpointError:
     """One line, without the error's own text, which may hold headers."""
-    page, hub = f"{_PAGES}/{reference.repository}", f"the hub at {public_uri(constants.ENDPOINT)}"
-    is_unknown = isinstance(error, LocalEntryNotFoundError)  # whether the hub has the file
+    endpoint = constants.ENDPOINT if "://" in constants.ENDPOINT else f"https://{constants.ENDPOINT}"
+    page, hub = f"{_PAGES}/{reference.repository}", f"the hub at {public_uri(endpoint)}"
     cause = _cause_of(error)
     error = cause if isinstance(cause, Exception) else error
     if isinstance(error, GatedRepoError):
@@ -245,7 +261,7 @@ def _refusal(reference: HubReference, names: Sequence[str], error: Exception) ->
             f"{reference}: {hub} answers without the headers X-Repo-Commit and ETag: set HF_ENDPOINT to a complete mirror of "
             f"the hub, or {_INSTEAD}"
         )
-    if isinstance(error, EntryNotFoundError) and not is_unknown:
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return CheckpointError(f"{reference} has no {' or '.join(names)}: see {page}/tree/main, or {_INSTEAD}")
     if isinstance(error, OSError) and error.errno in _OF_DISKS:
         return CheckpointError(
