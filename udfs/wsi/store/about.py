@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+_CONTENT_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")  # of the content, whatever URL it has
 _VERSION_KEYS = (
-    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest"),
+    *_CONTENT_KEYS,
     *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
 )
 
@@ -21,6 +22,7 @@ class FileInfo:
 
     size_bytes: int
     version: str
+    has_etag: bool = field(default=False, compare=False)  # whether `version` is of a strong etag or a hash
 
     @classmethod
     def from_fsspec(cls, info: Mapping[str, Any]) -> "FileInfo":
@@ -28,7 +30,9 @@ class FileInfo:
         size = int(info["size"])
         for key in _VERSION_KEYS:
             if info.get(key):
-                return cls(size, f"{size}-{str(info[key]).strip(chr(34))}")
+                value = str(info[key])
+                has_etag = key in _CONTENT_KEYS and not value.startswith("W/")
+                return cls(size, f"{size}-{value.strip(chr(34))}", has_etag)
         return cls(size, str(size))
 
     @classmethod

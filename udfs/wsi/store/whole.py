@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from udfs.wsi.store.about import FileInfo, Traffic
 from udfs.wsi.store.faults import NoRangesError, WrongAnswerError, unmasked
 from udfs.wsi.store.file import Calls, Pending
-from udfs.wsi.store.uris import StorageOptions, filesystem, timeout_of
+from udfs.wsi.store.uris import StorageOptions, absolute_uri, filesystem, public_uri, timeout_of
 
 _REQUEST_BYTES = 8 * 2**20
 _REQUESTS_AHEAD = 4
@@ -22,6 +22,23 @@ def info_of(uri: str, storage_options: StorageOptions | None = None) -> FileInfo
     """Size and version of a file; raises what `read_bytes` does."""
     with _calls(uri, storage_options) as calls:
         return FileInfo.from_stat(Path(calls.path).stat()) if calls.is_local else _info(calls)
+
+
+def content_key(uri: str, storage_options: StorageOptions | None = None) -> tuple[object, ...] | None:
+    """Returns what names the present content of a file; None if its store does not tell versions apart.
+
+    The key of a local file has its inode and the time of its last change: files of one size and mtime that are renamed over
+    each other differ. The key of a remote file with an etag has no query: a URL that is signed anew names the same content.
+    Raises what `read_bytes` does.
+    """
+    with _calls(uri, storage_options) as calls:
+        if calls.is_local:
+            stat = Path(calls.path).stat()
+            return absolute_uri(uri), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        info = _info(calls)
+    if info.version == str(info.size_bytes):
+        return None
+    return public_uri(uri) if info.has_etag else absolute_uri(uri), info.version
 
 
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
@@ -75,9 +92,7 @@ def _info(calls: Calls) -> FileInfo:
     return FileInfo.from_fsspec({**info, "size": info.get("size") or 0})
 
 
-def _content(
-    calls: Calls, info: FileInfo, storage_options: StorageOptions | None
-) -> Generator[bytes, None, None]:
+def _content(calls: Calls, info: FileInfo, storage_options: StorageOptions | None) -> Generator[bytes, None, None]:
     size, n_parts = info.size_bytes, 0
     if size > _REQUEST_BYTES:
         try:
