@@ -20,6 +20,7 @@ from torch import nn
 from tests.stores.http import serve
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.network import load_network
+from udfs.wsi.host_cache import text_once
 from udfs.wsi.store import copy_to
 from udfs.wsi.weights import checkpoint
 from udfs.wsi.weights.checkpoint import (
@@ -269,6 +270,15 @@ def test_the_fingerprint_is_calculated_once_per_host(
     monkeypatch.setattr(checkpoint, "fingerprint", None)  # to call it would be an error
     monkeypatch.setattr(checkpoint, "refuse_not_finite", None)
     assert load_network(spec).weights == first
+
+
+def test_a_text_that_the_full_disk_does_not_keep_is_made_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    made = iter(["first", "second"])
+    monkeypatch.setattr(Path, "write_text", fail)
+    assert text_once("name", lambda: next(made)) == "first"
 
 
 @pytest.mark.parametrize("changed", ["TENSORS_VERSION", "version", "torch.__version__"])

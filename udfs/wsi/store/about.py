@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 _CONTENT_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")  # of the content, whatever URL it has
@@ -22,7 +22,6 @@ class FileInfo:
 
     size_bytes: int
     version: str
-    has_etag: bool = field(default=False, compare=False)  # whether `version` is of a strong etag or a hash
 
     @classmethod
     def from_fsspec(cls, info: Mapping[str, Any]) -> "FileInfo":
@@ -30,15 +29,18 @@ class FileInfo:
         size = int(info["size"])
         for key in _VERSION_KEYS:
             if info.get(key):
-                value = str(info[key])
-                has_etag = key in _CONTENT_KEYS and not value.startswith("W/")
-                return cls(size, f"{size}-{value.strip(chr(34))}", has_etag)
+                return cls(size, f"{size}-{str(info[key]).strip(chr(34))}")
         return cls(size, str(size))
 
     @classmethod
     def from_stat(cls, stat: os.stat_result) -> "FileInfo":
         """Makes it of `Path.stat`, which follows links: size and time are those of the target."""
         return cls(stat.st_size, f"{stat.st_size}-{stat.st_mtime}")
+
+
+def has_etag(info: Mapping[str, Any]) -> bool:
+    """Returns whether the version of `FileInfo.from_fsspec` is a strong etag or a hash: it names a content, not a time."""
+    return not str(next((info[key] for key in _CONTENT_KEYS if info.get(key)), "W/")).startswith("W/")
 
 
 @dataclass

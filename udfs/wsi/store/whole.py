@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from udfs.wsi.store.about import FileInfo, Traffic
+from udfs.wsi.store.about import FileInfo, Traffic, has_etag
 from udfs.wsi.store.faults import NoRangesError, WrongAnswerError, unmasked
 from udfs.wsi.store.file import Calls, Pending
 from udfs.wsi.store.uris import StorageOptions, absolute_uri, filesystem, public_uri, timeout_of
@@ -35,10 +36,11 @@ def content_key(uri: str, storage_options: StorageOptions | None = None) -> tupl
         if calls.is_local:
             stat = Path(calls.path).stat()
             return absolute_uri(uri), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-        info = _info(calls)
+        described = _described(calls)
+    info = FileInfo.from_fsspec(described)
     if info.version == str(info.size_bytes):
         return None
-    return public_uri(uri) if info.has_etag else absolute_uri(uri), info.version
+    return public_uri(uri) if has_etag(described) else absolute_uri(uri), info.version
 
 
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
@@ -86,10 +88,14 @@ def _calls(uri: str, storage_options: StorageOptions | None) -> Iterator[Calls]:
 
 
 def _info(calls: Calls) -> FileInfo:
+    return FileInfo.from_fsspec(_described(calls))
+
+
+def _described(calls: Calls) -> dict[str, Any]:
     info = calls.result(calls.info)
     if info.get("type") == "directory":
         raise IsADirectoryError(calls.path)
-    return FileInfo.from_fsspec({**info, "size": info.get("size") or 0})
+    return {**info, "size": info.get("size") or 0}
 
 
 def _content(calls: Calls, info: FileInfo, storage_options: StorageOptions | None) -> Generator[bytes, None, None]:

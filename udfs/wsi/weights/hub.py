@@ -201,13 +201,14 @@ def _no_secrets_logged() -> Iterator[None]:
 
     known = (logging.getLogger(name) for name in tuple(logging.root.manager.loggerDict))
     loggers = [each for each in known if each.name.partition(".")[0] == "huggingface_hub"]
-    for logger in loggers:
-        logger.addFilter(without_secrets)
+    handlers = [handler for each in loggers for handler in each.handlers]  # of loggers that are made meanwhile, too
+    for each in (*loggers, *handlers):
+        each.addFilter(without_secrets)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(without_secrets)
+        for each in (*loggers, *handlers):
+            each.removeFilter(without_secrets)
 
 
 def _download_command(reference: HubReference, names: Sequence[str]) -> str:
