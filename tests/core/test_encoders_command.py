@@ -44,7 +44,7 @@ def test_a_preset_runs_with_random_weights_and_says_so(capsys: pytest.CaptureFix
 
 
 def test_a_preset_runs_with_its_weights_if_they_are_here(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preset = PRESETS[SMALL]
     model = timm.create_model(preset.architecture, num_classes=0, **preset.kwargs)
@@ -55,10 +55,14 @@ def test_a_preset_runs_with_its_weights_if_they_are_here(
         assert "weights      not here; the hub gives model.safetensors to this machine" in capsys.readouterr().out
         assert hub.requests["GET model.safetensors"] == 0
         hub_file(HubReference(preset.repository, preset.revision), [preset.file])
+    monkeypatch.setenv("SLIDELAKE_CACHE", str(tmp_path / "cache"))
     assert encoders.main([SMALL]) == 0
     told = capsys.readouterr().out
     assert "weights      here: /" in told
     assert "forward pass with its weights: one tile of 224 px to 384 numbers in" in told
+    assert (
+        sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) < 10_000
+    )  # the weights are where they were
     assert encoders.main([]) == 0
     assert [row.split()[0] for row in capsys.readouterr().out.splitlines() if row.endswith(" here")] == [SMALL]
 

@@ -2,12 +2,14 @@
 
 import io
 import json
+import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,83 @@ def test_a_hub_that_refuses_ends_in_seconds(hub: Hub) -> None:
     begun = time.monotonic()
     assert "answers with HTTP status 503" in refusal(OPEN)
     assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_download_that_the_hub_refuses_at_first_is_tried_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    for method in ("HEAD", "GET"):
+        hub.turns = {f"{method} pytorch_model.bin": [None] * (method == "HEAD") + [status] * 2}
+        file = HubReference("lab/open", COMMIT, "pytorch_model.bin")
+        assert hub_file(file, ["pytorch_model.bin"]).is_file()
+        assert not hub.turns[f"{method} pytorch_model.bin"]
+        shutil.rmtree(constants.HF_HUB_CACHE)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (429, "answers with HTTP status 429: check HF_TOKEN and HF_ENDPOINT, run again later, or"),
+        (503, "answers with HTTP status 503: check HF_TOKEN and HF_ENDPOINT, run again later, or"),
+        ("ETag", "answers without the headers X-Repo-Commit and ETag: set HF_ENDPOINT to a complete mirror"),
+        ("X-Repo-Commit", "answers without the headers X-Repo-Commit and ETag: set HF_ENDPOINT to a complete mirror"),
+    ],
+)
+def test_a_download_that_does_not_begin_is_no_missing_file(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, fault: int | str, expected: str
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    if isinstance(fault, int):
+        hub.turns = {"HEAD pytorch_model.bin": [None] + [fault] * 100}
+    else:
+        hub.left_out.add(fault)
+    assert expected in refusal(OPEN)
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_no_message_shows_the_password_of_a_mirror(hub: Hub, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    for at, status in ((closed_port(), None), (hub.url, 503), (hub.url, 401)):
+        hub.status = status
+        use(monkeypatch, at.replace("http://", f"{scheme}bob:pass1word@"))
+        text = refusal(HubReference("lab/other"))
+        assert "the hub at http" in text
+        assert "127.0.0.1:" in text
+        assert "bob" not in text
+        assert "pass1word" not in text
+
+
+def test_no_signature_or_token_is_logged_while_a_download_is_broken_off(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.signature = "5igned5igned"
+    assert hub_file(OPEN, WEIGHTS).read_bytes() == hub.files["lab/open"]["pytorch_model.bin"]
+    assert "Error while downloading from http://localhost:" in caplog.text
+    for text in (caplog.text, capsys.readouterr().err):
+        assert "5igned5igned" not in text
+        assert TOKEN not in text
+    assert not logging.getLogger("huggingface_hub.file_download").filters
+
+
+@pytest.mark.parametrize(
+    ("reference", "names", "command"),
+    [
+        (GATED, WEIGHTS, "`hf download lab/gated`"),
+        (HubReference("lab/gated", COMMIT), WEIGHTS, f"`hf download lab/gated --revision {COMMIT}`"),
+        (HubReference("lab/gated", "v1"), ["w.bin"], "`hf download lab/gated w.bin --revision v1`"),
+    ],
+)
+def test_without_a_route_the_command_brings_the_file_and_revision_that_are_missing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, reference: HubReference, names: Sequence[str], command: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError) as caught:
+        hub_file(reference, names)
+    assert command in str(caught.value)
 
 
 def test_the_cache_serves_if_the_hub_does_not(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

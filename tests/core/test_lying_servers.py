@@ -32,7 +32,7 @@ from tests.stores.lying import (
 )
 from udfs.wsi import ErrorCode, SlideError, open_slide
 from udfs.wsi.reading.staging import staged
-from udfs.wsi.store import File, StoreOptions, read_bytes
+from udfs.wsi.store import File, StoreOptions, copy_to, read_bytes
 
 SIDE_PX, TILE_PX = 512, 128
 PIXELS = position_pixels(SIDE_PX, SIDE_PX)
@@ -263,6 +263,42 @@ def test_a_server_without_ranges_serves_files_that_are_read_whole(server: str) -
     asked = [request.get("Range") for request in requests_of(lambda: read_bytes(weights))]
     assert read_bytes(weights) == content
     assert len(asked) == len(set(asked)) <= 3  # the parts that were on their way, then the whole file
+
+
+@pytest.mark.parametrize("first_ignored", [8 * 2**20, 16 * 2**20])
+def test_a_server_that_loses_its_ranges_gives_no_file_of_parts_and_all_of_it(
+    server: str, tmp_path: Path, first_ignored: int
+) -> None:
+    (Server.folder / "weights.pth").write_bytes(np.random.default_rng(1).bytes(20_000_000))
+
+    def lose_ranges(self: Server, content: bytes, first: int, last: int) -> None:
+        if first < first_ignored:
+            answer(self, content, first, last, content[first : last + 1])
+        else:
+            whole(self, content, first, last)
+
+    start_to(lose_ranges, 1000)
+    for read in (read_bytes, lambda uri: copy_to(tmp_path / "copy", uri)):
+        with pytest.raises(Exception, match="ignores others: give the address of one server"):
+            read(f"{server}/weights.pth")
+
+
+def test_a_copy_has_the_size_that_its_store_says(server: str, tmp_path: Path) -> None:
+    weights, longer = Server.folder / "weights.pth", Server.folder / "longer.pth"
+    weights.write_bytes(bytes(10_000_000))
+    longer.write_bytes(bytes(10_000_005))
+
+    def grow_and_send_all(self: Server, content: bytes, first: int, last: int) -> None:
+        if first == 0:
+            longer.replace(weights)
+        whole(self, content, first, last)
+
+    start_to(grow_and_send_all, 1000)
+    with pytest.raises(Exception, match="10,000,005 bytes arrived, its store says 10,000,000: run again"):
+        copy_to(tmp_path / "copy", f"{server}/weights.pth")
+    Server.lies = 0
+    copy_to(tmp_path / "copy", f"{server}/weights.pth")
+    assert (tmp_path / "copy").stat().st_size == 10_000_005
 
 
 HEADERS = {"X-Token": TOKEN, "Authorization": f"Bearer {TOKEN}", "Cookie": f"a={TOKEN}"}

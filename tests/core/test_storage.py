@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from udfs.wsi import ErrorCode, SlideError
 from udfs.wsi.store import File, FileInfo, StoreOptions, options_for, public_uri, redact, secrets_of
+from udfs.wsi.store.about import has_etag
 from udfs.wsi.store.file import ATTEMPTS
 
 SECRET = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=12, max_size=24).map("Sx".__add__)
@@ -101,6 +102,20 @@ def test_a_version_changes_with_what_the_store_says_of_content(key: str) -> None
     assert FileInfo.from_fsspec({"size": 5, key: '"one"'}) == before
     assert FileInfo.from_fsspec({"size": 5, key: '"two"'}).version != before.version
     assert FileInfo.from_fsspec({"size": 6, key: '"one"'}).version != before.version
+
+
+@pytest.mark.parametrize(
+    ("described", "is_of_content"),
+    [
+        ({"ETag": '"one"'}, True),
+        ({"md5Hash": "one", "updated": "now"}, True),
+        ({"ETag": 'W/"one"', "Last-Modified": "now"}, False),
+        ({"etag": None, "mtime": 5.0}, False),
+        ({}, False),
+    ],
+)
+def test_only_a_strong_etag_or_a_hash_names_a_content(described: dict[str, Any], is_of_content: bool) -> None:
+    assert has_etag({"size": 5} | described) == is_of_content
 
 
 def test_a_local_file_that_is_replaced_has_another_version(tmp_path: Path) -> None:

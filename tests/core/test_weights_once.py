@@ -1,25 +1,37 @@
 """Weights lie once on a host: one download for all its processes, mapped by each of them, fingerprinted by the first."""
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from filelock import FileLock
 from torch import nn
 
 from tests.stores.http import serve
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.network import load_network
+from udfs.wsi.host_cache import text_once
+from udfs.wsi.store import copy_to
 from udfs.wsi.weights import checkpoint
-from udfs.wsi.weights.checkpoint import CheckpointError, fingerprint, load_state_dict, open_checkpoint
+from udfs.wsi.weights.checkpoint import (
+    CheckpointError,
+    fingerprint,
+    fingerprint_once,
+    load_state_dict,
+    open_checkpoint,
+)
 from udfs.wsi.weights.filling import NoInitialValues, fill
-from udfs.wsi.weights.host_file import on_this_host
+from udfs.wsi.weights.host_file import KEPT_S, on_this_host
 
 N_PROCESSES = 16
 AT_ONCE = """
@@ -66,7 +78,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def copies(cache: Path) -> list[Path]:
-    return [path for path in cache.glob("weights-*") if path.suffix != ".lock"]
+    return [path for path in cache.glob("weights-*") if not path.suffix]
 
 
 def test_processes_that_start_at_once_download_once(tmp_path: Path, own_cache: Path) -> None:
@@ -95,6 +107,76 @@ def test_a_new_version_of_a_remote_file_is_another_copy(tmp_path: Path, own_cach
     assert len(copies(own_cache)) == 2
 
 
+@pytest.mark.parametrize("way", ["renamed over", "written again"])
+def test_files_of_one_size_and_time_give_their_own_numbers(tmp_path: Path, own_cache: Path, way: str) -> None:
+    path, new = tmp_path / "w.safetensors", tmp_path / "new.safetensors"
+    opened = []
+    for value in (1.0, 2.0):
+        safetensors.torch.save_file({"a": torch.full((4,), value)}, new)
+        os.utime(new, (5, 5))
+        if way == "renamed over":
+            new.replace(path)
+        else:
+            path.write_bytes(new.read_bytes())
+            os.utime(path, (5, 5))
+        opened += [open_checkpoint(str(path)), open_checkpoint(str(path), in_place=True)]
+        assert [each.tensors["a"].tolist() for each in opened[-2:]] == [[value] * 4] * 2
+    assert len({each.file for each in opened}) == 4
+    assert len({fingerprint_once(each.tensors, each.file) for each in opened}) == 2
+
+
+def test_a_file_replaced_before_it_is_copied_is_refused(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("w.pth", 1.0), ("new.pth", 2.0)):
+        torch.save({"a": torch.full((4,), value)}, tmp_path / name)
+
+    def replace_and_copy(path: Path, uri: str, storage_options: Any) -> None:
+        (tmp_path / "new.pth").replace(uri)
+        copy_to(path, uri, storage_options)
+
+    monkeypatch.setattr("udfs.wsi.weights.host_file.copy_to", replace_and_copy)
+    with pytest.raises(CheckpointError, match="was replaced while it was read: run again"):
+        load_state_dict(str(tmp_path / "w.pth"))
+    assert not copies(own_cache)
+
+
+def test_a_url_that_is_signed_anew_is_the_same_copy(tmp_path: Path, own_cache: Path) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    torch.save({"a": torch.ones(1000)}, folder / "w.pth")
+    with serve(folder) as server:
+        for signature in ("one", "two"):
+            assert load_state_dict(f"{server.url}/w.pth?sig={signature}")["a"].sum() == 1000
+        _, sent = server.traffic("w.pth")
+    assert sent == (folder / "w.pth").stat().st_size
+    assert len(copies(own_cache)) == 1
+
+
+def test_a_copy_is_removed_when_nobody_used_it_for_30_days(tmp_path: Path, own_cache: Path) -> None:
+    kept: dict[str, Path] = {}
+    for name in ("unused", "used", "read", "killed", "in_work", "other"):
+        torch.save({"a": torch.ones(3)}, tmp_path / name)
+        if name == "other":
+            break
+        before = set(copies(own_cache))
+        load_state_dict(str(tmp_path / name))
+        [kept[name]] = set(copies(own_cache)) - before
+    kept["killed"].rename(killed := own_cache / f"{kept.pop('killed').name}.unfinished")
+    text = own_cache / "fingerprint-x"
+    text.touch()
+    long_ago = time.time() - KEPT_S - 60
+    for path in own_cache.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    os.utime(kept["used"].with_name(f"{kept['used'].name}.used"))
+    load_state_dict(str(tmp_path / "read"))
+    with FileLock(f"{kept['in_work']}.lock"):
+        load_state_dict(str(tmp_path / "other"))
+    assert {name for name, path in kept.items() if path.exists()} == {"used", "read", "in_work"}
+    assert not killed.exists()
+    assert text.exists()
+
+
 def test_a_local_file_may_be_overwritten_while_it_is_mapped(tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({"a": torch.ones(100_000)}, path)
@@ -103,14 +185,54 @@ def test_a_local_file_may_be_overwritten_while_it_is_mapped(tmp_path: Path, own_
     assert tensors["a"].sum() == 100_000
 
 
-def test_weights_load_if_the_cache_cannot_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_load_if_the_cache_cannot_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SLIDELAKE_CACHE", str(tmp_path / "file" / "cache"))
     torch.save({"a": torch.ones(3)}, tmp_path / "w.pth")
     assert load_state_dict(str(tmp_path / "w.pth"))["a"].tolist() == [1, 1, 1]
+    [record] = caplog.records
+    assert "cache of this host cannot be used (Not a directory): this process makes its own copy" in record.getMessage()
+    assert "name a folder in SLIDELAKE_CACHE" in record.getMessage()
     with on_this_host(str(tmp_path / "w.pth")) as path:
         assert path.is_file()
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError(errno.ENOSPC, "full"),
+            r"^no room for a copy of .*w\.pth in .*cache: free some, or .* SLIDELAKE_CACHE$",
+        ),
+        (
+            OSError(errno.EDQUOT, "full"),
+            r"^no room for a copy of .*w\.pth in .*cache: free some, or .* SLIDELAKE_CACHE$",
+        ),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), r"can't be read \(ConnectionResetError: .*reset\)$"),
+        (PermissionError(errno.EACCES, "denied"), r"can't be read \(PermissionError: .*denied\)$"),
+        (FileNotFoundError(errno.ENOENT, "gone"), r"^no weights at .*w\.pth: check the path$"),
+    ],
+    ids=["ENOSPC", "EDQUOT", "reset", "denied", "gone"],
+)
+def test_a_full_disk_and_a_store_that_fails_are_reported_at_once(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str
+) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "w.pth")
+    calls = []
+
+    def fail(path: Path, *_: Any) -> None:
+        calls.append(path)
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("udfs.wsi.weights.host_file.copy_to", fail)
+    with pytest.raises(CheckpointError, match=expected):
+        load_state_dict(str(tmp_path / "w.pth"))
+    assert len(calls) == 1
+    assert not calls[0].exists()
 
 
 def test_what_a_process_writes_into_its_weights_is_its_own(tmp_path: Path, own_cache: Path) -> None:
@@ -148,6 +270,26 @@ def test_the_fingerprint_is_calculated_once_per_host(
     monkeypatch.setattr(checkpoint, "fingerprint", None)  # to call it would be an error
     monkeypatch.setattr(checkpoint, "refuse_not_finite", None)
     assert load_network(spec).weights == first
+
+
+def test_a_text_that_the_full_disk_does_not_keep_is_made_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    made = iter(["first", "second"])
+    monkeypatch.setattr(Path, "write_text", fail)
+    assert text_once("name", lambda: next(made)) == "first"
+
+
+@pytest.mark.parametrize("changed", ["TENSORS_VERSION", "version", "torch.__version__"])
+def test_a_fingerprint_made_by_other_code_is_calculated_again(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    made, made_otherwise = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
+    first = fingerprint_once(made, "file")
+    assert fingerprint_once(made_otherwise, "file") == first
+    monkeypatch.setattr(f"udfs.wsi.weights.checkpoint.{changed}", (lambda _: "0") if changed == "version" else "0")
+    assert fingerprint_once(made_otherwise, "file") == fingerprint(made_otherwise) != first
 
 
 def test_a_file_that_is_not_finite_is_refused_every_time(tmp_path: Path, own_cache: Path) -> None:

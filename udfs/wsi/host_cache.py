@@ -3,7 +3,9 @@
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -63,11 +65,54 @@ def make_once(path: Path, make: Callable[[Path], object], *, wait: bool = True) 
         return
 
 
+def mark_used(path: Path) -> None:
+    """Keep a file of the cache from `remove_unused`, before `make_once` gives it."""
+    with suppress(OSError):  # a full disk: the file itself may be there
+        _mark_of(path).touch()
+
+
+def remove_unused(prefix: str, unused_s: float) -> None:
+    """Remove the files of the cache whose names begin with `prefix` and that nobody made or marked as used for `unused_s`.
+
+    What other processes have mapped stays mapped. Files that another process is making, or that this one may not remove, stay.
+
+    Raises:
+        OSError: see `own_folder`.
+    """
+    for found in cache_folder().glob(f"{prefix}*"):
+        if found.suffix not in ("", ".unfinished"):
+            continue
+        path = found.with_suffix("")
+        if _unused_s(found, path) > unused_s:
+            with suppress(OSError, Timeout), FileLock(f"{path}.lock", timeout=0):
+                if _unused_s(found, path) > unused_s:  # nobody marked it meanwhile
+                    found.unlink(missing_ok=True)
+                    _mark_of(path).unlink(missing_ok=True)
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.used")
+
+
+def _unused_s(found: Path, path: Path) -> float:
+    times = [0.0]
+    for each in (found, _mark_of(path)):
+        with suppress(OSError):
+            times.append(each.stat().st_mtime)
+    return time.time() - max(times)
+
+
 def text_once(name: str, make: Callable[[], str]) -> str:
     """Returns the text that the first process of this host made under a name; each makes its own if it cannot be kept."""
+    made: list[str] = []
+
+    def write(unfinished: Path) -> None:
+        made.append(make())
+        unfinished.write_text(made[0])
+
     try:
         path = cache_folder() / name
-        make_once(path, lambda unfinished: unfinished.write_text(make()))
+        make_once(path, write)
         return path.read_text()
     except OSError:
-        return make()
+        return made[0] if made else make()

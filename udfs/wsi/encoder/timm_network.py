@@ -14,6 +14,7 @@ from udfs.wsi.encoder.checkpoint_layouts import differences_of, to_timm
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.network import Network, encoder_named
 from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.encoder.provenance import refuse_weights_of_another_preset
 from udfs.wsi.encoder.recipe import GlobalPool, Recipe, recipe_of
 from udfs.wsi.store import StorageOptions
 from udfs.wsi.weights.checkpoint import (
@@ -107,9 +108,13 @@ def is_known_to_timm(name: str) -> bool:
 def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None = None) -> TimmNetwork:
     """Load a preset or a timm model.
 
-    Raises:
-        CheckpointError: the weights cannot be read or do not fit the model.
-        ValueError: the model is not known, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
+        Raises:
+    <<<<<<< HEAD
+            CheckpointError: the weights cannot be read or do not fit the model.
+    =======
+            CheckpointError: the weights can't be read, do not fit the model, or are those of another preset.
+    >>>>>>> weights
+            ValueError: the model is not known, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
     """
     recipe = recipe_of(spec)
     if not timm.is_model(recipe.architecture.split(".")[0]):
@@ -118,7 +123,10 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
             f"encoder.name = {spec.name} is neither a preset nor a timm model{f': did you mean {close}?' if close else ''}"
         )
     source = spec.weights or recipe.weights
-    given = open_weights(source, storage_options) if source else None
+    is_preset = spec.name in PRESETS
+    given = open_weights(source, storage_options, hashed=is_preset) if source else None
+    if given and is_preset:
+        refuse_weights_of_another_preset(given, spec.name, is_published=spec.weights is None)
     model, pool, shape = _without_weights(spec, recipe)
     if given:
         checkpoint = given

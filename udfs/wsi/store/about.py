@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_CONTENT_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")  # of the content, whatever URL it has
 _VERSION_KEYS = (
-    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest"),
+    *_CONTENT_KEYS,
     *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
 )
 
@@ -35,6 +36,11 @@ class FileInfo:
     def from_stat(cls, stat: os.stat_result) -> "FileInfo":
         """Makes it of `Path.stat`, which follows links: size and time are those of the target."""
         return cls(stat.st_size, f"{stat.st_size}-{stat.st_mtime}")
+
+
+def has_etag(info: Mapping[str, Any]) -> bool:
+    """Returns whether the version of `FileInfo.from_fsspec` is a strong etag or a hash: it names a content, not a time."""
+    return not str(next((info[key] for key in _CONTENT_KEYS if info.get(key)), "W/")).startswith("W/")
 
 
 @dataclass

@@ -4,15 +4,16 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from udfs.wsi.store.about import FileInfo, Traffic
+from udfs.wsi.store.about import FileInfo, Traffic, has_etag
 from udfs.wsi.store.faults import NoRangesError, WrongAnswerError, unmasked
 from udfs.wsi.store.file import Calls, Pending
-from udfs.wsi.store.uris import StorageOptions, filesystem, timeout_of
+from udfs.wsi.store.uris import StorageOptions, absolute_uri, filesystem, public_uri, timeout_of
 
 _REQUEST_BYTES = 8 * 2**20
 _REQUESTS_AHEAD = 4
@@ -24,6 +25,24 @@ def info_of(uri: str, storage_options: StorageOptions | None = None) -> FileInfo
         return FileInfo.from_stat(Path(calls.path).stat()) if calls.is_local else _info(calls)
 
 
+def content_key(uri: str, storage_options: StorageOptions | None = None) -> tuple[object, ...] | None:
+    """Returns what names the present content of a file; None if its store does not tell versions apart.
+
+    The key of a local file has its inode and the time of its last change: files of one size and mtime that are renamed over
+    each other differ. The key of a remote file with an etag has no query: a URL that is signed anew names the same content.
+    Raises what `read_bytes` does.
+    """
+    with _calls(uri, storage_options) as calls:
+        if calls.is_local:
+            stat = Path(calls.path).stat()
+            return absolute_uri(uri), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        described = _described(calls)
+    info = FileInfo.from_fsspec(described)
+    if info.version == str(info.size_bytes):
+        return None
+    return public_uri(uri) if has_etag(described) else absolute_uri(uri), info.version
+
+
 def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes:
     """Returns the content of a file, read by ranges if it is large and its server knows them.
 
@@ -31,21 +50,30 @@ def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes
     the storage options.
     """
     with _calls(uri, storage_options) as calls:
-        return Path(calls.path).read_bytes() if calls.is_local else b"".join(_content(calls, storage_options))
+        if calls.is_local:
+            return Path(calls.path).read_bytes()
+        return b"".join(_content(calls, _info(calls), storage_options))
 
 
 def copy_to(path: Path, uri: str, storage_options: StorageOptions | None = None) -> None:
-    """Write the content of a file to a path of this machine, without holding all of it; raises what `read_bytes` does."""
+    """Write the content of a file to a path of this machine, without holding all of it.
+
+    Raises what `read_bytes` raises, and WrongAnswerError if the copy has another size than the store says.
+    """
     with _calls(uri, storage_options) as calls:
-        if not calls.is_local:
+        if calls.is_local:
+            source = Path(calls.path)
+            before = FileInfo.from_stat(source.stat())
+            shutil.copyfile(source, path)
+            if FileInfo.from_stat(source.stat()) != before:
+                raise _replaced()
+        else:
+            before = _info(calls)
             with path.open("wb") as file:
-                file.writelines(_content(calls, storage_options))
-            return
-        source = Path(calls.path)
-        before = source.stat()
-        shutil.copyfile(source, path)
-        if FileInfo.from_stat(source.stat()) != FileInfo.from_stat(before):
-            raise _replaced()
+                file.writelines(_content(calls, before, storage_options))
+        written = path.stat().st_size
+        if before.size_bytes and written != before.size_bytes:  # 0: its store does not give sizes
+            raise WrongAnswerError(f"{written:,} bytes arrived, its store says {before.size_bytes:,}: run again")
 
 
 @contextmanager
@@ -60,21 +88,31 @@ def _calls(uri: str, storage_options: StorageOptions | None) -> Iterator[Calls]:
 
 
 def _info(calls: Calls) -> FileInfo:
+    return FileInfo.from_fsspec(_described(calls))
+
+
+def _described(calls: Calls) -> dict[str, Any]:
     info = calls.result(calls.info)
     if info.get("type") == "directory":
         raise IsADirectoryError(calls.path)
-    return FileInfo.from_fsspec({**info, "size": info.get("size") or 0})
+    return {**info, "size": info.get("size") or 0}
 
 
-def _content(calls: Calls, storage_options: StorageOptions | None) -> Generator[bytes, None, None]:
-    info = _info(calls)
-    size = info.size_bytes
+def _content(calls: Calls, info: FileInfo, storage_options: StorageOptions | None) -> Generator[bytes, None, None]:
+    size, n_parts = info.size_bytes, 0
     if size > _REQUEST_BYTES:
-        with suppress(NoRangesError):  # which the first range finds out
-            yield from in_parts(lambda start, count: calls.request(start, count, size), size, _REQUEST_BYTES)
+        try:
+            for part in in_parts(lambda start, count: calls.request(start, count, size), size, _REQUEST_BYTES):
+                yield part
+                n_parts += 1
             if _info(calls) != info:
                 raise _replaced()
             return
+        except NoRangesError:
+            if n_parts:  # the whole file behind them would be another file
+                raise WrongAnswerError(
+                    "its server sends some byte ranges and ignores others: give the address of one server, not of several"
+                ) from None
     yield calls.result(lambda: calls.whole(size), timeout_of(storage_options))
 
 

@@ -5,10 +5,11 @@ processes of a host download a file once.
 """
 
 import errno
+import logging
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +23,18 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
+from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
 
 from udfs.wsi.host_cache import cache_folder
+from udfs.wsi.store import public_uri, redact, secrets_of
 from udfs.wsi.weights.checkpoint import CheckpointError
 
 REPOSITORY, FILE = "hf-hub:", "hf://"
@@ -97,6 +101,16 @@ def cached_file(reference: HubReference, names: Sequence[str]) -> Path | None:
     return None
 
 
+def is_in_cache(path: str) -> bool:
+    """Whether a path leads to a file in a cache of the hub on this host, which never changes a file that it has."""
+    if "://" in path or not Path(path).is_file():
+        return False
+    given = (Path(path).absolute(), Path(path).resolve())
+    return any(
+        each.is_relative_to(root) for folder in _caches() for root in (folder, folder.resolve()) for each in given
+    )
+
+
 def hub_file(reference: HubReference, names: Sequence[str]) -> Path:
     """The first of some files that a repository has, on a disk of this host.
 
@@ -112,12 +126,14 @@ def hub_file(reference: HubReference, names: Sequence[str]) -> Path:
         if cached:
             return cached
         raise CheckpointError(
-            f"{reference} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: run `hf download "
-            f"{reference.repository}` on a machine with a route to the hub and copy its cache here, or {_INSTEAD}"
+            f"{reference} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: run "
+            f"`{_download_command(reference, names)}` on a machine with a route to the hub and copy its cache here, or "
+            f"{_INSTEAD}"
         )
     try:
         name = file_on_hub(reference, names)
-        path = hf_hub_download(reference.repository, name, revision=reference.revision, cache_dir=_writable_cache())
+        with _no_secrets_logged():
+            path = _download(reference, name)
     except Exception as error:  # of whichever HTTP client this version of huggingface_hub has, too
         if cached:
             return cached
@@ -150,11 +166,59 @@ def _first_on_hub(reference: HubReference, names: Sequence[str]) -> str:
     return names[-1]
 
 
+def _cause_of(error: BaseException) -> BaseException:
+    """Return why a download did not begin: huggingface_hub reports each reason as a file that is not in its cache."""
+    return error.__cause__ or error if isinstance(error, LocalEntryNotFoundError) else error
+
+
 def _is_busy(error: BaseException) -> bool:
-    return isinstance(error, HfHubHTTPError) and error.response.status_code in _BUSY
+    cause = _cause_of(error)
+    return isinstance(cause, HfHubHTTPError) and cause.response.status_code in _BUSY
 
 
-@retry(retry=retry_if_exception(_is_busy), stop=stop_after_attempt(3), wait=wait_fixed(1.0), reraise=True)
+_if_busy = retry(
+    retry=retry_if_exception(_is_busy),
+    stop=stop_after_attempt(3)
+    | stop_after_delay(10.0),  # new versions of huggingface_hub have waited themselves by then
+    wait=wait_fixed(1.0),
+    reraise=True,
+)
+
+
+@_if_busy
+def _download(reference: HubReference, name: str) -> str:
+    return hf_hub_download(reference.repository, name, revision=reference.revision, cache_dir=_writable_cache())
+
+
+@contextmanager
+def _no_secrets_logged() -> Iterator[None]:
+    """Take signatures and tokens from what huggingface_hub logs, which is the URL of a failed request as it was signed."""
+    secrets = (*secrets_of(constants.ENDPOINT, None), *filter(None, [get_token()]))
+
+    def without_secrets(record: logging.LogRecord) -> bool:
+        record.msg, record.args, record.exc_info = redact(record.getMessage(), secrets), (), None
+        return True
+
+    known = (logging.getLogger(name) for name in tuple(logging.root.manager.loggerDict))
+    loggers = [each for each in known if each.name.partition(".")[0] == "huggingface_hub"]
+    handlers = [handler for each in loggers for handler in each.handlers]  # of loggers that are made meanwhile, too
+    for each in (*loggers, *handlers):
+        each.addFilter(without_secrets)
+    try:
+        yield
+    finally:
+        for each in (*loggers, *handlers):
+            each.removeFilter(without_secrets)
+
+
+def _download_command(reference: HubReference, names: Sequence[str]) -> str:
+    """Return what brings the same files of the same revision into the cache; all of the repository if the file is not known."""
+    file = f" {names[0]}" if len(names) == 1 else ""
+    revision = f" --revision {reference.revision}" if reference.revision else ""
+    return f"hf download {reference.repository}{file}{revision}"
+
+
+@_if_busy
 def _ask(reference: HubReference, name: str) -> None:
     get_hf_file_metadata(hf_hub_url(reference.repository, name, revision=reference.revision))
 
@@ -176,7 +240,10 @@ def _writable_cache() -> Path:
 
 def _refusal(reference: HubReference, names: Sequence[str], error: Exception) -> CheckpointError:
     """One line, without the error's own text, which may hold headers."""
-    page = f"{_PAGES}/{reference.repository}"
+    endpoint = constants.ENDPOINT if "://" in constants.ENDPOINT else f"https://{constants.ENDPOINT}"
+    page, hub = f"{_PAGES}/{reference.repository}", f"the hub at {public_uri(endpoint)}"
+    cause = _cause_of(error)
+    error = cause if isinstance(cause, Exception) else error
     if isinstance(error, GatedRepoError):
         who = "the account of HF_TOKEN has no access" if get_token() else "HF_TOKEN is not set"
         return CheckpointError(
@@ -185,12 +252,17 @@ def _refusal(reference: HubReference, names: Sequence[str], error: Exception) ->
         )
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return CheckpointError(
-            f"the hub at {constants.ENDPOINT} has no {reference}, or it is private: check the name, and set HF_TOKEN to a token "
+            f"{hub} has no {reference}, or it is private: check the name, and set HF_TOKEN to a token "
             "of an account with access"
         )
     if isinstance(error, RevisionNotFoundError):
         return CheckpointError(f"{reference}: the repository has no such revision: see {page}/commits/main")
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, FileMetadataError):
+        return CheckpointError(
+            f"{reference}: {hub} answers without the headers X-Repo-Commit and ETag: set HF_ENDPOINT to a complete mirror of "
+            f"the hub, or {_INSTEAD}"
+        )
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return CheckpointError(f"{reference} has no {' or '.join(names)}: see {page}/tree/main, or {_INSTEAD}")
     if isinstance(error, OSError) and error.errno in _OF_DISKS:
         return CheckpointError(
@@ -198,10 +270,10 @@ def _refusal(reference: HubReference, names: Sequence[str], error: Exception) ->
         )
     if isinstance(error, HfHubHTTPError):
         return CheckpointError(
-            f"{reference}: the hub at {constants.ENDPOINT} answers with HTTP status {error.response.status_code}: check "
+            f"{reference}: {hub} answers with HTTP status {error.response.status_code}: check "
             f"HF_TOKEN and HF_ENDPOINT, run again later, or {_INSTEAD}"
         )
     return CheckpointError(
-        f"{reference}: the hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}): give this machine a route "
+        f"{reference}: {hub} cannot be reached ({type(error).__name__}): give this machine a route "
         f"(proxy, firewall, HF_ENDPOINT of a mirror), or {_INSTEAD}"
     )

@@ -5,11 +5,13 @@ from typing import Any
 
 from udfs.wsi.store import PublicUri, StorageOptions, absolute_uri
 from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError, map_checkpoint, open_checkpoint
-from udfs.wsi.weights.hub import REPOSITORY, WEIGHTS, HubReference, hub_file
+from udfs.wsi.weights.hub import REPOSITORY, WEIGHTS, HubReference, hub_file, is_in_cache
 
 
-def open_weights(source: str, storage_options: StorageOptions | None = None) -> Checkpoint:
+def open_weights(source: str, storage_options: StorageOptions | None = None, *, hashed: bool = False) -> Checkpoint:
     """The weights of a path, of a URI, or of ``hf-hub:OWNER/NAME[@REVISION]`` or ``hf://OWNER/NAME[@REVISION]/FILE``.
+
+    A path in the cache of the hub is mapped as it is, without a copy. `hashed`: whether `Checkpoint.sha256` is wanted.
 
     Raises:
         CheckpointError: see `open_checkpoint` and `hub_file`.
@@ -19,9 +21,9 @@ def open_weights(source: str, storage_options: StorageOptions | None = None) -> 
     except ValueError as error:
         raise CheckpointError(f"encoder.weights: {error}") from None
     if reference is None:
-        return open_checkpoint(source, storage_options)
+        return open_checkpoint(source, storage_options, in_place=is_in_cache(source), hashed=hashed)
     path = hub_file(reference, [reference.file] if reference.file else WEIGHTS)
-    return map_checkpoint(path, PublicUri(str(reference)))
+    return map_checkpoint(path, PublicUri(str(reference)), hashed=hashed)
 
 
 def published_checkpoint(config: Mapping[str, Any], name: str) -> Checkpoint:

@@ -1,0 +1,105 @@
+"""Weights are those of the preset that the settings name, by their SHA-256, also if those of another have the same shapes."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import constants
+
+from tests.core.test_hub import use
+from tests.stores.hub import Hub, serve_hub
+from udfs.wsi.encoder import EncoderSpec
+from udfs.wsi.encoder.network import load_network
+from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.encoder.provenance import refuse_weights_of_another_preset
+from udfs.wsi.store import PublicUri
+from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError
+
+OWN, OTHER = "kaiko-vits16", "lunit-vits16"  # one architecture
+UNKNOWN = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that fit both presets."""
+    torch.manual_seed(5)
+    preset = PRESETS[OWN]
+    model = timm.create_model(preset.architecture, num_classes=0, **preset.kwargs)
+    path = tmp_path_factory.mktemp("published") / preset.file
+    safetensors.torch.save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def hub(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that has the file where OWN is published."""
+    with serve_hub(**{PRESETS[OWN].repository.replace("/", "__", 1): {file.name: file.read_bytes()}}) as server:
+        use(monkeypatch, server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield server
+
+
+def have_sha256(monkeypatch: pytest.MonkeyPatch, **sha256: str) -> None:
+    rows = {name: replace(PRESETS[name], sha256=sha256[name.replace("-", "_")]) for name in (OWN, OTHER)}
+    monkeypatch.setattr("udfs.wsi.encoder.provenance.PRESETS", {**PRESETS, **rows})
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_takes_the_file_of_another(name: str, tmp_path: Path) -> None:
+    for other in PRESETS.values():
+        if other.sha256 is None:
+            continue
+        given = Checkpoint(PublicUri("w.bin"), {}, tmp_path / "w.bin", "file", other.sha256)
+        for is_published in (True, False):
+            if other.name == name:
+                refuse_weights_of_another_preset(given, name, is_published=is_published)
+                continue
+            with pytest.raises(
+                CheckpointError, match=rf"^w\.bin holds the weights of preset {other.name}, .* = {name}: set"
+            ):
+                refuse_weights_of_another_preset(given, name, is_published=is_published)
+
+
+def test_the_file_of_another_preset_of_one_architecture_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    have_sha256(monkeypatch, kaiko_vits16=UNKNOWN, lunit_vits16=sha256_of(file))
+    with pytest.raises(
+        CheckpointError, match=f"holds the weights of preset {OTHER}, .*set encoder.name to {OTHER}, or"
+    ):
+        load_network(EncoderSpec(OWN, str(file), device="cpu"))
+    assert load_network(EncoderSpec(OTHER, str(file), device="cpu")).dim == 384
+    monkeypatch.undo()
+    assert load_network(EncoderSpec(OWN, str(file), device="cpu")).dim == 384  # weights of a training of one's own
+
+
+def test_a_download_is_the_file_that_the_preset_was_published_with(
+    file: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = EncoderSpec(OWN, None, device="cpu")
+    have_sha256(monkeypatch, kaiko_vits16=sha256_of(file), lunit_vits16=UNKNOWN)
+    assert load_network(published).dim == 384
+    have_sha256(monkeypatch, kaiko_vits16=UNKNOWN, lunit_vits16="1" * 64)
+    expected = (
+        rf"SHA-256 {sha256_of(file)[:12]}\.\.\., and the weights of preset {OWN} have 0{{12}}\.\.\.: remove /.*/blobs/"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        load_network(published)
+    have_sha256(monkeypatch, kaiko_vits16=UNKNOWN, lunit_vits16=sha256_of(file))
+    with pytest.raises(CheckpointError, match=f"holds the weights of preset {OTHER}"):
+        load_network(published)
+
+
+def test_a_file_is_hashed_once_per_host(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIDELAKE_CACHE", str(tmp_path / "cache"))
+    first = load_network(EncoderSpec(OWN, str(file), device="cpu"))
+    assert [path.read_text() for path in (tmp_path / "cache").glob("sha256-*[!k]")] == [sha256_of(file)]
+    monkeypatch.setattr(hashlib, "file_digest", None)  # to call it would be an error
+    assert load_network(EncoderSpec(OWN, str(file), device="cpu")).weights == first.weights
