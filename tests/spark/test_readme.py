@@ -59,7 +59,7 @@ def test_a_newcomer_runs_the_job_on_their_own_slides(small_slides: Path, encoder
         "root: data/slides": f"root: {small_slides}",
         "root: data/tables": f"root: {tmp_path}/tables",
         "name: efficientnet_b0": "name: test_efficientnet",
-        "weights: null                    # URI of its": f"weights: {encoder_weights}  #",
+        "weights: null                    # path or URI of its": f"weights: {encoder_weights}  #",
     }
     edit = "; ".join(f"s|{old}|{new}|" for old, new in edits.items())
     copy = "cp conf/cohort.yaml my.yaml"

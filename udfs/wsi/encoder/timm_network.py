@@ -108,13 +108,9 @@ def is_known_to_timm(name: str) -> bool:
 def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None = None) -> TimmNetwork:
     """Load a preset or a timm model.
 
-        Raises:
-    <<<<<<< HEAD
-            CheckpointError: the weights cannot be read or do not fit the model.
-    =======
-            CheckpointError: the weights can't be read, do not fit the model, or are those of another preset.
-    >>>>>>> weights
-            ValueError: the model is not known, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
+    Raises:
+        CheckpointError: the weights cannot be read, do not fit the model, or are those of another preset.
+        ValueError: the model is not known, or it does not take `spec.input_px` or yield what `spec.pooling` needs.
     """
     recipe = recipe_of(spec)
     if not timm.is_model(recipe.architecture.split(".")[0]):
