@@ -135,7 +135,7 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
     try:
         return ModelCard.from_json(json.loads(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{uri} is no model of this version of slidelake ({error})") from None
+        raise ModelError(f"{uri} is not a model of this version of slidelake ({error})") from None
 
 
 def load_model(
