@@ -58,7 +58,7 @@ def _table() -> Path:
                     "n_tiles": sizes[number],
                     "embedding_dim": _DIM,
                     "embedding_dtype": "float32",
-                    "embeddings_avg": bag,
+                    "embeddings": bag,
                     "embeddings_max": bag,
                 }
             )

@@ -45,7 +45,7 @@ def rate(table: str) -> list[Line]:
 
 
 def _scan(paths: list[str], patients: int) -> None:
-    batches = pyarrow.dataset.dataset(paths).to_batches(columns=["patient_id", "embeddings_avg"])
+    batches = pyarrow.dataset.dataset(paths).to_batches(columns=["patient_id", "embeddings"])
     assert sum(batch.num_rows for batch in batches) == patients
 
 

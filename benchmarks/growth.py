@@ -43,7 +43,7 @@ _KEYS = {
     "tiles": ["image_id", "x_px", "y_px", "params_hash"],
     "indexes": ["image_id", "file_version", "params_hash"],
     "features": ["image_id", "x_px", "y_px", "patient_id", "params_hash"],
-    "patients": ["patient_id", "n_tiles", "embeddings_avg", "params_hash"],
+    "patients": ["patient_id", "n_tiles", "embeddings", "params_hash"],
 }
 Gauges = list[dict[str, Any]]
 

@@ -80,7 +80,7 @@ def encode_tiles(
                 columns = {name: _repeated(value, n) for name, value in constant.items()} | {
                     "x_px": unit["x_px"],
                     "y_px": unit["y_px"],
-                    "embedding_avg": _lists(corners.reshape(-1), DIM),
+                    "embedding": _lists(corners.reshape(-1), DIM),
                     "embedding_max": _lists(-corners.reshape(-1), DIM),
                     "color_histogram": pa.StructArray.from_arrays(
                         [_lists(np.zeros(n, np.int32), 1), _lists(np.full(n, TILE_PX**2, np.int32), 1)],

@@ -138,7 +138,7 @@ def _job(spec: FeatureSpec, slides: Sequence[Path]) -> _Job:
         whole_s = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
         [timings] = pl.read_delta(f"{folder}/tables/runs")["timings"].to_list()
         features = pl.read_delta(f"{folder}/tables/features")
-        embeddings = features.select("image_id", "x_px", "y_px", "embedding_avg", "embedding_max")
+        embeddings = features.select("image_id", "x_px", "y_px", "embedding", "embedding_max")
         return _Job(whole_s, dict(timings), embeddings)
 
 
@@ -162,6 +162,6 @@ def _cosine(rows: pl.DataFrame, embeddings: classic.Embeddings) -> NDArray[np.fl
     theirs = np.stack(list(embeddings.values()))
     worse = [
         cosines(np.stack(found[name].to_list()).astype(np.float32), theirs[:, i])
-        for i, name in enumerate(("embedding_avg", "embedding_max"))
+        for i, name in enumerate(("embedding", "embedding_max"))
     ]
     return np.minimum(*worse)

@@ -32,7 +32,7 @@ from jobs.training.model.mil import ModelSpec, build_model
 _LIMIT_GB, _TASKS = 16, 4
 _HEAP = 8 * 2**30  # spark.driver.memory of conf/spark/local.conf
 _SLIDES, _DIM = 3, 1280
-_COLUMNS = ("embeddings_avg", "embeddings_max")
+_COLUMNS = ("embeddings", "embeddings_max")
 
 
 def run() -> Iterator[Line]:

@@ -54,7 +54,7 @@ def assemble(
         have = _hashes_now(tables, ids)
         rows = {str(patient): _row(of_patient, identity) for patient, of_patient in images.groupby("patient_id")}
         wanted = {patient: row | {"run_id": record.run_id} for patient, row in rows.items() if row}
-        first = features.select(F.size("embedding_avg").alias("dim")).first()
+        first = features.select(F.size("embedding").alias("dim")).first()
         tile_bytes = (first.dim if first else 1) * np.dtype(config.output.embedding_dtype).itemsize
         heap = heap_bytes(spark)
         most = min(MAX_BAG_BYTES, heap // HEAP_A_BAG) // tile_bytes
@@ -70,7 +70,7 @@ def assemble(
         built = [row["patient_id"] for row in build]
         ok = list(images.loc[images["status"] == "ok", "image_id"])
         features = features.where(F.col("patient_id").isin(built) & F.col("image_id").isin(ok))
-        columns = ["patient_id", "image_id", "x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"]
+        columns = ["patient_id", "image_id", "x_px", "y_px", "embedding", "embedding_max", "color_histogram"]
         pack = bag_patient(config.histogram.bins, config.output.embedding_dtype)
         bags = features.select(columns).groupBy("patient_id").applyInArrow(pack, spark_schema(BAGS))
         counted = F.expr(

@@ -17,7 +17,7 @@ MAX_BAG_BYTES = 1 << 29
 # for a task that makes its row, those of 64 times were not.
 HEAP_A_BAG = 64
 
-_EMBEDDINGS = ("embedding_dim", "embedding_dtype", "embeddings_avg", "embeddings_max")
+_EMBEDDINGS = ("embedding_dim", "embedding_dtype", "embeddings", "embeddings_max")
 BAGS = pa.schema(map(PATIENTS.field, ("patient_id", "n_tiles", *_EMBEDDINGS, "tile_index", "color_histogram")))
 
 Dtype = Literal["float32", "float16"]  # of the numbers in a bag
@@ -38,7 +38,7 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
     def run(features: pa.Table) -> pa.Table:
         order = [("image_id", "ascending"), ("y_px", "ascending"), ("x_px", "ascending")]
         features = features.sort_by(order).combine_chunks()
-        vectors = {name: _matrix(features[f"embedding_{name}"]) for name in ("avg", "max")}
+        vectors = {name: _matrix(features[name]) for name in ("embedding", "embedding_max")}
         matrices = {name: matrix for name, matrix in vectors.items() if matrix is not None}
         kept: Dtype = dtype if all(_fits(matrix, dtype) for matrix in matrices.values()) else "float32"
         stored = np.dtype(kept).newbyteorder("<")
@@ -49,10 +49,10 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
         row = {
             "patient_id": features["patient_id"].combine_chunks()[:1],
             "n_tiles": [len(features)],
-            "embedding_dim": [matrices["avg"].shape[1]],
+            "embedding_dim": [matrices["embedding"].shape[1]],
             "embedding_dtype": [kept],
-            "embeddings_avg": [bags["avg"]],
-            "embeddings_max": [bags.get("max")],
+            "embeddings": [bags["embedding"]],
+            "embeddings_max": [bags.get("embedding_max")],
             "tile_index": pa.ListArray.from_arrays(offsets, index).cast(TILE_INDEX),
             "color_histogram": [_mean_histogram(features["color_histogram"], bins)],
         }

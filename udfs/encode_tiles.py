@@ -82,8 +82,8 @@ def load_models(spec: FeatureSpec) -> Models[Network]:
     stainnet = load_stainnet(spec.stain_weights, spec.storage_options) if spec.stain_weights else None
     encoder = load_network(spec.encoder, spec.storage_options)
     names = [name for name, _ in encoder.outputs]
-    if names[:1] != ["avg"] or any(f"embedding_{name}" not in FEATURES.names for name in names):
-        raise ValueError(f"encoder.name = {spec.encoder.name} yields {names}: table features takes avg, and then max")
+    if names[:1] != ["embedding"] or any(name not in FEATURES.names for name in names):
+        raise ValueError(f"encoder.name = {spec.encoder.name} yields {names}: table features takes embedding, and then embedding_max")
     return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
 
 
@@ -301,7 +301,7 @@ def _columns(xy_px: NDArray[np.int64], encoded: Encoded, outputs: Outputs) -> di
     return {
         "x_px": xy_px[:, 0],
         "y_px": xy_px[:, 1],
-        **{f"embedding_{name}": _lists(vectors) for (name, _), vectors in embeddings},
+        **{name: _lists(vectors) for (name, _), vectors in embeddings},
         "color_histogram": _sparse(encoded.histograms),
         **encoded.metrics,
     }

@@ -156,7 +156,7 @@ def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: Feat
             tiles = batch.filter(pc.is_valid(batch["x_px"]))
             ends += batch.filter(pc.is_null(batch["x_px"])).to_pylist()
             if len(tiles):
-                sample.dim = len(tiles["embedding_avg"][0])
+                sample.dim = len(tiles["embedding"][0])
                 sample.n_embeddings = 1 if tiles["embedding_max"].null_count else 2
             sample.n_tiles += len(tiles)
         sample.seconds += time.monotonic() - begun

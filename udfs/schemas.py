@@ -37,6 +37,9 @@ _PROVENANCE = [
 _IMAGE = _column("image_id", _STRING, "the slide image, from the patient CSV", required=True)
 _X = _column("x_px", _INT, "left edge of the tile, level-0 pixels from the slide's left edge", required=True)
 _Y = _column("y_px", _INT, "top edge of the tile, level-0 pixels from the slide's top edge", required=True)
+_ENCODER = _column(
+    "encoder", _STRING, "the encoder of the vectors, by its name in the settings (section encoders)", required=True
+)
 _PATIENT = _column("patient_id", _STRING, "the patient, from the patient CSV", required=True)
 _CENTER = _column("center_id", _STRING, "the centre that treated the patient, from the CSV")
 _LABEL = _column("label", _STRING, "the patient's diagnosis from the CSV; null if the CSV has none")
@@ -94,8 +97,9 @@ FEATURES = _schema(
     _IMAGE,
     _X,
     _Y,
+    _ENCODER,
     _PATIENT,
-    _column("embedding_avg", _VECTOR, "mean of the encoder's feature map, or the encoder's only vector, [dim]"),
+    _column("embedding", _VECTOR, "the encoder's vector: mean of its feature map, or its published pooling, [dim]"),
     _column(
         "embedding_max", _VECTOR, "maximum of the encoder's feature map, [dim]; null if the encoder gives one vector"
     ),
@@ -113,6 +117,7 @@ TILE_INDEX = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT
 
 PATIENTS = _schema(
     _PATIENT,
+    _ENCODER,
     _CENTER,
     _LABEL,
     _SPLIT,
@@ -126,12 +131,12 @@ PATIENTS = _schema(
         "embedding_dtype", _STRING, "float32 or float16, little-endian; null is float32, in rows of older versions"
     ),
     _column(
-        "embeddings_avg",
+        "embeddings",
         _BINARY,
-        "embedding_avg of all tiles: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], by image_id, y_px, x_px",
+        "embedding of all tiles: little-endian embedding_dtype, C order, [n_tiles, embedding_dim], by image_id, y_px, x_px",
     ),
     _column(
-        "embeddings_max", _BINARY, "embedding_max of all tiles, as embeddings_avg; null if the encoder gives one vector"
+        "embeddings_max", _BINARY, "embedding_max of all tiles, as embeddings; null if the encoder gives one vector"
     ),
     _column("tile_index", TILE_INDEX, "which tile each row of the bags is; x_px, y_px in level-0 pixels"),
     _column(
@@ -156,6 +161,7 @@ _ATTENTION = pa.list_(pa.struct({"image_id": _STRING, "x_px": _INT, "y_px": _INT
 PREDICTIONS = _schema(
     _PATIENT,
     _column("model_id", _STRING, "the model, by the run that trained it", required=True),
+    _column("encoder", _STRING, "the encoder whose bags the model takes"),
     _column("probabilities", pa.map_(_STRING, _DOUBLE), "probability by class; they sum to 1"),
     _column("predicted_class", _STRING, "the most probable class; null if from_prior"),
     _column(
@@ -239,7 +245,7 @@ _BAGS = {
     # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
     "parquet.page.size.row.check.min": "1",
     # The smallest and largest bag of each row group would stay in memory until the file ends, and are of no use.
-    "parquet.column.statistics.enabled#embeddings_avg": "false",
+    "parquet.column.statistics.enabled#embeddings": "false",
     "parquet.column.statistics.enabled#embeddings_max": "false",
 }
 
@@ -247,8 +253,8 @@ _TABLES = [
     Table("slides", SLIDES, "One row per image of the CSV: header, um/px, status, error, tiles, tissue fraction"),
     Table("tiles", TILES, "One row per tile with enough tissue: its place, the level that is read", _STATISTICS),
     Table("indexes", INDEXES, "One row per slide that was read: where its compressed blocks lie"),
-    Table("features", FEATURES, "One row per encoded tile: embeddings, colour histogram", _ROW_GROUPS | _STATISTICS),
-    Table("patients", PATIENTS, "One row per patient with tiles: bags, label, split", _ROW_GROUPS | _BAGS),
+    Table("features", FEATURES, "One row per tile and encoder: vectors, colour histogram", _ROW_GROUPS | _STATISTICS),
+    Table("patients", PATIENTS, "One row per patient with tiles and encoder: bag, label, split", _ROW_GROUPS | _BAGS),
     Table(
         "splits",
         SPLITS,

@@ -40,7 +40,7 @@ from udfs.wsi.store import write_bytes
 
 _log = logging.getLogger("slidelake.training")
 HELD_OUT = ("validation", "test")
-_COLUMNS = {"avg": ("embeddings_avg",), "max": ("embeddings_max",), "both": ("embeddings_avg", "embeddings_max")}
+_COLUMNS = {"embedding": ("embeddings",), "max": ("embeddings_max",), "both": ("embeddings", "embeddings_max")}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from udfs.bag_patients import BAGS, Dtype, bag_patient
 from udfs.schemas import ENCODED
 
 BINS = 4
-COLUMNS = ("patient_id", "image_id", "x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram")
+COLUMNS = ("patient_id", "image_id", "x_px", "y_px", "embedding", "embedding_max", "color_histogram")
 SCHEMA = pa.schema([ENCODED.field(name) for name in COLUMNS])
 
 
@@ -22,7 +22,7 @@ def feature_rows(places: list[tuple[str, int, int]], seed: int, dim: int = 6) ->
     for image_id, x_px, y_px in places:
         bins = np.sort(random.choice(BINS**3, random.integers(1, 9), replace=False))
         row: dict[str, Any] = {"patient_id": "007", "image_id": image_id, "x_px": x_px, "y_px": y_px}
-        row |= {name: random.normal(size=dim).astype(np.float32) for name in ("embedding_avg", "embedding_max")}
+        row |= {name: random.normal(size=dim).astype(np.float32) for name in ("embedding", "embedding_max")}
         counts = random.integers(1, 10_000, len(bins))
         rows.append(row | {"color_histogram": {"bin": bins.tolist(), "count": counts.tolist()}})
     return rows
@@ -40,9 +40,9 @@ def bag(rows: list[dict[str, Any]], chunks: int = 1, dtype: Dtype = "float32") -
 
 def check(row: dict[str, Any], rows: list[dict[str, Any]], dtype: Dtype = "float32") -> None:
     ordered = sorted(rows, key=lambda r: (r["image_id"], r["y_px"], r["x_px"]))
-    for name in ("avg", "max"):
-        wanted = np.stack([r[f"embedding_{name}"] for r in ordered]).astype({"float32": "<f4", "float16": "<f2"}[dtype])
-        assert row[f"embeddings_{name}"] == wanted.tobytes()
+    for name in ("", "_max"):
+        wanted = np.stack([r[f"embedding{name}"] for r in ordered]).astype({"float32": "<f4", "float16": "<f2"}[dtype])
+        assert row[f"embeddings{name}"] == wanted.tobytes()
     assert row["embedding_dtype"] == dtype
     assert row["tile_index"] == [{key: r[key] for key in ("image_id", "x_px", "y_px")} for r in ordered]
     assert (row["patient_id"], row["n_tiles"], row["embedding_dim"]) == ("007", len(rows), 6)
@@ -79,13 +79,13 @@ def test_an_encoder_that_gives_one_vector_makes_one_bag() -> None:
     rows = [row | {"embedding_max": None} for row in feature_rows([("a", 0, 0), ("a", 0, 1)], 1)]
     row = bag(rows)
     assert row["embeddings_max"] is None and row["embedding_dim"] == 6
-    assert row["embeddings_avg"] == np.stack([r["embedding_avg"] for r in rows]).astype("<f4").tobytes()
-    rows[1]["embedding_max"] = rows[1]["embedding_avg"]
+    assert row["embeddings"] == np.stack([r["embedding"] for r in rows]).astype("<f4").tobytes()
+    rows[1]["embedding_max"] = rows[1]["embedding"]
     with pytest.raises(ValueError, match="1 of 2 tiles"):
         bag(rows)
 
 
-@pytest.mark.parametrize("column", ["embedding_avg", "embedding_max"])
+@pytest.mark.parametrize("column", ["embedding", "embedding_max"])
 @pytest.mark.parametrize("value", [65520.0, -65520.0, 3e38])  # 65504 is the largest, and what rounds to it
 def test_a_patient_with_what_float16_cannot_hold_has_float32(column: str, value: float) -> None:
     rows = feature_rows([("a", x, 0) for x in range(40)], 2)

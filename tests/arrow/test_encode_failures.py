@@ -76,7 +76,7 @@ def test_weights_that_are_not_the_drivers_end_the_run_and_fail_no_slide(
     second = load_models(spec).identity
     after, [end] = encode(replace(spec, models=second), image)
     assert end["error_code"] is None
-    assert [row["embedding_avg"] for row in after] != [row["embedding_avg"] for row in before]
+    assert [row["embedding"] for row in after] != [row["embedding"] for row in before]
     with pytest.raises(CheckpointError, match=r"are not the driver's: encoder\.weights=\w+, and .*; then run again$"):
         encode(replace(spec, models=first), image)
     stain = (*second[:-1], "stain.weights=0123")

@@ -79,7 +79,7 @@ def test_each_tile_is_normalised_counted_and_embedded(
         assert histogram.sum() == TILE_PX**2
         assert np.array_equal(histogram, histogram_by_numpy(tile))
         average, maximum = embedded_by_timm(encoder_weights, tile)
-        assert cosine(row["embedding_avg"], average) >= COSINE
+        assert cosine(row["embedding"], average) >= COSINE
         assert cosine(row["embedding_max"], maximum) >= COSINE
         assert (row["image_id"], row["patient_id"], row["params_hash"], row["run_id"]) == (name, "007", "p", "run")
         assert row["error_code"] is None and row["error_message"] is None
@@ -119,7 +119,7 @@ from udfs.wsi.encoder.network import Network, encoder_named
 @encoder_named("mean-colour")
 class MeanColour(Network):
     def __init__(self, spec, storage_options):
-        super().__init__(spec, (("avg", 3),), weights="none")
+        super().__init__(spec, (("embedding", 3),), weights="none")
 
     def forward(self, images):
         return (images.mean(dim=(1, 2)),)
@@ -142,7 +142,7 @@ def test_another_encoder_is_a_file_in_its_folder(small_slides: Path, runtime: An
     pixels = tifffile.imread(path, key=0)
     assert len(rows) == len(CORNERS)
     for row in rows:
-        assert row["embedding_avg"] == pytest.approx(tile_at(pixels, row).mean(axis=(0, 1)), rel=1e-4)
+        assert row["embedding"] == pytest.approx(tile_at(pixels, row).mean(axis=(0, 1)), rel=1e-4)
         assert row["embedding_max"] is None
 
 

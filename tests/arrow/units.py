@@ -35,7 +35,7 @@ def encode(spec: FeatureSpec, *units: dict[str, Any]) -> tuple[Rows, Rows]:
     tiles = [row for row in rows if row["x_px"] is not None]
     ends = [row for row in rows if row["x_px"] is None]
     assert [end["image_id"] for end in ends] == [unit["image_id"] for unit in units]
-    assert all(end["embedding_avg"] is None and end["run_id"] == "run" for end in ends)
+    assert all(end["embedding"] is None and end["run_id"] == "run" for end in ends)
     assert sum(end["n_tiles"] for end in ends) == len(tiles)
     return tiles, ends
 

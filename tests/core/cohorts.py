@@ -48,7 +48,7 @@ def models_of(config: Config) -> dict[str, str]:
     encoder = config.encoder
     return {
         "encoder.weights": row_hash(encoder.weights),
-        "encoder.outputs": "avg 8, max 8" if encoder.pooling in ("auto", "map") else "avg 8",
+        "encoder.outputs": "embedding 8, embedding_max 8" if encoder.pooling in ("auto", "map") else "embedding 8",
         "encoder.pooling": encoder.pooling,
         "encoder.images": f"{encoder.input_px or 224} px by {encoder.interpolation or 'area'}",
         "encoder.crop": f"{encoder.crop_px or encoder.input_px or 224} px",

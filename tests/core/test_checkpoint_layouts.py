@@ -96,7 +96,7 @@ def test_the_vector_is_made_of_the_tokens_that_the_pooling_says(model: Any, spec
     for pooling, vectors in expected.items():
         found = Encoder(replace(spec, pooling=pooling, mean=mean, std=std))  # type: ignore[arg-type]
         [embedding] = found.embed(tiles)
-        assert found.outputs == (("avg", vectors.shape[1]),)
+        assert found.outputs == (("embedding", vectors.shape[1]),)
         np.testing.assert_allclose(embedding, vectors.numpy(), rtol=1e-3, atol=1e-4)
 
 

@@ -67,7 +67,7 @@ def test_embeddings_are_timms_in_fp32(encoder: Encoder, spec: EncoderSpec, tiles
     found = np.stack(encoder.embed(tiles))
     assert found.dtype == np.float32
     assert found.shape == (2, len(tiles), 1280)
-    assert encoder.outputs == (("avg", 1280), ("max", 1280))
+    assert encoder.outputs == (("embedding", 1280), ("embedding_max", 1280))
     assert cosines(found, expected).min() >= 0.99999
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -172,7 +172,7 @@ def test_a_model_that_gives_one_vector_has_one_output(tmp_path: Path, tiles: Pix
     spec = EncoderSpec(name, str(tmp_path / "weights.safetensors"), edge, batch_size=4, device="cpu", pooling="pooled")
     encoder = Encoder(spec)
     [average] = encoder.embed(crops)
-    assert encoder.outputs == (("avg", average.shape[1]),)
+    assert encoder.outputs == (("embedding", average.shape[1]),)
     if name.startswith(
         ("test_vit", "eva02")
     ):  # with averages of its own, not a token: other weights where it does not pool
@@ -203,7 +203,7 @@ def test_a_model_without_a_feature_map(tmp_path: Path) -> None:
     safetensors.torch.save_file(model.state_dict(), tmp_path / "vit.safetensors")
     edge = model.default_cfg["input_size"][-1]
     spec = EncoderSpec("test_vit", str(tmp_path / "vit.safetensors"), edge, batch_size=4, device="cpu")
-    assert [name for name, _ in Encoder(spec).outputs] == ["avg"]
+    assert [name for name, _ in Encoder(spec).outputs] == ["embedding"]
     with pytest.raises(ValueError, match=r"test_vit yields \[1, \d+, \d+\], not a feature map .*set encoder\.pooling"):
         Encoder(replace(spec, pooling="map"))
 

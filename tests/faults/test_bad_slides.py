@@ -182,7 +182,7 @@ def test_a_second_run_redoes_nothing_and_mended_slides_are_taken_up(spark: Spark
     assert mended["patients"]["complete"].all()
     assert mended["patients"]["n_images_failed"].sum() == mended["patients"]["n_images_without_tiles"].sum() == 0
     assert mended["patients"].height == len({row[2] for row in SMALL_COHORT}) + len(EXPECTED) - 2
-    pixels_only = ["x_px", "y_px", "embedding_avg", "embedding_max", "color_histogram"]
+    pixels_only = ["x_px", "y_px", "embedding", "embedding_max", "color_histogram"]
     original = mended["features"].filter(pl.col("image_id") == "a1").select(pixels_only)
     for name in [*BAD_SLIDES, FLAT]:
         assert_same_rows(mended["features"].filter(pl.col("image_id") == name).select(pixels_only), original)

@@ -152,7 +152,7 @@ def _assert_sound(root: Path, expected: dict[str, pl.DataFrame], moment: str) ->
     committed = found["patients"]["patient_id"]
     assert_same_rows(found["patients"], expected["patients"].filter(pl.col("patient_id").is_in(committed.to_list())))
     for patient in found["patients"].iter_rows(named=True):
-        bag = np.frombuffer(patient["embeddings_avg"], "<f4").reshape(patient["n_tiles"], patient["embedding_dim"])
+        bag = np.frombuffer(patient["embeddings"], "<f4").reshape(patient["n_tiles"], patient["embedding_dim"])
         assert np.isfinite(bag).all() and len(patient["tile_index"]) == len(bag) > 0, moment
         assert patient["complete"] and patient["n_images"] == 1, moment
     for slide in found["slides"].iter_rows(named=True):

@@ -30,7 +30,7 @@ class Made:
     def patient_id(self) -> str:
         return f"p{self.number:04d}"
 
-    def bag(self, kind: str = "embeddings_avg") -> np.ndarray[Any, Any]:
+    def bag(self, kind: str = "embeddings") -> np.ndarray[Any, Any]:
         """As it should be fed."""
         bag = np.tile(np.arange(self.dim, dtype=self.dtype or "float32"), (self.n_tiles, 1))
         bag[:, 0], bag[:, 1] = self.number, np.arange(self.n_tiles)
@@ -52,7 +52,7 @@ class Made:
             "complete": True,
             "embedding_dim": self.dim,
             "embedding_dtype": self.dtype,
-            "embeddings_avg": self.bag().tobytes(),
+            "embeddings": self.bag().tobytes(),
             "embeddings_max": self.bag("embeddings_max").tobytes() if self.has_maximum else None,
             "tile_index": [
                 {"image_id": f"s{self.number}", "x_px": 448 * i, "y_px": 7 * i} for i in range(self.n_tiles)

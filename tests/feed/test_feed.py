@@ -43,7 +43,7 @@ def test_bags_are_the_patients_as_they_are(table: Path, patients: list[Made], ba
         str(table),
         split="train",
         batch_size=3,
-        columns=("tile_index", "embeddings_max", "color_histogram", "embeddings_avg"),
+        columns=("tile_index", "embeddings_max", "color_histogram", "embeddings"),
         backend=backend,
     )
     assert (feed.version, feed.backend, feed.classes, feed.dim, feed.dtype) == (2, backend, ("CE", "LAA"), 8, "float32")
@@ -53,7 +53,7 @@ def test_bags_are_the_patients_as_they_are(table: Path, patients: list[Made], ba
         assert bags.tile_index is not None and bags.color_histogram is not None
         for i, bag in enumerate(bags.split()):
             patient = patients[int(bags.patient_id[i][1:])]
-            expected = np.concatenate([patient.bag("embeddings_avg"), patient.bag("embeddings_max")], axis=1)
+            expected = np.concatenate([patient.bag("embeddings"), patient.bag("embeddings_max")], axis=1)
             np.testing.assert_array_equal(bag.numpy(), expected)
             assert bags.label[i] == patient.number % 2
             assert bags.center_id[i] == f"centre {patient.number % 3}"
@@ -68,13 +68,13 @@ def test_bags_are_the_patients_as_they_are(table: Path, patients: list[Made], ba
 def test_a_bag_that_the_encoder_has_not_is_refused_by_name(tmp_path: Path, backend: Any) -> None:
     table = str(write(tmp_path / "patients", cohort(3, has_maximum=False)))
     assert sum(len(bags) for bags in make_feed(table, backend=backend).epoch(0)) == 3
-    with pytest.raises(FeedError, match=r"embeddings_max is null.*one vector per tile.*training\.columns=avg"):
+    with pytest.raises(FeedError, match=r"embeddings_max is null.*one vector per tile.*training\.columns=embedding"):
         list(make_feed(table, columns=("embeddings_max",), backend=backend).epoch(0))
 
 
 @pytest.mark.parametrize("bag_size", [None, 5])
 def test_both_readers_feed_the_same_in_the_same_order_whatever_the_threads(table: Path, bag_size: int | None) -> None:
-    columns = ("embeddings_avg", "color_histogram", "tile_index")
+    columns = ("embeddings", "color_histogram", "tile_index")
     readers: list[tuple[Any, int]] = [("petastorm", 1), ("petastorm", 10), ("pyarrow", 1), ("pyarrow", 10)]
     fed = [
         [
@@ -286,7 +286,7 @@ def test_without_petastorm_it_is_pyarrow_and_who_asks_for_it_is_told(
         ({"threads": 0}, "threads is 0"),
         ({"seed": 2**32}, "seed is 4294967296: it must be from 0 to"),
         ({"columns": ["color_histogram"]}, "at least one of the first two"),
-        ({"columns": ["embedding_avg"]}, "choose of embeddings_avg"),
+        ({"columns": ["embedding"]}, "choose of embeddings"),
     ],
 )
 def test_arguments_that_can_not_be(table: Path, how: dict[str, Any], told: str) -> None:

@@ -111,7 +111,7 @@ def test_partitions_are_refused(tmp_path: Path) -> None:
 
 def test_column_mapping_is_refused(tmp_path: Path) -> None:
     rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], PATIENTS).select(
-        ["patient_id", "embeddings_avg"]
+        ["patient_id", "embeddings"]
     )
     write_deltalake(str(tmp_path / "table"), rows)
     commit = tmp_path / "table" / "_delta_log" / f"{0:020}.json"
@@ -148,7 +148,7 @@ def test_bags_of_two_encoders_are_refused(tmp_path: Path) -> None:
 def test_a_bag_that_is_not_as_long_as_its_row_says_is_an_error(tmp_path: Path, backend: Any) -> None:
     row = Made(0, 3).row() | {"n_tiles": 4}
     write_deltalake(str(tmp_path / "table"), pa.Table.from_pylist([row], PATIENTS))
-    with pytest.raises(FeedError, match="patient p0000: embeddings_avg has 48 bytes, 4 tiles of 4 float32 are 64"):
+    with pytest.raises(FeedError, match="patient p0000: embeddings has 48 bytes, 4 tiles of 4 float32 are 64"):
         _fed(make_feed(str(tmp_path / "table"), backend=backend))
 
 
@@ -201,7 +201,7 @@ def test_large_strings_and_bytes_are_read_by_pyarrow(tmp_path: Path) -> None:
     write_deltalake(
         path, rows.cast(pa.schema([field.with_type(large.get(field.type, field.type)) for field in PATIENTS]))
     )
-    feed = make_feed(path, columns=("embeddings_avg", "tile_index"))
+    feed = make_feed(path, columns=("embeddings", "tile_index"))
     assert feed.backend == "pyarrow"
     assert _fed(feed) == {patient.patient_id: patient.bag().tolist() for patient in cohort(10)}
     with pytest.raises(

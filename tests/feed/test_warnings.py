@@ -14,7 +14,7 @@ from tests.feed.patch_slides import spec_of, write_slides
 from tests.feed.tables import cohort, write
 from tests.feed.test_patch_windows import plan_in, produce
 root = Path(sys.argv[1])
-feed = make_feed(str(write(root / "patients", cohort(6))), columns=("embeddings_avg", "tile_index"))
+feed = make_feed(str(write(root / "patients", cohort(6))), columns=("embeddings", "tile_index"))
 spec, folder = spec_of(write_slides(root)), WindowFolder(root / "windows")
 folder.root.mkdir()
 plan_in(folder, spec)

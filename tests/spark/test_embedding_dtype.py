@@ -18,7 +18,7 @@ def test_float16_redoes_patients_alone_and_halves_their_bags(
     spark: SparkSession, finished: Finished, again: Again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = by(rows_of(finished.config, "patients"), "patient_id")
-    largest = max(len(row["embeddings_avg"]) for row in before.values())
+    largest = max(len(row["embeddings"]) for row in before.values())
     monkeypatch.setattr("jobs.patients.MAX_BAG_BYTES", largest // 2)  # limits count bytes: these bags just fit
     config = again(output=FLOAT16)
     with unchanged(config, "slides", "tiles", "indexes", "features"):
@@ -30,12 +30,12 @@ def test_float16_redoes_patients_alone_and_halves_their_bags(
     for row in after:
         full = before[row["patient_id"]]
         assert row["embedding_dtype"] == "float16"
-        for name in ("embeddings_avg", "embeddings_max"):
+        for name in ("embeddings", "embeddings_max"):
             shape = row["n_tiles"], row["embedding_dim"]
             half = np.frombuffer(row[name], row["embedding_dtype"]).reshape(shape)
             wanted = np.frombuffer(full[name], full["embedding_dtype"]).reshape(shape)
             np.testing.assert_allclose(half, wanted, rtol=2**-11, atol=2**-25)  # half a unit in the last place
-        changed = ("embedding_dtype", "embeddings_avg", "embeddings_max", "params_hash", "run_id")
+        changed = ("embedding_dtype", "embeddings", "embeddings_max", "params_hash", "run_id")
         assert without([row], *changed) == without([full], *changed)
     with unchanged(config, *TABLES):
         assert preprocess_in(spark, config).record.counts["waves"] == 0

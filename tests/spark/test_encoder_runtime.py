@@ -17,7 +17,7 @@ from tests.spark.conftest import TABLES, Again, Finished, rows_of, unchanged
 
 def embeddings(config: Any) -> NDArray[np.float32]:
     rows = rows_of(config, "features")
-    return np.array([[row["embedding_avg"], row["embedding_max"]] for row in rows], np.float32)
+    return np.array([[row["embedding"], row["embedding_max"]] for row in rows], np.float32)
 
 
 def test_another_runtime_in_fp32_leaves_rows_as_they_are_and_another_precision_redoes_them(
@@ -40,10 +40,10 @@ def test_an_encoder_that_gives_one_vector_leaves_the_maximum_null(spark: SparkSe
     config = again(encoder={"pooling": "pooled"})
     preprocess_in(spark, config)
     features = rows_of(config, "features")
-    assert {len(row["embedding_avg"]) for row in features} == {256}
+    assert {len(row["embedding"]) for row in features} == {256}
     assert {row["embedding_max"] for row in features} == {None}
     for patient in rows_of(config, "patients"):
-        assert len(patient["embeddings_avg"]) == 4 * 256 * patient["n_tiles"]
+        assert len(patient["embeddings"]) == 4 * 256 * patient["n_tiles"]
         assert patient["embeddings_max"] is None
 
 
@@ -63,4 +63,4 @@ def test_a_preset_refuses_tiles_of_another_scale_before_any_work_and_runs_on_its
     preprocess_in(spark, config)
     features = rows_of(config, "features")
     assert len(features) == len(rows_of(finished.config, "features"))
-    assert {(len(row["embedding_avg"]), row["embedding_max"]) for row in features} == {(384, None)}
+    assert {(len(row["embedding"]), row["embedding_max"]) for row in features} == {(384, None)}

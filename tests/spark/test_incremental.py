@@ -121,7 +121,7 @@ def test_a_corrected_label_reaches_slides_and_patients_without_reading_pixels(
     assert without([before], "label", "uri") == without([after], "label", "uri")  # the folder is a copy
     patient = by(rows_of(changed.config, "patients"), "patient_id")["002"]
     assert patient["label"] == "CE"
-    assert patient["embeddings_avg"] == by(rows_of(finished.config, "patients"), "patient_id")["002"]["embeddings_avg"]
+    assert patient["embeddings"] == by(rows_of(finished.config, "patients"), "patient_id")["002"]["embeddings"]
 
 
 def test_an_image_that_its_patient_no_longer_has_is_in_no_table(changed: Done) -> None:

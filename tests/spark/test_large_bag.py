@@ -19,7 +19,7 @@ def test_only_the_patient_whose_bag_is_too_large_goes_without_a_row(
 ) -> None:
     config = again()
     before = by(rows_of(finished.config, "patients"), "patient_id")
-    sizes = {name: len(row["embeddings_avg"]) for name, row in before.items()}
+    sizes = {name: len(row["embeddings"]) for name, row in before.items()}
     largest = max(sizes, key=lambda name: sizes[name])
     assert sorted(sizes.values())[-2] < sizes[largest]
     DeltaTable(f"{config.output.root}/patients").delete("patient_id != '009'")

@@ -63,7 +63,7 @@ def model(spark: SparkSession, finished: Finished, tmp_path_factory: pytest.Temp
     card = ModelCard(
         "first",
         spec,
-        ("embeddings_avg", "embeddings_max"),
+        ("embeddings", "embeddings_max"),
         PRIOR,
         members.table_uri,
         members.version,
@@ -123,7 +123,7 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
     assert (none["from_prior"], none["n_tiles"], none["attention"], none["predicted_class"]) == (True, 0, [], None)
     patients = by(rows_of(config, "patients"), "patient_id")
     network, _ = load_model(str(config.predict.model))
-    columns = ("embeddings_avg", "embeddings_max", "color_histogram")
+    columns = ("embeddings", "embeddings_max", "color_histogram")
     known = ["009", "101", "102"]
     [bags] = make_feed(
         f"{config.output.root}/patients", patients=known, batch_size=3, columns=columns, shuffle=False

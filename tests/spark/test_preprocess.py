@@ -66,9 +66,9 @@ def test_patients_are_a_group_by_of_features_to_the_byte(finished: Finished) -> 
     assert set(patients) == {"001", "002", "003", "004", "007", "009"}
     for patient_id, patient in patients.items():
         rows = [row for row in features if row["patient_id"] == patient_id]
-        for name in ("avg", "max"):
-            matrix = np.array([row[f"embedding_{name}"] for row in rows], "<f4")
-            assert patient[f"embeddings_{name}"] == matrix.tobytes()
+        for name in ("", "_max"):
+            matrix = np.array([row[f"embedding{name}"] for row in rows], "<f4")
+            assert patient[f"embeddings{name}"] == matrix.tobytes()
         assert (patient["n_tiles"], patient["embedding_dim"]) == (len(rows), 256)
         assert [key_of(place) for place in patient["tile_index"]] == [key_of(row) for row in rows]
         fractions = np.zeros((len(rows), 4096))
@@ -104,8 +104,8 @@ def test_embeddings_are_those_of_timm_run_by_hand_on_another_readers_pixels(
         x = torch.nn.functional.interpolate(x, size=(96, 96), mode="area") / 255
         with torch.inference_mode():
             features = model((x - mean) / std)[0].double()
-        for name, wanted in (("avg", features.mean((1, 2))), ("max", features.amax((1, 2)))):
-            got = torch.tensor(row[f"embedding_{name}"], dtype=torch.float64)
+        for name, wanted in (("embedding", features.mean((1, 2))), ("embedding_max", features.amax((1, 2)))):
+            got = torch.tensor(row[name], dtype=torch.float64)
             assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) >= 0.99999
 
 
@@ -137,7 +137,7 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(
     after = by(rows_of(config, "patients"), "patient_id")
     assert set(after) == {"001", "002", "003", "004"}
     for patient_id, patient in after.items():
-        for name in ("embeddings_avg", "embeddings_max", "color_histogram", "tile_index"):
+        for name in ("embeddings", "embeddings_max", "color_histogram", "tile_index"):
             assert patient[name] == before[patient_id][name]
 
 

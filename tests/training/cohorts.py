@@ -59,7 +59,7 @@ class Drawn:
             "complete": True,
             "embedding_dim": dim,
             "embedding_dtype": "float32",
-            "embeddings_avg": self.embeddings.tobytes(),
+            "embeddings": self.embeddings.tobytes(),
             "embeddings_max": (self.embeddings + np.float32(1)).tobytes(),
             "tile_index": [{"image_id": f"{self.patient_id}_0", "x_px": 448 * i, "y_px": 0} for i in range(n)],
             "color_histogram": histogram,

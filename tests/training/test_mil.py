@@ -129,7 +129,7 @@ def card(made: BagModel) -> ModelCard:
     return ModelCard(
         model_id="run",
         spec=made.spec,
-        columns=("embeddings_avg",),
+        columns=("embeddings",),
         prior=(0.75, 0.25),
         table_uri="s3://bucket/patients",
         table_version=3,

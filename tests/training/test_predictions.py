@@ -22,7 +22,7 @@ def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_ti
     table = write_patients(tmp_path, patients)
     torch.manual_seed(1)
     model = build_model(ModelSpec("attention", 16, CLASSES, hidden=8, attention=4))
-    how = {"columns": ("embeddings_avg", "embeddings_max", "tile_index"), "classes": CLASSES, "shuffle": False}
+    how = {"columns": ("embeddings", "embeddings_max", "tile_index"), "classes": CLASSES, "shuffle": False}
     found = list(predict_each(model, make_feed(str(table), **how)))  # type: ignore[arg-type]
     [together] = make_feed(str(table), batch_size=7, **how).epoch(0)  # type: ignore[arg-type]
     probabilities, attention = model.predict(together)

@@ -46,7 +46,7 @@ def tables(root: Path, rows: list[tuple[Any, ...]], mode: Any = "overwrite") -> 
 
 def card(root: Path, version: int = 0) -> ModelCard:
     spec = ModelSpec("mean", 4, ("CE", "LAA"))
-    return ModelCard("m", spec, ("embeddings_avg",), (0.5, 0.5), str(root / "patients"), version, (), {}, 0, {})
+    return ModelCard("m", spec, ("embeddings",), (0.5, 0.5), str(root / "patients"), version, (), {}, 0, {})
 
 
 def seen(model: ModelCard, root: Path, *images: str) -> Seen:

@@ -70,8 +70,8 @@ class TrainingSettings(Section):
         "mean tile",
         NO_ROW,
     )
-    columns: Literal["avg", "max", "both"] = setting(
-        "avg", "embeddings of a tile that the model sees; max: of encoders with a feature map", NO_ROW
+    columns: Literal["embedding", "max", "both"] = setting(
+        "embedding", "vectors of a tile that the model sees; max and both: of encoders with a feature map", NO_ROW
     )
     use_histogram: bool = setting(False, "the model also sees the colour histogram of the patient", NO_ROW)
     use_center: bool = setting(False, "the model also sees the centre, and so learns which patients it treats", NO_ROW)

@@ -14,7 +14,7 @@ from jobs.training.feed.epochs import FedPatient, Turn
 from jobs.training.refusals import FeedError
 
 HISTOGRAM, TILE_INDEX = "color_histogram", "tile_index"
-EMBEDDINGS = ("embeddings_avg", "embeddings_max")
+EMBEDDINGS = ("embeddings", "embeddings_max")
 COLUMNS = (*EMBEDDINGS, HISTOGRAM, TILE_INDEX)
 # torch warns of read-only memory. The memory viewed here belongs to nobody else.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning, __name__)
@@ -46,7 +46,7 @@ class Bags:
     center_id: list[str]  # "" if the table has none
     label: torch.Tensor  # int64 [b], index into Feed.classes; -1 if the table has none
     offsets: torch.Tensor  # int64 [b + 1]; patient i has rows offsets[i]:offsets[i + 1]
-    embeddings: torch.Tensor  # float32 or float16 [offsets[-1], Feed.dim]; requested columns side by side (avg, max)
+    embeddings: torch.Tensor  # float32 or float16 [offsets[-1], Feed.dim]; requested columns side by side
     color_histogram: torch.Tensor | None  # float32 [b, 4096]
     tile_index: list[NDArray[Any]] | None  # structured (image_id, x_px, y_px) per patient, rows as in the bag
     repeated: torch.Tensor  # bool [b]; true for patients that only fill a step of this shard: weigh them 0
@@ -135,7 +135,7 @@ def _matrix(patient: FedPatient, name: str, data: Any) -> NDArray[Any]:
     if data is None:
         raise FeedError(
             f"patient {patient.patient_id}: {name} is null, since the encoder gives one vector per tile: ask for "
-            "embeddings_avg alone (job train: training.columns=avg)"
+            "embeddings alone (job train: training.columns=embedding)"
         )
     stored = np.dtype(patient.dtype).newbyteorder("<")
     size, expected = memoryview(data).nbytes, patient.n_tiles * patient.dim * stored.itemsize

@@ -35,7 +35,7 @@ def make_feed(
     batch_size: int = 1,
     bag_size: int | None = None,
     seed: int = 0,
-    columns: Sequence[str] = ("embeddings_avg",),
+    columns: Sequence[str] = ("embeddings",),
     classes: Sequence[str] | None = None,
     backend: Backend = "auto",
     storage_options: Mapping[str, Any] | None = None,
@@ -56,7 +56,7 @@ def make_feed(
         bag_size: tiles sampled of each patient, anew each epoch, without replacement. A patient with fewer gives all of them
             and random ones again. None: all tiles.
         seed: of the order and of the samples.
-        columns: of embeddings_avg, embeddings_max (at least one of the two), color_histogram, tile_index.
+        columns: of embeddings, embeddings_max (at least one of the two), color_histogram, tile_index.
         classes: labels in the order of their numbers; None: all labels of this version, sorted; empty: labels are ignored,
             and all are -1.
         backend: reader of the rows. auto: petastorm if it is installed, pyarrow is old enough for it and it knows the types

@@ -65,6 +65,7 @@ class UnitWorkers:
                 prefetch_factor=prefetch_factor if n_workers else None,
                 persistent_workers=n_workers > 0,
                 multiprocessing_context="fork" if n_workers else None,
+                worker_init_fn=_own_session,
                 generator=torch.Generator(),  # torch draws a seed per epoch: not from the trainer's random numbers
             )
             iter(self._loader)  # forks
@@ -121,6 +122,11 @@ class UnitWorkers:
         if self._pid != os.getpid():
             _inherited.append(self._loader)  # torch ends the workers of a DataLoader that any process forgets
         del self._loader
+
+
+def _own_session(_worker: int) -> None:
+    """Leave the trainer's session: Linux shares the cores between sessions, and Ctrl-C in a terminal reaches the trainer alone."""
+    os.setsid()
 
 
 class _Sampler:

@@ -14,7 +14,7 @@ from udfs.wsi.registry import import_modules
 from udfs.wsi.store import StorageOptions
 
 Outputs = tuple[tuple[str, int], ...]
-"""(name, dim) of each vector per tile. A vector NAME is column `embedding_NAME` of table features; the first is `avg`."""
+"""(name, dim) of each vector per tile. The name is a column of table features; the first is `embedding`."""
 
 
 class Network(nn.Module):

@@ -54,7 +54,7 @@ class TimmNetwork(Network):
         self._kind, dim = _pooling_of(recipe, model, shape)
         super().__init__(
             spec,
-            (("avg", dim), ("max", dim)) if self._kind.startswith("map") else (("avg", dim),),
+            (("embedding", dim), ("embedding_max", dim)) if self._kind.startswith("map") else (("embedding", dim),),
             weights,
             f"mean={mean}",
             f"std={std}",
