@@ -83,7 +83,9 @@ def load_models(spec: FeatureSpec) -> Models[Network]:
     encoder = load_network(spec.encoder, spec.storage_options)
     names = [name for name, _ in encoder.outputs]
     if names[:1] != ["embedding"] or any(name not in FEATURES.names for name in names):
-        raise ValueError(f"encoder.name = {spec.encoder.name} yields {names}: table features takes embedding, and then embedding_max")
+        raise ValueError(
+            f"encoder.name = {spec.encoder.name} yields {names}: table features takes embedding, and then embedding_max"
+        )
     return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
 
 
