@@ -163,8 +163,12 @@ class Tables:
         where = f"{key} IN ({', '.join(literal(value) for value in keys)})"
         if among:
             where += f" AND {among[0]} = {literal(among[1])}"
+        self.replace(name, rows, where if replaced else None)
+
+    def replace(self, name: str, rows: DataFrame, where: str | None) -> None:
+        """Make `rows` the rows for which an SQL condition is true, in one commit; None adds them to those that exist."""
         self._check_alone(name)
-        self._write(name, rows, where if replaced else None)
+        self._write(name, rows, where)
 
     def append(self, name: str, rows: DataFrame, *, shared: bool = False) -> None:
         """Add rows in one commit; to a `shared` table other runs may append, too."""
