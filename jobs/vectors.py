@@ -25,7 +25,7 @@ from jobs.runtime.run.summary import end_lines
 from jobs.runtime.run.survey import plan_waves
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import row_hash
-from jobs.runtime.tables.catalog import literal
+from jobs.runtime.tables.catalog import is_in
 from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.aggregate_tiles import (
     MAX_BAG_BYTES,
@@ -298,10 +298,11 @@ def _where(change: Changes, of: Of) -> str | None:
     names: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key in sorted(change.due.keys() | change.replaced.keys()):
         names[key[1:]].append(key.of)
-    return " OR ".join(
-        f"(encoder = {literal(encoder)} AND aggregator = {literal(aggregator)} AND {of} IN ({', '.join(map(literal, ids))}))"
+    conditions = [
+        f"{is_in('encoder', [encoder])} AND {is_in('aggregator', [aggregator])} AND {is_in(of, ids)}"
         for (encoder, aggregator), ids in names.items()
-    )
+    ]
+    return " OR ".join(f"({condition})" for condition in conditions)
 
 
 def _summary(run: Run, aggregators: LoadedAggregators) -> list[str]:
