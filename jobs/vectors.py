@@ -102,7 +102,7 @@ def aggregate(run: Run, arguments: argparse.Namespace) -> int:
     del arguments
     config, tables, record = run.config, run.tables, run.record
     with run.progress.stage("plan"):
-        aggregators = _load(config)
+        aggregators = load_all(config)
         if not tables.exists("features"):
             raise ConfigError(f"no table features in {public_uri(tables.root)}: run the features job first")
         run.progress.step("tiles of the slides")
@@ -180,8 +180,12 @@ def most_tiles(aggregators: LoadedAggregators, dims: Mapping[str, int]) -> dict[
     return {(encoder, name): MAX_BAG_BYTES // (4 * dim) for encoder, dim in dims.items() for name in whole}
 
 
-def _load(config: Config) -> dict[str, tuple[AggregatorSpec, Aggregator]]:
-    """The aggregators of the settings by name. Raises ConfigError if weights cannot be read or do not fit."""
+def load_all(config: Config) -> dict[str, tuple[AggregatorSpec, Aggregator]]:
+    """Return the aggregators of the settings by name.
+
+    Raises:
+        ConfigError: weights cannot be read or do not fit.
+    """
     loaded = {}
     for name, settings in config.aggregators.items():
         weights = settings.weights and absolute_source(settings.weights)

@@ -75,10 +75,11 @@ class GatedAttention(Aggregator):
 
         with torch.inference_mode():
             hidden, scores = [], []
-            for part in torch.from_numpy(np.ascontiguousarray(bag.embeddings)).split(_TILES):
+            for start in range(0, len(bag.embeddings), _TILES):
+                part = torch.tensor(bag.embeddings[start : start + _TILES])
                 if "norm.weight" in self._tensors:
                     norm = [self._tensors[f"norm.{kind}"] for kind in ("weight", "bias")]
-                    part = F.layer_norm(part, part.shape[1:], *norm)  # noqa: PLW2901
+                    part = F.layer_norm(part, part.shape[1:], *norm)
                 hidden.append(torch.relu(linear("hidden", part)))
                 gated = torch.tanh(linear("value", hidden[-1])) * torch.sigmoid(linear("gate", hidden[-1]))
                 scores.append(linear("score", gated)[:, 0])
