@@ -32,7 +32,7 @@ def test_mean_and_max_are_the_default_and_others_replace_them(tmp_path: Path) ->
         ("aggregators={a: {method: gated_attention}}", "a: method gated_attention needs the weights of a checkpoint"),
         ("aggregators={mean: {weights: m.pt}}", "mean: method mean has no weights"),
         ("aggregators={mean: {encoder: uni}}", "mean: encoder 'uni' is not in section encoders: efficientnet_b0"),
-        ("aggregators={mean: {wights: m.pt}}", "did you mean aggregators.mean.weights"),
+        ("aggregators={mean: {wights: m.pt}}", "did you mean aggregators.NAME.weights"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(override: str, message: str, tmp_path: Path) -> None:
