@@ -11,7 +11,7 @@ import logging
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pyspark import StorageLevel
@@ -40,8 +40,9 @@ from udfs.aggregate_tiles import (
 )
 from udfs.wording import printable
 from udfs.wsi.aggregator.aggregator import Aggregator, AggregatorSpec, StreamingAggregator, load_aggregator
-from udfs.wsi.store import public_uri
+from udfs.wsi.store import public_uri, read_bytes
 from udfs.wsi.weights.checkpoint import CheckpointError
+from udfs.wsi.weights.hub import is_of_hub
 from udfs.wsi.weights.sources import absolute_source
 
 JOB = Job("vectors", reads=("features",), writes=("slide_vectors", "patient_vectors"), result="slide_vectors")
@@ -191,10 +192,38 @@ def load_all(config: Config) -> dict[str, tuple[AggregatorSpec, Aggregator]]:
         weights = settings.weights and absolute_source(settings.weights)
         spec = AggregatorSpec(name, settings.method or name, weights, settings.encoder)
         try:
-            loaded[name] = spec, load_aggregator(spec, config.slides.storage_options)
+            aggregator = load_aggregator(spec, config.slides.storage_options)
         except CheckpointError as error:
             raise ConfigError(f"aggregators.{name}: {error}") from None
+        loaded[name] = replace(spec, encoder=_encoder_of(spec, config)), aggregator
     return loaded
+
+
+def _encoder_of(spec: AggregatorSpec, config: Config) -> str | None:
+    """The encoder whose tiles an aggregator takes, None for all: of a model of job train, the encoder that it learned from.
+
+    Raises:
+        ConfigError: the model learned from other vectors than those that it would get.
+    """
+    folder, _, file = (spec.weights or "").rpartition("/")
+    if file != "model.safetensors" or is_of_hub(f"{folder}/{file}"):
+        return spec.encoder
+    try:
+        card = json.loads(read_bytes(f"{folder}/model.json", config.slides.storage_options))
+    except FileNotFoundError:  # not of job train, or copied without its card: the tensors alone say what it is
+        return spec.encoder
+    columns: Sequence[str] = card.get("columns")
+    encoder: str | None = card.get("encoder", spec.encoder)
+    learned = f"aggregators.{spec.name}: the model in {public_uri(folder)} learned from"
+    if columns != ["embeddings"]:
+        remedy = "give a model that was trained with training.columns=embedding"
+        raise ConfigError(f"{learned} {columns} of table patients, and vectors are made of embeddings", remedy)
+    if encoder != spec.encoder and (spec.encoder or encoder not in config.encoders):
+        remedy = f"set aggregators.{spec.name}.encoder to {encoder}, and have it in section encoders"
+        raise ConfigError(
+            f"{learned} encoder {encoder}, and not from {spec.encoder or ', '.join(config.encoders)}", remedy
+        )
+    return encoder
 
 
 def _survey(tables: Tables, encoders: list[str]) -> list[TilesOfSlide]:

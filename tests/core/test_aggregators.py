@@ -47,7 +47,7 @@ def streaming(method: str) -> StreamingAggregator:
 def test_mean_and_max_in_parts_are_those_of_numpy(cuts: list[int], seed: int, method: str) -> None:
     bag, aggregator = bag_of(50, seed=seed), streaming(method)
     parts = [part for part in np.split(bag.embeddings, sorted(cuts)) if len(part)]
-    np.random.default_rng(seed).shuffle(parts)  # type: ignore[arg-type]
+    np.random.default_rng(seed).shuffle(parts)
     state = aggregator.partial(parts[0])
     for part in parts[1:]:
         state = aggregator.merge(state, aggregator.partial(part))
@@ -114,7 +114,8 @@ def by_hand(embeddings: NDArray[np.float32], layers: dict[str, NDArray[Any]]) ->
         gate = 1 / (1 + np.exp(-(layers["gate"] @ h + layers["gate.bias"])))
         scores.append(float((layers["score"] @ (value * gate) + layers["score.bias"])[0]))
     weights = np.exp(np.array(scores) - max(scores))
-    return (weights[:, None] * hidden).sum(0) / weights.sum()
+    pooled: NDArray[Any] = (weights[:, None] * hidden).sum(0) / weights.sum()
+    return pooled
 
 
 LAYOUTS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
@@ -163,7 +164,7 @@ def test_gated_attention_is_that_of_the_paper_by_any_of_the_names(
     spec = AggregatorSpec("any", "gated_attention", saved(tmp_path, state, as_torch=as_torch))
     aggregator, bag = load_aggregator(spec), bag_of(n_tiles)
     vector = aggregator.pool(bag)
-    assert (vector.dtype, vector.shape, aggregator.input_dim) == (np.float32, (WIDTH,), DIM)
+    assert vector.dtype == np.float32 and vector.shape == (WIDTH,) and aggregator.input_dim == DIM
     np.testing.assert_allclose(vector, by_hand(bag.embeddings, layers), rtol=1e-4, atol=1e-5)
 
 

@@ -189,7 +189,10 @@ def _each(section: Section, values: dict[str, Any], prefix: str = "") -> Iterato
             yield f"{prefix}{key}", info, values[key]
 
 
-_NAMED = {"encoders": sections.EncoderSettings, "aggregators": job_sections.AggregatorSettings}  # by names of the user
+_NAMED: dict[str, type[Section]] = {  # sections below names of the user
+    "encoders": sections.EncoderSettings,
+    "aggregators": job_sections.AggregatorSettings,
+}
 _TEXTS = {key for key, info in settings_by_key() if info.annotation in (str, str | None, StoreUri, StoreUri | None)}
 
 

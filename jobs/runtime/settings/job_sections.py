@@ -135,7 +135,10 @@ class AggregatorSettings(Section):
         None, "path or URI of the checkpoint of a learned one, such as ROOT/models/RUN_ID/model.safetensors", NO_ROW
     )
     encoder: str | None = setting(
-        None, "the encoder of section encoders whose tiles it takes; null takes those of each", NO_ROW
+        None,
+        "the encoder of section encoders whose tiles it takes; null takes those of each, and of a model of job train those that "
+        "it learned from",
+        NO_ROW,
     )
 
 

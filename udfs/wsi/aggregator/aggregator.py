@@ -1,7 +1,6 @@
 """What an aggregator is: it makes one vector of a bag. Each aggregator is a file of this folder; a new file is known at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import isabstract
 from typing import ClassVar, Self
@@ -95,16 +94,12 @@ class AggregatorSpec:
 def aggregator_methods() -> dict[str, type[Aggregator]]:
     """Returns all aggregators by the name of their method."""
     import_modules(__package__)
-    return {each.name: each for each in sorted(_concrete(Aggregator), key=lambda each: each.name)}
+    kinds = [*Aggregator.__subclasses__(), *StreamingAggregator.__subclasses__()]
+    return {
+        each.name: each for each in sorted((kind for kind in kinds if not isabstract(kind)), key=lambda each: each.name)
+    }
 
 
 def load_aggregator(spec: AggregatorSpec, storage_options: StorageOptions | None = None) -> Aggregator:
     """Returns the aggregator of a spec. See `Aggregator.load` for errors."""
     return aggregator_methods()[spec.method].load(spec.weights, storage_options)
-
-
-def _concrete(kind: type[Aggregator]) -> Iterator[type[Aggregator]]:
-    for each in kind.__subclasses__():
-        if not isabstract(each):
-            yield each
-        yield from _concrete(each)

@@ -78,12 +78,11 @@ class GatedAttention(Aggregator):
             for start in range(0, len(bag.embeddings), _TILES):
                 part = torch.tensor(bag.embeddings[start : start + _TILES])
                 if "norm.weight" in self._tensors:
-                    norm = [self._tensors[f"norm.{kind}"] for kind in ("weight", "bias")]
-                    part = F.layer_norm(part, part.shape[1:], *norm)
+                    part = F.layer_norm(part, part.shape[1:], self._tensors["norm.weight"], self._tensors["norm.bias"])
                 hidden.append(torch.relu(linear("hidden", part)))
                 gated = torch.tanh(linear("value", hidden[-1])) * torch.sigmoid(linear("gate", hidden[-1]))
                 scores.append(linear("score", gated)[:, 0])
-            attention = torch.softmax(torch.cat(scores), 0).split(_TILES)
+            attention = torch.split(torch.softmax(torch.cat(scores), 0), _TILES)
             parts = [weight @ values for weight, values in zip(attention, hidden, strict=True)]
             pooled: NDArray[np.float32] = torch.stack(parts).sum(0).numpy()
         return pooled

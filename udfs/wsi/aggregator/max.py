@@ -14,11 +14,13 @@ class Max(StreamingAggregator):
 
     def partial(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
         """See `StreamingAggregator`."""
-        return embeddings.max(0).astype(np.float64)
+        largest: NDArray[np.float64] = embeddings.max(0).astype(np.float64)
+        return largest
 
     def merge(self, one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
         """See `StreamingAggregator`."""
-        return np.maximum(one, other)
+        larger: NDArray[np.float64] = np.maximum(one, other)
+        return larger
 
     def finish(self, state: NDArray[np.float64], n_tiles: int) -> NDArray[np.float32]:
         """See `StreamingAggregator`."""
