@@ -10,6 +10,7 @@ import torch
 from jobs.runtime.settings.config import Config
 from jobs.runtime.settings.identity import Identity, differences
 from jobs.training.feed import make_feed
+from jobs.training.model.files import ModelCard
 from jobs.training.model.mil import ModelSpec, build_model
 from jobs.training.model.predictions import Basis, as_table, predict_each, prior_prediction, submission_csv
 from tests.training.cohorts import Signal, draw_cohort, write_patients
@@ -38,7 +39,9 @@ def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_ti
 
     bases = {each.patient_id: Basis(f"hash of {each.patient_id}", len(each.attention), 0, 1) for each in found}
     bases = {"none": Basis("none's", 0, 2, 3)} | bases  # in any order
-    rows = as_table([*found, prior_prediction("none", (0.5, 0.3, 0.2))], bases, CLASSES, "model", "run").to_pylist()
+    card = ModelCard("model", model.spec, (), (0.5, 0.3, 0.2), "", 0, "drawn", (), {}, 0, {})
+    rows = as_table([*found, prior_prediction("none", card.prior)], bases, card, "run").to_pylist()
+    assert {(row["model_id"], row["encoder"], row["run_id"]) for row in rows} == {("model", "drawn", "run")}
     assert [row["n_images_failed"] for row in rows] == [0] * 7 + [2]
     assert [row["n_images_without_tiles"] for row in rows] == [1] * 7 + [3]
     assert [row["params_hash"] for row in rows] == [*(f"hash of {each.patient_id}" for each in found), "none's"]
