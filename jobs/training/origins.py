@@ -9,13 +9,12 @@ from jobs.training.labelled import CohortError, TrainingSet
 from jobs.training.refusals import NoTableError
 from jobs.training.table_versions import read_columns
 from udfs.wording import is_run_id, named
+from udfs.wsi.encoder.provenance import PROVENANCE
 from udfs.wsi.store import StorageOptions
 
 # Vectors of tiles are comparable only if these entries of their recipes are equal.
 _OF_VECTORS = ("encoder.", "inference.", "stain.")
 _OF_SCALE = ("tiling.tile_px", "tiling.mpp")
-# Entries beside a recipe that say where an encoder comes from. Equal weights may come from two places.
-_NOT_COMPARED = ("licence", "licence.commercial", "revision", "sha256")
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ def refuse_non_commercial(encoder: str, recipes: Sequence[Mapping[str, str]]) ->
 
 def n_different(recipes: Sequence[Mapping[str, str]]) -> int:
     """Returns how many of some recipes differ in more than where the encoder comes from."""
-    return len(
-        {json.dumps([(k, v) for k, v in sorted(recipe.items()) if k not in _NOT_COMPARED]) for recipe in recipes}
-    )
+    return len({json.dumps([(k, v) for k, v in sorted(recipe.items()) if k not in PROVENANCE]) for recipe in recipes})
 
 
 def _recipe(features: Sequence[tuple[str, Any]] | None, encoder: str) -> dict[str, str]:
