@@ -70,11 +70,12 @@ def test_the_submission_has_a_sorted_row_a_patient_and_each_sums_to_one() -> Non
 
 def test_the_settings_that_differ_are_named_and_only_those_that_shape_features() -> None:
     def recipe(**sections: object) -> dict[str, str]:
-        return Identity(Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, **sections})).recipe
+        config = Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, **sections})
+        return Identity(config).recipe("efficientnet_b0")
 
     known = recipe(tiling={"mpp": 0.5}) | {"encoder.weights": "abc"}
     assert (
-        differences(recipe(tiling={"mpp": 0.5, "seed": 3}, encoder={"batch_size": 7}, run={"unit_tiles": 3}), [known])
+        differences(recipe(tiling={"mpp": 0.5, "seed": 3}, inference={"batch_size": 7}, run={"unit_tiles": 3}), [known])
         == []
     )
     assert differences(recipe(), [known]) == ["tiling.mpp is null, not 0.5"]
