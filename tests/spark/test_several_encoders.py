@@ -1,5 +1,7 @@
 """Several encoders: each tile is read once for all of them, and each has rows of its own, which no other encoder moves."""
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ import torch
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
-from jobs.runtime.run.run import Run
-from jobs.runtime.settings.config import Config
+from jobs.runtime.run.run import ORIGINS, Run
+from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.sections import EncoderSettings
 from tests.conftest import preprocess_in
-from tests.spark.conftest import COHORT, Again, Finished, rows_of, unchanged, without
+from tests.spark.conftest import COHORT, TABLES, Again, Finished, rows_of, unchanged, without
 
 FIRST, SECOND, THIRD = "test_efficientnet", "vit", "resnet"
 VECTORS = ("embedding", "embedding_max", "embeddings", "embeddings_max")
@@ -80,7 +82,31 @@ def test_two_encoders_at_once_give_the_rows_of_each_alone_and_read_each_slide_on
         check_same(of(both, table, FIRST), rows_of(finished.config, table))
         check_same(of(both, table, SECOND), rows_of(alone, table))
     assert {row["embedding_max"] for row in of(both, "features", SECOND)} == {None}
-    assert preprocess_in(spark, both).record.counts["waves"] == 0
+    run = preprocess_in(spark, both)
+    assert run.record.counts["waves"] == 0
+    run.write_record("done")
+    files = {name: Path(settings.weights or "") for name, settings in both.encoders.items()}
+    origins = {name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for name, file in files.items()}
+    for table in ("features", "patients"):
+        assert json.loads(DeltaTable(f"{both.output.root}/{table}").metadata().configuration[ORIGINS]) == origins
+    [recorded] = rows_of(both, "runs")
+    recipes = {
+        encoder["key"]: {entry["key"]: entry["value"] for entry in encoder["value"]} for encoder in recorded["features"]
+    }
+    assert recipes == {name: run.identity.recipe(name) | origin for name, origin in origins.items()}
+
+
+def test_an_encoder_whose_licence_forbids_commercial_use_is_refused_before_its_weights_are_looked_for(
+    spark: SparkSession, again: Again
+) -> None:
+    config = again().model_copy(
+        update={"encoders": {"mine": EncoderSettings(model="uni", allow_other_scale=True)}, "licence": "commercial"}
+    )
+    with (
+        unchanged(config, *TABLES),
+        pytest.raises(ConfigError, match=r"licence of encoder mine \(CC-BY-NC-ND-4\.0\) forbids"),
+    ):
+        preprocess_in(spark, config)
 
 
 def test_of_an_encoder_that_is_added_changed_or_dropped_only_its_rows_move(
