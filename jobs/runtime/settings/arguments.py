@@ -20,6 +20,7 @@ JOBS = {
     "slides": "tables slides and tiles: headers, tissue, tile coordinates",
     "features": "table features: embeddings and colours of the tiles",
     "patients": "table patients: one row per patient, with its bags",
+    "vectors": "tables slide_vectors and patient_vectors: one vector per slide and per patient",
     "splits": "table splits, column patients.split and CSVs: which patients are in train, validation and test",
     "train": "a model on table patients, and its metrics on held-out patients",
     "predict": "table predictions and a CSV: probabilities of new patients by a trained model, from their slides on",
