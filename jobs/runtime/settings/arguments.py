@@ -27,6 +27,7 @@ JOBS = {
     "patches": "reads patches of pixels ahead of a trainer",
     "stainnet": "fits a StainNet checkpoint to your slides",
     "compact": "joins the small files that many waves and runs leave",
+    "drop": "deletes the rows of an encoder that the settings no longer name",
     "doctor": "what works here and what does not, and how long the cohort takes",
 }
 
@@ -76,6 +77,7 @@ _OWN_OPTIONS: dict[str, _Options] = {  # by job; a command line may have one of 
         "--resume": {"metavar": "RUN_ID", "help": _RESUME},
         "--reproduce": {"metavar": "RUN_ID", "help": _REPRODUCE},
     },
+    "drop": {"--encoder": {"metavar": "NAME", "help": "the encoder whose rows are deleted"}},
     "doctor": {"--deadline": {"type": hours, "metavar": "HOURS", "help": _DEADLINE}},
 }
 
