@@ -1,6 +1,5 @@
 """Job vectors: rows against a group-by in NumPy, and that a run makes again just what changed. Features are made by hand."""
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -212,33 +211,6 @@ def test_weights_of_another_encoder_and_a_bad_checkpoint_are_refused_before_anyt
     with pytest.raises(ConfigError, match=r"aggregators\.stroke: .*model\.safetensors .*no tile\.1\.weight"):
         cohort.run(aggregators={"stroke": stroke | {"encoder": "large"}})
     assert not (cohort.root / "slide_vectors").exists()
-
-
-@pytest.mark.parametrize(
-    ("card", "settings", "message"),
-    [
-        ({"columns": ["embeddings_max"]}, {}, r"learned from \['embeddings_max'\].*training\.columns=embedding"),
-        ({"columns": ["embeddings"], "encoder": "large"}, {"encoder": "small"}, "encoder large, and not from small"),
-        ({"columns": ["embeddings"], "encoder": "x"}, {}, "encoder x, and not from small, large"),
-        ({"columns": ["embeddings"], "encoder": "large"}, {}, None),
-        ({"columns": ["embeddings"], "encoder": "large"}, {"encoder": "large"}, None),
-    ],
-)
-def test_a_model_of_job_train_takes_what_it_learned_from(
-    card: dict[str, Any], settings: dict[str, Any], message: str | None, tmp_path: Path
-) -> None:
-    (tmp_path / "model.json").write_text(json.dumps(card))
-    stroke = {"method": "gated_attention", "weights": attention(tmp_path)} | settings
-    encoders: dict[str, Any] = {"small": {}, "large": {}}
-    config = Config.model_validate(
-        {"patients": "p.csv", "output": {"root": "t"}, "encoders": encoders, "aggregators": {"stroke": stroke}}
-    )
-    if message:
-        with pytest.raises(ConfigError, match=message):
-            vectors.load_all(config)
-    else:
-        spec, _ = vectors.load_all(config)["stroke"]
-        assert spec.encoder == "large"
 
 
 def test_a_bag_that_is_too_large_for_one_worker_is_named_and_keeps_its_row(
