@@ -1,5 +1,6 @@
 """Job vectors: rows against a group-by in NumPy, and that a run makes again just what changed. Features are made by hand."""
 
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import vectors
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import ORIGINS, Run
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.tables.tables import Tables, spark_schema
 from tests.conftest import write_csv
@@ -211,6 +212,26 @@ def test_weights_of_another_encoder_and_a_bad_checkpoint_are_refused_before_anyt
     with pytest.raises(ConfigError, match=r"aggregators\.stroke: .*model\.safetensors .*no tile\.1\.weight"):
         cohort.run(aggregators={"stroke": stroke | {"encoder": "large"}})
     assert not (cohort.root / "slide_vectors").exists()
+
+
+def test_what_is_known_of_an_encoder_comes_along_and_its_licence_is_kept(
+    cohort: Cohort, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = Tables(cohort.spark, str(cohort.root))
+    origins = json.dumps({"small": {"licence": "CC-BY-NC-ND-4.0", "licence.commercial": "false", "sha256": "ab"}})
+    tables.set_property("features", ORIGINS, origins)
+    with pytest.raises(ConfigError, match=r"licence of encoder small \(CC-BY-NC-ND-4\.0\) forbids commercial use"):
+        cohort.run(licence="commercial")
+    assert not (cohort.root / "slide_vectors").exists()
+    cohort.run(aggregators={"mean": {}})
+    versions = cohort.versions()
+    cohort.run(aggregators={"mean": {}})
+    assert cohort.versions() == versions
+    for table in KEYS:
+        [properties] = [DeltaTable(f"{cohort.root}/{table}").metadata().configuration]
+        assert json.loads(properties[ORIGINS]) == json.loads(origins)
+    cohort.run(licence="commercial", encoders={"large": {}}, aggregators={"mean": {}})
+    assert "licence of encoder large is not known" in caplog.text
 
 
 def test_a_bag_that_is_too_large_for_one_worker_is_named_and_keeps_its_row(
