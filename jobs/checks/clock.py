@@ -154,6 +154,5 @@ def _between(tiles: Bounds) -> str:
 
 
 def _rounded(count: float) -> str:
-    """Two digits: more would claim too much."""
-    digits = max(0, len(str(int(count))) - 2)
+    digits = max(0, len(str(int(count))) - 2)  # behind the first two: more would claim too much
     return f"{round(count, -digits):,.0f}"

@@ -131,7 +131,7 @@ def judge_gpus(requested: float, scheduled: int | None, visible: int) -> Row:
 
 
 def _overhead(place: Place, heap: int) -> int:
-    """What an executor's container may have beside its heap; YARN rounds the sum up, by a step that only its scheduler knows."""
+    """Returns what a container may have beside its heap; YARN rounds the sum up, by a step that only its scheduler knows."""
     factor = float(place.conf("spark.executor.memoryOverheadFactor", _OVERHEAD_FACTOR))
     return place.mib("spark.executor.memoryOverhead") or max(_LEAST_OVERHEAD_BYTES, int(factor * heap))
 

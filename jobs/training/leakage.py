@@ -53,9 +53,7 @@ class Compared:
 
 
 def refuse_leaks(
-    assignments: Iterable[tuple[str, str]],
-    slides: Iterable[SlideFile],
-    storage_options: StorageOptions | None = None,
+    assignments: Iterable[tuple[str, str]], slides: Iterable[SlideFile], storage_options: StorageOptions | None = None
 ) -> Compared:
     """Raises LeakageError if a patient or a slide is in two splits; else returns what was compared.
 

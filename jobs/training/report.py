@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
@@ -56,7 +55,6 @@ def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, 
 def draw_report(title: str, predictions: Predictions, evaluation: Evaluation) -> bytes:
     """Returns a PNG of three panels: ROC, reliability, confusion."""
     figure = Figure(figsize=(13.5, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title)
     roc, reliability, confusion = figure.subplots(1, 3)
     _draw_roc(roc, predictions, evaluation)

@@ -37,10 +37,9 @@ class Cancelling:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let Spark's jobs run again, so that the run can be recorded; from here on no signal raises anything.
+        """Lets Spark's jobs run again, so that the run can be recorded; from here on no signal raises anything.
 
-        Raises:
-            Stopped: in place of the error that a cancelled job ended in.
+        Raises `Stopped` in place of the error that a cancelled job ended in.
         """
         self._ended.set()
         if self.stopped_by is None:

@@ -46,7 +46,7 @@ class WindowFeed(PatchFeed):
         meter_file: Path | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Wait until the job has planned.
+        """Waits until the job has planned.
 
         Args:
             folder: of the windows, as `patches.folder`.
@@ -78,7 +78,7 @@ class WindowFeed(PatchFeed):
             )
 
     def epoch(self, number: int) -> Iterator[PatchBatch]:
-        """The batches of an epoch, from the first window on that the trainer was not done with.
+        """Yields the batches of an epoch, from the first window on that the trainer was not done with.
 
         Raises:
             FeedError: in one of several workers of a DataLoader, because a folder serves one trainer.
@@ -116,7 +116,7 @@ class WindowFeed(PatchFeed):
     def _row_groups(
         self, epoch: int, todo: deque[int], loaded: PatchTally
     ) -> Iterator[tuple[int, Numbers, NDArray[np.uint8]]]:
-        """Number of the window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
+        """Yields window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
         for window in tuple(todo):
             # The job waits for the trainer. If skipped slides left windows small, the first window goes although its rows are
             # in no batch yet. (A trainer that is killed at this moment lacks these rows in this epoch.)
@@ -129,7 +129,7 @@ class WindowFeed(PatchFeed):
                 yield window, patches, pixels
 
     def _read(self, path: Path, n_patches: int) -> Iterator[tuple[Numbers, NDArray[np.uint8]]]:
-        """Patches and pixels of each row group of a window's file. Reads on if petastorm ends before the last row group."""
+        """Yields patches and pixels of each row group of a file. Reads on if petastorm ends before the last row group."""
         edge, n_rows = self.spec.patch_px, 0
         for _ in range(_READINGS):
             n_known = n_rows
@@ -152,7 +152,7 @@ class WindowFeed(PatchFeed):
         raise RuntimeError(f"{path} gave {n_rows:,} patches of {n_patches:,}: report it")
 
     def _finish(self, epoch: int, todo: deque[int], before: int) -> None:
-        """Remove the windows before this one: the trainer is done with them, and the job reads further ahead."""
+        """Removes the windows before this one: the trainer is done with them, and the job reads further ahead."""
         while todo and todo[0] < before:
             self._folder.finish(epoch, todo.popleft())
 

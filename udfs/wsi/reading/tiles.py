@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from udfs.wsi.reading.blocks import BlockReader, Finer
-from udfs.wsi.reading.blocks_of_tiles import Numbers, corners_at, overlaps
+from udfs.wsi.reading.blocks_of_tiles import corners_at, overlaps
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels
-from udfs.wsi.tiff.index import Level
+from udfs.wsi.tiff.index import Level, Numbers
 
 # Index of the tile; top, bottom, left and right in the block; the same in the tile. Columns are samples, three per pixel.
 # Plain numbers, because the garbage collector walks through everything else again and again.
@@ -22,7 +22,7 @@ class TileReader:
     def __init__(
         self, file: File, level: Level, xy_px: ArrayLike, tile_px: int, *, finer: Finer = tuple, threads: int = 1
     ) -> None:
-        """See `Slide.read_tiles`, and `BlockReader` for `finer`."""
+        """Begins to fetch. The arguments are those of `Slide.read_tiles`, and `finer` is that of `BlockReader`."""
         self._level, self._tile_px = level, tile_px
         self._corners = corners_at(level.downsample, xy_px)
         of_tiles, of_blocks = overlaps(level, self._corners, tile_px)
@@ -55,7 +55,7 @@ class TileReader:
                     yield i, tiles.pop(i)[0]
 
     def close(self) -> None:
-        """Give up what is on its way."""
+        """Gives up what is on its way."""
         self._blocks.close()
 
     def _new_tile(self, i: int) -> Pixels:

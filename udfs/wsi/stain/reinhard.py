@@ -19,11 +19,7 @@ class Appearance:
 
 
 def appearance(pixels: NDArray[np.uint8]) -> Appearance:
-    """Returns the appearance of tissue pixels, uint8 [n, 3], RGB, of which at least two differ.
-
-    Raises:
-        ValueError: all pixels are alike.
-    """
+    """Returns the appearance of tissue pixels, uint8 [n, 3], RGB; raises ValueError if all pixels are alike."""
     lab = _lab(pixels)
     if len(lab) < 2 or not lab.std(axis=0).all():
         raise ValueError("the pixels are too few or all alike: no appearance to measure")
@@ -42,7 +38,7 @@ def transfer(pixels: NDArray[np.uint8], source: Appearance, target: Appearance) 
 
 
 def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """CIELAB [..., 3] of sRGB uint8 [..., 3]; L is 0 to 100."""
+    """Returns CIELAB [..., 3] of sRGB uint8 [..., 3]; L is 0 to 100."""
     from skimage.color import rgb2lab  # noqa: PLC0415 - only the fit of a StainNet needs it
 
     lab: NDArray[np.float64] = rgb2lab(pixels)

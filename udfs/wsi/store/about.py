@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _CONTENT_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")  # of the content, whatever URL it has
-_VERSION_KEYS = (
-    *_CONTENT_KEYS,
-    *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
-)
+_VERSION_KEYS = (*_CONTENT_KEYS, "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 
 _FIRST_LATENCY_S, _FIRST_BYTES_PER_S = 0.03, 50e6  # of object stores, until there are answers to go by
 _LARGE = 256 * 1024  # bytes; what is smaller tells of latency, not of width

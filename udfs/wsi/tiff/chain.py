@@ -28,11 +28,9 @@ _VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8,
 def check_chain(stream: BinaryIO) -> bool:
     """Follows the chain of a TIFF to its end, and returns whether the file is in Hamamatsu's dialect.
 
-    A link out of the file ends the chain, too, and is left to the parser. Leaves the stream at its beginning.
-
-    Raises:
-        SlideError: `header_corrupt` if the chain is a loop, or has too many directories, entries or texts;
-            `size_implausible` if it lists too many blocks.
+    A link out of the file ends the chain, too, and is left to the parser. Leaves the stream at its beginning. Raises SlideError:
+    `header_corrupt` if the chain is a loop, or has too many directories, entries or texts; `size_implausible` if it lists too
+    many blocks.
     """
     entries = numbers = text_bytes = parts = 0
     chain = _Chain(stream)

@@ -40,7 +40,7 @@ def decode_jpeg(
 
 
 def _is_one_scan(stream: bytes) -> bool:
-    """Whether a decoder stops after the first scan: the frame is sequential, and the scan has all of its components.
+    """Returns whether a decoder stops after the first scan: the frame is sequential, and the scan has all its components.
 
     Nothing behind the header of that scan is examined. ITU-T T.81, B.1.1 and B.2.
     """

@@ -21,11 +21,9 @@ class Area:
 
 
 def scanned_area(scn: Element) -> Area:
-    """Returns the one area that was scanned, from the root of the XML. The macro image, which shows the whole glass, does
-    not count.
+    """Returns the one area that was scanned, from the root of the XML, without the macro image of the whole glass.
 
-    Raises:
-        SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
+    Raises SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
     """
     glass = _box(scn.find("{*}collection"))
     images = [image for image in scn.iterfind(".//{*}image") if _levels(image)]
@@ -64,7 +62,7 @@ def _box(element: Element | None) -> Box | None:
 
 
 def _is_same(box: Box | None, glass: Box) -> bool:
-    """Whether an image shows the whole glass, to within 1 % of its edges: writers round."""
+    """Returns whether an image shows the whole glass, to within 1 % of its edges: writers round."""
     return box is not None and all(
         abs(one - other) <= _SAME * edge for one, other, edge in zip(box, glass, 2 * glass[2:], strict=True)
     )

@@ -31,10 +31,9 @@ Offsets = NDArray[np.uint64]
 def level_of(page: Any, file_bytes: int, downsample: float = 1.0) -> Level:
     """Returns the level that a `tifffile.TiffPage` holds in a file of `file_bytes`. `downsample` is from `downsample_of`.
 
-    Raises:
-        SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` if the directory contradicts
-            itself, `size_implausible` and `tile_data_corrupt` for blocks that are too many or too large, `file_truncated` if
-            the file ends before the last block.
+    Raises SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` if the directory contradicts
+    itself, `size_implausible` and `tile_data_corrupt` for blocks that are too many or too large, `file_truncated` if the file
+    ends before the last block.
     """
     if fault := next(_faults(page), None):
         raise SlideError(ErrorCode.UNSUPPORTED_FORMAT, f"{fault}: convert it, for example with QuPath or libvips")
@@ -88,7 +87,7 @@ def downsample_of(page: Any, full: Any) -> float | None:
 
 
 def _check_blocks(level: Level, compression: str) -> None:
-    """Refuse a wrong number of blocks, and blocks that cost more to read than their pixels explain."""
+    """Refuses a wrong number of blocks, and blocks that cost more to read than their pixels explain."""
     size = f"{level.width_px} x {level.height_px} px"
     block_size = f"{level.block_width} x {level.block_height}"
     block_px, n_blocks = level.block_width * level.block_height, level.columns * level.rows
@@ -176,7 +175,7 @@ def _faults(page: Any) -> Iterator[str]:
 
 
 def _name(code: Any) -> str:
-    """TIFF's name of one of its numbers, if tifffile knows it."""
+    """Returns TIFF's name of one of its numbers, if tifffile knows it."""
     return str(getattr(code, "name", code))
 
 
