@@ -44,13 +44,11 @@ _BUILT = {  # by name in commands: what `make TARGET` builds, and TARGET
 class Destination(Section):
     """A place where jobs can run, as its file describes it.
 
-    Attributes:
-        yours: what the place's owner fills in, if a command needs it.
-        commands: run one after the other, as in a shell, until one fails. $NAME stands for a name of `yours` or `_names`, the
-            word $arguments for the job's arguments; in a word that is JSON, its texts have them.
+    Its commands run one after the other, as in a shell, until one fails. $NAME stands for a name of `yours` or `_names`, the word
+    $arguments for the job's arguments; in a word that is JSON, its texts have them.
     """
 
-    yours: dict[str, str | None] = Field({})
+    yours: dict[str, str | None] = Field({})  # what the place's owner fills in, if a command needs it
     commands: list[str] = Field(min_length=1)
 
     def names(self) -> set[str]:

@@ -71,7 +71,6 @@ class Records:
             self._is_table_written = False
 
     def __enter__(self) -> Self:
-        """Returns itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -52,12 +52,11 @@ class PatchFeed:
         self._unit_of: Numbers | None = None  # int64 [n], the unit of each patch, if it is known
         self._meter_file, self._say = meter_file, say or (lambda text: print(f"slidelake: {text}", file=sys.stderr))
         codes: dict[str | None, int] = {label: code for code, label in enumerate(self.classes)}
-        for slide in spec.slides:
-            if slide.label is not None and slide.label not in codes:
-                raise ValueError(
-                    f"label {named(slide.label)} is none of the classes {', '.join(map(named, self.classes))}: add it, or "
-                    "leave its slides out"
-                )
+        if unknown := [label for label in spec.classes if label not in codes]:
+            raise ValueError(
+                f"label {named(unknown[0])} is none of the classes {', '.join(map(named, self.classes))}: add it, or "
+                "leave its slides out"
+            )
         self._codes = np.array([codes.get(slide.label, -1) for slide in spec.slides], np.int64)
 
     def _batch(self, patches: Numbers, pixels: NDArray[np.uint8]) -> PatchBatch:

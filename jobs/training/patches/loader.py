@@ -65,7 +65,8 @@ class UnitWorkers:
                 prefetch_factor=prefetch_factor if n_workers else None,
                 persistent_workers=n_workers > 0,
                 multiprocessing_context="fork" if n_workers else None,
-                worker_init_fn=_own_session,
+                # in a session of their own: Linux shares the cores between sessions, and Ctrl-C reaches the trainer alone
+                worker_init_fn=lambda _: os.setsid(),
                 generator=torch.Generator(),  # torch draws a seed per epoch: not from the trainer's random numbers
             )
             iter(self._loader)  # forks
@@ -118,10 +119,6 @@ class UnitWorkers:
         if self._pid != os.getpid():
             _inherited.append(self._loader)  # torch ends the workers of a DataLoader that any process forgets
         del self._loader
-
-
-def _own_session(_worker: int) -> None:
-    os.setsid()  # Linux shares the cores between sessions, and Ctrl-C in a terminal reaches the trainer alone
 
 
 class _Sampler:

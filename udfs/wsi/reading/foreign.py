@@ -26,6 +26,12 @@ from udfs.wsi.tiff.decode import WHITE, Pixels, on_white
 from udfs.wsi.tiff.index import PyramidLevel
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BEGINNINGS = {
+    b"ZISRAWFILE": "Zeiss CZI",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "Zeiss ZVI",  # an OLE2 container
+    b"SQLite format 3\0": "Sakura SVSLIDE",
+    b"\xff\xd8\xff": "MIRAX",
+}
 _HAMAMATSU = re.compile(rb"^\s*\[(Uncompressed )?Virtual Microscope Specimen\]", re.MULTILINE)
 _CONVERT = "convert it to TIFF, for example with QuPath or Bio-Formats"
 _REGION_PX = 1024  # edge of what is read at once: tiles of all the formats are smaller
@@ -38,15 +44,8 @@ def sniff(head: bytes) -> str | None:
     """
     if head.startswith(_TIFF):  # the file may be DICOM too, which then is the longer way to the same pixels
         return None
-    starts = {
-        b"ZISRAWFILE": "Zeiss CZI",
-        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "Zeiss ZVI",  # an OLE2 container
-        b"SQLite format 3\0": "Sakura SVSLIDE",
-        b"\xff\xd8\xff": "MIRAX",
-    }
-    for start, kind in starts.items():
-        if head.startswith(start):
-            return kind
+    if kind := next((kind for start, kind in _BEGINNINGS.items() if head.startswith(start)), None):
+        return kind
     if head[128:132] == b"DICM":
         return "DICOM"
     if found := _HAMAMATSU.search(head.removeprefix(b"\xef\xbb\xbf")):

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from udfs.wsi.reading.foreign import ForeignSlide, sniff
 from udfs.wsi.reading.overview import area_average
 from udfs.wsi.reading.tiles import TileReader
-from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic
+from udfs.wsi.store import File, StorageOptions
 from udfs.wsi.store.stream import open_stream
 from udfs.wsi.tiff.decode import Pixels
 from udfs.wsi.tiff.header import read_index
@@ -48,18 +48,11 @@ def open_slide(
 
 
 class Slide:
-    """An open slide. Use it as a context manager."""
+    """An open slide. Use it as a context manager.
 
-    width_px: int
-    height_px: int
-    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
-    mpp_y: float | None
-    vendor: str
-    levels: tuple[Level, ...]  # level 0 first
-    warnings: tuple[str, ...]  # what to know about the slide, a sentence each; none if an index was given
-    index: SlideIndex
-    file: FileInfo  # size and version of the file that was opened
-    traffic: Traffic  # the cost of reading so far
+    Its sizes, spacing, vendor, levels and warnings are those of its `index`, which explains them. `file` has size and version
+    of the file that was opened, `traffic` the cost of reading so far.
+    """
 
     def __init__(
         self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None = None, threads: int = 1

@@ -24,11 +24,9 @@ _NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # their @ follows a crede
 
 
 class StoreOptions(dict[str, Any]):
-    """Storage options with the store that they are for, and the time that a slide may wait.
+    """Storage options for the store of URI `root` alone, if it is set.
 
-    Attributes:
-        root: the options are for the store of this URI alone.
-        timeout_s: seconds that a slide may wait for its store in all, plus one second per MB received.
+    A slide may wait for its store for `timeout_s` seconds in all, plus one second per MB received.
     """
 
     def __init__(self, options: Mapping[str, Any], root: str | None, timeout_s: float = TIMEOUT_S) -> None:

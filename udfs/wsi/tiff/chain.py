@@ -5,8 +5,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, NamedTuple
 
-from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.damaged import damaged
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 
 _MAX_DIRECTORIES = 1000  # slides have some tens: levels, focal planes, label and macro
 _MAX_ENTRIES = 4096  # of a directory; tifffile stops at more
@@ -93,7 +92,7 @@ class _Chain:
         at = self._first
         while found := self._directory(at):
             if at in seen:
-                raise damaged(f"the directory at byte {at:,} follows itself")
+                raise damaged_header(f"the directory at byte {at:,} follows itself")
             seen.add(at)
             entries, link = found
             at = self._number(link[: self._link_bytes])
@@ -129,4 +128,4 @@ class _Chain:
 
 def _check(count: int, limit: int, what: str) -> None:
     if count > limit:
-        raise damaged(f"{count:,} {what} or more, over the limit of {limit:,}")
+        raise damaged_header(f"{count:,} {what} or more, over the limit of {limit:,}")

@@ -9,11 +9,10 @@ from typing import Any, BinaryIO, Literal
 
 import tifffile
 
-from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 from udfs.wsi.plausible import check_size
 from udfs.wsi.store import File
 from udfs.wsi.tiff.chain import check_chain
-from udfs.wsi.tiff.damaged import damaged
 from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
@@ -75,7 +74,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise
     except Exception as error:
         text = file.redact(f"{type(error).__name__}: {error}")
-        raise damaged(f"{uri}: the TIFF directory cannot be read ({text})") from None
+        raise damaged_header(f"{uri}: the TIFF directory cannot be read ({text})") from None
     return SlideIndex(file.info, width, height, *mpp, vendor, levels, tuple(warnings))
 
 
@@ -99,7 +98,7 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
     """Returns every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
     if texts.vendor == "leica":
         if "scn" in texts.broken:
-            raise damaged(f"its Leica XML cannot be parsed ({texts.broken['scn']})")
+            raise damaged_header(f"its Leica XML cannot be parsed ({texts.broken['scn']})")
         area = scanned_area(texts.xml["scn"])
         if area.focal_planes > 1:
             warnings.append(f"it has {area.focal_planes} focal planes: the first is read")

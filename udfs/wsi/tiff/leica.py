@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.damaged import damaged
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 
 Box = tuple[int, int, int, int]  # left, top, width and height on the glass, nm
 
@@ -31,7 +30,7 @@ def scanned_area(scn: Element) -> Area:
     if not areas:  # the whole glass was scanned
         areas = sorted(images, key=lambda image: -_number(_levels(image)[0], "sizeX"))[:1]
     if not areas:
-        raise damaged("its Leica XML lists no image")
+        raise damaged_header("its Leica XML lists no image")
     if len(areas) > 1:
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,

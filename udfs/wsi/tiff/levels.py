@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
 
-from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.damaged import damaged
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED, UNCOMPRESSED
 from udfs.wsi.tiff.index import Coding, Level
 
@@ -44,7 +43,7 @@ def level_of(page: Any, file_bytes: int, downsample: float = 1.0) -> Level:
     else:
         block_width, block_height = width, min(int(page.rowsperstrip) or height, height)
     if min(width, height, block_width, block_height) < 1:
-        raise damaged(f"{width} x {height} px in blocks of {block_width} x {block_height}")
+        raise damaged_header(f"{width} x {height} px in blocks of {block_width} x {block_height}")
     offsets: Offsets = np.asarray(page.dataoffsets, np.uint64)
     counts: Offsets = np.asarray(page.databytecounts, np.uint64)
     coding = _coding(page)
@@ -100,7 +99,7 @@ def _check_blocks(level: Level, compression: str) -> None:
         )
     found = len(level.offsets)
     if found != expected or len(level.counts) != expected:
-        raise damaged(f"{size} in blocks of {block_size} need {expected} blocks, the directory lists {found}")
+        raise damaged_header(f"{size} in blocks of {block_size} need {expected} blocks, the directory lists {found}")
     if n_blocks > _MANY_BLOCKS and block_px < _LEAST_BLOCK_PX:
         raise SlideError(
             ErrorCode.SIZE_IMPLAUSIBLE,
@@ -119,9 +118,9 @@ def _check_blocks(level: Level, compression: str) -> None:
 def _coding(page: Any) -> Coding:
     tables, header = page.jpegtables or b"", page.jpegheader or b""
     if not isinstance(tables, bytes):
-        raise damaged(f"its JPEG tables are {tables!r:.40}")
+        raise damaged_header(f"its JPEG tables are {tables!r:.40}")
     if (n_bytes := max(len(tables), len(header))) > _MOST_TABLES_BYTES:
-        raise damaged(f"its JPEG tables take {n_bytes:,} bytes, over the limit of {_MOST_TABLES_BYTES:,}")
+        raise damaged_header(f"its JPEG tables take {n_bytes:,} bytes, over the limit of {_MOST_TABLES_BYTES:,}")
     photometric = page.photometric
     if page.parent.is_svs:
         photometric = _APERIO_PHOTOMETRICS.get(page.compression, photometric)
