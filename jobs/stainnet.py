@@ -62,15 +62,14 @@ def fit_to_reference(run: Run, arguments: argparse.Namespace) -> int:
     write_bytes(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
     run.record.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
     place, n_bytes = public_uri(settings.checkpoint), len(checkpoint.getvalue())
-    lines = [
-        "",
-        f"slidelake stainnet, run {run.record.run_id}",
+    print(
+        f"\nslidelake stainnet, run {run.record.run_id}",
         *_gap_lines(gaps),
         f"  checkpoint  {place}, {n_bytes:,} bytes, weights {net.fingerprint[:12]}",
         f"  picture     {public_uri(picture)}",
         f"  use it      stain.weights={place}",
-    ]
-    print("\n".join(lines))
+        sep="\n",
+    )
     return DONE
 
 

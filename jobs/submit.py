@@ -134,9 +134,7 @@ def _destination(name: str, known: Sequence[str]) -> Destination:
 def _check_settings(job: str, config: str, settings: Sequence[str], place: Destination) -> None:
     """Refuses here what the job would refuse there, or would misread."""
     if not Path(config).is_file():
-        raise ConfigError(
-            f"--config {file_shown(config)}: no such file here: it goes along, so give one of this machine"
-        )
+        raise ConfigError(f"--config {file_shown(config)}: no such file here: it goes along, so give a local one")
     loaded = load_config(config, settings, expand=False)
     if "config_name" not in place.names():
         return  # the driver reads the file here, and its paths

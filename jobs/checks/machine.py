@@ -97,9 +97,7 @@ def scheduled_gpus(place: Place) -> Row:
     scheduled = min((executor.gpus for executor in place.executors), default=0)
     later = place.conf(f"{_GPU}.amount") == "0" and place.conf("spark.dynamicAllocation.enabled") == "true"
     if requested and later:
-        return Row(
-            "ok", "executors with GPUs are started for the features stage: check encoder says what it finds there"
-        )
+        return Row("ok", "executors with GPUs are started for the features stage: check encoder says what it finds")
     return judge_gpus(requested, None if place.is_local else scheduled, visible)
 
 

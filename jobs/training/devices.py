@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 Device = Literal["cpu", "cuda"]
-_PER_TASK = "spark.task.resource.gpu.amount"
 
 
 class DeviceError(Exception):
@@ -42,8 +41,9 @@ def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
         return "cpu"
     if gpus_per_task != "1":  # TorchDistributor takes no fraction, and starts too few tasks if each has several
         raise DeviceError(
-            f"each process takes one GPU of an executor, and {_PER_TASK} is {gpus_per_task or 'not set'}: set it to 1 for this "
-            "job, and spark.executor.resource.gpu.amount to the GPUs of an executor, or begin a run with training.device=cpu"
+            f"each process takes one GPU of an executor, and spark.task.resource.gpu.amount is {gpus_per_task or 'not set'}: set "
+            "it to 1 for this job, and spark.executor.resource.gpu.amount to the GPUs of an executor, or begin a run with "
+            "training.device=cpu"
         )
     return "cuda"
 

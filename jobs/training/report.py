@@ -46,9 +46,7 @@ def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, 
     rows: list[list[str]] = [[*HELD_OUT_COLUMNS, *classes]]
     for split, found in predictions.items():
         patients = zip(found.patient_id, found.center_id, found.labels, found.probabilities.tolist(), strict=True)
-        rows += (
-            [name, split, center, classes[label], *map(repr, numbers)] for name, center, label, numbers in patients
-        )
+        rows += ([name, split, center, classes[label], *map(repr, values)] for name, center, label, values in patients)
     return csv_of(rows)
 
 

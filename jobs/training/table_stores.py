@@ -123,7 +123,7 @@ def _needed(listed: Sequence[str], version: int | None) -> list[str]:
 
 
 _AZURE_NAMES = ("account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret")
-_AZURE = dict(zip(_AZURE_NAMES, _AZURE_NAMES, strict=True))
+_AZURE = {name: name for name in _AZURE_NAMES}
 _CONNECTION = {"AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_token"}
 _S3 = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
 _S3 |= {"endpoint_url": "aws_endpoint_url", "region_name": "aws_region"}

@@ -48,13 +48,8 @@ class WindowFeed(PatchFeed):
     ) -> None:
         """Waits until the job has planned.
 
-        Args:
-            folder: of the windows, as `patches.folder`.
-            batch_size: patches per batch; the last batch of an epoch has the rest.
-            classes: as in `PatchLoader`.
-            patience_s: seconds that a window may take to come.
-            meter_file: as in `PatchLoader`.
-            say: as in `PatchLoader`.
+        `folder` is that of the windows, as `patches.folder`. The last batch of an epoch has fewer patches than `batch_size`. A
+        window may take `patience_s` seconds to come. `classes`, `meter_file` and `say` are as in `PatchLoader`.
 
         Raises:
             TimeoutError: no plan came in time.
@@ -73,9 +68,7 @@ class WindowFeed(PatchFeed):
         spec = PatchSpec.from_table(pq.read_table(self._folder.spec))
         super().__init__(spec, batch_size, plan.n_parallel, classes, meter_file, say)
         if spec.fingerprint != plan.fingerprint:
-            raise ValueError(
-                f"{self._folder.root} holds windows of other patches than those in patches.parquet: empty it"
-            )
+            raise ValueError(f"{self._folder.root} holds windows of other patches than patches.parquet has: empty it")
 
     def epoch(self, number: int) -> Iterator[PatchBatch]:
         """Yields the batches of an epoch, from the first window on that the trainer was not done with.

@@ -67,9 +67,8 @@ def _average_each(reader: BlockReader, level: Level, edge: int, result: Pixels) 
             continue
         row, column = divmod(block, level.columns)
         means = means_of_squares(pixels, edge)
-        at = result[row * level.block_height // edge :, column * level.block_width // edge :][
-            : len(means), : means.shape[1]
-        ]
+        top, left = row * level.block_height // edge, column * level.block_width // edge
+        at = result[top : top + means.shape[0], left : left + means.shape[1]]
         at[:] = means[: at.shape[0], : at.shape[1]]
 
 

@@ -54,9 +54,7 @@ class Slide:
     of the file that was opened, `traffic` the cost of reading so far.
     """
 
-    def __init__(
-        self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None = None, threads: int = 1
-    ) -> None:
+    def __init__(self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None, threads: int) -> None:
         """Takes the parts from `open_slide`. `unchanged` raises if the file is not the one of the index any more."""
         self._file, self._unchanged, self._threads = file, unchanged, threads
         self._readers: list[TileReader] = []

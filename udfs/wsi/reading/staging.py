@@ -43,14 +43,9 @@ def staged(
     temporary files. They serve later calls of any process until the room is needed: then the longest unused copies are
     removed, but none that is being read.
 
-    Args:
-        uri: a path or any fsspec URI.
-        storage_options: for fsspec.
-        kind: the slide's format, from `udfs.wsi.reading.foreign.sniff`: it decides which other files are copied too.
-        traffic: the cost of all files is added to it, and the time that it has waited counts (see `File`).
-
-    Raises:
-        SlideError: `read_failed` if the slide does not fit or the folder cannot be used, and what reading it raises.
+    `kind` is the slide's format, from `udfs.wsi.reading.foreign.sniff`: it decides which other files are copied too. The cost of
+    all files is added to `traffic`, and the time that it has waited counts (see `File`). Raises SlideError: `read_failed` if the
+    slide does not fit or the folder cannot be used, and what reading it raises.
     """
     file = File(uri, storage_options, traffic=traffic)
     if file.is_local:

@@ -19,9 +19,7 @@ _Cut = tuple[int, int, int, int, int, int, int, int, int]
 class TileReader:
     """Reads the tiles that it is made with. Fetching begins at once; iterate once for the pixels."""
 
-    def __init__(
-        self, file: File, level: Level, xy_px: ArrayLike, tile_px: int, *, finer: Finer = tuple, threads: int = 1
-    ) -> None:
+    def __init__(self, file: File, level: Level, xy_px: ArrayLike, tile_px: int, *, finer: Finer, threads: int) -> None:
         """Begins to fetch. The arguments are those of `Slide.read_tiles`, and `finer` is that of `BlockReader`."""
         self._level, self._tile_px = level, tile_px
         self._corners = corners_at(level.downsample, xy_px)
@@ -41,15 +39,13 @@ class TileReader:
         tiles: dict[int, tuple[Pixels, Pixels]] = {}  # and the same memory as rows of samples, which are copied faster
         for n, (_, pixels) in enumerate(self._blocks):
             rows = None if pixels is None else pixels.reshape(pixels.shape[0], -1)
-            for i, top, bottom, left, right, to_top, to_bottom, to_left, to_right in self._cuts[
-                self._begins[n] : self._begins[n + 1]
-            ]:
+            cuts = self._cuts[self._begins[n] : self._begins[n + 1]]
+            for i, top, bottom, left, right, to_top, to_bottom, to_left, to_right in cuts:
                 if i not in tiles:
                     tile = self._new_tile(i)
                     tiles[i] = tile, tile.reshape(self._tile_px, -1)
-                tiles[i][1][to_top:to_bottom, to_left:to_right] = (
-                    WHITE if rows is None else rows[top:bottom, left:right]
-                )
+                cut = WHITE if rows is None else rows[top:bottom, left:right]
+                tiles[i][1][to_top:to_bottom, to_left:to_right] = cut
                 uses[i] -= 1
                 if not uses[i]:
                     yield i, tiles.pop(i)[0]

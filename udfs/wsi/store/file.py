@@ -161,9 +161,7 @@ class Calls:
             fault = ShortReadError if n_bytes < count else WrongAnswerError
             raise fault(f"{n_bytes:,} bytes arrived, {count:,} were requested")
         if part.size_bytes not in (None, size_bytes):
-            raise ContradictionError(
-                f"its server reports {part.size_bytes:,} bytes, earlier it reported {size_bytes:,}"
-            )
+            raise ContradictionError(f"its server reports {part.size_bytes:,} bytes, earlier {size_bytes:,}")
         self._etag = self._etag or part.etag
         if part.etag not in (None, self._etag):
             raise ContradictionError("its server sent parts of two versions of the file (their ETag differs)")
