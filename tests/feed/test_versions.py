@@ -110,9 +110,7 @@ def test_partitions_are_refused(tmp_path: Path) -> None:
 
 
 def test_column_mapping_is_refused(tmp_path: Path) -> None:
-    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], PATIENTS).select(
-        ["patient_id", "embeddings"]
-    )
+    rows = pa.Table.from_pylist([patient.row() for patient in cohort(4)], PATIENTS).select(["patient_id", "embeddings"])
     write_deltalake(str(tmp_path / "table"), rows)
     commit = tmp_path / "table" / "_delta_log" / f"{0:020}.json"
     lines = [json.loads(line) for line in commit.read_text().splitlines()]

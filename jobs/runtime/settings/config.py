@@ -4,14 +4,14 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from jobs.runtime.settings import job_sections, sections
-from jobs.runtime.settings.setting import NO_ROW, Location, Section, at_key, setting
+from jobs.runtime.settings.setting import NO_ROW, Location, Section, setting
 from jobs.runtime.settings.withheld import described, file_shown, key_shown
 from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml, value_of
 from udfs.wsi.store import StoreUri, public_uri, read_bytes, redact, secrets_of
@@ -19,7 +19,10 @@ from udfs.wsi.tissue.method import TissueMethod, tissue_method
 
 _SECRET = "***"
 _LONGEST_KEY = 200  # characters that are compared with those of settings
+_LONGEST_NAME = 200
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+EACH = "NAME"  # stands for the names of sections that users name, in the keys of all settings
+_NO_NAME = re.compile(r"[\s'\"`\\]|^$")
 
 
 class ConfigError(Exception):
@@ -39,6 +42,18 @@ class ConfigError(Exception):
         return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
 
 
+def _by_name(encoders: Any) -> Any:
+    """Encoders in which a name without settings has the defaults: YAML makes them null."""
+    if not isinstance(encoders, dict) or not encoders:
+        raise ValueError("must be a mapping of one encoder or several: for example encoders: {efficientnet_b0: {}}")
+    for name in encoders:
+        if not isinstance(name, str) or _NO_NAME.search(name) or len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"the name of an encoder is a text of at most {_LONGEST_NAME} characters without blanks and quotes"
+            )
+    return {name: {} if settings is None else settings for name, settings in encoders.items()}
+
+
 class Config(Section):
     """All settings of slidelake."""
 
@@ -50,7 +65,13 @@ class Config(Section):
     tissue: sections.TissueSettings = sections.TissueSettings()
     tiling: sections.TilingSettings = sections.TilingSettings()
     stain: sections.StainSettings = sections.StainSettings()
-    encoder: sections.EncoderSettings = sections.EncoderSettings()
+    encoders: Annotated[dict[str, sections.EncoderSettings], BeforeValidator(_by_name)] = setting(
+        {"efficientnet_b0": {}},
+        "the encoders by name, one or several: each tile is read and decoded once for all of them; the name is in column encoder "
+        "of the tables",
+        NO_ROW,
+    )
+    inference: sections.InferenceSettings = sections.InferenceSettings()
     resources: sections.ResourcesSettings = sections.ResourcesSettings()
     histogram: sections.HistogramSettings = sections.HistogramSettings()
     stainnet: job_sections.StainnetSettings = job_sections.StainnetSettings()
@@ -59,6 +80,11 @@ class Config(Section):
     predict: job_sections.PredictSettings = job_sections.PredictSettings()
     patches: job_sections.PatchesSettings = job_sections.PatchesSettings()
     run: sections.RunSettings = sections.RunSettings()
+    licence: Literal["any", "commercial"] = setting(
+        "any",
+        "commercial refuses encoders whose licence forbids commercial use, and training on tables that were made with one",
+        NO_ROW,
+    )
     on_failed_slides: Literal["report", "ignore"] = setting(
         "report", "report: exit status 3 if slides failed; ignore: 0", NO_ROW
     )
@@ -66,9 +92,9 @@ class Config(Section):
     @field_validator("resources")
     @classmethod
     def _no_idle_gpus(cls, resources: sections.ResourcesSettings, info: ValidationInfo) -> sections.ResourcesSettings:
-        encoder: sections.EncoderSettings | None = info.data.get("encoder")
-        if encoder and resources.gpus_per_task and (encoder.device == "cpu" or encoder.runtime == "openvino"):
-            why = "encoder.device = cpu" if encoder.device == "cpu" else "encoder.runtime = openvino"
+        inference: sections.InferenceSettings | None = info.data.get("inference")
+        if inference and resources.gpus_per_task and (inference.device == "cpu" or inference.runtime == "openvino"):
+            why = "inference.device = cpu" if inference.device == "cpu" else "inference.runtime = openvino"
             raise ValueError(f"gpus_per_task takes GPUs that {why} leaves idle: set it to null, or change that")
         return resources
 
@@ -77,19 +103,21 @@ class Config(Section):
         """The chosen tissue method with its settings."""
         return tissue_method(self.tissue.method, dict(self.tissue))
 
+    def each(self) -> Iterator[tuple[str, FieldInfo, Any]]:
+        """Yields all settings: dotted key, definition, value as a plain value of JSON."""
+        yield from _each(self, self.model_dump(mode="json"))
+
     def by_key(self) -> dict[str, Any]:
         """Returns the values of all settings by dotted key, as plain values of JSON."""
-        values = self.model_dump(mode="json")
-        return {key: at_key(values, key) for key, _ in settings_by_key()}
+        return {key: value for key, _, value in self.each()}
 
     def locations(self, job: str) -> Iterator[tuple[str, StoreUri, Location]]:
         """Yields (dotted key, path or URI, what lies there) of the settings that have one and that the job reads."""
-        values = self.by_key()
-        for key, info in settings_by_key():
+        for key, info, value in self.each():
             for kind in info.metadata:
-                is_set = isinstance(kind, Location) and values[key] not in (None, *kind.names)
+                is_set = isinstance(kind, Location) and value not in (None, *kind.names)
                 if is_set and job_sections.ONE_JOBS.get(key.partition(".")[0], job) == job:
-                    yield key, values[key], kind
+                    yield key, value, kind
 
     def masked(self) -> dict[str, Any]:
         """Returns the settings without secrets, fit for logs and tables."""
@@ -97,12 +125,33 @@ class Config(Section):
 
 
 def settings_by_key(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yields the settings of a section and of the sections below it, by dotted key."""
+    """Yields the settings of a section and of the sections below it, by dotted key; `EACH` stands for the names of encoders."""
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from settings_by_key(info.annotation, f"{prefix}{name}.")
+        section = _section_below(info)
+        if section and get_origin(info.annotation) is dict:
+            yield from settings_by_key(section, f"{prefix}{name}.{EACH}.")
+        elif section:
+            yield from settings_by_key(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{info.alias or name}", info
+
+
+def _section_below(info: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, or several of under names; None if it is a setting."""
+    kind = get_args(info.annotation)[1] if get_origin(info.annotation) is dict else info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _each(section: Section, values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+    for name, info in type(section).model_fields.items():
+        own, key = getattr(section, name), info.alias or name
+        if isinstance(own, Section):
+            yield from _each(own, values[key], f"{prefix}{key}.")
+        elif _section_below(info):
+            for each, below in own.items():
+                yield from _each(below, values[key][each], f"{prefix}{key}.{each}.")
+        else:
+            yield f"{prefix}{key}", info, values[key]
 
 
 _TEXTS = {key for key, info in settings_by_key() if info.annotation in (str, str | None, StoreUri, StoreUri | None)}
@@ -204,7 +253,7 @@ def _override(settings: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"{described(override)} is no setting: write dotted.key=value, for example tiling.max_background=0.2"
         )
-    *parents, last = key.split(".")
+    *parents, last = _path_of(key, text)
     for parent in parents:
         if settings.get(parent) is None:
             settings[parent] = {}
@@ -212,9 +261,26 @@ def _override(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings, dict):
             raise ConfigError(f"{key_shown(key)}: {key_shown(parent)} is a value, not a section")
     try:
-        settings[last] = value_of(text, is_text=key in _TEXTS)
+        settings[last] = value_of(text, is_text=_general([*parents, last]) in _TEXTS)
     except YamlTextError as error:
         raise ConfigError(f"{key_shown(key)}: {error}") from None
+
+
+def _path_of(key: str, value: str) -> list[str]:
+    """The names along a dotted key. An encoder's name may have dots: what follows it is a setting of an encoder."""
+    first, _, rest = key.partition(".")
+    if first != "encoders" or not rest:
+        return key.split(".")
+    if found := re.fullmatch(r"(.+)\.(kwargs)\.([^.]+)", rest):
+        return [first, *found.groups()]
+    name, dot, last = rest.rpartition(".")
+    is_name = not dot or (last not in sections.EncoderSettings.model_fields and value.strip()[:1] in ("", "{"))
+    return [first, rest] if is_name else [first, name, last]
+
+
+def _general(path: Sequence[str]) -> str:
+    """A dotted key with `EACH` in the place of an encoder's name."""
+    return ".".join([*path[:1], EACH, *path[2:]] if path[0] == "encoders" else path)
 
 
 def _expanded(text: str) -> str:
@@ -228,7 +294,8 @@ def _expanded(text: str) -> str:
 
 def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
-    known = [name for name, _ in settings_by_key()]
+    own = path[1] if len(path) > 1 else EACH
+    known = [name.replace(f".{EACH}.", f".{own}.") for name, _ in settings_by_key()]
     whole = ".".join(path)  # with the branch of a union, or an index
     key = next((name for name in known if f"{whole}.".startswith(f"{name}.")), whole)
     if item["type"] == "extra_forbidden":

@@ -64,6 +64,7 @@ class SplitsSettings(Section):
 class TrainingSettings(Section):
     """Settings of the job train."""
 
+    encoder: str | None = setting(None, "the encoder whose bags the model takes; null takes the only one", NO_ROW)
     model: Literal["attention", "mean", "logistic"] = setting(
         "attention",
         "attention: gated attention over the tiles of a patient; mean: all tiles alike; logistic: logistic regression on the "

@@ -137,13 +137,13 @@ Argument = Annotated[bool | int | float | str | None, BeforeValidator(_number)]
 
 
 class EncoderSettings(Section):
-    """The network that embeds tiles."""
+    """A network that embeds tiles. Section `encoders` has one below each name."""
 
-    name: str = setting(
-        "efficientnet_b0",
+    model: str | None = setting(
+        None,
         "a preset (`slidelake encoders` lists them), which says how it is run, a timm model, hf-hub:OWNER/NAME[@REVISION], or "
-        "local-dir:PATH",
-        _FEATURES,
+        "local-dir:PATH; null takes the encoder's name",
+        _LOADED,
     )
     weights: Source = setting(
         None,
@@ -188,11 +188,19 @@ class EncoderSettings(Section):
     allow_other_scale: bool = setting(
         False, "run a preset on tiles of a width or um/px that it is not recommended for", NO_ROW
     )
+
+
+class InferenceSettings(Section):
+    """How encoders run."""
+
     runtime: Literal["torch", "openvino"] = setting(
         "torch", "openvino is fastest on processors, and an extra; the job doctor measures both on your slides", _LOADED
     )
-    precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "bf16 and fp16 are faster on some processors and on GPUs; the job doctor measures them", _LOADED
+    precision: Literal["fp32", "bf16", "fp16"] | None = setting(
+        None,
+        "bf16 and fp16 are faster on some processors and on GPUs; the job doctor measures them; null: fp32, or the preset's if "
+        "device is cuda or tasks request GPUs",
+        _LOADED,
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = setting(
         "auto", "tiles per forward pass; auto measures once per host", NO_ROW
@@ -207,7 +215,7 @@ class EncoderSettings(Section):
         return value
 
     @model_validator(mode="after")
-    def _fit_together(self) -> "EncoderSettings":
+    def _fit_together(self) -> "InferenceSettings":
         if self.precision == "fp16" and (self.device == "cpu" or self.runtime == "openvino"):
             raise ValueError("precision fp16 needs a GPU: set precision to fp32 or bf16")
         if self.runtime == "openvino" and self.device == "cuda":
