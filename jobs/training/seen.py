@@ -73,9 +73,9 @@ def _compared(
 
 def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> set[str]:
     """Returns the patients of train and validation."""
-    columns = ("patient_id", "split", "label")
+    columns, of_encoder = ("patient_id", "split", "label"), ("encoder", [card.encoder])
     try:
-        _, rows = read_columns(card.table_uri, columns, card.table_version, storage_options)
-    except FeedError:  # that version is deleted; the newest has them too, since a patient keeps its split
+        _, rows = read_columns(card.table_uri, columns, card.table_version, storage_options, of_encoder)
+    except FeedError:  # gone; the newest version has them too, since a patient keeps its split, if not the encoder's bags
         _, rows = read_columns(card.table_uri, columns, None, storage_options)
     return {row["patient_id"] for row in rows.to_pylist() if row["split"] in _LEARNED_FROM and row["label"] is not None}

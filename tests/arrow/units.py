@@ -19,7 +19,12 @@ Rows = list[dict[str, Any]]
 
 def unit(path: Path, corners: NDArray[np.int64], **reading: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": path.stem, "patient_id": "007", "uri": str(path), "tile_px": TILE_PX}
-    row |= {"level_read": 0, "downsample": 1.0, "encoders": [{"encoder": ENCODER, "params_hash": "p"}], "index": None} | reading
+    row |= {
+        "level_read": 0,
+        "downsample": 1.0,
+        "encoders": [{"encoder": ENCODER, "params_hash": "p"}],
+        "index": None,
+    } | reading
     return row | {"x_px": corners[:, 0].tolist(), "y_px": corners[:, 1].tolist()}
 
 
@@ -36,7 +41,8 @@ def encode(spec: FeatureSpec, *units: dict[str, Any]) -> tuple[Rows, Rows]:
     ends = [row for row in rows if row["x_px"] is None]
     assert [end["image_id"] for end in ends] == [unit["image_id"] for unit in units]
     assert all(end["embedding"] is None and end["run_id"] == "run" for end in ends)
-    assert sum(end["n_tiles"] for end in ends) == len(tiles)
+    n_encoders = [len(unit["encoders"]) for unit in units]
+    assert sum(end["n_tiles"] * n for end, n in zip(ends, n_encoders, strict=True)) == len(tiles)
     return tiles, ends
 
 

@@ -157,13 +157,20 @@ def _each(section: Section, values: dict[str, Any], prefix: str = "") -> Iterato
 _TEXTS = {key for key, info in settings_by_key() if info.annotation in (str, str | None, StoreUri, StoreUri | None)}
 
 
-def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True) -> Config:
+Completion = Callable[["Config", dict[str, Any]], dict[str, Any]]
+"""Gives settings in place of those that are written; its arguments are the latter as they are checked and as written."""
+
+
+def load_config(
+    uri: str, overrides: Sequence[str] = (), *, expand: bool = True, complete: Completion | None = None
+) -> Config:
     """Returns the settings of a file.
 
     Args:
         uri: of the YAML file, a path or any fsspec URI.
         overrides: ``dotted.key=value``, see `value_of`.
         expand: replace ``${NAME}`` in storage options by environment variables; False for settings of another machine.
+        complete: gives the settings of a job that takes some from elsewhere.
 
     Raises:
         ConfigError: one line that names the key, what is wrong and what would be right.
@@ -187,8 +194,13 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
         options["storage_options"] = _on_texts(_expanded, options["storage_options"])
     section_names = {key.partition(".")[0] for key, _ in settings_by_key() if "." in key}
     loaded = {key: {} if value is None and key in section_names else value for key, value in loaded.items()}
+    config = _checked(loaded)
+    return _checked(complete(config, loaded)) if complete else config
+
+
+def _checked(settings: dict[str, Any]) -> Config:
     try:
-        return Config.model_validate(loaded)
+        return Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
 
@@ -294,7 +306,7 @@ def _expanded(text: str) -> str:
 
 def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
-    own = path[1] if len(path) > 1 else EACH
+    own = path[1] if path[0] == "encoders" and len(path) > 1 else EACH
     known = [name.replace(f".{EACH}.", f".{own}.") for name, _ in settings_by_key()]
     whole = ".".join(path)  # with the branch of a union, or an index
     key = next((name for name in known if f"{whole}.".startswith(f"{name}.")), whole)
@@ -302,7 +314,7 @@ def _explain(item: Any) -> str:
         section_names = {name.rpartition(".")[0] for name in known} - {""}
         close = difflib.get_close_matches(key[:_LONGEST_KEY], [*known, *section_names], n=1, cutoff=0.0)
         same_name = [name for name in known if name.rpartition(".")[2] == path[-1]]
-        return f"unknown setting {key_shown(key)}: did you mean {(same_name or close)[0]}?"
+        return f"unknown setting {key_shown(key)}: did you mean {key_shown((same_name or close)[0])}?"
     if item["type"] == "missing":
         return f"{key} is required: add it to the configuration or give {key}=VALUE"
     if item["type"] == "model_type":

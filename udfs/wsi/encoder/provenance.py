@@ -1,8 +1,13 @@
-"""Whether a file of weights is the one of its preset, by its hash: models of one architecture differ in nothing but numbers."""
+"""Where weights come from: whether a file is the one of its preset, by its hash, and what table runs says of its origin.
+
+Models of one architecture differ in nothing but numbers.
+"""
 
 from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError
 
+PROVENANCE = ("licence", "licence.commercial", "revision", "sha256")
+"""What a run records of an encoder beside its recipe. It shapes no row: the recipe has the hash of the numbers."""
 _SHOWN = 12  # digits of a hash in messages
 
 
