@@ -76,6 +76,6 @@ def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> se
     columns, of_encoder = ("patient_id", "split", "label"), ("encoder", [card.encoder])
     try:
         _, rows = read_columns(card.table_uri, columns, card.table_version, storage_options, of_encoder)
-    except FeedError:  # gone; the newest version has them too, since a patient keeps its split, if not the encoder's bags
+    except FeedError:  # gone; the newest version has them too, since a patient keeps its split
         _, rows = read_columns(card.table_uri, columns, None, storage_options)
     return {row["patient_id"] for row in rows.to_pylist() if row["split"] in _LEARNED_FROM and row["label"] is not None}
