@@ -54,11 +54,11 @@ from jobs.training.model.predictions import (
     prior_prediction,
     submission_csv,
 )
-from jobs.training.origins import LicenceError, refuse_non_commercial
 from jobs.training.refusals import FeedError
 from jobs.training.seen import Seen, seen_by_model
 from udfs.find_tissue import WITHOUT_TILES
 from udfs.wording import named, some
+from udfs.wsi.encoder.provenance import LicenceError, refuse_non_commercial
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
 JOB = replace(preprocess.JOB, name="predict", writes=(*preprocess.JOB.writes, "predictions"), result="predictions")

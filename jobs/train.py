@@ -28,12 +28,13 @@ from jobs.training.labelled import CohortError, TrainingSet, read_training_set
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
 from jobs.training.model.files import ModelCard, ModelError, has_checkpoint, load_card, load_checkpoint, model_versions
 from jobs.training.model.mil import ModelSpec
-from jobs.training.origins import LicenceError, n_different, read_origins, refuse_non_commercial
+from jobs.training.origins import n_different, read_origins
 from jobs.training.records import RecordsError
 from jobs.training.refusals import FeedError, NoTableError
 from jobs.training.splitting import SPLITS
 from jobs.training.training_run import Task, bag_columns, run_task
 from udfs.wording import new_run_id
+from udfs.wsi.encoder.provenance import LicenceError, refuse_non_commercial
 from udfs.wsi.store import absolute_uri, public_uri
 
 _log = logging.getLogger("slidelake.train")

@@ -1,4 +1,4 @@
-"""How the bags of a training set were made, by table runs: the recipes, the settings, and what the encoder's licence allows."""
+"""How the bags of a training set were made, by table runs: the recipes and the settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,6 @@ class Origins:
 
     recipes: tuple[dict[str, str], ...]  # each once; several if runs of different settings made them; none if not known
     config: Mapping[str, Any]  # settings of the newest run that made them, without secrets; empty if not known
-
-
-class LicenceError(Exception):
-    """The encoder of some bags must not be used commercially; one line with reason and remedy."""
 
 
 def read_origins(found: TrainingSet, runs_uri: str, storage_options: StorageOptions | None = None) -> Origins:
@@ -58,24 +54,6 @@ def read_origins(found: TrainingSet, runs_uri: str, storage_options: StorageOpti
     recipes = tuple(unique[text] for text in sorted(unique))
     _refuse_mixed_vectors(found, recipes)
     return Origins(recipes, json.loads(known[-1]["config"] or "{}") if known else {})
-
-
-def refuse_non_commercial(encoder: str, recipes: Sequence[Mapping[str, str]]) -> str:
-    """Returns a line if it is not known whether bags of an encoder may be used commercially; "" if they may be.
-
-    Raises:
-        LicenceError: the licence of the encoder forbids it.
-    """
-    for recipe in recipes:
-        if recipe.get("licence.commercial") == "false":
-            raise LicenceError(
-                f"licence is commercial, and these bags were made by encoder {encoder}, whose licence "
-                f"({recipe.get('licence', 'of no known name')}) forbids commercial use: choose another encoder, or set licence "
-                "to any"
-            )
-    if recipes and all("licence.commercial" in recipe for recipe in recipes):
-        return ""
-    return f"licence is commercial, and the licence of encoder {encoder} is not known: make sure that it allows commercial use"
 
 
 def n_different(recipes: Sequence[Mapping[str, str]]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.training.labelled import CohortError, TrainingSet, read_training_set
-from jobs.training.origins import LicenceError, Origins, n_different, read_origins, refuse_non_commercial
+from jobs.training.origins import Origins, n_different, read_origins
 from tests.training.cohorts import Drawn, Signal, draw_cohort, runs_table, write_patients
 
 RECIPE = {
@@ -85,12 +85,3 @@ def test_bags_of_other_settings_beside_are_counted_and_where_an_encoder_comes_fr
         uri = runs_table(root, {"old": None, "drawn": {"drawn": RECIPE}, "next": {"drawn": RECIPE | value}})
         recipes = read_origins(_written_by(found, "next"), uri).recipes
         assert len(recipes) == 2 and n_different(recipes) == n
-
-
-def test_a_licence_that_forbids_commercial_use_is_refused_and_an_unknown_one_named() -> None:
-    with pytest.raises(LicenceError, match=r"made by encoder uni, whose licence \(CC-BY-NC\) forbids commercial use"):
-        refuse_non_commercial("uni", [RECIPE, RECIPE | ORIGIN])
-    free = RECIPE | ORIGIN | {"licence": "Apache-2.0", "licence.commercial": "true"}
-    assert refuse_non_commercial("uni", [free]) == ""
-    for recipes in ([], [RECIPE], [free, RECIPE]):
-        assert "the licence of encoder uni is not known" in refuse_non_commercial("uni", recipes)
