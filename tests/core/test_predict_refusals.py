@@ -132,5 +132,5 @@ def test_a_licence_that_forbids_it_stops_a_commercial_prediction(
     assert status == 2 and f"the licence of encoder {NAME} is not known" in lines[1] and "new.csv" in lines[2]
     _saved(tmp_path, replace(card, feature_settings=(card.feature_settings[0] | LICENCE,)))
     status, lines = _run(tmp_path, capsys, "licence=commercial")
-    assert status == 2 and f"by encoder {NAME}, whose licence (CC-BY-NC-4.0) forbids commercial use" in lines[-1]
+    assert status == 2 and f"the licence of encoder {NAME} (CC-BY-NC-4.0) forbids commercial use" in lines[-1]
     assert json.loads((tmp_path / "model/model.json").read_text())["feature_settings"][0]["licence"] == "CC-BY-NC-4.0"
