@@ -61,6 +61,10 @@ class OpenVinoRuntime:
         self._request.infer({0: images}, share_inputs=True)
         return tuple(self._request.get_output_tensor(i).data[:n].copy() for i in range(self._n_outputs))
 
+    def run_blank(self, batch_size: int) -> None:
+        """Run a batch of blank images."""
+        self(np.zeros((batch_size, self._edge, self._edge, 3), np.float32), batch_size)
+
 
 def _core() -> Any:
     try:
