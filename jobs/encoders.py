@@ -1,8 +1,8 @@
 """The command `slidelake encoders`: the table of presets, or all that one of them needs and whether it runs here.
 
-A preset is a published encoder of tiles by name: `encoder.name=uni2-h` builds it, brings tiles to its size and normalises them as
-its authors do. With a name, the command looks for the weights in the cache of this machine and on the hub, downloads nothing, and
-runs a forward pass of one tile: with random weights if there are none here.
+A preset is a published encoder of tiles by name: `encoders: {uni2-h: {}}` builds it, brings tiles to its size and normalises
+them as its authors do. With a name, the command looks for the weights in the cache of this machine and on the hub, downloads
+nothing, and runs a forward pass of one tile: with random weights if there are none here.
 """
 
 import argparse

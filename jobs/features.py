@@ -1,4 +1,7 @@
-"""Table features: the tiles of every good slide read, stain-normalised, embedded and counted; no pixel is stored."""
+"""Table features: the tiles of every good slide read, stain-normalised, embedded by each encoder and counted.
+
+No pixel is stored.
+"""
 
 import math
 import sys
@@ -17,6 +20,7 @@ from jobs.runtime.run.snapshot import selected_tiles
 from jobs.runtime.settings.config import Config
 from jobs.runtime.spark.resources import StageResources
 from jobs.runtime.spark.session import slots
+from jobs.runtime.tables.catalog import are_in
 from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.encode_tiles import FeatureSpec, encode_tiles
 from udfs.plan_units import pack_tasks, plan_units
@@ -24,7 +28,11 @@ from udfs.schemas import ENCODED, FEATURES, UNITS
 
 _ROWS_A_FILE = 8192  # about 80 MB
 _PLANNERS_A_SLOT = 2
-_KEY = ["image_id", "x_px", "y_px"]
+_KEY = ["image_id", "x_px", "y_px", "encoder"]
+_WANTED = (
+    "image_id string, uri string, file_version string, encoders array<struct<encoder: string, params_hash: string>>"
+)
+_PER_SLIDE = ["image_id", "patient_id", "uri", "tile_px", "level_read", "downsample", "file_version"]  # of its tiles
 
 
 def encode(
@@ -45,19 +53,24 @@ def encode(
             return
         present = set(work.loc[work["feature_rows"] > 0, "image_id"])
         done = spark.sparkContext.accumulator(0)
-        columns = ["image_id", "uri", "want_features_hash", "file_version_now"]
-        wanted = work.loc[work["slide_ok"] & work["uri"].notna(), columns]
-        schema = "image_id string, uri string, want_features_hash string, file_version string"
-        wanted_rows = F.broadcast(spark.createDataFrame(list(wanted.itertuples(index=False, name=None)), schema))
+        wanted = work[work["slide_ok"] & work["uri"].notna()]
+        encoders_of = [
+            [(name, value) for name, value in hashes.items() if name in stale]
+            for hashes, stale in zip(wanted["want_features_hashes"], wanted["stale_encoders"], strict=True)
+        ]
+        rows = list(zip(wanted["image_id"], wanted["uri"], wanted["file_version_now"], encoders_of, strict=True))
+        wanted_rows = F.broadcast(spark.createDataFrame(rows, _WANTED))
         in_wave = F.col("patient_id").isin(sorted(set(work["patient_id"])))
         tiles = selected_tiles(tables, config.tiling).where(in_wave).join(wanted_rows, "image_id")
         progress.step("work units")
         kept: DataFrame | None = None
         if present:  # rows that are still right stay; only tiles that are new are encoded
             right = tables.read("features").where(F.col("image_id").isin(sorted(present)))
-            right = right.join(tiles.select(*_KEY, "want_features_hash"), _KEY)
-            kept = right.where("params_hash = want_features_hash").select(FEATURES.names)
-            tiles = tiles.join(kept.select(_KEY), _KEY, "left_anti")
+            each = tiles.withColumn("wanted", F.explode("encoders")).withColumn("encoder", F.col("wanted.encoder"))
+            right = right.join(each.select(*_KEY, "wanted"), _KEY)
+            kept = right.where("params_hash = wanted.params_hash").select(FEATURES.names)
+            missing = each.join(kept.select(_KEY), _KEY, "left_anti").groupBy([*_PER_SLIDE, "x_px", "y_px"])
+            tiles = missing.agg(F.sort_array(F.collect_list("wanted")).alias("encoders"))
         units = _work_units(tables, tiles, list(wanted["image_id"]), config.run.unit_tiles)
         units = units.persist(StorageLevel.DISK_ONLY)
         planned = units.select("image_id", "unit", "cost", "n_tiles").collect()
@@ -69,10 +82,11 @@ def encode(
         return
     with progress.stage("features", n_tiles, lambda: int(done.value)):
         progress.step(f"encode {n_tiles:,} tiles")
-        encoder = encode_tiles(spec, record.run_id, done.add, tiles_ahead=n_tiles)
+        encoders = {name for of_image in encoders_of for name, _ in of_image}
+        encode_units = encode_tiles(spec, record.run_id, done.add, encoders=encoders, tiles_ahead=n_tiles)
         encoded = (
             in_tasks(units, planned, resources.slots())
-            .mapInArrow(encoder, spark_schema(ENCODED), profile=resources.profile)
+            .mapInArrow(encode_units, spark_schema(ENCODED), profile=resources.profile)
             .persist(StorageLevel.DISK_ONLY)
         )
         columns = ["image_id", "n_tiles", "error_code", "error_message", "size_bytes", "work"]
@@ -85,16 +99,18 @@ def encode(
         }
         if failed:
             columns = ["error_code", "error_message", "status", "run_id"]
-            rows = spark.createDataFrame(list(failed.values()), ["image_id", *columns])
-            tables.upsert("slides", rows, "image_id", columns)
+            fates = spark.createDataFrame(list(failed.values()), ["image_id", *columns])
+            tables.upsert("slides", fates, "image_id", columns)
         of_failed = F.col("image_id").isin(list(failed))
         good = encoded.where(F.col("x_px").isNotNull() & ~of_failed)
-        good = good.select(FEATURES.names).coalesce(max(1, math.ceil(n_tiles / _ROWS_A_FILE)))
+        good = good.select(FEATURES.names).coalesce(max(1, math.ceil(n_tiles * len(encoders) / _ROWS_A_FILE)))
         if kept is not None:
             good = good.unionByName(kept.where(~of_failed))
         record.counts["tiles_encoded"] += sum(unit.n_tiles for unit in ended)
         record.count_work("features", ended)
-        tables.put("features", good, "image_id", work["image_id"], present)
+        stale_of = zip(work["image_id"], work["stale_encoders"], strict=True)
+        pairs = [(image_id, encoder) for image_id, stale in stale_of for encoder in stale]
+        tables.replace("features", good, are_in(("image_id", "encoder"), pairs) if present else None)
         for frame in (units, encoded):
             frame.unpersist()
 
@@ -131,14 +147,11 @@ def _with_slides_done(tables: Tables, images: pd.DataFrame) -> pd.DataFrame:
 
 def _work_units(tables: Tables, tiles: DataFrame, images: Sequence[str], unit_tiles: int) -> DataFrame:
     """`udfs.schemas.UNITS` of the tiles. If a slide has no index (an older run's, not a TIFF) its units have none."""
-    same = ["image_id", "patient_id", "uri", "tile_px", "level_read", "downsample"]
     corners = F.sort_array(F.collect_list(F.struct("y_px", "x_px")))
     index = tables.read("indexes").where(F.col("image_id").isin(images)).select("image_id", "file_version", "index")
-    slides = tiles.groupBy(*same, "want_features_hash", "file_version").agg(corners.alias("corners"))
-    slides = slides.join(index, ["image_id", "file_version"], "left")
-    slides = slides.select(
-        *same, F.col("want_features_hash").alias("params_hash"), "corners.x_px", "corners.y_px", "index"
-    )
+    slides = tiles.groupBy(*_PER_SLIDE, "encoders").agg(corners.alias("corners"))
+    slides = slides.join(index, ["image_id", "file_version"], "left").drop("file_version")
+    slides = slides.select("*", "corners.x_px", "corners.y_px").drop("corners")
     # A fixed number of partitions: by their size, Spark would plan all slides in one.
     planners = max(1, min(len(images), _PLANNERS_A_SLOT * slots(tiles.sparkSession)))
     return slides.repartition(planners, "image_id").mapInArrow(plan_units(unit_tiles), spark_schema(UNITS))

@@ -148,7 +148,8 @@ def config_in(
         "patients": str(csv),
         "slides": {"root": str(root)},
         "output": {"root": str(folder / "tables")},
-        "encoder": {"name": "test_efficientnet", "weights": str(encoder_weights), "input_px": 96, "device": "cpu"},
+        "encoders": {"test_efficientnet": {"weights": str(encoder_weights), "input_px": 96}},
+        "inference": {"device": "cpu"},
     }
     for name, section in sections.items():
         settings[name] = {**settings.get(name, {}), **section} if isinstance(section, dict) else section
@@ -177,6 +178,6 @@ def preprocess_in(spark: SparkSession, config: Config, *, retry_failed: bool = F
 def table_rows(spark: SparkSession, config: Config, name: str) -> Rows:
     """All rows of a table as plain dicts, ordered by its keys, without run_id, which differs from run to run."""
     rows = spark.read.format("delta").load(f"{config.output.root}/{name}").drop("run_id").toPandas()
-    keys = [key for key in ("patient_id", "image_id", "y_px", "x_px") if key in rows.columns]
+    keys = [key for key in ("patient_id", "image_id", "encoder", "y_px", "x_px") if key in rows.columns]
     ordered = rows.sort_values(keys).astype(object)
     return [dict(zip(ordered.columns, row, strict=True)) for row in ordered.itertuples(index=False, name=None)]

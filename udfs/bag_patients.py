@@ -1,4 +1,4 @@
-"""The patients pass: all feature rows of one patient in, one row with the bags out (applyInArrow)."""
+"""The patients pass: all feature rows of one patient and encoder in, one row with the bag out (applyInArrow)."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,7 +18,9 @@ MAX_BAG_BYTES = 1 << 29
 HEAP_A_BAG = 64
 
 _EMBEDDINGS = ("embedding_dim", "embedding_dtype", "embeddings", "embeddings_max")
-BAGS = pa.schema(map(PATIENTS.field, ("patient_id", "n_tiles", *_EMBEDDINGS, "tile_index", "color_histogram")))
+BAGS = pa.schema(
+    map(PATIENTS.field, ("patient_id", "encoder", "n_tiles", *_EMBEDDINGS, "tile_index", "color_histogram"))
+)
 
 Dtype = Literal["float32", "float16"]  # of the numbers in a bag
 
@@ -26,7 +28,7 @@ Dtype = Literal["float32", "float16"]  # of the numbers in a bag
 def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
     """Returns the applyInArrow function of the patients pass.
 
-    Input: feature rows of one patient in any order. Output: one row of `BAGS`. Rows of the bags are ordered by
+    Input: feature rows of one patient and encoder in any order. Output: one row of `BAGS`. Rows of the bags are ordered by
     image_id, y_px, x_px; the histogram is the mean over tiles of each tile's fractions, which sum to 1.
 
     Args:
@@ -48,6 +50,7 @@ def bag_patient(bins: int, dtype: Dtype) -> Callable[[pa.Table], pa.Table]:
         offsets = pa.array([0, len(features)], pa.int32())
         row = {
             "patient_id": features["patient_id"].combine_chunks()[:1],
+            "encoder": features["encoder"].combine_chunks()[:1],
             "n_tiles": [len(features)],
             "embedding_dim": [matrices["embedding"].shape[1]],
             "embedding_dtype": [kept],

@@ -1,12 +1,12 @@
-"""The features pass: work units of coordinates in, one row per tile with embeddings and colours out (mapInArrow).
+"""The features pass: work units of coordinates in, one row per tile and encoder with vectors and colours out (mapInArrow).
 
 Pixels are read, normalised, embedded, counted and measured inside the worker and dropped there.
 """
 
 import os
 import socket
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, zip_longest
@@ -24,7 +24,7 @@ from udfs.stopwatch import Stopwatch
 from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
 from udfs.wsi.encoder.network import Network, Outputs, load_network
-from udfs.wsi.inference import Encoded, Inference, inference
+from udfs.wsi.inference import Batch, Encoded, Inference, inference
 from udfs.wsi.prefetch import prefetch
 from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.reading.foreign import ForeignSlide
@@ -47,12 +47,14 @@ Unit = dict[str, Any]  # a row of `udfs.schemas.UNITS`
 class FeatureSpec:
     """The settings that shape table features."""
 
-    encoder: EncoderSpec
+    encoders: Mapping[str, EncoderSpec]  # by name
     stain_weights: str | None  # URI of a StainNet checkpoint, None for no normalisation
     bins: int  # of the colour histogram, per channel
     gpu_share: float = 1.0  # of a GPU's memory, at most, if tasks share one
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
-    models: tuple[str, ...] | None = None  # identity of the driver's `Models`, which workers' have to equal; None: any
+    models: Mapping[str, tuple[str, ...]] | None = (
+        None  # identities of the driver's `Models`, which workers' have to equal
+    )
 
 
 AnyEncoder = TypeVar("AnyEncoder", Network, Encoder)
@@ -60,48 +62,64 @@ AnyEncoder = TypeVar("AnyEncoder", Network, Encoder)
 
 @dataclass(frozen=True)
 class Models(Generic[AnyEncoder]):
-    """The encoder and StainNet: an `Encoder` is on a device, a `Network` not yet."""
+    """The encoders by name, and StainNet: an `Encoder` is on a device, a `Network` not yet."""
 
-    encoder: AnyEncoder
+    encoders: Mapping[str, AnyEncoder]
     stain: StainNormaliser | None
 
     @property
-    def identity(self) -> tuple[str, ...]:
-        """What of the models shapes rows, each as ``name=value``."""
-        stain = self.stain.net.fingerprint[:16] if self.stain else "null"
-        return (*(f"encoder.{part}" for part in self.encoder.identity), f"stain.weights={stain}")
+    def identities(self) -> dict[str, tuple[str, ...]]:
+        """What of the models shapes the rows of each encoder, each as ``name=value``."""
+        return {name: _identity(encoder, self.stain) for name, encoder in self.encoders.items()}
 
 
 def load_models(spec: FeatureSpec) -> Models[Network]:
-    """Returns the encoder and StainNet, on no device.
+    """Returns the encoders and StainNet, on no device.
 
     Raises:
         CheckpointError: weights are missing or do not fit.
         ValueError: see `load_network`, or table features has no column for an output.
     """
-    stainnet = load_stainnet(spec.stain_weights, spec.storage_options) if spec.stain_weights else None
-    encoder = load_network(spec.encoder, spec.storage_options)
+    encoders = {name: _load_encoder(one, spec.storage_options) for name, one in spec.encoders.items()}
+    return Models(encoders, _load_stain(spec))
+
+
+def _load_encoder(spec: EncoderSpec, storage_options: StorageOptions) -> Network:
+    encoder = load_network(spec, storage_options)
     names = [name for name, _ in encoder.outputs]
     if names[:1] != ["embedding"] or any(name not in FEATURES.names for name in names):
-        raise ValueError(
-            f"encoder.name = {spec.encoder.name} yields {names}: table features takes embedding, and then embedding_max"
-        )
-    return Models(encoder, StainNormaliser(stainnet) if stainnet else None)
+        raise ValueError(f"encoder {spec.name} yields {names}: table features takes embedding, and then embedding_max")
+    return encoder
+
+
+def _load_stain(spec: FeatureSpec) -> StainNormaliser | None:
+    return StainNormaliser(load_stainnet(spec.stain_weights, spec.storage_options)) if spec.stain_weights else None
+
+
+def _identity(encoder: Network | Encoder, stain: StainNormaliser | None) -> tuple[str, ...]:
+    fingerprint = stain.net.fingerprint[:16] if stain else "null"
+    return (*(f"encoder.{part}" for part in encoder.identity), f"stain.weights={fingerprint}")
 
 
 def encode_tiles(
-    spec: FeatureSpec, run_id: str, done: Callable[[int], None] = lambda _: None, *, tiles_ahead: int = 0
+    spec: FeatureSpec,
+    run_id: str,
+    done: Callable[[int], None] = lambda _: None,
+    *,
+    encoders: Collection[str] | None = None,
+    tiles_ahead: int = 0,
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """Returns the mapInArrow function of the features pass; each partition must hold work units of one slide.
 
     Input columns are those of `udfs.schemas.UNITS`; unit, n_tiles, n_bytes and cost are not used. Output:
-    `udfs.schemas.ENCODED`: one row per coordinate in the order of reading, then one row on how the unit went, with the
-    error if the slide cannot be read (rows of tiles that were read before the error precede it).
+    `udfs.schemas.ENCODED`: one row per coordinate and encoder of the unit in the order of reading, then one row on how the unit
+    went, with the error if the slide cannot be read (rows of tiles that were read before the error precede it).
 
     Args:
         spec: the settings.
         run_id: of the run, for every row.
         done: called with numbers of finished tiles.
+        encoders: those that any of the units names: others are not loaded; None: all.
         tiles_ahead: how many tiles this host has to expect: many pay for a table of StainNet's colours.
     """
 
@@ -111,63 +129,83 @@ def encode_tiles(
             first = next(readings, None)  # its bytes are on their way while the models load
             if first is None:
                 return
-            models = models_of_this_worker(spec)
+            models = models_of_this_worker(spec, encoders)
             if models.stain:
                 models.stain.tiles_ahead = tiles_ahead
-            encode = inference(models.encoder, models.stain, spec.bins, PixelMetric.defined())
+            encode = inference(models.encoders, models.stain, spec.bins, PixelMetric.defined())
             encode.batch_size  # noqa: B018  measured here, where a failure is no slide's
             steps = _steps(chain([first], readings), encode, spec.storage_options)
-            not_finite = 0  # tiles of the unit at hand
+            not_finite = Counter[str]()  # tiles of the unit at hand, by encoder
             pulled, spent = Stopwatch(), Stopwatch()  # the latter runs on while the next batch is made or waited for
-            if slot_cpus() > 1 or models.encoder.device.type != "cpu":  # else reading would take turns with the rest
+            is_on_gpu = any(encoder.device.type == "cuda" for encoder in models.encoders.values())
+            if slot_cpus() > 1 or is_on_gpu:  # else reading would take turns with the rest
                 steps = prefetch(steps, _BATCHES_AHEAD)
             with closing(steps):
-                for step, encoded in spent.during(encode((step, step.tiles) for step in pulled.during(steps))):
-                    constant = {name: step.unit[name] for name in ("image_id", "patient_id", "params_hash")}
-                    constant["run_id"] = run_id
+                for step, encoded in spent.during(encode((step, step.batch) for step in pulled.during(steps))):
+                    constant = {name: step.unit[name] for name in ("image_id", "patient_id")} | {"run_id": run_id}
                     if encoded and step.xy_px is not None:
-                        not_finite += encoded.n_not_finite
-                        yield _batch(len(step.xy_px), constant, _columns(step.xy_px, encoded, models.encoder.outputs))
+                        for row in step.unit["encoders"]:
+                            outputs = models.encoders[row["encoder"]].outputs
+                            columns = _columns(step.xy_px, encoded, row["encoder"], outputs)
+                            yield _batch(len(step.xy_px), constant | row, columns)
+                            not_finite[row["encoder"]] += encoded.n_not_finite(row["encoder"])
                         continue
                     if work := step.end.get("work"):
                         work["encoded_s"] = spent.take() - pulled.take()
-                    if not_finite:
-                        constant |= _error_columns(_not_finite(not_finite, step, spec.encoder))
-                    not_finite = 0
+                    if +not_finite:
+                        constant |= _error_columns(_not_finite(+not_finite, step, spec.encoders))
+                    not_finite.clear()
                     yield _batch(1, constant | step.end, {})
                     done(len(step.unit["x_px"]))
-        if models.encoder.device.type == "cuda":  # an idle worker keeps nothing from those that work
+        if is_on_gpu:  # an idle worker keeps nothing from those that work
             torch.cuda.empty_cache()
 
     return run
 
 
-_loaded: dict[tuple[object, ...], Models[Encoder]] = {}
+_encoders: dict[tuple[EncoderSpec, str], Encoder] = {}  # of this worker process, by device
+_stain: dict[str | None, StainNormaliser | None] = {}  # of this worker process: one entry, by URI
 
 
-def models_of_this_worker(spec: FeatureSpec) -> Models[Encoder]:
-    """Returns the models, loaded once per worker process and device: later tasks of a process may get another GPU.
+def models_of_this_worker(spec: FeatureSpec, names: Collection[str] | None = None) -> Models[Encoder]:
+    """Returns models, loaded once per worker process and device: later tasks of a process may get another GPU.
+
+    Args:
+        spec: the settings.
+        names: of the encoders; None: all of the settings.
 
     Raises:
         CheckpointError: the models are not the driver's; for others see `load_models`.
         ValueError: see `load_models` and `Encoder`.
     """
     torch.set_num_threads(slot_cpus())
-    device = device_of_this_task(spec.encoder)
-    if device.type == "cuda" and spec.gpu_share < 1:  # PyTorch keeps memory that it once had: each task has its part
-        torch.cuda.set_per_process_memory_fraction(spec.gpu_share, device)
-    what = (spec.encoder, spec.stain_weights)
-    if not all(key[:-1] == what and spec.models in (None, models.identity) for key, models in _loaded.items()):
-        _loaded.clear()  # of another encoder, or of a file that was replaced since an earlier run
-    key = (*what, str(device))
-    if key not in _loaded:
-        models = load_models(spec)
-        if spec.models is not None:
-            _check_same(models.identity, spec.models)
-        encoder = Encoder(spec.encoder, models.encoder, device=device, threads=slot_cpus())
-        _loaded[key] = Models(encoder, models.stain)
-        keep_what_is_loaded()
-    return _loaded[key]
+    wanted = {name: one for name, one in spec.encoders.items() if names is None or name in names}
+    keys = {name: (one, str(device_of_this_task(one))) for name, one in wanted.items()}
+    if spec.gpu_share < 1:  # PyTorch keeps memory that it once had: each task has its part
+        for device in {device for _, device in keys.values() if device.startswith("cuda")}:
+            torch.cuda.set_per_process_memory_fraction(spec.gpu_share, device)
+    if spec.stain_weights not in _stain or _replaced(keys, spec):
+        _encoders.clear()
+        _stain.clear()
+        _stain[spec.stain_weights] = _load_stain(spec)
+    for key in [key for key in _encoders if key[0] not in spec.encoders.values()]:
+        del _encoders[key]  # of an earlier run
+    stain = _stain[spec.stain_weights]
+    for name, key in keys.items():
+        if key not in _encoders:
+            network = _load_encoder(wanted[name], spec.storage_options)
+            if spec.models is not None:
+                _check_same(_identity(network, stain), spec.models[name])
+            _encoders[key] = Encoder(wanted[name], network, device=torch.device(key[1]), threads=slot_cpus())
+            keep_what_is_loaded()
+    return Models({name: _encoders[key] for name, key in keys.items()}, stain)
+
+
+def _replaced(keys: Mapping[str, tuple[EncoderSpec, str]], spec: FeatureSpec) -> bool:
+    """Whether a loaded model is of a file that was replaced since an earlier run."""
+    stain, loaded = _stain[spec.stain_weights], {name: key for name, key in keys.items() if key in _encoders}
+    models = spec.models
+    return models is not None and any(_identity(_encoders[key], stain) != models[name] for name, key in loaded.items())
 
 
 def _check_same(here: tuple[str, ...], driver: tuple[str, ...]) -> None:
@@ -239,7 +277,7 @@ class _Step(NamedTuple):
     unit: Unit
     end: dict[str, Any]  # columns of the row on how the unit went, filled as it goes
     xy_px: NDArray[np.int64] | None = None  # [n, 2], level-0 pixels
-    tiles: NDArray[np.uint8] | None = None  # [n, tile_px, tile_px, 3]
+    batch: Batch | None = None
 
 
 def _steps(
@@ -249,8 +287,9 @@ def _steps(
         end: dict[str, Any] = {"n_tiles": 0}
         watch, waited_s = Stopwatch(), reading.slide.traffic.waited_s if reading.slide else 0.0
         try:
+            names = [row["encoder"] for row in reading.unit["encoders"]]
             for xy_px, tiles in watch.during(_batches(reading, encode)):
-                yield _Step(reading.unit, end, xy_px, tiles)
+                yield _Step(reading.unit, end, xy_px, Batch(tiles, names))
                 end["n_tiles"] += len(tiles)
         except Exception as error:
             end |= _error_columns(as_slide_error(error, reading.unit["uri"], storage_options))
@@ -265,13 +304,16 @@ def _error_columns(error: SlideError) -> dict[str, str]:
     return {"error_code": error.code.value, "error_message": error.message}
 
 
-def _not_finite(n_tiles: int, end: _Step, encoder: EncoderSpec) -> SlideError:
-    wider = {"fp16": "bf16 or fp32", "bf16": "fp32"}.get(encoder.precision)
-    remedy = f"set encoder.precision to {wider}" if wider else "give other encoder.weights"
+def _not_finite(n_tiles: Mapping[str, int], end: _Step, encoders: Mapping[str, EncoderSpec]) -> SlideError:
+    """The error of the unit, by the first encoder that has tiles whose vectors are not finite."""
+    name, number = next(iter(n_tiles.items()))
+    precision = encoders[name].precision
+    wider = {"fp16": "bf16 or fp32", "bf16": "fp32"}.get(precision)
+    remedy = f"set inference.precision to {wider}" if wider else f"give other weights in encoders.{name}.weights"
     return SlideError(
         ErrorCode.EMBEDDING_NOT_FINITE,
-        f"{public_uri(end.unit['uri'])}: embeddings of {n_tiles:,} of {end.end['n_tiles']:,} tiles are NaN or infinite in "
-        f"{encoder.precision}: {remedy}, then run with --retry-failed",
+        f"{public_uri(end.unit['uri'])}: vectors of encoder {name} for {number:,} of {end.end['n_tiles']:,} tiles are NaN or "
+        f"infinite in {precision}: {remedy}, then run with --retry-failed",
     )
 
 
@@ -298,8 +340,8 @@ def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.R
     return pa.RecordBatch.from_pydict(constants | columns, ENCODED)
 
 
-def _columns(xy_px: NDArray[np.int64], encoded: Encoded, outputs: Outputs) -> dict[str, Any]:
-    embeddings = zip(outputs, encoded.embeddings, strict=True)
+def _columns(xy_px: NDArray[np.int64], encoded: Encoded, encoder: str, outputs: Outputs) -> dict[str, Any]:
+    embeddings = zip(outputs, encoded.embeddings[encoder], strict=True)
     return {
         "x_px": xy_px[:, 0],
         "y_px": xy_px[:, 1],

@@ -3,6 +3,7 @@
 Nothing is read here: a unit is planned from coordinates and from the slide's index.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ _TASKS_PER_SLOT = 16  # so that no slot waits long at the end of a wave, and a w
 def plan_units(unit_tiles: int) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """Returns the mapInArrow function that cuts slides into work units of at most `unit_tiles` tiles.
 
-    Input columns, one row per slide: image_id, patient_id, uri, params_hash, tile_px, level_read, downsample, x_px and y_px
-    (arrays, level-0 pixels), index (of the whole slide, or null). Output: `udfs.schemas.UNITS`.
+    Input columns, one row per slide and set of encoders, all of a slide in one partition: image_id, patient_id, uri, encoders,
+    tile_px, level_read, downsample, x_px and y_px (arrays, level-0 pixels), index (of the whole slide, or null). Output:
+    `udfs.schemas.UNITS`.
 
     A unit's tiles share their blocks with as few tiles of other units as possible, so that hardly a byte is fetched or
     decoded twice. The units of a slide depend on its tiles and blocks alone, so its batches, and with them the last bit of
@@ -35,22 +37,25 @@ def plan_units(unit_tiles: int) -> Callable[[Iterable[pa.RecordBatch]], Iterable
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        n_units = Counter[str]()  # of each slide, which has a row for each set of encoders
         for batch in batches:
             for row in range(batch.num_rows):
                 [slide] = batch.slice(row, 1).to_pylist()
-                yield pa.RecordBatch.from_pylist(list(_units_of(slide, unit_tiles)), UNITS)
+                units = list(_units_of(slide, unit_tiles, n_units[slide["image_id"]]))
+                n_units[slide["image_id"]] += len(units)
+                yield pa.RecordBatch.from_pylist(units, UNITS)
 
     return run
 
 
-def _units_of(slide: dict[str, Any], unit_tiles: int) -> Iterator[dict[str, Any]]:
+def _units_of(slide: dict[str, Any], unit_tiles: int, first: int) -> Iterator[dict[str, Any]]:
     xy_px = np.stack([slide["x_px"], slide["y_px"]], axis=1)
     read = slide["level_read"]
     index = SlideIndex.from_bytes(slide["index"]) if slide["index"] else None
     level = index.levels[read] if index else None
     downsample = level.downsample if level else slide["downsample"]
     region_px = region_edge(slide["tile_px"] * slide["downsample"], downsample)
-    for number, members in enumerate(work_units(level, downsample, xy_px, region_px, unit_tiles)):
+    for number, members in enumerate(work_units(level, downsample, xy_px, region_px, unit_tiles), first):
         corners = xy_px[members]
         unit = slide | {"unit": number, "n_tiles": len(members), "x_px": corners[:, 0], "y_px": corners[:, 1]}
         unit["index"] = None
@@ -59,7 +64,8 @@ def _units_of(slide: dict[str, Any], unit_tiles: int) -> Iterator[dict[str, Any]
             blocks = needed_blocks(level, corners, region_px)
             n_bytes = int(level.byte_ranges(blocks)[1].sum())
             unit |= {"index": index.only(read, blocks).to_bytes(), "n_bytes": n_bytes}
-        yield unit | {"cost": len(members) * _ENCODE_MS_PER_TILE + n_bytes * _DECODE_MS_PER_BYTE}
+        encode_ms = len(members) * len(slide["encoders"]) * _ENCODE_MS_PER_TILE
+        yield unit | {"cost": encode_ms + n_bytes * _DECODE_MS_PER_BYTE}
 
 
 def pack_tasks(units: Sequence[tuple[str, int, float]], slots: int) -> list[int]:

@@ -28,7 +28,7 @@ _RUNTIMES: dict[str, tuple[tuple[Runtime, Precision], ...]] = {
 }
 _MOST_UNITS = 16  # to measure runtimes by
 
-Vectors = list[NDArray[np.float32]]  # [n, dim] for each output of the encoder
+Vectors = list[NDArray[np.float32]]  # [n, dim] for each output of each encoder
 Encode = Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]
 SlidePlace = tuple[str, float | None]
 """URI of a slide, and its um/px from the CSV (None: the header's)."""
@@ -40,23 +40,24 @@ class Loaded:
 
     host: str
     device: str
-    identity: tuple[str, ...]  # as of `udfs.encode_tiles.Models`
+    identities: dict[str, tuple[str, ...]]  # as of `udfs.encode_tiles.Models`
 
 
 def load(spec: FeatureSpec) -> Loaded:
     """Load the models, to be used by later tasks of this worker; raises what `models_of_this_worker` raises."""
     models = models_of_this_worker(spec)
-    return Loaded(socket.gethostname(), str(models.encoder.device), models.identity)
+    [device] = {str(encoder.device) for encoder in models.encoders.values()}
+    return Loaded(socket.gethostname(), device, models.identities)
 
 
 @dataclass(frozen=True)
 class MeasuredRuntime:
-    """One way to run the encoder."""
+    """One way to run the encoders."""
 
     runtime: Runtime
     precision: Precision
     tiles_per_s: float  # of one task of the features stage
-    cosine: float  # to PyTorch's fp32: the mean over the tiles, of the worse of the outputs; NaN if one is not finite
+    cosine: float  # to PyTorch's fp32: the mean over the tiles, of the worst of the vectors; NaN if one is not finite
 
 
 def measure_runtimes(
@@ -71,12 +72,17 @@ def measure_runtimes(
         PyTorch in fp32 first; nothing if no slide has tissue, or the first slide that has some does not decode.
     """
     found = (_found(tissue, slide) for slide in slides)
-    units = next((_units(slide, tissue.tile_px)[:_MOST_UNITS] for slide in found if slide["status"] == "ok"), [])
-    device = device_of_this_task(replace(features.encoder, runtime="torch")).type
+    units = next(
+        (_units(slide, tissue.tile_px, features.encoders)[:_MOST_UNITS] for slide in found if slide["status"] == "ok"),
+        [],
+    )
+    encoders = features.encoders.items()
+    device = device_of_this_task(replace(next(iter(features.encoders.values())), runtime="torch")).type
     measured: list[MeasuredRuntime] = []
     expected: Vectors = []
     for runtime, precision in _RUNTIMES[device] if units else ():
-        spec = replace(features, encoder=replace(features.encoder, runtime=runtime, precision=precision))
+        here = {name: replace(encoder, runtime=runtime, precision=precision) for name, encoder in encoders}
+        spec = replace(features, encoders=here)
         try:
             models_of_this_worker(spec)
         except ValueError:  # not installed, not a precision of this processor, not a model that it takes
@@ -84,15 +90,23 @@ def measure_runtimes(
         encode = encode_tiles(spec, "doctor", tiles_ahead=_MANY_TILES)
         list(encode(units[:1]))  # what a worker does once
         tiles, ends, first_s = _encode(encode, units, math.inf if measured else seconds)
-        if not len(tiles):
+        n_tiles = sum(end["n_tiles"] for end in ends)
+        if not n_tiles:
             break  # the slide does not decode
-        columns = [tiles[name] for name in ENCODED.names if name.startswith("embedding_")]
-        vectors = [np.array(column.to_pylist(), np.float32) for column in columns if not column.null_count]
+        vectors = [vectors for name, _ in encoders for vectors in _vectors(tiles, name)]
         units, expected = units[: len(ends)], expected or vectors
         _, _, second_s = _encode(encode, units, math.inf)
         cosine = float(np.min([_cosines(*pair).mean() for pair in zip(vectors, expected, strict=True)]))
-        measured.append(MeasuredRuntime(runtime, precision, len(tiles) / min(first_s, second_s), cosine))
+        measured.append(MeasuredRuntime(runtime, precision, n_tiles / min(first_s, second_s), cosine))
     return measured
+
+
+def _vectors(tiles: pa.Table, encoder: str) -> Iterator[NDArray[np.float32]]:
+    """Yields the columns of vectors that an encoder fills, float32 [n, dim]."""
+    rows = tiles.filter(pc.field("encoder") == encoder)
+    for name in ("embedding", "embedding_max"):
+        if not rows[name].null_count:
+            yield np.array(rows[name].to_pylist(), np.float32)
 
 
 def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -122,8 +136,7 @@ class Sample:
     n_tiles: int = 0  # encoded
     seconds: float = 0.0  # that took, with the models loaded
     n_bytes: int = 0  # read for that
-    dim: int = 0  # of an embedding
-    n_embeddings: int = 2  # of a tile
+    dims: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the vectors of a tile, by encoder
     errors: list[str] = field(default_factory=list)
 
 
@@ -147,7 +160,7 @@ def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: Feat
         sample.slides.append(SeenSlide(taken, read, found["n_tiles"] or 0, size, error, too_small))
         if found["status"] != "ok":
             continue
-        units = _units(found, tissue.tile_px)
+        units = _units(found, tissue.tile_px, features.encoders)
         if not is_warm:
             list(encode(units[:1]))
             is_warm = True
@@ -156,9 +169,9 @@ def take_sample(slides: Sequence[SlidePlace], tissue: TissueSpec, features: Feat
             tiles = batch.filter(pc.is_valid(batch["x_px"]))
             ends += batch.filter(pc.is_null(batch["x_px"])).to_pylist()
             if len(tiles):
-                sample.dim = len(tiles["embedding"][0])
-                sample.n_embeddings = 1 if tiles["embedding_max"].null_count else 2
-            sample.n_tiles += len(tiles)
+                vectors = [tiles[name][0] for name in ("embedding", "embedding_max")]
+                sample.dims[tiles["encoder"][0].as_py()] = tuple(len(one) for one in vectors if one.is_valid)
+        sample.n_tiles += sum(end["n_tiles"] for end in ends)
         sample.seconds += time.monotonic() - begun
         sample.n_bytes += sum(end["work"]["bytes"] for end in ends if end["work"])
         sample.errors += [end["error_message"] for end in ends if end["error_message"]]
@@ -195,10 +208,10 @@ def _found(tissue: TissueSpec, slide: SlidePlace) -> dict[str, Any]:
     return cast(dict[str, Any], frame.iloc[0].to_dict()) | {"uri": uri}
 
 
-def _units(found: dict[str, Any], tile_px: int) -> list[pa.RecordBatch]:
+def _units(found: dict[str, Any], tile_px: int, encoders: Iterable[str]) -> list[pa.RecordBatch]:
     """The work units of a slide, one batch per unit."""
     names = [name for name in UNITS.names if name not in ("unit", "n_tiles", "n_bytes", "cost")]
-    row = found | {"tile_px": tile_px}
+    row = found | {"tile_px": tile_px, "encoders": [{"encoder": name, "params_hash": ""} for name in encoders]}
     schema = UNITS.empty_table().select(names).schema
     [planned] = plan_units(_UNIT_TILES)([pa.RecordBatch.from_pylist([{name: row[name] for name in names}], schema)])
     return [planned.slice(row, 1) for row in range(planned.num_rows)]

@@ -202,7 +202,10 @@ RUNS = _schema(
     _column("config", _STRING, "the resolved settings as JSON, secrets masked"),
     _column("versions", _TEXTS, "versions of slidelake, Spark and what shapes results; encoder: runtime and precision"),
     _column(
-        "features", _TEXTS, "what shapes features: settings, hashes of weights, code versions; empty if not needed"
+        "features",
+        pa.map_(_STRING, _TEXTS),
+        "what shapes features, by encoder: settings, hashes of weights, code versions; and the licence, revision and SHA-256 of "
+        "the weights if known; empty if not needed",
     ),
     _column("tables_read", _COUNTS, "Delta version of each table of the job when the run began"),
     _column("tables_written", _COUNTS, "Delta version of each table that the run changed"),
@@ -299,13 +302,16 @@ FOUND_TISSUE = _schema(
     pa.field("work", WORK),  # null if the slide did not open
 )
 
-# A work unit: some tiles of one slide, and how to read them.
+# Of a tile: the encoders that embed it, and the params_hash of each one's row.
+ENCODERS = pa.list_(pa.struct([pa.field("encoder", _STRING), pa.field("params_hash", _STRING)]))
+
+# A work unit: some tiles of one slide that the same encoders embed, and how to read them.
 UNITS = _schema(
     _IMAGE,
     pa.field("unit", _INT),  # number among the units of the slide
     _PATIENT,
     pa.field("uri", _STRING),  # as it is opened: may hold secrets, so it is in no table
-    pa.field("params_hash", _STRING),
+    pa.field("encoders", ENCODERS),
     pa.field("tile_px", _INT),
     pa.field("level_read", _INT),
     pa.field("downsample", _DOUBLE),
@@ -317,8 +323,8 @@ UNITS = _schema(
     pa.field("cost", _DOUBLE),  # relative to other units
 )
 
-# A row per tile, and after those of each unit one row on how the unit went: the columns of tiles null, tiles encoded, the
-# error if there was one, and size of the file and work if it was opened.
+# A row per tile and encoder, and after those of each unit one row on how the unit went: the columns of tiles null, tiles
+# encoded, the error if there was one, and size of the file and work if it was opened.
 ENCODED = _schema(
     *(column.with_nullable(True) for column in FEATURES),
     pa.field("n_tiles", _INT),

@@ -10,6 +10,7 @@ from functools import partial
 from jobs.checks.extent import FEWEST_SLIDES, UNKNOWN_SPREAD, Bounds, CohortSize, PerSlide, spread_over, total
 from jobs.checks.place import Place
 from jobs.checks.table import Row
+from jobs.runtime.run.run import runtime_text
 from jobs.runtime.run.summary import readable_size
 from udfs.bag_patients import HEAP_A_BAG, MAX_BAG_BYTES
 from udfs.sample_cohort import Sample, take_sample
@@ -54,8 +55,7 @@ def clock(place: Place) -> Row:
     workforce = Workforce(at_once, place.n_executors, place.heap_bytes, place.is_local)
     numbers = 4 if place.config.output.embedding_dtype == "float32" else 2
     row = estimate(samples, cohort, workforce, bag_number_bytes=numbers, deadline_h=place.deadline_h)
-    encoder = place.config.encoder
-    return replace(row, found=f"{encoder.runtime} {encoder.precision}: {row.found}")
+    return replace(row, found=f"{runtime_text(place.config)}: {row.found}")
 
 
 def estimate(
@@ -100,7 +100,8 @@ def estimate(
     mask_bytes = PerSlide([(slide.size_bytes, slide.n_bytes) for slide in good], sizes)
     reads = total(map(mask_bytes.of, sizes)).likely
     reads += n_tiles.likely * sum(sample.n_bytes for sample in busy) / encoded
-    writes = n_tiles.likely * (busy[0].n_embeddings * busy[0].dim * (4 + bag_number_bytes) + _OTHER_BYTES)
+    dims = busy[0].dims.values()
+    writes = n_tiles.likely * sum(sum(of_tile) * (4 + bag_number_bytes) + _OTHER_BYTES for of_tile in dims)
     found = (
         f"{rate:,.1f} tiles/s by {workforce.tasks} tasks at once, from {encoded:,} tiles of {len(good)} slides. Cohort: "
         f"{len(sizes):,} slides, about {_rounded(n_tiles.likely)} tiles{_between(n_tiles)}, {_span(hours)} beside the start-up, "
@@ -115,7 +116,7 @@ def estimate(
         found += f"; {len(errors)} failures in the sample, such as {errors[0]}"
         remedies.append(_FAILURES)
     most = max(bag.likely for bag in bags)
-    tile_bytes = busy[0].dim * bag_number_bytes
+    tile_bytes = max(dim for of_tile in dims for dim in of_tile) * bag_number_bytes
     heap = HEAP_A_BAG * most * tile_bytes
     if most * tile_bytes > MAX_BAG_BYTES:
         found += f"; the largest patient's {_rounded(most)} tiles are more than a row can have"

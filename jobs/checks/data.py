@@ -41,8 +41,8 @@ def store(place: Place) -> Row:
 def encoder(place: Place) -> Row:
     """Says whether every executor loads the same models as the driver; loading ends with a forward pass."""
     remedy = (
-        "put encoder.weights and stain.weights where all nodes can read them: a URI, or a path on every node; for weights of the "
-        "hub, executors need a route to it, and HF_TOKEN if they are gated (spark.executorEnv.HF_TOKEN)"
+        "put the encoders' weights and stain.weights where all nodes can read them: a URI, or a path on every node; for weights of "
+        "the hub, executors need a route to it, and HF_TOKEN if they are gated (spark.executorEnv.HF_TOKEN)"
     )
     here = place.run.models  # raises ConfigError with a remedy
     try:
@@ -50,11 +50,11 @@ def encoder(place: Place) -> Row:
     except (ExecutorError, Py4JJavaError) as error:
         return Row("FAIL", f"executors cannot load it: {telling_line(error)}", remedy)
     for one in loaded:
-        if one.identity != here.identity:
+        if one.identities != here.identities:
             return Row("FAIL", f"{one.host} has other weights than the driver at the same place", remedy)
-    name = place.config.encoder.name
+    names = some([f"{name} ({encoder.weights[:8]})" for name, encoder in here.encoders.items()])
     places = some(sorted({f"{one.host} by {one.device}" for one in loaded}))
-    return Row("ok", f"{name} ({here.encoder.weights[:8]}) on driver and executors, on {places}")
+    return Row("ok", f"{names} on driver and executors, on {places}")
 
 
 def _uris(place: Place) -> Iterator[StoreUri]:

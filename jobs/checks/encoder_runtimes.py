@@ -20,8 +20,8 @@ def encoder_runtimes(place: Place) -> Row:
     chosen = [slides[i][:2] for i in spread_over([size for *_, size in slides], min(_SLIDES, len(slides)))]
     run = place.run
     [measured] = place.ask(partial(measure_runtimes, chosen, run.tissue_spec, run.feature_spec, MEASURE_S))
-    encoder = place.config.encoder
-    return recommended(measured, encoder.runtime, encoder.precision)
+    specs = run.feature_spec.encoders.values()
+    return recommended(measured, place.config.inference.runtime, "/".join(sorted({one.precision for one in specs})))
 
 
 def recommended(measured: list[MeasuredRuntime], runtime: str, precision: str) -> Row:
@@ -35,7 +35,7 @@ def recommended(measured: list[MeasuredRuntime], runtime: str, precision: str) -
     ]
     found = f"tiles/s of one task: {', '.join(ways)}"
     best = max(right, key=lambda way: way.tiles_per_s)
-    settings = f"encoder.runtime={best.runtime} encoder.precision={best.precision}"
+    settings = f"inference.runtime={best.runtime} inference.precision={best.precision}"
     now = next((way for way in measured if (way.runtime, way.precision) == (runtime, precision)), None)
     if now and now not in right:
         return Row("warn", f"{found}; {precision} changes embeddings: its cosine to fp32 is too low", f"set {settings}")

@@ -92,7 +92,7 @@ def judge_memory(room: float, heap: float, tasks: int, *, is_local: bool = False
 
 def scheduled_gpus(place: Place) -> Row:
     """Says whether the GPUs that are requested are scheduled and visible."""
-    requested = place.config.resources.gpus_per_task or (1.0 if place.config.encoder.device == "cuda" else 0.0)
+    requested = place.config.resources.gpus_per_task or (1.0 if place.config.inference.device == "cuda" else 0.0)
     visible = min((one.gpus for one in place.probes), default=0)
     scheduled = min((executor.gpus for executor in place.executors), default=0)
     later = place.conf(f"{_GPU}.amount") == "0" and place.conf("spark.dynamicAllocation.enabled") == "true"
@@ -111,7 +111,7 @@ def judge_gpus(requested: float, scheduled: int | None, visible: int) -> Row:
     if requested and not visible:
         remedy = (
             "take nodes with GPUs, and check that nvidia-smi runs where executors do; or set resources.gpus_per_task to null and "
-            "encoder.device to auto"
+            "inference.device to auto"
         )
         return Row("FAIL", wanted, remedy)
     if requested and scheduled == 0:

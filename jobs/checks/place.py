@@ -120,7 +120,7 @@ class Place:
     @cached_property
     def packages(self) -> list[str]:
         """The packages that executors need for these settings."""
-        runtime = {"openvino"} if self.config.encoder.runtime == "openvino" else set()
+        runtime = {"openvino"} if self.config.inference.runtime == "openvino" else set()
         return [*_PACKAGES, *sorted({*self.store_packages} | runtime)]
 
     @cached_property

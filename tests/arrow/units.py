@@ -11,7 +11,7 @@ from udfs.encode_tiles import FeatureSpec, encode_tiles
 from udfs.schemas import ENCODED
 from udfs.wsi import open_slide
 
-TILE_PX, INPUT_PX = 448, 96
+TILE_PX, INPUT_PX, ENCODER = 448, 96, "e"
 CORNERS = np.array([[896, 448], [0, 0], [448, 448], [7, 11], [0, 896], [960, 1408]])  # tissue, glass and off the grid
 
 Rows = list[dict[str, Any]]
@@ -19,7 +19,7 @@ Rows = list[dict[str, Any]]
 
 def unit(path: Path, corners: NDArray[np.int64], **reading: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": path.stem, "patient_id": "007", "uri": str(path), "tile_px": TILE_PX}
-    row |= {"level_read": 0, "downsample": 1.0, "params_hash": "p", "index": None} | reading
+    row |= {"level_read": 0, "downsample": 1.0, "encoders": [{"encoder": ENCODER, "params_hash": "p"}], "index": None} | reading
     return row | {"x_px": corners[:, 0].tolist(), "y_px": corners[:, 1].tolist()}
 
 

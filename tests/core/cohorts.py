@@ -8,7 +8,16 @@ import pandas as pd
 
 from jobs.runtime.cohort.locating import Located
 from jobs.runtime.cohort.patient_csv import Image
-from jobs.runtime.run.survey import FEATURES_COLUMNS, SLIDES_COLUMNS, TILES_COLUMNS, Snapshot, patient_hash, take_survey
+from jobs.runtime.run.survey import (
+    FEATURES_COLUMNS,
+    FEATURES_KEY,
+    SLIDES_COLUMNS,
+    TILES_COLUMNS,
+    Snapshot,
+    features_of,
+    patient_hash,
+    take_survey,
+)
 from jobs.runtime.settings.config import Config
 from jobs.runtime.settings.identity import Identity, row_hash
 from udfs.wsi import ErrorCode, SlideError
@@ -16,12 +25,14 @@ from udfs.wsi.store import FileInfo, StoreUri, public_uri
 
 Corner = tuple[int, int]
 CORNERS: tuple[Corner, ...] = ((0, 0), (448, 0), (0, 448))
+ENCODER = "efficientnet_b0"
 CONFIG = Config.model_validate(
     {
         "patients": "p.csv",
         "output": {"root": "tables"},
         "tiling": {"max_tiles_per_patient": 4},
-        "encoder": {"weights": "encoder.pth", "precision": "bf16"},
+        "encoders": {ENCODER: {"weights": "encoder.pth"}},
+        "inference": {"precision": "bf16"},
         "stain": {"weights": "stain.pth"},
     }
 )
@@ -43,10 +54,11 @@ def lost(code: ErrorCode) -> Located:
     return Located(None, None, SlideError(code, "why"))
 
 
-def models_of(config: Config) -> dict[str, str]:
-    """What the models add to the identity, if files at other URIs hold other numbers."""
-    encoder = config.encoder
+def models_of(config: Config, name: str = ENCODER) -> dict[str, str]:
+    """What the models add to the identity of an encoder, if files at other URIs hold other numbers."""
+    encoder, inference = config.encoders[name], config.inference
     return {
+        "encoder.model": encoder.model or name,
         "encoder.weights": row_hash(encoder.weights),
         "encoder.outputs": "embedding 8, embedding_max 8" if encoder.pooling in ("auto", "map") else "embedding 8",
         "encoder.pooling": encoder.pooling,
@@ -55,14 +67,14 @@ def models_of(config: Config) -> dict[str, str]:
         "encoder.mean": str(encoder.mean),
         "encoder.std": str(encoder.std),
         "encoder.build": str(encoder.kwargs),
-        "encoder.precision": "fp32" if encoder.precision == "fp32" else f"{encoder.precision} by {encoder.runtime}",
+        "encoder.precision": "fp32" if inference.precision in (None, "fp32") else f"{inference.precision} by {inference.runtime}",
         "stain.weights": row_hash(config.stain.weights),
     }
 
 
 def identity_of(config: Config) -> Identity:
     """What shapes rows under these settings."""
-    return Identity(config, models_of(config))
+    return Identity(config, {name: models_of(config, name) for name in config.encoders})
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ class World:
         return replace(self, images=tuple(rows.values()), files=dict(self.files) | files)
 
 
-Stored = dict[str, dict[str, Any]]  # by table, then by image_id or patient_id
+Stored = dict[str, dict[Any, Any]]  # by table, then by image_id or (patient_id, encoder); of features by (image_id, encoder)
 
 
 def stored_by(world: World) -> Stored:
@@ -111,15 +123,24 @@ def stored_by(world: World) -> Stored:
     selected = _selected(stored, limit, world.config.tiling.seed)
     for row in world.images:
         if chosen := selected.get(row.image_id):
-            made_of = identity.features_hash(
-                row.patient_id, stored["slides"][row.image_id]["stored_file_version"], row.mpp
-            )
-            stored["features"][row.image_id] = made_of, row.patient_id, chosen
-    survey = survey_of(world, stored)
-    for patient, rows in survey.groupby("patient_id"):
-        if value := patient_hash(rows, identity):
-            stored["patients"][str(patient)] = value
+            version = stored["slides"][row.image_id]["stored_file_version"]
+            for encoder, made_of in identity.features_hashes(row.patient_id, version, row.mpp).items():
+                stored["features"][row.image_id, encoder] = made_of, row.patient_id, chosen
+    survey = survey_of(world, stored).drop(columns="feature_rows")
+    for encoder in identity.encoders:
+        for patient, rows in survey.join(features_of(_features(stored), encoder)).groupby("patient_id"):
+            if value := patient_hash(rows, identity):
+                stored["patients"][str(patient), encoder] = value
     return stored
+
+
+def _features(stored: Stored) -> pd.DataFrame:
+    """The digest of table features."""
+    rows = [
+        (*key, len(corners), _digest(corners), made, patient)
+        for key, (made, patient, corners) in stored["features"].items()
+    ]
+    return pd.DataFrame(rows, columns=[*FEATURES_KEY, *FEATURES_COLUMNS]).set_index(FEATURES_KEY)
 
 
 def _selected(stored: Stored, limit: int | None, seed: int) -> dict[str, tuple[Corner, ...]]:
@@ -144,14 +165,10 @@ def survey_of(world: World, stored: Stored, *, retry_failed: bool = False, ident
         name: (len(corners), made, patient, len(selected[name]), _digest(selected[name]))
         for name, (made, patient, corners) in stored["tiles"].items()
     }
-    features = {
-        name: (len(corners), _digest(corners), made, patient)
-        for name, (made, patient, corners) in stored["features"].items()
-    }
     snapshot = Snapshot(
         pd.DataFrame.from_dict(stored["slides"], orient="index", columns=SLIDES_COLUMNS),
         pd.DataFrame.from_dict(tiles, orient="index", columns=TILES_COLUMNS),
-        pd.DataFrame.from_dict(features, orient="index", columns=FEATURES_COLUMNS),
+        _features(stored),
         frozenset(stored["indexes"]),
         stored["patients"],
     )

@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from jobs.runtime.settings.config import Config, settings_by_key
+from jobs.runtime.settings.config import EACH, Config, settings_by_key
 from jobs.runtime.settings.identity import Identity, differences, recorded_models, row_hash
 from jobs.runtime.settings.setting import shapes_of
-from tests.core.cohorts import CONFIG, World, identity_of, models_of, stale_in, stored_by, survey_of
+from tests.core.cohorts import CONFIG, ENCODER, World, identity_of, models_of, stale_in, stored_by, survey_of
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 from udfs.wsi.tissue.brightness import Brightness
 from udfs.wsi.tissue.method import tissue_methods
@@ -31,7 +31,7 @@ def another(key: str) -> Any:
     """A value of a setting that is not that of `CONFIG`."""
     value = CONFIG
     for name in key.split("."):
-        value = getattr(value, "schema_name" if name == "schema" else name)
+        value = value[ENCODER] if name == EACH else getattr(value, "schema_name" if name == "schema" else name)
     if choices := [choice for choice in literals(FIELDS[key].annotation) if choice != value]:
         return choices[-1]
     if isinstance(value, bool):
@@ -60,6 +60,8 @@ def changed(key: str, config: Config = CONFIG) -> Config:
     value = {"schema_name" if name == "schema" else name: another(key)}
     if not section:
         return config.model_copy(update=value)
+    if section == f"encoders.{EACH}":
+        return config.model_copy(update={"encoders": {ENCODER: config.encoders[ENCODER].model_copy(update=value)}})
     part = getattr(config, section).model_copy(update=value)
     return config.model_copy(update={section: part})
 
@@ -98,7 +100,7 @@ def test_what_moves_no_tile_does_not_reach_features() -> None:
     """Settings of the mask change rows of slides and tiles, and features only through the corners of tiles."""
     before, after = (identity_of(config) for config in (CONFIG, changed("tiling.mask_downsample")))
     assert before.slide_hash("p", "1", None) != after.slide_hash("p", "1", None)
-    assert before.features_hash("p", "1", None) == after.features_hash("p", "1", None)
+    assert before.features_hashes("p", "1", None) == after.features_hashes("p", "1", None)
 
 
 def test_a_new_version_of_the_method_or_of_a_metric_makes_slides_stale_and_of_features_only_moved_tiles(
@@ -110,20 +112,20 @@ def test_a_new_version_of_the_method_or_of_a_metric_makes_slides_stale_and_of_fe
             patched.setattr(changed_class, "version", 99)
             after = identity_of(CONFIG)
         assert before.slide_hash("p", "1", None) != after.slide_hash("p", "1", None)
-        assert before.features_hash("p", "1", None) == after.features_hash("p", "1", None)
-        assert len(differences(after.recipe, [before.recipe])) == 1
+        assert before.features_hashes("p", "1", None) == after.features_hashes("p", "1", None)
+        assert len(differences(after.recipe(ENCODER), [before.recipe(ENCODER)])) == 1
 
 
 def test_mpp_of_the_csv_shapes_features_only_if_tiles_are_read_at_a_target_mpp() -> None:
     at_target = identity_of(changed("tiling.mpp"))
     for identity, counts in ((identity_of(CONFIG), False), (at_target, True)):
-        assert (identity.features_hash("p", "1", 0.25) != identity.features_hash("p", "1", 0.5)) is counts
+        assert (identity.features_hashes("p", "1", 0.25) != identity.features_hashes("p", "1", 0.5)) is counts
         assert identity.slide_hash("p", "1", 0.25) != identity.slide_hash("p", "1", 0.5)
 
 
 def test_features_of_unknown_models_have_no_hash_and_their_recipe_is_what_the_settings_say() -> None:
-    assert Identity(CONFIG).features_hash("p", "1", None) is None
-    known, full = Identity(CONFIG).recipe, identity_of(CONFIG).recipe
+    assert Identity(CONFIG).features_hashes("p", "1", None) == {}
+    known, full = Identity(CONFIG).recipe(ENCODER), identity_of(CONFIG).recipe(ENCODER)
     assert known.items() < full.items()
     assert full.keys() - known.keys() == models_of(CONFIG).keys()
     assert differences(known, [full]) == []
@@ -131,22 +133,22 @@ def test_features_of_unknown_models_have_no_hash_and_their_recipe_is_what_the_se
 
 def test_the_dtype_of_bags_makes_patients_stale_and_no_model_unfit() -> None:
     half = changed("output.embedding_dtype")
-    assert identity_of(half).recipe == identity_of(CONFIG).recipe
+    assert identity_of(half).recipe(ENCODER) == identity_of(CONFIG).recipe(ENCODER)
     assert identity_of(half).patient_hash("n", None, []) != identity_of(CONFIG).patient_hash("n", None, [])
 
 
 def test_models_are_taken_from_the_newest_run_that_had_the_same_settings_of_features() -> None:
-    other = changed("encoder.weights")
-    runs = [(json.dumps(config.masked()), identity_of(config).recipe) for config in (other, CONFIG)]
-    assert recorded_models(CONFIG, runs) == models_of(CONFIG)
-    assert recorded_models(other, runs) == models_of(other)
-    assert recorded_models(changed("encoder.input_px"), runs) is None
-    elsewhere = changed("tiling.mask_downsample"), changed("run.unit_tiles"), changed("encoder.device")
-    assert [recorded_models(config, runs) for config in elsewhere] == [models_of(CONFIG)] * 3
-    assert recorded_models(CONFIG, []) is None
+    other = changed(f"encoders.{EACH}.weights")
+    runs = [(json.dumps(config.masked()), {ENCODER: identity_of(config).recipe(ENCODER)}) for config in (other, CONFIG)]
+    assert recorded_models(CONFIG, ENCODER, runs) == models_of(CONFIG)
+    assert recorded_models(other, ENCODER, runs) == models_of(other)
+    assert recorded_models(changed(f"encoders.{EACH}.input_px"), ENCODER, runs) is None
+    elsewhere = changed("tiling.mask_downsample"), changed("run.unit_tiles"), changed("inference.device")
+    assert [recorded_models(config, ENCODER, runs) for config in elsewhere] == [models_of(CONFIG)] * 3
+    assert recorded_models(CONFIG, ENCODER, []) is None
     tiling = CONFIG.tiling.model_copy(update={"max_tiles_per_patient": None})
     unlimited = CONFIG.model_copy(update={"tiling": tiling})
-    assert recorded_models(unlimited, runs) == models_of(CONFIG)
+    assert recorded_models(unlimited, ENCODER, runs) == models_of(CONFIG)
 
 
 def test_the_hash_of_values_is_the_same_in_any_order_and_tells_types_apart() -> None:

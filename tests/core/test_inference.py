@@ -1,6 +1,6 @@
 """What becomes of pixels on a device is what becomes of them on a processor, in order, and when memory runs out."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from udfs.wsi.encoder import Encoder, EncoderSpec
 from udfs.wsi.encoder.network import load_network
 from udfs.wsi.encoder.pytorch import TorchRuntime
 from udfs.wsi.encoder.resize import resize_tensor
-from udfs.wsi.inference import DeviceInference, Encoded, HostInference, inference
+from udfs.wsi.inference import Batch, DeviceInference, Encoded, HostInference, inference
 from udfs.wsi.quality.histogram import color_histograms_on
 from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.stain.colour_table import StainNormaliser, lookup
@@ -40,14 +40,14 @@ def tiles(pixels: Pixels) -> Pixels:
     return np.stack([pixels[900 + 60 * i : 1348 + 60 * i, 800 : 800 + 448] for i in range(10)])
 
 
-Batches = list[tuple[int, Pixels | None]]
+Batches = list[tuple[int, Batch | None]]
 
 
-def batches(tiles: Pixels, size: int = 4) -> Batches:
+def batches(tiles: Pixels, size: int = 4, encoders: Collection[str] | None = None) -> Batches:
     """With gaps between them, as between units."""
     found: Batches = []
     for start in range(0, len(tiles), size):
-        found += [(start, tiles[start : start + size]), (-start - 1, None)]
+        found += [(start, Batch(tiles[start : start + size], encoders)), (-start - 1, None)]
     return found
 
 
@@ -65,8 +65,10 @@ def check_same(found: dict[int, Encoded | None], expected: dict[int, Encoded | N
             assert given is wanted is None
             continue
         np.testing.assert_array_equal(given.histograms, wanted.histograms)
-        for ours, theirs in zip(given.embeddings, wanted.embeddings, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+        assert given.embeddings.keys() == wanted.embeddings.keys()
+        for name, vectors in wanted.embeddings.items():
+            for ours, theirs in zip(given.embeddings[name], vectors, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("interpolation", ["area", "model"])
@@ -75,7 +77,7 @@ def check_same(found: dict[int, Encoded | None], expected: dict[int, Encoded | N
 def test_a_device_gives_what_the_processor_gives(
     spec: EncoderSpec, stain: StainNormaliser, tiles: Pixels, interpolation: Any, stained: bool, edge: int
 ) -> None:
-    encoder = Encoder(replace(spec, interpolation=interpolation, input_px=edge))
+    encoder = {"e": Encoder(replace(spec, interpolation=interpolation, input_px=edge))}
     normaliser = stain if stained else None
     expected = ran(HostInference(encoder, normaliser, BINS), batches(tiles))
     check_same(ran(DeviceInference(encoder, normaliser, BINS), batches(tiles)), expected)
@@ -94,7 +96,11 @@ class MeanRed:
 def test_a_device_measures_the_pixels_that_the_processor_measures(
     spec: EncoderSpec, stain: StainNormaliser, tiles: Pixels, stained: bool
 ) -> None:
-    encoder, normaliser, metrics = Encoder(spec), stain if stained else None, cast(list[PixelMetric], [MeanRed()])
+    encoder, normaliser, metrics = (
+        {"e": Encoder(spec)},
+        stain if stained else None,
+        cast(list[PixelMetric], [MeanRed()]),
+    )
     expected = (stain.net.normalise(tiles) if stained else tiles)[..., 0].mean(axis=(1, 2))
     for kind in (HostInference, DeviceInference):
         done = ran(kind(encoder, normaliser, BINS, metrics), batches(tiles)).values()
@@ -104,12 +110,12 @@ def test_a_device_measures_the_pixels_that_the_processor_measures(
 def test_a_device_works_on_a_batch_while_the_next_is_read(spec: EncoderSpec, tiles: Pixels) -> None:
     log: list[str] = []
 
-    def reading() -> Iterator[tuple[int, Pixels | None]]:
+    def reading() -> Iterator[tuple[int, Batch | None]]:
         for i in range(3):
             log.append(f"read {i}")
-            yield i, tiles[i : i + 1]
+            yield i, Batch(tiles[i : i + 1])
 
-    for key, _ in DeviceInference(Encoder(spec), None, BINS)(reading()):
+    for key, _ in DeviceInference({"e": Encoder(spec)}, None, BINS)(reading()):
         log.append(f"done {key}")
     assert log == ["read 0", "read 1", "done 0", "read 2", "done 1", "done 2"]
 
@@ -117,7 +123,7 @@ def test_a_device_works_on_a_batch_while_the_next_is_read(spec: EncoderSpec, til
 def test_memory_of_a_device_that_runs_out_halves_batches_and_loses_no_tile(spec: EncoderSpec, tiles: Pixels) -> None:
     encoder = Encoder(replace(spec, batch_size=8))
     given = batches(tiles, 8)
-    expected = ran(HostInference(encoder, None, BINS), given)
+    expected = ran(HostInference({"e": encoder}, None, BINS), given)
     assert isinstance(encoder.runtime, TorchRuntime)
     forward, sizes = encoder.runtime.forward, []
 
@@ -128,8 +134,8 @@ def test_memory_of_a_device_that_runs_out_halves_batches_and_loses_no_tile(spec:
         return forward(images)
 
     encoder.runtime.forward = small  # type: ignore[method-assign]
-    check_same(ran(DeviceInference(encoder, None, BINS), given), expected)
-    assert sizes == [8, 4, 2, 2, 4, 2, 2, 2]
+    check_same(ran(DeviceInference({"e": encoder}, None, BINS), given), expected)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2]
     assert encoder.batch_size == 2  # the next batches are read in this size
 
 
@@ -154,16 +160,39 @@ def test_every_step_stays_on_the_gpu_that_the_task_has(spec: EncoderSpec, interp
         assert (average.shape, maximum.shape, counts.shape) == ((4, 256), (4, 256), (4, BINS**3))
 
 
+@pytest.mark.parametrize("kind", [HostInference, DeviceInference])
+def test_several_encoders_give_what_each_gives_alone(
+    spec: EncoderSpec, stain: StainNormaliser, tiles: Pixels, kind: Any
+) -> None:
+    """Of other sizes of images, of vectors and of batches; and only those that a batch is for."""
+    specs = {
+        "small": spec,
+        "large": replace(spec, input_px=112, batch_size=8),
+        "pooled": replace(spec, pooling="pooled"),
+    }
+    encoders = {name: Encoder(one) for name, one in specs.items()}
+    together = ran(kind(encoders, stain, BINS), batches(tiles))
+    some = ran(kind(encoders, stain, BINS), batches(tiles, encoders=["large", "pooled"]))
+    for name, encoder in encoders.items():
+        alone = ran(kind({name: encoder}, stain, BINS), batches(tiles))
+        for found in (together, some) if name != "small" else (together,):
+            for key, one in alone.items():
+                if one is not None:
+                    for ours, theirs in zip(found[key].embeddings[name], one.embeddings[name], strict=True):
+                        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert {tuple(one.embeddings) for one in some.values() if one} == {("large", "pooled")}
+
+
 def test_tiles_whose_embeddings_are_no_numbers_are_counted(spec: EncoderSpec, tiles: Pixels) -> None:
     average, maximum = Encoder(spec).embed(tiles[:4])
     counts = np.zeros((4, BINS**3), np.int32)
-    assert Encoded((average, maximum), counts).n_not_finite == 0
+    assert Encoded({"e": (average, maximum)}, counts).n_not_finite("e") == 0
     average[1, 7], maximum[1, 0], maximum[3, 5] = np.nan, np.inf, -np.inf
-    assert Encoded((average, maximum), counts).n_not_finite == 2
+    assert Encoded({"e": (average, maximum)}, counts).n_not_finite("e") == 2
 
 
 def test_openvino_stays_on_the_processor(spec: EncoderSpec) -> None:
-    encoder = Encoder(replace(spec, runtime="openvino"))
+    encoder = {"e": Encoder(replace(spec, runtime="openvino"))}
     assert isinstance(inference(encoder, None, BINS), HostInference)
     with pytest.raises(TypeError, match="torch"):
         DeviceInference(encoder, None, BINS)

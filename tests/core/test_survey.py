@@ -10,10 +10,12 @@ import pytest
 from jobs.patients import decide
 from jobs.runtime.run.survey import patient_hash
 from jobs.runtime.settings.identity import Identity
+from jobs.runtime.settings.sections import EncoderSettings
 from tests.core.cohorts import (
     COMMITS,
     CONFIG,
     CORNERS,
+    ENCODER,
     Stored,
     World,
     file_of,
@@ -33,6 +35,16 @@ UNLIMITED = replace(
 )
 STORED = stored_by(UNLIMITED)
 ALL = {"slide": {"a1", "a2", "b1"}, "features": {"a1", "a2", "b1"}}
+
+
+def encoder(**values: Any) -> World:
+    """The same cohort under other settings of the encoder."""
+    return encoders({ENCODER: UNLIMITED.config.encoders[ENCODER].model_copy(update=values)})
+
+
+def encoders(named: dict[str, Any]) -> World:
+    """The same cohort with other encoders."""
+    return replace(UNLIMITED, config=UNLIMITED.config.model_copy(update={"encoders": named}))
 
 
 def settings(section: str, **values: Any) -> World:
@@ -74,8 +86,8 @@ CHANGES: dict[str, tuple[World, dict[str, set[str]]]] = {  # what a run finds, a
         settings("tissue", background_brightness=200),
         {**ALL, "slide": {*ALL["slide"], "c1"}, "features": {*ALL["features"], "c1"}},
     ),
-    "the encoder": (settings("encoder", input_px=96), {"features": ALL["features"]}),
-    "the weights": (settings("encoder", weights="other.pth"), {"features": ALL["features"]}),
+    "the encoder": (encoder(input_px=96), {"features": ALL["features"]}),
+    "the weights": (encoder(weights="other.pth"), {"features": ALL["features"]}),
     "the dtype of bags": (settings("output", embedding_dtype="float16"), {"patient": {"a1", "a2", "b1"}}),
     "how a run goes": (settings("run", wave_slides=1, unit_tiles=7), {}),
     "a limit above what patients have": (settings("tiling", max_tiles_per_patient=6), {}),
@@ -104,16 +116,17 @@ def test_a_run_that_died_between_any_two_commits_is_gone_on_with(change: str, di
     survey = survey_of(world, stored)
     found = stale_in(survey)
     images = {*STORED["slides"], *redone["slides"]}
+    rows = {table: {*stored[table], *redone[table]} for table in ("tiles", "indexes", "slides", "features")}
     differs = {
-        table: {name for name in images if stored[table].get(name) != redone[table].get(name)}
-        for table in ("tiles", "indexes", "slides", "features")
+        table: {key for key in keys if stored[table].get(key) != redone[table].get(key)} for table, keys in rows.items()
     }
     redoes = found.get("slide", set()) | found.get("metadata", set())
     assert differs["tiles"] | differs["indexes"] | differs["slides"] <= redoes
-    assert differs["features"] <= found.get("features", set())
+    assert {image_id for image_id, _ in differs["features"]} <= found.get("features", set())
     touched = {survey["patient_id"][name] for name in set().union(*found.values())}
     patients = {*STORED["patients"], *redone["patients"]}
-    assert {name for name in patients if stored["patients"].get(name) != redone["patients"].get(name)} <= touched
+    changed = {key for key in patients if stored["patients"].get(key) != redone["patients"].get(key)}
+    assert {patient for patient, _ in changed} <= touched
     if died_after == "patients":
         assert found == {}
 
@@ -168,7 +181,7 @@ def test_an_image_that_its_patient_no_longer_has_is_found_in_any_table() -> None
     world = UNLIMITED.change(remove="a2")
     for table in ("slides", "tiles", "features"):  # whichever still has it
         stored = {
-            name: rows | ({"a2": STORED[name]["a2"]} if name == table else {})
+            name: rows | ({key: row for key, row in STORED[name].items() if "a2" in key} if name == table else {})
             for name, rows in stored_by(world).items()
         }
         survey = survey_of(world, stored)
@@ -203,6 +216,35 @@ def test_features_of_unknown_models_are_all_stale_and_slides_are_not() -> None:
     assert found == {"features": ALL["features"]}
 
 
+def test_an_encoder_that_is_added_is_the_only_one_whose_rows_are_new() -> None:
+    now = encoders({**UNLIMITED.config.encoders, "second": EncoderSettings()})
+    survey = survey_of(now, STORED)
+    assert stale_in(survey) == {"features": ALL["features"]}
+    assert set(survey.loc[[*ALL["features"]], "stale_encoders"]) == {("second",)}
+    stored = stored_by(now)
+    assert stale_in(survey_of(now, stored)) == {}
+    only_bags = stored | {"patients": STORED["patients"]}
+    assert stale_in(survey_of(now, only_bags)) == {"patient": ALL["features"]}
+
+
+def test_an_encoder_that_changes_redoes_its_rows_alone() -> None:
+    both = {**UNLIMITED.config.encoders, "second": EncoderSettings()}
+    now = encoders(both | {"second": EncoderSettings(input_px=96)})
+    survey = survey_of(now, stored_by(encoders(both)))
+    assert set(survey.loc[[*ALL["features"]], "stale_encoders"]) == {("second",)}
+
+
+def test_rows_of_an_encoder_that_the_settings_no_longer_name_stay_but_for_images_that_their_patient_lost() -> None:
+    stored = stored_by(encoders({**UNLIMITED.config.encoders, "second": EncoderSettings()}))
+    assert stale_in(survey_of(UNLIMITED, stored)) == {}
+    other_file = survey_of(UNLIMITED.change(b1=file_of("b1", "2")), stored)
+    assert other_file["stale_encoders"]["b1"] == (ENCODER,)
+    moved = survey_of(UNLIMITED.change(image("a2", "B")), stored)
+    assert moved["stale_encoders"]["a2"] == (ENCODER, "second")
+    removed = survey_of(UNLIMITED.change(remove="a2"), stored)
+    assert removed["stale_encoders"]["a2"] == (ENCODER, "second") and removed["stale_encoders"]["a1"] == ()
+
+
 def images(label: Any) -> pd.DataFrame:
     row = {"image_id": "a", "center_id": "n", "label": label, "status": "ok", "removed": False}
     row |= {"feature_rows": 3, "features_digest": "d", "features_hash": "h"}
@@ -216,11 +258,12 @@ def test_a_label_that_is_missing_is_the_same_however_pandas_holds_it() -> None:
     assert patient_hash(images("nan"), identity) not in missing
 
 
-Fate = tuple[list[int], list[int], list[str]]  # rows to build, rows too large, patients whose row goes
-ROW_IS = {None: {}, "right": {"p": "now"}, "outdated": {"p": "before"}}
+Fate = tuple[list[int], list[int], list[tuple[str, str]]]  # rows to build, rows too large, patients whose row goes
+KEY = ("p", ENCODER)
+ROW_IS: dict[Any, Any] = {None: {}, "right": {KEY: "now"}, "outdated": {KEY: "before"}}
 BUILT: Fate = ([1], [], [])
 TOO_LARGE: Fate = ([], [1], [])
-GOES: Fate = ([], [], ["p"])
+GOES: Fate = ([], [], [KEY])
 STAYS: Fate = ([], [], [])
 
 
@@ -239,6 +282,6 @@ STAYS: Fate = ([], [], [])
     ],
 )
 def test_a_row_goes_only_if_its_patient_has_no_tile(tiles: int, row: str | None, becomes: Fate) -> None:
-    wanted = {"p": {"patient_id": "p", "params_hash": "now", "wanted_tiles": tiles}} if tiles else {}
-    build, too_large, drop = decide(wanted, ROW_IS[row], most_tiles=10)
+    made = {"patient_id": "p", "encoder": ENCODER, "params_hash": "now", "wanted_tiles": tiles}
+    build, too_large, drop = decide({KEY: made} if tiles else {}, ROW_IS[row], most_tiles={ENCODER: 10})
     assert ([1 for _ in build], [1 for _ in too_large], drop) == becomes

@@ -15,7 +15,6 @@ from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import Identity
-from jobs.runtime.settings.sections import EncoderSettings
 from jobs.runtime.settings.setting import filled
 from jobs.runtime.settings.withheld import described, may_be_secret
 from jobs.runtime.spark.resources import StageResources, features_resources
@@ -25,6 +24,7 @@ from udfs.find_tissue import TissueSpec
 from udfs.schemas import RUNS
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.described import absolute_name
+from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.encoder.tile_scale import check_tile_scale
@@ -109,7 +109,7 @@ class Run:
             FeatureSpec,
             config.histogram,
             config.slides,
-            encoder=encoder_spec(config.encoder),
+            encoders={name: encoder_spec(config, name) for name in config.encoders},
             stain_weights=absolute_uri(stain) if stain else None,
             gpu_share=self.stage_resources.gpu_share,
         )
@@ -124,23 +124,25 @@ class Run:
         """The models, loaded on the driver: a bad name or checkpoint ends the run here, before any work.
 
         Raises:
-            ConfigError: one line on what cannot be loaded, or on tiles of another scale than the encoder's.
+            ConfigError: one line on what cannot be loaded, or on tiles of another scale than an encoder's.
         """
-        spec, encoder, tiling = self.feature_spec, self.config.encoder, self.config.tiling
+        spec, tiling = self.feature_spec, self.config.tiling
         try:
-            if not encoder.allow_other_scale:
-                check_tile_scale(spec.encoder, tiling.tile_px, tiling.mpp)
+            for name, encoder in spec.encoders.items():
+                if not self.config.encoders[name].allow_other_scale:
+                    check_tile_scale(encoder, tiling.tile_px, tiling.mpp)
             return load_models(spec)
         except (CheckpointError, ValueError) as error:
-            name = spec.encoder.name
-            is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
-            is_hidden = may_be_secret(name) and not is_known
-            raise ConfigError(str(error).replace(name, described(name)) if is_hidden else str(error)) from None
+            text = str(error)
+            for name in [encoder.name for encoder in spec.encoders.values()]:
+                is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
+                text = text if is_known or not may_be_secret(name) else text.replace(name, described(name))
+            raise ConfigError(text) from None
 
     @property
     def compared_feature_spec(self) -> FeatureSpec:
         """The same settings, with which a worker refuses models that are not the driver's; see `models` for errors."""
-        return replace(self.feature_spec, models=self.models.identity)
+        return replace(self.feature_spec, models=self.models.identities)
 
     def _describe(self, text: str) -> None:
         self.spark.sparkContext.setJobDescription(text)
@@ -148,13 +150,12 @@ class Run:
     def write_record(self, status: str) -> None:
         """Append the run to table runs."""
         self.progress.step("record")
-        encoder = self.config.encoder
         row = self.record.row(
             job=self.job.name,
             status=status,
             config=json.dumps(self.config.masked()),
-            versions={"pyspark": self.spark.version, "encoder": f"{encoder.runtime} {encoder.precision}"},
-            features=self.identity.recipe if self.identity.models is not None else {},
+            versions={"pyspark": self.spark.version, "encoder": runtime_text(self.config)},
+            features={name: self.identity.recipe(name) for name in self.identity.models},
             tables_read=dict(self.tables.versions_opened),
             tables_written=self.tables.versions_written(),
         )
@@ -165,13 +166,25 @@ class Run:
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients
 
 
-def encoder_spec(settings: EncoderSettings) -> EncoderSpec:
-    """Returns the encoder of some settings as the workers get it."""
+def runtime_text(config: Config) -> str:
+    """Returns the runtime and the precisions of the encoders, for people."""
+    precisions = sorted({encoder_spec(config, name).precision for name in config.encoders})
+    return f"{config.inference.runtime} {'/'.join(precisions)}"
+
+
+def encoder_spec(config: Config, name: str) -> EncoderSpec:
+    """Returns an encoder of the settings as the workers get it."""
+    settings, inference = config.encoders[name], config.inference
+    model = settings.model or name
+    is_for_gpus = inference.device == "cuda" or bool(config.resources.gpus_per_task)
+    recommended: Precision = PRESETS[model].precision if model in PRESETS and is_for_gpus else "fp32"
     return filled(
         EncoderSpec,
         settings,
-        name=absolute_name(settings.name),
-        batch_size=None if settings.batch_size == "auto" else settings.batch_size,
+        inference,
+        name=absolute_name(model),
+        batch_size=None if inference.batch_size == "auto" else inference.batch_size,
+        precision=inference.precision or recommended,
         kwargs=tuple(sorted(settings.kwargs.items())),
         weights=settings.weights and absolute_source(settings.weights),
     )

@@ -1,10 +1,12 @@
 """What the tables hold, read with Spark for the survey; and the tiles that are selected to be encoded."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.runtime.run.survey import METADATA, SLIDES_COLUMNS, Snapshot
+from jobs.runtime.run.survey import FEATURES_KEY, METADATA, SLIDES_COLUMNS, Snapshot
 from jobs.runtime.settings.sections import TilingSettings
 from jobs.runtime.tables.tables import ConcurrentRunError, Tables
 from udfs.wsi.store import public_uri
@@ -23,13 +25,14 @@ def read_snapshot(tables: Tables, tiling: TilingSettings, *, with_patients: bool
         selected = _digest(selected_tiles(tables, tiling), "tiles", "tiles_digest")
         tiles = tiles.drop(columns="tiles_digest").join(selected)
     indexed = tables.read("indexes").select("image_id").toPandas()["image_id"]
-    patients = tables.read("patients").select("patient_id", "params_hash").collect() if with_patients else []
+    columns = ["patient_id", "encoder", "params_hash"]
+    patients = tables.read("patients").select(columns).collect() if with_patients else []
     return Snapshot(
         _slides(tables),
         tiles,
         feature_digest(tables.read("features")),
         frozenset(indexed),
-        {row.patient_id: row.params_hash for row in patients},
+        {(row.patient_id, row.encoder): row.params_hash for row in patients},
     )
 
 
@@ -46,8 +49,8 @@ def selected_tiles(tables: Tables, tiling: TilingSettings) -> DataFrame:
 
 
 def feature_digest(rows: DataFrame) -> pd.DataFrame:
-    """Return feature_rows, features_digest, features_hash and features_patient by image_id."""
-    return _digest(rows, "feature_rows", "features_digest", *_provenance("features"))
+    """Return feature_rows, features_digest, features_hash and features_patient by image_id and encoder."""
+    return _digest(rows, "feature_rows", "features_digest", *_provenance("features"), key=FEATURES_KEY)
 
 
 def _slides(tables: Tables) -> pd.DataFrame:
@@ -67,9 +70,9 @@ def _provenance(table: str) -> list[Column]:
     return [same.alias(f"{table}_hash"), F.min("patient_id").alias(f"{table}_patient")]
 
 
-def _digest(rows: DataFrame, count: str, name: str, *more: Column) -> pd.DataFrame:
-    """By image_id: the number of its tiles, and a hash of the bag of their corners in any order."""
+def _digest(rows: DataFrame, count: str, name: str, *more: Column, key: Sequence[str] = ("image_id",)) -> pd.DataFrame:
+    """By key: the number of its tiles, and a hash of the bag of their corners in any order."""
     corner = "xxhash64(x_px, y_px)"  # the xor of doubled rows is 0, their sum is not
     of_tiles = F.expr(f"concat(bit_xor({corner}), ' ', sum({corner} % 1000003))")
-    summed = rows.groupBy("image_id").agg(F.count("*").alias(count), of_tiles.alias(name), *more)
-    return summed.toPandas().set_index("image_id")
+    summed = rows.groupBy(*key).agg(F.count("*").alias(count), of_tiles.alias(name), *more)
+    return summed.toPandas().set_index(list(key))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from jobs.runtime.run.record import Record, Work
-from jobs.runtime.run.run import Job
+from jobs.runtime.run.run import Job, runtime_text
 from jobs.runtime.settings.config import Config
 from jobs.runtime.tables.tables import Tables
 from udfs.find_tissue import WITHOUT_TILES
@@ -48,7 +48,7 @@ def read_state(tables: Tables, job: Job, survey: pd.DataFrame) -> CohortState:
     patients = sorted(set(cohort["patient_id"]))
     if "patients" not in job.writes:
         return CohortState(slides, patients, None)
-    rows = {row.patient_id for row in tables.read("patients").select("patient_id").collect()}
+    rows = {row.patient_id for row in tables.read("patients").select("patient_id").distinct().collect()}
     return CohortState(slides, patients, [patient for patient in patients if patient not in rows])
 
 
@@ -68,9 +68,9 @@ def slide_warnings(slides: pd.DataFrame) -> list[str]:
 
 def summarise(job: Job, record: Record, config: Config, state: CohortState) -> str:
     """Return the state of the cohort's tables and what this run did, as some lines of text."""
-    root, runtime = public_uri(config.output.root), f"{config.encoder.runtime} {config.encoder.precision}"
+    root = public_uri(config.output.root)
     lines = ["", f"slidelake {job.name}, run {record.run_id}", *_slides_lines(state)]
-    lines += [_tiles_line(job, record, state, runtime), *_read_lines(record)]
+    lines += [_tiles_line(job, record, config, state), *_read_lines(record)]
     if state.without_row is not None:
         with_row = len(state.patients) - len(state.without_row)
         built = record.counts["patients_built"]
@@ -108,12 +108,13 @@ def _slides_lines(state: CohortState) -> list[str]:
     return lines
 
 
-def _tiles_line(job: Job, record: Record, state: CohortState, runtime: str) -> str:
+def _tiles_line(job: Job, record: Record, config: Config, state: CohortState) -> str:
     line = f"  tiles     {int(state.slides['n_tiles'].sum()):,} with tissue"
     if "features" not in job.writes:
         return line
     encoded, seconds = record.counts["tiles_encoded"], record.timings.get("features", 0.0)
-    how = f" by {runtime}" if encoded else ""
+    names = f"{some(list(config.encoders))}, " if len(config.encoders) > 1 else ""
+    how = f" by {names}{runtime_text(config)}" if encoded else ""
     rate = f", {encoded / seconds:.1f} tiles/s" if encoded and seconds else ""
     return f"{line}, {encoded:,} encoded in this run{how}{rate}"
 

@@ -4,7 +4,7 @@ A row is stale if its `params_hash` is not the one that today's settings, file a
 that was killed continues at the last commit. The survey is a function of plain values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,11 +28,12 @@ SLIDES_COLUMNS = [
 ]
 TILES_COLUMNS = ["tile_rows", "tiles_hash", "tiles_patient", "tiles", "tiles_digest"]
 FEATURES_COLUMNS = ["feature_rows", "features_digest", "features_hash", "features_patient"]
+FEATURES_KEY = ["image_id", "encoder"]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the tables hold; the frames are indexed by image_id.
+    """What the tables hold; the frames are indexed by image_id, and `features` by `FEATURES_KEY`.
 
     Attributes:
         slides: columns `SLIDES_COLUMNS`.
@@ -40,14 +41,14 @@ class Snapshot:
             them are selected to be encoded, and a digest of the corners of these.
         features: columns `FEATURES_COLUMNS`, the same of table features.
         indexed: the images that have a row in indexes.
-        patients: params_hash by patient_id.
+        patients: params_hash by patient_id and encoder.
     """
 
     slides: pd.DataFrame
     tiles: pd.DataFrame
     features: pd.DataFrame
     indexed: frozenset[str]
-    patients: Mapping[str, str]
+    patients: Mapping[tuple[str, str], str]
 
 
 def take_survey(
@@ -64,21 +65,23 @@ def take_survey(
         images: the rows of the CSV.
         located: the files of the images.
         snapshot: what the tables hold.
-        identity: what shapes rows under today's settings. All features are stale if it does not know the models.
+        identity: what shapes rows under today's settings. Features of encoders whose models it does not know are all stale.
         retry_failed: take failed slides as stale.
 
     Returns:
         Indexed by image_id: patient_id, center_id, label, image_num, uri, public_uri, mpp, file_version, size_bytes,
-        error_code, error_message, want_slide_hash, want_features_hash, removed, unreachable, indexed, the columns of the
-        snapshot (status None: no row), and the flags slide_stale, metadata_stale, features_stale, features_due (stale, and the
-        row in slides is right) and patient_stale.
+        error_code, error_message, want_slide_hash, want_features_hashes (by encoder), removed, unreachable, indexed, the columns
+        of slides and tiles in the snapshot (status None: no row), stale_encoders (those whose rows in features are made anew or
+        go), feature_rows (how many rows these have), and the flags slide_stale, metadata_stale, features_stale (there are stale
+        encoders), features_due (stale, and the row in slides is right) and patient_stale.
     """
     stored = snapshot.slides.to_dict("index")
     rows = [
         _wanted(image, located[image.image_id], stored.get(image.image_id, {}), identity) | {"removed": False}
         for image in images
     ]
-    tables = (snapshot.slides, snapshot.tiles, snapshot.features)
+    features = snapshot.features.reset_index("encoder")
+    tables = (snapshot.slides, snapshot.tiles, features)
     patient_columns = ("stored_patient_id", "tiles_patient", "features_patient")
     # Tiles and features name owners, too: a run may have died before it committed the row of the slide.
     owners = pd.concat([table[column] for table, column in zip(tables, patient_columns, strict=True)]).dropna()
@@ -89,13 +92,16 @@ def take_survey(
         if owner in cohort and image not in present
     ]
     survey = pd.DataFrame(rows).set_index("image_id", drop=False)
-    for table in tables:  # one join of all tables would lose the type of flags
+    for table in tables[:2]:  # one join of all tables would lose the type of flags
         survey = survey.join(table)
     survey = survey.rename_axis(None)
     survey["indexed"] = survey["image_id"].isin(snapshot.indexed)
-    for count in ("tile_rows", "tiles", "feature_rows"):
+    for count in ("tile_rows", "tiles"):
         survey[count] = pd.to_numeric(survey[count]).fillna(0).astype("int64")
-    return _judge(survey, snapshot.patients, identity, retry_failed=retry_failed)
+    _judge_slides(survey, retry_failed=retry_failed)
+    _judge_features(survey, snapshot.features, identity)
+    _judge_patients(survey, snapshot, identity)
+    return survey
 
 
 def _wanted(image: Image, located: Located, stored: Mapping[Any, Any], identity: Identity) -> dict[str, Any]:
@@ -114,13 +120,16 @@ def _wanted(image: Image, located: Located, stored: Mapping[Any, Any], identity:
         "error_code": error.code.value if error else None,
         "error_message": error.message if error else None,
         "want_slide_hash": identity.slide_hash(image.patient_id, version, image.mpp),
-        "want_features_hash": identity.features_hash(image.patient_id, version, image.mpp),
+        "want_features_hashes": identity.features_hashes(image.patient_id, version, image.mpp),
     }
 
 
-def _judge(
-    survey: pd.DataFrame, patients: Mapping[str, str], identity: Identity, *, retry_failed: bool
-) -> pd.DataFrame:
+def features_of(features: pd.DataFrame, encoder: str) -> pd.DataFrame:
+    """Return the rows of an encoder in a frame indexed by `FEATURES_KEY`, by image_id."""
+    return features[features.index.get_level_values("encoder") == encoder].droplevel("encoder")
+
+
+def _judge_slides(survey: pd.DataFrame, *, retry_failed: bool) -> None:
     removed, ok = survey["removed"], survey["status"] == "ok"
     # Tiles are committed before slides: a run that died in between left tiles with another hash than their slide.
     torn = (survey["tile_rows"] > 0) & (survey["tiles_hash"] != survey["slide_hash"]) | ok & (survey["tile_rows"] == 0)
@@ -133,26 +142,51 @@ def _judge(
         wanted, stored = survey[today], survey[f"stored_{name}"]
         differs |= (wanted != stored) & ~(wanted.isna() & stored.isna())
     survey["metadata_stale"] = ~removed & ~survey["slide_stale"] & differs
-    wanted_rows = survey["tiles"].where(ok, 0)
-    digest_same = survey["features_digest"] == survey["tiles_digest"]
-    hash_same = survey["features_hash"] == survey["want_features_hash"]
-    same = (survey["feature_rows"] == wanted_rows) & ((wanted_rows == 0) | (digest_same & hash_same))
-    survey["features_stale"] = survey["slide_stale"] | ~same
-    if identity.draws_tiles:
-        # a slide that is added, removed or changed moves the sample of the patient's other slides
-        moved = survey[survey["slide_stale"]]
-        survey["features_stale"] |= survey["patient_id"].isin({*moved["patient_id"], *moved["stored_patient_id"]})
-    survey["features_stale"] &= ~survey["keep"]
+
+
+def _judge_features(survey: pd.DataFrame, features: pd.DataFrame, identity: Identity) -> None:
+    wanted_rows = survey["tiles"].where(survey["status"] == "ok", 0)
+    moved = survey[survey["slide_stale"]]
+    stale_of: dict[str, pd.Series[bool]] = {}
+    rows_of: dict[str, pd.Series[int]] = {}
+    for encoder in sorted({*identity.encoders, *features.index.get_level_values("encoder")}):
+        stored = features_of(features, encoder).reindex(survey.index)
+        rows = rows_of[encoder] = pd.to_numeric(stored["feature_rows"]).fillna(0).astype("int64")
+        # Rows of an encoder that the settings do not name stay, unless their patient no longer has the image.
+        stale = (rows > 0) & (survey["removed"] | (stored["features_patient"] != survey["patient_id"]))
+        if encoder in identity.encoders:
+            digest_same = stored["features_digest"] == survey["tiles_digest"]
+            hash_same = stored["features_hash"] == survey["want_features_hashes"].map(_of(encoder))
+            stale = survey["slide_stale"] | ~((rows == wanted_rows) & ((wanted_rows == 0) | (digest_same & hash_same)))
+            if identity.draws_tiles:
+                # a slide that is added, removed or changed moves the sample of the patient's other slides
+                stale |= survey["patient_id"].isin({*moved["patient_id"], *moved["stored_patient_id"]})
+        stale_of[encoder] = stale & ~survey["keep"]
+    by_image = pd.DataFrame(stale_of)
+    survey["stale_encoders"] = [tuple(by_image.columns[row]) for row in by_image.to_numpy(bool)]
+    survey["feature_rows"] = (pd.DataFrame(rows_of) * by_image).sum(axis=1).astype("int64")
+    survey["features_stale"] = by_image.any(axis=1)
     survey["features_due"] = survey["features_stale"] & ~survey["slide_stale"]
+
+
+def _of(encoder: str) -> Callable[[Any], str | None]:
+    return lambda hashes: hashes.get(encoder) if isinstance(hashes, dict) else None
+
+
+def _judge_patients(survey: pd.DataFrame, snapshot: Snapshot, identity: Identity) -> None:
     waiting = set(survey.loc[survey["slide_stale"] | survey["features_stale"], "patient_id"])
-    groups = survey[~survey["patient_id"].isin(waiting)].groupby("patient_id")
-    wrong = {name for name, of_patient in groups if patients.get(str(name)) != patient_hash(of_patient, identity)}
+    ready = survey[~survey["patient_id"].isin(waiting)].drop(columns="feature_rows")
+    wrong: set[str] = set()
+    for encoder in identity.encoders:
+        groups = ready.join(features_of(snapshot.features, encoder)).groupby("patient_id")
+        wanted = {str(name): patient_hash(of_patient, identity) for name, of_patient in groups}
+        wrong |= {name for name, value in wanted.items() if snapshot.patients.get((name, encoder)) != value}
     survey["patient_stale"] = survey["patient_id"].isin(wrong)
-    return survey
 
 
 def patient_hash(images: pd.DataFrame, identity: Identity) -> str | None:
-    """Return the params_hash of a patient's row from its images (status, feature_rows, features_digest, features_hash).
+    """Return the params_hash of a patient's row for an encoder, from the patient's images (status) and their rows in features of
+    this encoder (feature_rows, features_digest, features_hash).
 
     Returns:
         None if the patient has no tile, and so no row.

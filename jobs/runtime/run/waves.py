@@ -60,17 +60,24 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
     return survey
 
 
-def _models(run: Run) -> Recipe | None:
-    """What the models add to the identity of features; None if the job does not use it, or no run recorded it."""
+def _models(run: Run) -> dict[str, Recipe]:
+    """What the models add to the identity of features, by encoder; not of those that no run recorded, or if the job does not use
+    it.
+    """
     if run.job.models == "loaded":
         _ = run.stage_resources  # a profile that no executor can give ends the run here
-        return dict(part.split("=", 1) for part in run.models.identity)  # weights by their numbers, from whatever file
+        identities = run.models.identities.items()  # weights by their numbers, from whatever file
+        return {encoder: dict(part.split("=", 1) for part in parts) for encoder, parts in identities}
     if run.job.models == "recorded":
         run.progress.step("models of features")
         rows = run.tables.read("runs").select("started_at", "config", "features").where("size(features) > 0").collect()
         newest = sorted(rows, key=lambda row: row.started_at, reverse=True)
-        return recorded_models(run.config, ((row.config, row.features) for row in newest))
-    return None
+        found = {
+            encoder: recorded_models(run.config, encoder, ((row.config, row.features) for row in newest))
+            for encoder in run.config.encoders
+        }
+        return {encoder: recipe for encoder, recipe in found.items() if recipe is not None}
+    return {}
 
 
 def _survey(run: Run, located: Mapping[str, Located], *, retry_failed: bool) -> pd.DataFrame:

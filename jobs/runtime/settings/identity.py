@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.runtime.settings.config import Config, settings_by_key
+from jobs.runtime.settings.config import EACH, Config, settings_by_key
 from jobs.runtime.settings.setting import at_key, shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
 from udfs.wsi.quality.mask_metric import MaskMetric
@@ -17,6 +17,8 @@ from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
+PROVENANCE = ("licence", "licence.commercial", "revision", "sha256")
+"""What a run records of an encoder beside its recipe: it names the weights, whose numbers are in the recipe."""
 _SHAPES = {key: shapes for key, info in settings_by_key() if (shapes := shapes_of(info))}
 _HASH = 16  # characters of a hash
 
@@ -25,17 +27,20 @@ class Identity:
     """What shapes rows under some settings.
 
     Attributes:
-        models: what the loaded models add to the settings, weights by the hash of their numbers; None if not known.
+        encoders: the names of the encoders.
+        models: by encoder, what the loaded models add to the settings, weights by the hash of their numbers; it lacks encoders of
+            which this is not known.
         slides: what shapes the rows of slides, tiles and indexes, beside the image's own file and patient.
         selection: what decides which tiles have a row in features.
         draws_tiles: whether these tiles are drawn: then each slide of a patient affects the tiles of the others.
-        features: what shapes the rows of features, beside the image's own file and patient; not which rows exist.
+        features: what shapes the rows of features of any encoder, beside the image's own file and patient and the models; not
+            which rows exist.
         patients: what shapes the rows of patients, beside their features.
     """
 
-    def __init__(self, config: Config, models: Mapping[str, str] | None = None) -> None:
-        """Takes what shapes rows from settings and models; without `models`, features have no hash."""
-        self.models = models
+    def __init__(self, config: Config, models: Mapping[str, Recipe] | None = None) -> None:
+        """Takes what shapes rows from settings and models; features of encoders that `models` lacks have no hash."""
+        self.encoders, self.models = tuple(config.encoders), dict(models or {})
         # Of the tissue methods, only the chosen one shapes masks.
         self.slides = {key: value for key, value in _values(config, "slides").items() if not key.startswith("tissue.")}
         self.slides |= {f"tissue.{key}": json.dumps(value) for key, value in config.tissue_method.identity.items()}
@@ -44,38 +49,39 @@ class Identity:
         self.draws_tiles = config.tiling.max_tiles_per_patient is not None
         if not self.draws_tiles:
             del self.selection["tiling.seed"]
-        self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)} | dict(models or {})
+        self.features = _values(config, "features") | {"code.features": str(encode_tiles.VERSION)}
         self.patients = _values(config, "patients") | {"code.patients": str(bag_patients.VERSION)}
         self._is_resampled = config.tiling.mpp is not None
         # metrics are columns of tiles and features, not of bags
         self._of_slides = row_hash(self.slides, {metric.column: metric.version for metric in MaskMetric.defined()})
         of_pixels = {f"metric.{metric.column}": metric.version for metric in PixelMetric.defined()}
-        self._of_features = row_hash(self.features | of_pixels)
+        self._of_features = {
+            encoder: row_hash(self.features | of_models | of_pixels) for encoder, of_models in self.models.items()
+        }
 
-    @property
-    def recipe(self) -> Recipe:
-        """What shapes a bag, except for its dtype: a model is good for bags of the recipe that it learned from.
+    def recipe(self, encoder: str) -> Recipe:
+        """Returns what shapes a bag, except for its dtype: a model is good for bags of the recipe that it learned from.
 
         A row's params_hash does not say this, because it also covers the row's own file and patient.
         """
-        return self.slides | self.selection | self.features | {"code.patients": self.patients["code.patients"]}
+        code = {"code.patients": self.patients["code.patients"]}
+        return self.slides | self.selection | self.features | self.models.get(encoder, {}) | code
 
     def slide_hash(self, patient_id: str, file_version: str | None, mpp: float | None) -> str:
         """Returns the params_hash of an image's rows in slides, tiles and indexes; `mpp` is that of the CSV."""
         return row_hash(self._of_slides, patient_id, file_version, mpp)
 
-    def features_hash(self, patient_id: str, file_version: str | None, mpp: float | None) -> str | None:
-        """Returns the params_hash of an image's rows in features; None if the models are not known.
+    def features_hashes(self, patient_id: str, file_version: str | None, mpp: float | None) -> dict[str, str]:
+        """Returns the params_hash of an image's rows in features, by encoder; it lacks encoders whose models are not known.
 
         The hash leaves out what decides where tiles lie: a tile that stays where it was is not encoded again.
         """
-        if self.models is None:
-            return None
         # mpp of the CSV moves tiles only if they are read at a target mpp
-        return row_hash(self._of_features, patient_id, file_version, mpp if self._is_resampled else None)
+        file = patient_id, file_version, mpp if self._is_resampled else None
+        return {encoder: row_hash(of_rows, *file) for encoder, of_rows in self._of_features.items()}
 
     def patient_hash(self, center_id: str, label: str | None, images: Sequence[Any]) -> str:
-        """Returns the params_hash of a patient's row; `images` are the plain values that tell its images apart."""
+        """Returns the params_hash of a patient's row for an encoder; `images` are the plain values that tell its images apart."""
         return row_hash(self.patients, center_id, label, images)
 
 
@@ -85,22 +91,26 @@ def row_hash(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH]
 
 
-def recorded_models(config: Config, runs: Iterable[tuple[str, Mapping[str, str]]]) -> Recipe | None:
-    """Returns what the models added to the settings in the first of some runs that had the same settings of features.
+def recorded_models(
+    config: Config, encoder: str, runs: Iterable[tuple[str, Mapping[str, Mapping[str, str]]]]
+) -> Recipe | None:
+    """Returns what the models of an encoder added to the settings in the first of some runs that had the same settings of it.
 
     Args:
         config: the settings now.
+        encoder: its name.
         runs: columns config and features of table runs, newest first.
 
     Returns:
         None if no run had these settings.
     """
-    wanted = _of_features(config.masked())
+    wanted = _of_features(config.masked(), encoder)
     # Settings that only the recorded run had, such as the seed of a draw, are no part of the models.
-    known = Identity(config).recipe.keys() | {key for key, shapes in _SHAPES.items() if not shapes.by_content}
-    for settings, recipe in runs:
-        if _of_features(json.loads(settings)) == wanted:
-            return {key: value for key, value in recipe.items() if key not in known}
+    known = {*Identity(config).recipe(encoder), *PROVENANCE}
+    known |= {key for key, shapes in _SHAPES.items() if not shapes.by_content}
+    for settings, recipes in runs:
+        if encoder in recipes and _of_features(json.loads(settings), encoder) == wanted:
+            return {key: value for key, value in recipes[encoder].items() if key not in known}
     return None
 
 
@@ -116,8 +126,11 @@ def differences(now: Mapping[str, str], known: Sequence[Mapping[str, str]]) -> l
 
 def settings_of(config: Config, table: str) -> dict[str, Any]:
     """Returns the settings that shape a table's rows by their value, by dotted key."""
-    values = config.by_key()
-    return {key: values[key] for key, shapes in _SHAPES.items() if table in shapes.tables and not shapes.by_content}
+    return {
+        key: value
+        for key, info, value in config.each()
+        if (shapes := shapes_of(info)) and table in shapes.tables and not shapes.by_content
+    }
 
 
 def _values(config: Config, table: str) -> Recipe:
@@ -127,6 +140,7 @@ def _values(config: Config, table: str) -> Recipe:
     return found
 
 
-def _of_features(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that shape features, as they are written."""
-    return {key: at_key(settings, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}
+def _of_features(settings: Mapping[str, Any], encoder: str) -> dict[str, Any]:
+    """The settings that shape features of an encoder, as they are written."""
+    own = settings | {"encoders": {EACH: settings.get("encoders", {}).get(encoder)}}
+    return {key: at_key(own, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}

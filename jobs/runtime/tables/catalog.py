@@ -4,7 +4,7 @@ The catalog holds names and places only. Delta's log, beside the table's files, 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from pyspark.errors import AnalysisException
@@ -56,6 +56,20 @@ def register(session: SparkSession, schema: str, name: str, path: str, comment: 
     if lacks_comment:
         session.sql(f"COMMENT ON TABLE {table} IS {literal(comment)}")
     return lacks_comment
+
+
+def is_in(column: str, values: Iterable[str]) -> str:
+    """Return the condition of SQL that a column has one of some values."""
+    return f"{column} IN ({', '.join(literal(value) for value in sorted(values))})"
+
+
+def are_in(columns: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> str:
+    """Return the condition of SQL that two columns have one of some pairs of values; short if few values of the second occur."""
+    of_second: dict[str, list[str]] = {}
+    for first, second in pairs:
+        of_second.setdefault(second, []).append(first)
+    conditions = [f"{is_in(columns[1], [second])} AND {is_in(columns[0], of)}" for second, of in of_second.items()]
+    return " OR ".join(f"({condition})" for condition in conditions)
 
 
 def literal(text: str) -> str:

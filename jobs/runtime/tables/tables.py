@@ -10,7 +10,7 @@ from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import StructField, StructType
 
 from jobs.runtime.spark.delta_table import DeltaTable
-from jobs.runtime.tables.catalog import literal, refuse_unusable, register, sql_name
+from jobs.runtime.tables.catalog import is_in, literal, refuse_unusable, register, sql_name
 from jobs.runtime.tables.layout import READABLE_BY_OTHERS, Log, latest_version, open_log, refuse_unwritable_name
 from udfs.schemas import TABLES
 from udfs.wsi.store import absolute_uri, public_uri
@@ -157,14 +157,16 @@ class Tables:
             among: another column of the key and its value, which all of `rows` have: rows with other values stay.
         """
         replaced = set(present)
-        keys = sorted({*written, *replaced})
-        if not keys:
-            return
-        where = f"{key} IN ({', '.join(literal(value) for value in keys)})"
-        if among:
-            where += f" AND {among[0]} = {literal(among[1])}"
+        if keys := {*written, *replaced}:
+            where = is_in(key, keys)
+            if among:
+                where += f" AND {is_in(among[0], [among[1]])}"
+            self.replace(name, rows, where if replaced else None)
+
+    def replace(self, name: str, rows: DataFrame, where: str | None) -> None:
+        """Make `rows` the rows that meet a condition, which all of them have to meet, in one commit; None: add them."""
         self._check_alone(name)
-        self._write(name, rows, where if replaced else None)
+        self._write(name, rows, where)
 
     def append(self, name: str, rows: DataFrame, *, shared: bool = False) -> None:
         """Add rows in one commit; to a `shared` table other runs may append, too."""

@@ -125,7 +125,7 @@ class UnitWorkers:
 
 
 def _own_session(_worker: int) -> None:
-    """Leave the trainer's session: Linux shares the cores between sessions, and Ctrl-C in a terminal reaches the trainer alone."""
+    """Leave the trainer's session: Linux shares cores between sessions, and Ctrl-C in a terminal reaches the trainer alone."""
     os.setsid()
 
 

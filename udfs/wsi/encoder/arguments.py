@@ -21,5 +21,5 @@ def check_arguments(names: Iterable[str]) -> None:
     if refused:
         raise ValueError(
             f"{', '.join(refused)}: not for the model but for timm, which takes RGB images and weights only as slidelake says: "
-            "leave this out, and set encoder.weights for other weights, encoder.pooling for another output"
+            "leave this out, and set its weights for other weights, its pooling for another output"
         )

@@ -45,12 +45,12 @@ def preset_of(spec: EncoderSpec) -> Preset | None:
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
         if not (folder / _CONFIG).is_file():
-            raise ValueError(f"encoder.name = {name}: the folder has no {_CONFIG}: give one that timm or a hub wrote")
+            raise ValueError(f"encoder {name}: the folder has no {_CONFIG}: give one that timm or a hub wrote")
         return _described(name, lambda file: _json(folder / file))
     try:
         reference = HubReference.parse(name)
     except ValueError as error:
-        raise ValueError(f"encoder.name = {name}: {error}") from None
+        raise ValueError(f"encoder {name}: {error}") from None
     if reference is None:
         return PRESETS.get(name)
     _check_no_preset(spec, reference)
@@ -64,8 +64,8 @@ def _check_no_preset(spec: EncoderSpec, reference: HubReference) -> None:
     for preset in PRESETS.values():
         if preset.repository.lower() == reference.repository.lower():
             raise ValueError(
-                f"encoder.name = {spec.name} is the repository of preset {preset.name}, which has its crop, pooling, revision, "
-                f"licence and um/px: set encoder.name={preset.name}, or set encoder.mean, encoder.std and encoder.pooling too"
+                f"encoder {spec.name} is the repository of preset {preset.name}, which has its crop, pooling, revision, "
+                f"licence and um/px: set its model to {preset.name}, or set its mean, std and pooling too"
             )
 
 
@@ -82,7 +82,7 @@ def published_weights(name: str, preset: Preset) -> str:
         folder = Path(name.removeprefix(FOLDER))
         found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
         if not found:
-            raise CheckpointError(f"{folder} has no {' or '.join(WEIGHTS)}: put one there, or set encoder.weights")
+            raise CheckpointError(f"{folder} has no {' or '.join(WEIGHTS)}: put one there, or set its weights")
         return str(found)
     if name.startswith(REPOSITORY):
         return name
@@ -103,8 +103,8 @@ def _described(name: str, read: Read) -> Preset:
         return _by_timm(name, config)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, OSError) as error:
         raise ValueError(
-            f"encoder.name = {name}: its {_CONFIG} does not describe a model that slidelake builds ({type(error).__name__}: "
-            f"{error}): set encoder.name to a preset or a timm model of the same shape, and encoder.weights to its file"
+            f"encoder {name}: its {_CONFIG} does not describe a model that slidelake builds ({type(error).__name__}: "
+            f"{error}): set its model to a preset or a timm model of the same shape, and its weights to the file"
         ) from None
 
 

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ _SIZES = {"cpu": (2, 32), "cuda": (32, 1024)}
 Embeddings = tuple[NDArray[np.float32], ...]
 """float32 [n, dim] for each of the encoder's `outputs`."""
 Result = TypeVar("Result")
+Tiles = TypeVar("Tiles", NDArray[np.uint8], torch.Tensor)
 
 
 class Encoder:
@@ -58,7 +59,7 @@ class Encoder:
         if spec.runtime == "openvino":
             if self.device.type != "cpu":
                 raise ValueError(
-                    "encoder.runtime = openvino runs on processors: set encoder.device to cpu, or use torch"
+                    "inference.runtime = openvino runs on processors: set inference.device to cpu, or use torch"
                 )
             self.runtime = OpenVinoRuntime(network, spec.precision, threads)
         else:
@@ -79,30 +80,32 @@ class Encoder:
         Returns:
             float32 [n, dim] for each of `outputs`.
         """
-        done: list[Embeddings] = []
-        start = 0
-        while start < len(tiles):
-            size = self.batch_size
-            images = resize(tiles[start : start + size], self.input_px, self.interpolation)
-            result = self.or_smaller(size, partial(self.runtime, images, size))
-            if result is not None:
-                done.append(result)
-                start += len(images)
+
+        def run(part: NDArray[np.uint8], size: int) -> Embeddings:
+            return self.runtime(resize(part, self.input_px, self.interpolation), size)
+
+        done = self.in_batches(tiles, run)
         if not done:
             return tuple(np.zeros((0, dim), np.float32) for _, dim in self.outputs)
         return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
 
-    def or_smaller(self, size: int, run: Callable[[], Result]) -> Result | None:
-        """What `run` returns; None if memory ran out with batches of `size`, which are half as large from now on."""
-        try:
-            return run()
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._most = min(self._most, size // 2)  # a batch that was read before this may still come
-        return None
+    def in_batches(self, tiles: Tiles, run: Callable[[Tiles, int], Result]) -> list[Result]:
+        """Returns what `run` returns for each batch of tiles and its size. If memory runs out, batches are half as large."""
+        done: list[Result] = []
+        start = 0
+        while start < len(tiles):
+            size = self.batch_size
+            try:
+                done.append(run(tiles[start : start + size], size))
+                start += size
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            self._most = size // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return done
 
     @cached_property
     def _wanted_batch_size(self) -> int:
@@ -120,7 +123,7 @@ def device_of(spec: EncoderSpec) -> torch.device:
     if spec.device == "auto":
         return torch.device("cuda" if spec.runtime == "torch" and torch.cuda.is_available() else "cpu")
     if spec.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("encoder.device = cuda, but there is no GPU that PyTorch can use: set it to auto or cpu")
+        raise ValueError("inference.device = cuda, but there is no GPU that PyTorch can use: set it to auto or cpu")
     return torch.device(spec.device)
 
 

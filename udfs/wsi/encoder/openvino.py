@@ -34,7 +34,7 @@ class OpenVinoRuntime:
         """
         core = _core()
         if precision != "fp32" and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ValueError(f"encoder.precision = {precision}: this processor has no {precision}: set it to fp32")
+            raise ValueError(f"inference.precision = {precision}: this processor has no {precision}: set it to fp32")
         self._core, self._edge, self._n_outputs = core, network.input_px, len(network.outputs)
         self._model = _model_of(core, network)
         self._options = {
@@ -71,7 +71,7 @@ def _core() -> Any:
         import openvino  # noqa: PLC0415  an extra
     except ImportError:
         raise ValueError(
-            "encoder.runtime = openvino needs OpenVINO where tasks run: pip install 'slidelake[openvino]'"
+            "inference.runtime = openvino needs OpenVINO where tasks run: pip install 'slidelake[openvino]'"
         ) from None
     return openvino.Core()
 
@@ -107,7 +107,7 @@ def _convert(network: Network, path: Path) -> None:
         except Exception as error:  # of many kinds, some of them its own
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"encoder.name = {network.name}: OpenVINO cannot convert it ({reason}): set encoder.runtime to torch"
+                f"encoder {network.name}: OpenVINO cannot convert it ({reason}): set inference.runtime to torch"
             ) from None
         xml, weights = (Path(folder) / name for name in _FILES)
         openvino.save_model(model, xml, compress_to_fp16=False)

@@ -12,7 +12,7 @@ def refuse_weights_of_another_preset(checkpoint: Checkpoint, name: str, *, is_pu
     Args:
         checkpoint: of the file, with its hash.
         name: of the preset that the settings name.
-        is_published: whether the file is from where the preset says, rather than from `encoder.weights`.
+        is_published: whether the file is from where the preset says, rather than from the settings.
 
     Raises:
         CheckpointError: the file is that of another preset, or it is published and not the one that the preset has.
@@ -22,11 +22,11 @@ def refuse_weights_of_another_preset(checkpoint: Checkpoint, name: str, *, is_pu
         return
     if other := next((each.name for each in PRESETS.values() if each.sha256 == found), None):
         raise CheckpointError(
-            f"{checkpoint.name} holds the weights of preset {other}, by their SHA-256, and encoder.name = {name}: set "
-            f"encoder.name to {other}, or encoder.weights to the file of {name}"
+            f"{checkpoint.name} holds the weights of preset {other}, by their SHA-256, and the encoder is {name}: set "
+            f"its model to {other}, or its weights to the file of {name}"
         )
     if is_published and own:
         raise CheckpointError(
             f"{checkpoint.name} has the SHA-256 {found[:_SHOWN]}..., and the weights of preset {name} have {own[:_SHOWN]}...: "
-            f"remove {checkpoint.path.resolve()} and run again, or set encoder.weights to a file that you trust"
+            f"remove {checkpoint.path.resolve()} and run again, or set its weights to a file that you trust"
         )

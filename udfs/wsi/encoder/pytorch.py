@@ -23,7 +23,7 @@ class TorchRuntime:
             ValueError: the device or the model does not calculate in this precision.
         """
         if precision == "fp16" and device.type == "cpu":
-            raise ValueError("encoder.precision = fp16 needs a GPU: set it to fp32 or bf16")
+            raise ValueError("inference.precision = fp16 needs a GPU: set it to fp32 or bf16")
         self.device = device
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # on by default, and with its 10 bits no fp32
@@ -38,7 +38,7 @@ class TorchRuntime:
                 raise
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"encoder.precision = {precision}: the model does not run in it ({reason}): use fp32"
+                f"inference.precision = {precision}: the model does not run in it ({reason}): use fp32"
             ) from None
 
     def __call__(self, images: NDArray[np.float32], batch_size: int) -> tuple[NDArray[np.float32], ...]:

@@ -78,7 +78,7 @@ class Recipe:
         try:
             model: nn.Module = timm.create_model(self.architecture, num_classes=0, **options, **other)
         except (RuntimeError, TypeError) as error:  # an unknown variant of a known name; an unknown argument
-            raise ValueError(f"encoder.name = {self.name}: {first_sentence(error)}") from None
+            raise ValueError(f"encoder {self.name}: {first_sentence(error)}") from None
         if self.preset and self.preset.projection:
             model.head = UnitProjection(int(getattr(model, "num_features")), self.preset.projection)  # noqa: B009
         return model.eval()
@@ -99,15 +99,15 @@ def recipe_of(spec: EncoderSpec) -> Recipe:
     try:
         check_arguments(name for name, _ in spec.kwargs)
     except ValueError as error:
-        raise ValueError(f"encoder.kwargs has {error}") from None
+        raise ValueError(f"encoder {spec.name}: its kwargs have {error}") from None
     preset = preset_of(spec)
     if preset and preset.unavailable:
-        raise ValueError(f"encoder.name = {spec.name} cannot be run: {preset.unavailable}. Choose another encoder")
+        raise ValueError(f"encoder {spec.name} cannot be run: {preset.unavailable}. Choose another encoder")
     input_px = spec.input_px if spec.input_px is not None else preset.input_px if preset else INPUT_PX
     edge = spec.crop_px or (preset.crop_px if preset else None) or input_px
     if edge > input_px:
         raise ValueError(
-            f"encoder.crop_px = {edge} is larger than encoder.input_px = {input_px}: set it to {input_px} or less"
+            f"encoder {spec.name}: crop_px = {edge} is larger than input_px = {input_px}: set crop_px to {input_px} or less"
         )
     kwargs = dict(preset.kwargs) if preset else {}
     if "img_size" in kwargs:

@@ -31,9 +31,9 @@ def check_tile_scale(spec: EncoderSpec, tile_px: int, mpp: float | None) -> None
         tiles = f"tiles of {tile_px} px have the scale of each slide, because tiling.mpp is null"
     scales = " or ".join(f"{wanted_um:g} um wide and seen at {wanted_mpp:g} um/px" for wanted_um, wanted_mpp in wanted)
     remedy = (
-        f"set tiling.tile_px to {preset.tile_px} and tiling.mpp to {preset.mpp:g}, or encoder.allow_other_scale to true"
+        f"set tiling.tile_px to {preset.tile_px} and tiling.mpp to {preset.mpp:g}, or its allow_other_scale to true"
     )
-    raise ValueError(f"encoder.name = {spec.name} is recommended for tiles {scales}; here {tiles}: {remedy}")
+    raise ValueError(f"encoder {spec.name} is recommended for tiles {scales}; here {tiles}: {remedy}")
 
 
 def _agree(value: float, wanted: float) -> bool:

@@ -116,7 +116,7 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
     if not timm.is_model(recipe.architecture.split(".")[0]):
         close = ", ".join(difflib.get_close_matches(spec.name, [*PRESETS, *timm.list_models()], n=3))
         raise ValueError(
-            f"encoder.name = {spec.name} is neither a preset nor a timm model{f': did you mean {close}?' if close else ''}"
+            f"encoder {spec.name} is neither a preset nor a timm model{f': did you mean {close}?' if close else ''}"
         )
     source = spec.weights or recipe.weights
     is_preset = spec.name in PRESETS
@@ -151,10 +151,10 @@ def _without_weights(spec: EncoderSpec, recipe: Recipe) -> tuple[Any, GlobalPool
             model = recipe.empty_model(pool)
             if recipe.pooling in ("cls", "cls_mean") and getattr(model, "cls_token", None) is None:
                 raise ValueError(
-                    f"encoder.pooling = {recipe.pooling}, and {spec.name} has no class token: set it to mean"
+                    f"encoder {spec.name} has no class token: set its pooling to mean, not {recipe.pooling}"
                 )
             return model, pool, shape
-    raise ValueError(f"encoder.name = {spec.name} yields {list(shape)}, not {_wanted(recipe, shape)}")
+    raise ValueError(f"encoder {spec.name} yields {list(shape)}, not {_wanted(recipe, shape)}")
 
 
 def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
@@ -165,14 +165,14 @@ def _n_axes(recipe: Recipe, pool: GlobalPool) -> int:
 def _wanted(recipe: Recipe, shape: tuple[int, ...]) -> str:
     """What the pooling needs, and the remedy."""
     if recipe.pooling in _OF_TOKENS:
-        return "tokens [n, t, dim]: set encoder.pooling to auto, or choose a transformer, for example vit_small_patch16_224"
+        return "tokens [n, t, dim]: set its pooling to auto, or choose a transformer, for example vit_small_patch16_224"
     if recipe.pooling == "map":
         return (
-            "a feature map [n, dim, h, w]: set encoder.pooling to auto, or choose a convolutional model, for example "
+            "a feature map [n, dim, h, w]: set its pooling to auto, or choose a convolutional model, for example "
             "efficientnet_b0 or resnet50"
         )
     pooling = {3: "cls", 4: "map"}.get(len(shape))  # of tokens; of a feature map
-    return f"one vector per tile: {f'set encoder.pooling to {pooling}' if pooling else 'choose another model'}"
+    return f"one vector per tile: {f'set its pooling to {pooling}' if pooling else 'choose another model'}"
 
 
 @torch.inference_mode()
@@ -195,7 +195,7 @@ def _output_shape(recipe: Recipe, pool: GlobalPool) -> tuple[int, ...]:
         own = timm.data.resolve_model_data_config(model)["input_size"][-1]
         remedy = f"set encoder.{setting} to {own}" if own != edge else "choose another size or model"
         if hasattr(model, "set_input_size") and own != edge:
-            remedy += f", or encoder.kwargs to {{img_size: {edge}}}, which resamples the position embeddings"
+            remedy += f", or its kwargs to {{img_size: {edge}}}, which resamples the position embeddings"
         raise ValueError(
             f"encoder.{setting} = {edge}, and {recipe.name} does not take images of {edge} x {edge} px "
             f"({first_sentence(error)}): {remedy}"
@@ -210,7 +210,7 @@ def _fill(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint) -> None:
         named = "; ".join(differences[:_DIFFERENCES_NAMED])
         more = f"; and {len(differences) - _DIFFERENCES_NAMED:,} more" if len(differences) > _DIFFERENCES_NAMED else ""
         fitting = _presets_of(checkpoint.tensors)[:_PRESETS_NAMED]
-        remedy = f"set encoder.name to {' or '.join(fitting)}" if fitting else "give the checkpoint of that model"
+        remedy = f"set its model to {' or '.join(fitting)}" if fitting else "give the checkpoint of that model"
         raise CheckpointError(f"{checkpoint.name} does not fit {recipe.name}: {named}{more}; {remedy}")
     fill(model, tensors)
 

@@ -43,7 +43,7 @@ WEIGHTS = (  # where repositories have them, the best first
     *("pytorch_model.pth", "model.pth", "model.bin"),
 )
 _PAGES = "https://huggingface.co"  # where accounts accept terms, whatever mirror has the files
-_INSTEAD = "set encoder.weights to a path or URI of the file"
+_INSTEAD = "set its weights to a path or URI of the file"
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _BUSY = (429, 500, 502, 503, 504)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -19,7 +19,7 @@ def open_weights(source: str, storage_options: StorageOptions | None = None, *, 
     try:
         reference = HubReference.parse(source)
     except ValueError as error:
-        raise CheckpointError(f"encoder.weights: {error}") from None
+        raise CheckpointError(f"weights of an encoder: {error}") from None
     if reference is None:
         return open_checkpoint(source, storage_options, in_place=is_in_cache(source), hashed=hashed)
     path = hub_file(reference, [reference.file] if reference.file else WEIGHTS)
@@ -41,7 +41,7 @@ def published_checkpoint(config: Mapping[str, Any], name: str) -> Checkpoint:
         return open_weights(f"hf://{repository}/{file}" if file else f"{REPOSITORY}{repository}")
     if url := config.get("url"):
         return open_checkpoint(url)
-    raise CheckpointError(f"timm has no weights of {name}: set encoder.weights to the path or URI of a checkpoint")
+    raise CheckpointError(f"timm has no weights of {name}: set its weights to the path or URI of a checkpoint")
 
 
 def absolute_source(source: str) -> str:
