@@ -33,7 +33,8 @@ Embeddings = dict[tuple[str, int, int], NDArray[np.float32]]
 def prepare(spec: FeatureSpec) -> None:
     """Load in this process what `encode` needs."""
     torch.set_num_threads(1)
-    model = timm.create_model(spec.encoder.name, checkpoint_path=spec.encoder.weights).eval()
+    [encoder] = spec.encoders.values()
+    model = timm.create_model(encoder.name, checkpoint_path=encoder.weights).eval()
     stainnet = StainNet()
     stainnet.load_state_dict(load_state_dict(str(spec.stain_weights)))
     _prepared[:] = [(model, stainnet.eval())]

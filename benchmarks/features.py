@@ -75,7 +75,8 @@ def measured_steps() -> dict[str, float]:
             yield from (tile for _, tile in slide.read_tiles(xy_px, TILE_PX))
             waited.append(slide.traffic.waited_s)
 
-    encoder = Encoder(spec.encoder)
+    [encoder_spec] = spec.encoders.values()
+    encoder = Encoder(encoder_spec)
     size = encoder.batch_size
     tiles = np.stack(list(read()))
     batches = [tiles[i : i + size] for i in range(0, len(tiles), size)]

@@ -40,7 +40,7 @@ from udfs.wsi.encoder.batch_size import is_out_of_memory
 from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.encoder.pytorch import TorchRuntime
-from udfs.wsi.inference import DeviceInference, HostInference
+from udfs.wsi.inference import Batch, DeviceInference, HostInference
 from udfs.wsi.prefetch import prefetch
 from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.stain.colour_table import StainNormaliser
@@ -98,20 +98,21 @@ class _Measured:
 
     def lines(self, started: float) -> Iterator[Line]:
         """A line of the path, and one of each way to run the network alone."""
+        name = self._spec.name
         on_processor = replace(self._spec, precision="fp32", device="cpu", batch_size=_COMPARED)
         reference = Encoder(on_processor, self._network, device=torch.device("cpu"))
         compared = np.stack(self._tiles[:_COMPARED])
-        [(_, expected)] = HostInference(reference, self._stain, _BINS)([(0, compared)])
+        [(_, expected)] = HostInference({name: reference}, self._stain, _BINS)([(0, Batch(compared))])
 
         self._network.to(self._device)
         autocast_rate = self._best_rate(self._autocast)[1]
         encoder = Encoder(self._spec, self._network, device=self._device)
         assert isinstance(encoder.runtime, TorchRuntime)
         found_s = seconds(lambda: encoder.batch_size)
-        device = DeviceInference(encoder, self._stain, _BINS, PixelMetric.defined())
-        [(_, found)] = device([(0, compared)])
+        device = DeviceInference({name: encoder}, self._stain, _BINS, PixelMetric.defined())
+        [(_, found)] = device([(0, Batch(compared))])
         assert found and expected
-        pairs = zip(found.embeddings, expected.embeddings, strict=True)
+        pairs = zip(found.embeddings[name], expected.embeddings[name], strict=True)
         least = min(float(cosines(ours, theirs).min()) for ours, theirs in pairs)
         bare_size, _ = self._best_rate(encoder.runtime.forward)
         bare = self._timed(encoder.runtime.forward, bare_size)
@@ -222,13 +223,13 @@ def _graph(forward: Forward, size: int, network: Network) -> Forward:
     return lambda _: graph.replay()
 
 
-def _batches(tiles: Generator[Tiles], size: int, n: int) -> Iterator[tuple[int, Tiles]]:
+def _batches(tiles: Generator[Tiles], size: int, n: int) -> Iterator[tuple[int, Batch]]:
     with closing(tiles):
         for number in range(n):
             batch = np.empty((size, _TILE_PX, _TILE_PX, 3), np.uint8)
             for i in range(size):
                 batch[i] = next(tiles)
-            yield number, batch
+            yield number, Batch(batch)
 
 
 def _read(slide: Path) -> Generator[Tiles]:

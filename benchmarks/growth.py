@@ -136,7 +136,7 @@ def _command(folder: Path, tables: str, *arguments: str) -> list[str]:
         "patients": f"{folder}/patients.csv",
         "slides": {"root": f"{folder}/slides"},
         "output": {"root": f"{folder}/{tables}"},
-        "encoder": {"device": "cpu"},
+        "inference": {"device": "cpu"},
         "histogram": {"bins": BINS},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(settings))

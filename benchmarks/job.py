@@ -120,6 +120,7 @@ def _line(
 
 def _job(spec: FeatureSpec, slides: Sequence[Path]) -> _Job:
     """Run it as users do, into a folder of its own."""
+    [encoder] = spec.encoders.values()
     with tempfile.TemporaryDirectory() as folder, on_cores(CORES):
         rows = [f"{path.stem},1,{path.stem},0,{path}" for path in slides]
         (Path(folder) / "patients.csv").write_text("\n".join(["image_id,center_id,patient_id,image_num,uri", *rows]))
@@ -128,9 +129,8 @@ def _job(spec: FeatureSpec, slides: Sequence[Path]) -> _Job:
             "slides": {"root": str(inputs.FOLDER)},
             "output": {"root": f"{folder}/tables"},
             "stain": {"weights": spec.stain_weights},
-            "encoder": {
-                name: getattr(spec.encoder, name) for name in ("name", "weights", "runtime", "precision", "device")
-            },
+            "encoders": {encoder.name: {"weights": encoder.weights}},
+            "inference": {name: getattr(encoder, name) for name in ("runtime", "precision", "device")},
         }
         config = Path(folder) / "job.yaml"
         config.write_text(yaml.safe_dump(settings))

@@ -26,7 +26,8 @@ def prepare(spec: FeatureSpec) -> None:
     """Load in this process what `encode` needs."""
     torch.set_num_threads(1)
     stain = StainNormaliser(load_stainnet(str(spec.stain_weights)), tiles_ahead=10**6)
-    _prepared[:] = [(Encoder(spec.encoder), stain, spec.bins)]
+    [encoder] = spec.encoders.values()
+    _prepared[:] = [(Encoder(encoder), stain, spec.bins)]
 
 
 def encode(unit: Unit) -> int:

@@ -28,7 +28,7 @@ def encoder_spec(runtime: Runtime, precision: Precision) -> EncoderSpec:
 
 def feature_spec(runtime: Runtime, precision: Precision) -> FeatureSpec:
     """That, StainNet and a histogram."""
-    return FeatureSpec(encoder_spec(runtime, precision), str(inputs.stainnet()), BINS)
+    return FeatureSpec({LITE0: encoder_spec(runtime, precision)}, str(inputs.stainnet()), BINS)
 
 
 def planned_units(paths: Sequence[Path]) -> list[Unit]:
@@ -38,7 +38,14 @@ def planned_units(paths: Sequence[Path]) -> list[Unit]:
         xy_px = inputs.kept_tiles(path)
         with open_slide(str(path)) as slide:
             index = slide.index.to_bytes() if slide.index else None
-        constant = {"image_id": path.stem, "patient_id": path.stem, "uri": str(path), "params_hash": "", "index": index}
+        encoders = [{"encoder": LITE0, "params_hash": ""}]
+        constant = {
+            "image_id": path.stem,
+            "patient_id": path.stem,
+            "uri": str(path),
+            "encoders": encoders,
+            "index": index,
+        }
         reading = {"tile_px": TILE_PX, "level_read": 0, "downsample": 1.0}
         slides.append(constant | reading | {"x_px": xy_px[:, 0].tolist(), "y_px": xy_px[:, 1].tolist()})
     planned = plan_units(_UNIT_TILES)([pa.RecordBatch.from_pylist(slides)])

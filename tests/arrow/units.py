@@ -19,7 +19,12 @@ Rows = list[dict[str, Any]]
 
 def unit(path: Path, corners: NDArray[np.int64], **reading: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": path.stem, "patient_id": "007", "uri": str(path), "tile_px": TILE_PX}
-    row |= {"level_read": 0, "downsample": 1.0, "encoders": [{"encoder": ENCODER, "params_hash": "p"}], "index": None} | reading
+    row |= {
+        "level_read": 0,
+        "downsample": 1.0,
+        "encoders": [{"encoder": ENCODER, "params_hash": "p"}],
+        "index": None,
+    } | reading
     return row | {"x_px": corners[:, 0].tolist(), "y_px": corners[:, 1].tolist()}
 
 

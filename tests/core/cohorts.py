@@ -67,7 +67,9 @@ def models_of(config: Config, name: str = ENCODER) -> dict[str, str]:
         "encoder.mean": str(encoder.mean),
         "encoder.std": str(encoder.std),
         "encoder.build": str(encoder.kwargs),
-        "encoder.precision": "fp32" if inference.precision in (None, "fp32") else f"{inference.precision} by {inference.runtime}",
+        "encoder.precision": "fp32"
+        if inference.precision in (None, "fp32")
+        else f"{inference.precision} by {inference.runtime}",
         "stain.weights": row_hash(config.stain.weights),
     }
 
@@ -96,7 +98,9 @@ class World:
         return replace(self, images=tuple(rows.values()), files=dict(self.files) | files)
 
 
-Stored = dict[str, dict[Any, Any]]  # by table, then by image_id or (patient_id, encoder); of features by (image_id, encoder)
+Stored = dict[
+    str, dict[Any, Any]
+]  # by table, then by image_id or (patient_id, encoder); of features by (image_id, encoder)
 
 
 def stored_by(world: World) -> Stored:
