@@ -19,6 +19,7 @@ from benchmarks.inputs import TILE_PX
 from benchmarks.measure import Line, median_seconds
 from benchmarks.processes import CORES, processes
 from benchmarks.work import feature_spec, n_tiles, planned_units
+from tests.slides.weights import LITE0
 from udfs.encode_tiles import encode_tiles
 from udfs.schemas import UNITS
 from udfs.wsi import open_slide
@@ -75,8 +76,7 @@ def measured_steps() -> dict[str, float]:
             yield from (tile for _, tile in slide.read_tiles(xy_px, TILE_PX))
             waited.append(slide.traffic.waited_s)
 
-    [encoder_spec] = spec.encoders.values()
-    encoder = Encoder(encoder_spec)
+    encoder = Encoder(spec.encoders[LITE0])
     size = encoder.batch_size
     tiles = np.stack(list(read()))
     batches = [tiles[i : i + size] for i in range(0, len(tiles), size)]

@@ -41,7 +41,7 @@ def main(folder: Path, last_wave: int | None) -> int:
         took = {"images": len(wave), "seconds": sum(run.record.timings.values()), "cpu": _cpu_s()}
         gauges.append(took | {"heap": _heap_in_use(run), "python": psutil.Process().memory_info().rss})
 
-    models = SimpleNamespace(encoder=SimpleNamespace(dim=growth_slides.DIM), identity=("encoder.weights=none",))
+    models = SimpleNamespace(identities={"efficientnet_b0": ("encoder.weights=none",)})
     stages = (*slides.JOB.stages, die, *preprocess.JOB.stages[1:], gauge)
     for owner, name, stand_in in (
         (slides, "find_tissue", growth_slides.find_tissue),

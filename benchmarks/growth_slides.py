@@ -64,18 +64,23 @@ def find_tissue(
 
 
 def encode_tiles(
-    spec: object, run_id: str, done: Callable[[int], None] = lambda _: None, *, tiles_ahead: int = 0
+    spec: object,
+    run_id: str,
+    done: Callable[[int], None] = lambda _: None,
+    *,
+    encoders: object = None,
+    tiles_ahead: int = 0,
 ) -> Callable[[Batches], Batches]:
-    """As `udfs.encode_tiles.encode_tiles`, of tiles that are neither read nor encoded."""
-    del spec, tiles_ahead
+    """As `udfs.encode_tiles.encode_tiles` for one encoder, of tiles that are neither read nor encoded."""
+    del spec, encoders, tiles_ahead
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         keep_what_is_loaded()
         for batch in batches:
             for unit in batch.to_pylist():
                 n = len(unit["x_px"])
-                constant = {name: unit[name] for name in ("image_id", "patient_id", "params_hash")}
-                constant["run_id"] = run_id
+                [encoder] = unit["encoders"]
+                constant = {name: unit[name] for name in ("image_id", "patient_id")} | encoder | {"run_id": run_id}
                 corners = np.stack([unit["x_px"], unit["y_px"]], axis=1).astype(np.float32)
                 columns = {name: _repeated(value, n) for name, value in constant.items()} | {
                     "x_px": unit["x_px"],

@@ -124,6 +124,7 @@ def _job(spec: FeatureSpec, slides: Sequence[Path]) -> _Job:
     with tempfile.TemporaryDirectory() as folder, on_cores(CORES):
         rows = [f"{path.stem},1,{path.stem},0,{path}" for path in slides]
         (Path(folder) / "patients.csv").write_text("\n".join(["image_id,center_id,patient_id,image_num,uri", *rows]))
+        [encoder] = spec.encoders.values()
         settings = {
             "patients": f"{folder}/patients.csv",
             "slides": {"root": str(inputs.FOLDER)},

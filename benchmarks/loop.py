@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.inputs import TILE_PX
 from benchmarks.work import Unit, n_tiles
+from tests.slides.weights import LITE0
 from udfs.encode_tiles import FeatureSpec
 from udfs.wsi import open_slide
 from udfs.wsi.encoder import Encoder
@@ -26,8 +27,7 @@ def prepare(spec: FeatureSpec) -> None:
     """Load in this process what `encode` needs."""
     torch.set_num_threads(1)
     stain = StainNormaliser(load_stainnet(str(spec.stain_weights)), tiles_ahead=10**6)
-    [encoder] = spec.encoders.values()
-    _prepared[:] = [(Encoder(encoder), stain, spec.bins)]
+    _prepared[:] = [(Encoder(spec.encoders[LITE0]), stain, spec.bins)]
 
 
 def encode(unit: Unit) -> int:

@@ -75,7 +75,7 @@ def _settings(folder: Path) -> Path:
         "patients": f"{folder}/new.csv",
         "output": {"root": f"{folder}/tables"},
         "stain": {"weights": str(inputs.stainnet())},
-        "encoder": {"weights": str(inputs.b0_weights())},
+        "encoders": {"efficientnet_b0": {"weights": str(inputs.b0_weights())}},
         "predict": {"model": f"{folder}/model"},
     }
     config = folder / "predict.yaml"

@@ -38,14 +38,8 @@ def planned_units(paths: Sequence[Path]) -> list[Unit]:
         xy_px = inputs.kept_tiles(path)
         with open_slide(str(path)) as slide:
             index = slide.index.to_bytes() if slide.index else None
-        encoders = [{"encoder": LITE0, "params_hash": ""}]
-        constant = {
-            "image_id": path.stem,
-            "patient_id": path.stem,
-            "uri": str(path),
-            "encoders": encoders,
-            "index": index,
-        }
+        row = {"encoder": LITE0, "params_hash": ""}
+        constant = {"image_id": path.stem, "patient_id": path.stem, "uri": str(path), "encoders": [row], "index": index}
         reading = {"tile_px": TILE_PX, "level_read": 0, "downsample": 1.0}
         slides.append(constant | reading | {"x_px": xy_px[:, 0].tolist(), "y_px": xy_px[:, 1].tolist()})
     planned = plan_units(_UNIT_TILES)([pa.RecordBatch.from_pylist(slides)])

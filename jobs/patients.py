@@ -145,8 +145,9 @@ def _why_too_large(row: Row, tile: int, most: int, *, has_row: bool) -> str:
     row_now = "its row stays, and is older than the CSV, slides or settings" if has_row else "it gets no row"
     return (
         f"patient {row['patient_id']}, encoder {row['encoder']}: a bag of {row['wanted_tiles']:,} tiles is "
-        f"{row['wanted_tiles'] * tile:,} bytes, the limit is {most * tile:,}: {row_now}. Set tiling.max_tiles_per_patient to {most:,} or less, or give Spark more memory: a bag "
-        f"may take 1/{HEAP_A_BAG} of an executor's heap, and {MAX_BAG_BYTES:,} bytes at most"
+        f"{row['wanted_tiles'] * tile:,} bytes, the limit is {most * tile:,}: {row_now}. Set tiling.max_tiles_per_patient to "
+        f"{most:,} or less, or give Spark more memory: a bag may take 1/{HEAP_A_BAG} of an executor's heap, and "
+        f"{MAX_BAG_BYTES:,} bytes at most"
     )
 
 

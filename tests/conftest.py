@@ -142,7 +142,10 @@ def write_csv(
 def config_in(
     folder: Path, root: Path, encoder_weights: Path, rows: list[tuple[Any, ...]] | None = None, /, **sections: Any
 ) -> Config:
-    """Settings for a CSV of these rows (the small cohort's where None) and tables, both in `folder`; see `small_config`."""
+    """Settings for a CSV of these rows (the small cohort's where None) and tables, both in `folder`; see `small_config`.
+
+    ``encoder={...}`` overrides settings of the one encoder.
+    """
     csv = write_csv(folder / "patients.csv", SMALL_COHORT if rows is None else rows)
     settings: dict[str, Any] = {
         "patients": str(csv),
@@ -151,7 +154,8 @@ def config_in(
         "encoders": {"test_efficientnet": {"weights": str(encoder_weights), "input_px": 96}},
         "inference": {"device": "cpu"},
     }
-    for name, section in sections.items():
+    encoder = {"test_efficientnet": settings["encoders"]["test_efficientnet"] | sections.pop("encoder", {})}
+    for name, section in ({"encoders": encoder} | sections).items():
         settings[name] = {**settings.get(name, {}), **section} if isinstance(section, dict) else section
     return Config.model_validate(settings)
 

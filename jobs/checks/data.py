@@ -41,8 +41,8 @@ def store(place: Place) -> Row:
 def encoder(place: Place) -> Row:
     """Says whether every executor loads the same models as the driver; loading ends with a forward pass."""
     remedy = (
-        "put the encoders' weights and stain.weights where all nodes can read them: a URI, or a path on every node; for weights of "
-        "the hub, executors need a route to it, and HF_TOKEN if they are gated (spark.executorEnv.HF_TOKEN)"
+        "put the encoders' weights and stain.weights where all nodes can read them: a URI, or a path on every node; for weights "
+        "of the hub, executors need a route to it, and HF_TOKEN if they are gated (spark.executorEnv.HF_TOKEN)"
     )
     here = place.run.models  # raises ConfigError with a remedy
     try:

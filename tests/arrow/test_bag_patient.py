@@ -12,7 +12,7 @@ from udfs.bag_patients import BAGS, Dtype, bag_patient
 from udfs.schemas import ENCODED
 
 BINS = 4
-COLUMNS = ("patient_id", "image_id", "x_px", "y_px", "embedding", "embedding_max", "color_histogram")
+COLUMNS = ("patient_id", "encoder", "image_id", "x_px", "y_px", "embedding", "embedding_max", "color_histogram")
 SCHEMA = pa.schema([ENCODED.field(name) for name in COLUMNS])
 
 
@@ -21,7 +21,7 @@ def feature_rows(places: list[tuple[str, int, int]], seed: int, dim: int = 6) ->
     rows = []
     for image_id, x_px, y_px in places:
         bins = np.sort(random.choice(BINS**3, random.integers(1, 9), replace=False))
-        row: dict[str, Any] = {"patient_id": "007", "image_id": image_id, "x_px": x_px, "y_px": y_px}
+        row: dict[str, Any] = {"patient_id": "007", "encoder": "e", "image_id": image_id, "x_px": x_px, "y_px": y_px}
         row |= {name: random.normal(size=dim).astype(np.float32) for name in ("embedding", "embedding_max")}
         counts = random.integers(1, 10_000, len(bins))
         rows.append(row | {"color_histogram": {"bin": bins.tolist(), "count": counts.tolist()}})

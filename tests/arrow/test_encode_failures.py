@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 from numpy.typing import NDArray
 
-from tests.arrow.units import CORNERS, encode, indexed, unit
+from tests.arrow.units import CORNERS, ENCODER, encode, indexed, unit
 from tests.slides.damage import BAD_SLIDES
 from udfs import failures
 from udfs.encode_tiles import FeatureSpec, load_models
@@ -33,13 +33,14 @@ def test_a_slide_that_does_not_decode_is_one_row_and_the_next_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("precision", "remedy"), [("fp32", "give other encoder.weights"), ("bf16", "set encoder.precision to fp32")]
+    ("precision", "remedy"),
+    [("fp32", "give other weights in encoders.e.weights"), ("bf16", "set inference.precision to fp32")],
 )
 def test_a_slide_whose_embeddings_are_not_finite_fails_and_the_next_goes_on(
     spec: FeatureSpec, small_slides: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, remedy: str
 ) -> None:
     """The third tile alone overflows, in the middle of a unit; the unit after it is as ever."""
-    spec = replace(spec, encoder=replace(spec.encoder, batch_size=2, precision=precision))
+    spec = replace(spec, encoders={ENCODER: replace(spec.encoders[ENCODER], batch_size=2, precision=precision)})
     embed, calls = Encoder.embed, [0]
 
     def overflowing(self: Encoder, tiles: NDArray[np.uint8]) -> Any:
@@ -56,7 +57,8 @@ def test_a_slide_whose_embeddings_are_not_finite_fails_and_the_next_goes_on(
     assert [end["error_code"] for end in ends] == ["embedding_not_finite", None]
     message = ends[0]["error_message"]
     assert message == (
-        f"{first}: embeddings of 1 of 9 tiles are NaN or infinite in {precision}: {remedy}, then run with --retry-failed"
+        f"{first}: vectors of encoder e for 1 of 9 tiles are NaN or infinite in {precision}: {remedy}, then run with "
+        "--retry-failed"
     )
     good = [row["embedding_max"] for row in rows if row["image_id"] == "b1"]
     assert len(good) == 9 and np.isfinite(good).all()
@@ -68,18 +70,18 @@ def test_weights_that_are_not_the_drivers_end_the_run_and_fail_no_slide(
     """The file is replaced after the driver loaded it; then another run begins, in the same worker."""
     path, image = tmp_path / "weights.safetensors", unit(small_slides / "a1.tif", CORNERS)
     shutil.copy(encoder_weights, path)
-    spec = replace(spec, encoder=replace(spec.encoder, weights=str(path)))
-    first = load_models(spec).identity
+    spec = replace(spec, encoders={ENCODER: replace(spec.encoders[ENCODER], weights=str(path))})
+    first = load_models(spec).identities
     before, _ = encode(replace(spec, models=first), image)
     changed = {name: tensor * 1.5 for name, tensor in safetensors.torch.load_file(encoder_weights).items()}
     safetensors.torch.save_file(changed, path)
-    second = load_models(spec).identity
+    second = load_models(spec).identities
     after, [end] = encode(replace(spec, models=second), image)
     assert end["error_code"] is None
     assert [row["embedding"] for row in after] != [row["embedding"] for row in before]
     with pytest.raises(CheckpointError, match=r"are not the driver's: encoder\.weights=\w+, and .*; then run again$"):
         encode(replace(spec, models=first), image)
-    stain = (*second[:-1], "stain.weights=0123")
+    stain = {ENCODER: (*second[ENCODER][:-1], "stain.weights=0123")}
     with pytest.raises(
         CheckpointError, match=r"the driver's: stain\.weights=null, and the driver has stain\.weights=0123"
     ):
@@ -104,7 +106,7 @@ def test_an_error_nobody_foresaw_is_a_row_without_secrets(
         raise RuntimeError(f"refused {options['key']}")
 
     monkeypatch.setattr("udfs.encode_tiles.open_slide", broken)
-    secret = FeatureSpec(spec.encoder, None, 16, storage_options={"key": "topsecretkey"})
+    secret = FeatureSpec(spec.encoders, None, 16, storage_options={"key": "topsecretkey"})
     _, [row] = encode(secret, unit(small_slides / "a1.tif", np.array([[0, 0]])))
     assert row["error_code"] == "internal_error"
     assert "refused ***" in row["error_message"] and "topsecretkey" not in str(row)

@@ -1,5 +1,7 @@
 """The features pass on plain record batches, held against tifffile's pixels, timm, torch's convolutions and NumPy."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +18,7 @@ from PIL import Image
 from torch.nn import functional
 
 import udfs.wsi.encoder as encoder_folder
-from tests.arrow.units import CORNERS, INPUT_PX, TILE_PX, dense, encode, histogram_by_numpy, tile_at, unit
+from tests.arrow.units import CORNERS, ENCODER, INPUT_PX, TILE_PX, dense, encode, histogram_by_numpy, tile_at, unit
 from tests.slides.foreign import write_mirax
 from tests.slides.make import write_slide
 from udfs.encode_tiles import FeatureSpec
@@ -69,7 +71,7 @@ def test_each_tile_is_normalised_counted_and_embedded(
     path = small_slides / f"{name}.tif"
     pixels = tifffile.imread(path, key=0)
     begun = perf_counter()
-    rows, [end] = encode(FeatureSpec(spec.encoder, str(stainnet) if stained else None, 16), unit(path, CORNERS))
+    rows, [end] = encode(FeatureSpec(spec.encoders, str(stainnet) if stained else None, 16), unit(path, CORNERS))
     taken = perf_counter() - begun
     assert sorted([row["x_px"], row["y_px"]] for row in rows) == sorted(CORNERS.tolist())
     for row in rows:
@@ -137,13 +139,42 @@ def mean_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_another_encoder_is_a_file_in_its_folder(small_slides: Path, runtime: Any) -> None:
     path = small_slides / "a2.tif"
-    spec = FeatureSpec(EncoderSpec("mean-colour", None, 224, device="cpu", runtime=runtime), None, 16)
+    spec = FeatureSpec({ENCODER: EncoderSpec("mean-colour", None, 224, device="cpu", runtime=runtime)}, None, 16)
     rows, _ = encode(spec, unit(path, CORNERS))
     pixels = tifffile.imread(path, key=0)
     assert len(rows) == len(CORNERS)
     for row in rows:
         assert row["embedding"] == pytest.approx(tile_at(pixels, row).mean(axis=(0, 1)), rel=1e-4)
         assert row["embedding_max"] is None
+
+
+def test_several_encoders_share_a_read_and_give_what_each_gives_alone(
+    spec: FeatureSpec, stainnet: Path, small_slides: Path
+) -> None:
+    """The second unit is for one of the two alone, as if the other had its rows."""
+    [small] = spec.encoders.values()
+    encoders = {"a": small, "b": replace(small, input_px=64, pooling="pooled", batch_size=2)}
+    paths = small_slides / "a1.tif", small_slides / "b1.tif"
+    wanted = [{"encoder": name, "params_hash": f"hash of {name}"} for name in encoders]
+    units = unit(paths[0], CORNERS, encoders=wanted), unit(paths[1], CORNERS, encoders=wanted[1:])
+    together, ends = encode(FeatureSpec(encoders, str(stainnet), 16), *units)
+    counts = Counter((row["image_id"], row["encoder"]) for row in together)
+    assert counts == {("a1", "a"): 6, ("a1", "b"): 6, ("b1", "b"): 6}
+    assert [end["n_tiles"] for end in ends] == [6, 6]
+    for name, encoder in encoders.items():
+        alone, alone_ends = encode(
+            FeatureSpec({ENCODER: encoder}, str(stainnet), 16), *(unit(p, CORNERS) for p in paths)
+        )
+        found = [row for row in together if row["encoder"] == name]
+        assert {row["params_hash"] for row in found} == {f"hash of {name}"}
+        expected = [row for row in alone if name == "b" or row["image_id"] == "a1"]
+        for row, other in zip(found, expected, strict=True):
+            same = ("image_id", "x_px", "y_px", "color_histogram")
+            assert [row[column] for column in same] == [other[column] for column in same]
+            np.testing.assert_allclose(row["embedding"], other["embedding"], rtol=1e-5, atol=1e-6)
+            assert (row["embedding_max"] is None) == (name == "b")
+        reads = [[end["work"][count] for count in ("requests", "bytes")] for end in ends]
+        assert reads == [[end["work"][count] for count in ("requests", "bytes")] for end in alone_ends]
 
 
 def test_a_slide_that_openslide_reads_gives_the_rows_of_a_tiff_of_the_same_pixels(

@@ -49,8 +49,8 @@ from udfs.wsi.quality.pixel_metric import PixelMetric
 folder, slide, encoder, stain, corners = sys.argv[1:]
 x_px, y_px = zip(*json.loads(corners))
 unit = {"image_id": "a1", "patient_id": "p", "uri": slide, "tile_px": 448, "level_read": 0, "downsample": 1.0,
-        "params_hash": "h", "index": None, "x_px": x_px, "y_px": y_px}
-spec = FeatureSpec(EncoderSpec("test_efficientnet", encoder, 96, batch_size=2, device="cpu"), stain, 16)
+        "encoders": [{"encoder": "e", "params_hash": "h"}], "index": None, "x_px": x_px, "y_px": y_px}
+spec = FeatureSpec({"e": EncoderSpec("test_efficientnet", encoder, 96, batch_size=2, device="cpu")}, stain, 16)
 batches = list(encode_tiles(spec, "run")([pa.RecordBatch.from_pylist([unit])]))
 assert all(batch.schema.equals(ENCODED) for batch in batches)
 rows = pa.Table.from_batches(batches).select(["x_px", "y_px", "mean_red", "error_message"]).to_pylist()
@@ -60,11 +60,11 @@ hashes = []
 [metric] = PixelMetric.defined()
 for version in (1, 2):
     type(metric).version = version
-    identity = Identity(config, {"weights": "w"})
-    hashes.append([identity.slide_hash("p", "1", None), identity.features_hash("p", "1", None)])
+    identity = Identity(config, {"efficientnet_b0": {"weights": "w"}})
+    hashes.append([identity.slide_hash("p", "1", None), identity.features_hashes("p", "1", None)["efficientnet_b0"]])
 field = FEATURES.field("mean_red")
 print(json.dumps({"rows": rows, "column": [str(field.type), field.metadata[b"comment"].decode()], "hashes": hashes,
-                  "recipe": identity.recipe}))
+                  "recipe": identity.recipe("efficientnet_b0")}))
 """
 
 
@@ -90,9 +90,9 @@ def test_a_metric_of_pixels_is_a_column_of_features_and_shapes_its_rows(
         assert row["mean_red"] == pytest.approx(tile[..., 0].mean(), rel=1e-5)
 
     assert seen["column"] == ["float", "mean of red over the stain-normalised tile, 0 to 255"]
-    without = Identity(load_config(str(tmp_path / "config.yaml"), []), {"weights": "w"})
+    without = Identity(load_config(str(tmp_path / "config.yaml"), []), {"efficientnet_b0": {"weights": "w"}})
     (slide_hash, first), (slide_hash_2, second) = seen["hashes"]
     assert slide_hash == slide_hash_2 == without.slide_hash("p", "1", None)
-    assert len({first, second, without.features_hash("p", "1", None)}) == 3
-    assert seen["recipe"] == without.recipe, "a model does not depend on a metric"
+    assert len({first, second, without.features_hashes("p", "1", None)["efficientnet_b0"]}) == 3
+    assert seen["recipe"] == without.recipe("efficientnet_b0"), "a model does not depend on a metric"
     assert "mean_red" not in FEATURES.names

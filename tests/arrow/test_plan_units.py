@@ -35,7 +35,13 @@ def grid(columns: int, rows: int) -> NDArray[np.int64]:
 
 
 def row_of(slide: Slide, xy_px: NDArray[np.int64], *, known: bool = True, **reading: Any) -> Row:
-    row: Row = {"image_id": "m", "patient_id": "007", "uri": "/m.tif", "params_hash": "p", "tile_px": TILE_PX}
+    row: Row = {
+        "image_id": "m",
+        "patient_id": "007",
+        "uri": "/m.tif",
+        "encoders": [{"encoder": "e", "params_hash": "p"}],
+        "tile_px": TILE_PX,
+    }
     row |= {"level_read": 0, "downsample": 1.0, "x_px": xy_px[:, 0].tolist(), "y_px": xy_px[:, 1].tolist()}
     return row | {"index": slide.index.to_bytes() if known else None} | reading
 
@@ -71,7 +77,7 @@ def test_every_tile_is_in_one_unit_and_no_unit_is_too_large(
     assert sorted(tile for unit in units for tile in tiles_of(unit)) == sorted(map(tuple, xy_px.tolist()))
     assert [unit["unit"] for unit in units] == list(range(len(units)))
     assert all(1 <= unit["n_tiles"] == len(unit["x_px"]) <= unit_tiles for unit in units)
-    constant = ("image_id", "patient_id", "uri", "params_hash", "tile_px", "level_read", "downsample")
+    constant = ("image_id", "patient_id", "uri", "encoders", "tile_px", "level_read", "downsample")
     assert all(unit[name] == row[name] for unit in units for name in constant)
     assert all(unit["cost"] > 0 for unit in units)
     assert all((unit["index"] is None) == (unit["n_bytes"] is None) == (not known) for unit in units)

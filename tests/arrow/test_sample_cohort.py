@@ -21,7 +21,7 @@ from udfs.wsi.tissue.brightness import Brightness
 @pytest.fixture(scope="module")
 def features(encoder_weights: Path) -> FeatureSpec:
     encoder = EncoderSpec("test_efficientnet", str(encoder_weights), 96, "area", 4, "cpu", "openvino", "bf16")
-    return FeatureSpec(encoder, None, 16)
+    return FeatureSpec({"e": encoder}, None, 16)
 
 
 def test_each_way_encodes_the_tiles_that_the_run_would(

@@ -41,7 +41,8 @@ def encode(spec: FeatureSpec, *units: dict[str, Any]) -> tuple[Rows, Rows]:
     ends = [row for row in rows if row["x_px"] is None]
     assert [end["image_id"] for end in ends] == [unit["image_id"] for unit in units]
     assert all(end["embedding"] is None and end["run_id"] == "run" for end in ends)
-    assert sum(end["n_tiles"] for end in ends) == len(tiles)
+    n_encoders = [len(unit["encoders"]) for unit in units]
+    assert sum(end["n_tiles"] * n for end, n in zip(ends, n_encoders, strict=True)) == len(tiles)
     return tiles, ends
 
 

@@ -90,7 +90,7 @@ def test_five_things_that_are_broken_are_told_apart(
     small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide = [("a1", "north", "001", 0, f"http://{HOST}:{free_port()}/a1.tif?sig={SECRET}")]
-    config = small_config(slide, encoder={"device": "auto"}, resources={"gpus_per_task": 1})
+    config = small_config(slide, inference={"device": "auto"}, resources={"gpus_per_task": 1})
     csv = Path(config.patients)
     csv.write_text(csv.read_text().replace(",label\n", ",uri\n"))
     (tmp_path / "bin").mkdir()

@@ -58,7 +58,7 @@ def settings(folder: Path, slides: Path, weights: Path, wide: Path) -> Config:
         weights,
         tiling={"max_background": 0.8},
         run={"unit_tiles": 30},
-        encoder={"batch_size": 2, "device": "auto"},
+        inference={"batch_size": 2, "device": "auto"},
         resources={"gpus_per_task": 1},
     )
     rows = [(*row, slides / f"{row[0]}.tif") for row in SMALL_COHORT]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from jobs.runtime.settings.config import Config, ConfigError, describe_settings, load_config
-from jobs.runtime.settings.sections import TilingSettings
+from jobs.runtime.settings.config import EACH, Config, ConfigError, describe_settings, load_config
+from jobs.runtime.settings.sections import EncoderSettings, TilingSettings
 from jobs.runtime.settings.setting import NO_ROW, filled, setting
 from udfs.find_tissue import TissueSpec
 from udfs.wsi.store import PublicUri, StoreUri, public_uri
@@ -40,11 +41,12 @@ def refusal(folder: Path, content: Any, *overrides: str) -> str:
 
 def test_a_minimal_file_has_the_documented_defaults(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, MINIMAL))
-    tiling, encoder = config.tiling, config.encoder
+    tiling, [encoder] = config.tiling, config.encoders.values()
     assert (tiling.tile_px, tiling.mpp, tiling.mask_downsample) == (448, None, 16)
     assert config.tissue_method == Brightness(190)
     assert (tiling.max_background, tiling.max_tiles_per_patient, tiling.seed) == (0.10, None, 0)
-    assert (encoder.name, encoder.weights, encoder.input_px) == ("efficientnet_b0", None, None)
+    assert list(config.encoders) == ["efficientnet_b0"]
+    assert (encoder.model, encoder.weights, encoder.input_px) == (None, None, None)
     assert (config.histogram.bins, config.stain.weights, config.on_failed_slides) == (16, None, "report")
 
 
@@ -53,7 +55,7 @@ def test_a_minimal_file_has_the_documented_defaults(tmp_path: Path) -> None:
     [
         ("tiling", "tile_size", "tiling.tile_px"),
         ("tiling", "max_backgruond", "tiling.max_background"),
-        ("encoder", "weight", "encoder.weights"),
+        ("inference", "preciscion", "inference.precision"),
         ("histogram", "bin", "histogram.bins"),
         (None, "tilling", "tiling"),
         (None, "max_background", "tiling.max_background"),
@@ -88,7 +90,7 @@ def test_a_required_setting_is_asked_for(tmp_path: Path, key: str) -> None:
         ("tiling.max_background=.nan", ["tiling.max_background"]),
         ("histogram.bins=12", ["histogram.bins", "power of two", "12"]),
         ("histogram.bins=64", ["histogram.bins", "32"]),
-        ("encoder.device=tpu", ["encoder.device", "'auto', 'cpu' or 'cuda'", "'tpu'"]),
+        ("inference.device=tpu", ["inference.device", "'auto', 'cpu' or 'cuda'", "'tpu'"]),
         ("on_failed_slides=maybe", ["on_failed_slides", "'report' or 'ignore'"]),
         ("slides.extensions=5", ["slides.extensions", "5"]),
         ("patients=[a, b]", ["patients", "string"]),
@@ -107,12 +109,12 @@ def test_a_wrong_value_is_told_with_its_key_and_what_would_be_right(
     assert all(word in line for word in told), line
 
 
-@pytest.mark.parametrize("idle", ["encoder.device=cpu", "encoder.runtime=openvino"])
+@pytest.mark.parametrize("idle", ["inference.device=cpu", "inference.runtime=openvino"])
 def test_gpus_that_would_idle_are_refused(tmp_path: Path, idle: str) -> None:
     line = refusal(tmp_path, MINIMAL, idle, "resources.gpus_per_task=0.5")
     assert line.startswith("resources: gpus_per_task takes GPUs that") and idle.replace("=", " = ") in line
     load_config(written(tmp_path, MINIMAL), [idle, "resources.cpus_per_task=2"])
-    load_config(written(tmp_path, MINIMAL), ["encoder.runtime=torch", "resources.gpus_per_task=0.5"])
+    load_config(written(tmp_path, MINIMAL), ["inference.runtime=torch", "resources.gpus_per_task=0.5"])
 
 
 @pytest.mark.parametrize(
@@ -130,18 +132,18 @@ def test_colours_of_training_images_are_between_0_and_1(
     tmp_path: Path, values: list[float], is_mean: bool, is_std: bool
 ) -> None:
     for setting_, is_right in (("mean", is_mean), ("std", is_std)):
-        override = f"encoder.{setting_}={values}"
+        override = f"encoders.b0.{setting_}={values}"
         if is_right:
             assert load_config(written(tmp_path, MINIMAL), [override])
         else:
             line = refusal(tmp_path, MINIMAL, override)
-            assert line.startswith(f"encoder.{setting_}: must be ")
+            assert line.startswith(f"encoders.b0.{setting_}: must be ")
             assert ("divide by 255" in line) == (max(values) > 1)
 
 
 def test_a_runtime_that_is_to_be_measured_is_refused_by_who_measures_it(tmp_path: Path) -> None:
-    line = refusal(tmp_path, MINIMAL, "encoder.runtime=auto")
-    assert "encoder.runtime" in line and "must be torch or openvino" in line and "slidelake doctor" in line
+    line = refusal(tmp_path, MINIMAL, "inference.runtime=auto")
+    assert "inference.runtime" in line and "must be torch or openvino" in line and "slidelake doctor" in line
 
 
 def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_masked_settings_hold_no_secret(options: dict[str, Any], secret: str) ->
     config = Config.model_validate(
         MINIMAL
         | {"patients": signed, "slides": {"root": f"{signed}#{secret}", "storage_options": options}}
-        | {"encoder": {"weights": signed}, "stain": {"weights": f"simplecache::{signed}"}}
+        | {"encoders": {"e": {"weights": signed}}, "stain": {"weights": f"simplecache::{signed}"}}
     )
     for told in (json.dumps(config.masked()), repr(config.masked())):
         assert "SECRET" not in told
@@ -245,9 +247,10 @@ def test_settings_in_the_repr_hold_no_storage_options() -> None:
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, info in model.model_fields.items():
-        below = info.annotation
+        below = EncoderSettings if name == "encoders" else info.annotation
         nested = isinstance(below, type) and issubclass(below, BaseModel)
-        keys += dotted_keys(below, f"{prefix}{name}.") if nested else [prefix + (info.alias or name)]  # type: ignore[arg-type]
+        inner = f"{prefix}{name}.{EACH}." if name == "encoders" else f"{prefix}{name}."
+        keys += dotted_keys(below, inner) if nested else [prefix + (info.alias or name)]  # type: ignore[arg-type]
     return keys
 
 
@@ -261,7 +264,7 @@ def test_every_setting_is_described_with_its_default() -> None:
         if default != "required":
             value: Any = config.model_dump()
             for part in key.split("."):
-                value = value[part]
+                value = value["efficientnet_b0" if part == EACH else part]
             assert yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value), key
 
 
@@ -269,8 +272,8 @@ def test_every_setting_that_is_a_path_or_uri_is_marked_as_one() -> None:
     texts = {key for key, _, text in describe_settings() if any(word in text for word in ("URI", "path", "folder"))}
     settings: dict[str, Any] = {"patients": "x"}
     for key in sorted(texts - {"patients"}):
-        section, _, name = key.partition(".")
-        settings.setdefault(section, {})[name] = "x"
+        *sections, name = key.split(".")
+        reduce(lambda within, part: within.setdefault(part, {}), sections, settings)[name] = "x"
     settings["training"].pop("mlflow")  # which is an extra
     jobs = ("stainnet", "splits", "train", "predict", "patches")
     config = Config.model_validate(settings)

@@ -21,7 +21,7 @@ from timm.models import save_for_hf
 from torchvision.transforms.functional import center_crop, normalize  # type: ignore[import-untyped]
 
 from jobs.runtime.run.run import encoder_spec
-from jobs.runtime.settings.sections import EncoderSettings
+from jobs.runtime.settings.config import Config
 from tests.core.test_hub import closed_port, use
 from tests.slides.make import Pixels
 from tests.stores.hub import COMMIT, TOKEN, Hub, serve_hub
@@ -59,6 +59,10 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def spec(name: str, **other: Any) -> EncoderSpec:
     return EncoderSpec(name, None, batch_size=2, device="cpu", **other)
+
+
+def settings(model: str) -> Config:
+    return Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, "encoders": {"e": {"model": model}}})
 
 
 def by_timm(folder: Path, tiles: Pixels) -> torch.Tensor:
@@ -115,12 +119,12 @@ def test_workers_get_the_folder_of_a_model_as_an_absolute_path(
     absolute = f"local-dir:{home / 'models' / 'one'}"
     for name in ("local-dir:models/one", "local-dir:./models/../models/one", "local-dir:~/models/one", absolute):
         monkeypatch.chdir(home)
-        encoder = encoder_spec(EncoderSettings(name=name, device="cpu"))
+        encoder = encoder_spec(settings(name), "e")
         monkeypatch.chdir(elsewhere)
         assert encoder.name == absolute
         assert load_network(encoder).weights == load_network(spec(f"local-dir:{folder}")).weights
     for name in ("uni", "test_vit", "hf-hub:lab/model"):
-        assert encoder_spec(EncoderSettings(name=name)).name == name
+        assert encoder_spec(settings(name), "e").name == name
 
 
 def test_other_settings_override_the_description(folder: Path) -> None:
@@ -136,7 +140,7 @@ def test_other_settings_override_the_description(folder: Path) -> None:
         (b"{}", "its config.json does not describe a model that slidelake builds"),
         (
             b'{"model_type": "swin"}',
-            r"it is of swin of transformers, not of vit, .*: set encoder\.name to a preset or a timm model",
+            r"it is of swin of transformers, not of vit, .*: set its model to a preset or a timm model",
         ),
         (b"not json", "its config.json does not describe a model that slidelake builds"),
         (b'{"architecture": "nosuch_net"}', "is neither a preset nor a timm model"),
@@ -208,7 +212,7 @@ def test_offline_the_job_ends_in_seconds_with_one_line(hub: Hub, monkeypatch: py
         assert time.monotonic() - begun < 20
         text = str(caught.value)
         assert expected in text
-        assert "set encoder.weights" in text
+        assert "set its weights" in text
         assert "\n" not in text
         assert TOKEN not in text
 
@@ -228,9 +232,7 @@ def test_the_repositories_of_presets_are_refused_with_the_preset(hub: Hub, folde
     for preset in PRESETS.values():
         for repository in (preset.repository, f"{preset.repository}@{COMMIT}", preset.repository.upper()):
             for check in (load_network, lambda one: check_tile_scale(one, 224, 0.5)):
-                with pytest.raises(
-                    ValueError, match=rf"set encoder\.name={re.escape(preset.name)}, or set encoder\.mean"
-                ):
+                with pytest.raises(ValueError, match=rf"set its model to {re.escape(preset.name)}, or set its mean"):
                     check(spec(f"hf-hub:{repository}", mean=MEAN, std=STD))
     assert not hub.requests
     hub.files["MahmoodLab/uni"] = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -245,9 +247,7 @@ def test_a_description_without_a_pooling_of_its_own_is_refused_with_one_that_run
     (tmp_path / "config.json").write_text(json.dumps(described))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     name = f"local-dir:{tmp_path}"
-    with pytest.raises(
-        ValueError, match=r"yields \[1, \d+, \d+\], not one vector per tile: set encoder\.pooling to cls$"
-    ):
+    with pytest.raises(ValueError, match=r"yields \[1, \d+, \d+\], not one vector per tile: set its pooling to cls$"):
         load_network(spec(name))
     assert load_network(spec(name, pooling="cls")).dim == load_network(spec(f"local-dir:{folder}")).dim
 
@@ -314,7 +314,7 @@ OF_TIMM = (
 @pytest.mark.parametrize("argument", [*OF_TIMM, "num_classes", "in_chans"])
 def test_arguments_of_timm_that_are_not_the_models_are_refused_in_the_settings(folder: Path, argument: str) -> None:
     for name in (f"local-dir:{folder}", "test_vit", "uni"):
-        with pytest.raises(ValueError, match=rf"^encoder\.kwargs has {argument}: .*leave this out"):
+        with pytest.raises(ValueError, match=rf"^encoder \S+: its kwargs have {argument}: .*leave this out"):
             load_network(spec(name, kwargs=((argument, 1),)))
 
 

@@ -10,7 +10,8 @@ import pyspark
 import yaml
 
 from jobs.runtime.settings.arguments import JOBS
-from jobs.runtime.settings.config import Config, describe_settings, load_config
+from jobs.runtime.settings.config import EACH, Config, describe_settings, load_config
+from jobs.runtime.settings.setting import at_key
 from jobs.runtime.spark.session import delta_remedy
 from jobs.training.splitting import SPLITS, Patient, assign_splits
 from tests.slides.demo import COHORT
@@ -34,7 +35,7 @@ def lines_to_write(written: dict[str, Any], described: list[tuple[str, str, str]
     lines = []
     for key, default, meaning in described:
         section, _, name = key.rpartition(".")
-        present = (written.get(section) or {}) if section else written
+        present = written if not section else at_key(written, section.replace(EACH, "efficientnet_b0")) or {}
         if name not in present or (key not in EXAMPLES and present[name] != yaml.safe_load(default)):
             where = f"below `{section}:`" if section else "at the left margin"
             lines.append(f"{where}, write:\n{'  ' * bool(section) + f'{name}: {default}':<34} # {meaning}")
@@ -60,7 +61,7 @@ def test_a_setting_that_the_annotated_configuration_lacks_is_named_by_its_line()
 
 
 def test_the_demo_configuration_is_valid() -> None:
-    assert load_config(str(ROOT / "conf/demo.yaml")).encoder.name == "tf_efficientnet_lite0"
+    assert load_config(str(ROOT / "conf/demo.yaml")).encoders.keys() == {"tf_efficientnet_lite0"}
 
 
 def test_every_split_of_the_demo_has_a_patient_of_each_label() -> None:

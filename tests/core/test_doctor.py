@@ -87,7 +87,7 @@ def sampled(*, tiles: int = 300, errors: Sequence[str] = ()) -> Sample:
     """A task's: two slides, each of 1,000 tiles in 9 s and 5 MB, then 300 tiles in 10 s and 3 MB."""
     slides = [SeenSlide(9.0, 5_000_000, 1000, 2_500_000_000)] * 2
     slides += [SeenSlide(1.0, 0, 0, 0, error) for error in errors]
-    return Sample(slides, tiles, 10.0, 10_000 * tiles, dim=100)
+    return Sample(slides, tiles, 10.0, 10_000 * tiles, {"e": (100, 100)})
 
 
 COHORT = CohortSize({"a": [2_500_000_000] * 100, "b": [2_500_000_000] * 300}, most_tiles=None)
@@ -106,8 +106,8 @@ def test_the_clock_adds_up() -> None:
 class OneSlide:
     """A place with one slide, and as much of a run there as the clock asks for."""
 
-    def __init__(self, **encoder: str) -> None:
-        self.config = Config.model_validate({"patients": "p.csv", "output": {"root": "tables"}, "encoder": encoder})
+    def __init__(self, **inference: str) -> None:
+        self.config = Config.model_validate({"patients": "p.csv", "output": {"root": "tables"}, "inference": inference})
         self.images = [SimpleNamespace(image_id="a1", patient_id="001", mpp=None)]
         self.located = {"a1": SimpleNamespace(uri="a1.tif", info=SimpleNamespace(size_bytes=10**6))}
         self.stage = SimpleNamespace(slots=lambda: 1)
@@ -115,8 +115,8 @@ class OneSlide:
         self.run, self.tissue_spec = self, None
 
     @property
-    def feature_spec(self) -> tuple[str, str]:
-        return self.config.encoder.runtime, self.config.encoder.precision
+    def feature_spec(self) -> tuple[str, str | None]:
+        return self.config.inference.runtime, self.config.inference.precision
 
     def ask(self, function: Any) -> list[Sample]:
         self.clocked = function.args[2]
@@ -128,13 +128,16 @@ class OneSlide:
     [
         ({"runtime": "openvino", "precision": "bf16"}, ("openvino", "bf16")),
         ({"runtime": "torch", "precision": "bf16"}, ("torch", "bf16")),
-        ({"runtime": "torch"}, ("torch", "fp32")),
+        ({"runtime": "torch"}, ("torch", None)),
     ],
 )
-def test_the_clock_takes_the_encoder_as_the_run_would(settings: dict[str, str], runs_by: tuple[str, str]) -> None:
+def test_the_clock_takes_the_encoder_as_the_run_would(
+    settings: dict[str, str], runs_by: tuple[str, str | None]
+) -> None:
     place = OneSlide(**settings)
     row = clock(cast(Place, place))
-    assert place.clocked == runs_by and row.found.startswith(f"{' '.join(runs_by)}: 30.0 tiles/s")
+    runtime, precision = runs_by
+    assert place.clocked == runs_by and row.found.startswith(f"{runtime} {precision or 'fp32'}: 30.0 tiles/s")
 
 
 def test_the_fastest_runtime_that_is_right_is_recommended() -> None:
@@ -151,11 +154,11 @@ def test_the_fastest_runtime_that_is_right_is_recommended() -> None:
         and row.remedy == ""
         and "torch bf16 80.0 (cosine 0.99890), openvino bf16 40.0, " in row.found
     )
-    assert row.found.endswith("encoder.runtime=openvino encoder.precision=bf16")
+    assert row.found.endswith("inference.runtime=openvino inference.precision=bf16")
     assert "encoder." not in recommended(ways, "openvino", "bf16").found
     assert "encoder." not in recommended(ways[:1], "torch", "fp32").found
     wrong = recommended(ways, "torch", "bf16")
-    assert (wrong.status, wrong.remedy) == ("warn", "set encoder.runtime=openvino encoder.precision=bf16")
+    assert (wrong.status, wrong.remedy) == ("warn", "set inference.runtime=openvino inference.precision=bf16")
     assert recommended([], "torch", "fp32").status == "skip"
 
 

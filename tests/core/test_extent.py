@@ -77,7 +77,7 @@ def test_one_or_two_sampled_slides_leave_the_spread_unknown(sampled: list[tuple[
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_clock_says_that_few_slides_were_sampled(n: int) -> None:
     work = Workforce(tasks=1, executors=1, heap_bytes=64 * 10**9, is_local=False)
-    sample = Sample([SeenSlide(0.1, 10, 1000, MB)] * n, 300, 10.0, 300_000, dim=100)
+    sample = Sample([SeenSlide(0.1, 10, 1000, MB)] * n, 300, 10.0, 300_000, {"e": (100, 100)})
     said = "fewer than 3 slides were sampled, so tiles may be 3 times fewer or more"
     assert (said in estimate([sample], CohortSize({"p": [MB] * 10}, None), work).found) == (n < 3)
     assert said not in estimate([sample], CohortSize({"p": [MB] * n}, None), work).found
@@ -94,7 +94,10 @@ def test_the_clock_tells_two_ends_where_the_sample_leaves_room_and_plans_by_the_
     """98 slides of 25 tiles and two of 3,000: the sample has one of these, and one has twice the tiles a byte."""
     cohort = CohortSize({"p": [MB] * 98, "q": [100 * MB, 120 * MB]}, None)
     slides = [SeenSlide(5.0, MB, 3000, 120 * MB), SeenSlide(0.1, MB, 25, MB), SeenSlide(0.1, MB, 50, MB)]
-    samples = [Sample(slides, 300, 10.0, 10_000 * 300, dim=100), Sample([], 200, 10.0, 10_000 * 200, dim=100)]
+    samples = [
+        Sample(slides, 300, 10.0, 10_000 * 300, {"e": (100, 100)}),
+        Sample([], 200, 10.0, 10_000 * 200, {"e": (100, 100)}),
+    ]
     work = Workforce(tasks=2, executors=1, heap_bytes=64 * 10**9, is_local=False)
     row = estimate(samples, cohort, work, deadline_h=0.05)
     # beside 3,000 tiles that were seen, 198 MB of 20.8 to 58.3 tiles: at 60 to 40 tiles/s they take 119 to 364 s, and masks

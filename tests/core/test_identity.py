@@ -29,7 +29,7 @@ def literals(annotation: Any) -> list[Any]:
 
 def another(key: str) -> Any:
     """A value of a setting that is not that of `CONFIG`."""
-    value = CONFIG
+    value: Any = CONFIG
     for name in key.split("."):
         value = value[ENCODER] if name == EACH else getattr(value, "schema_name" if name == "schema" else name)
     if choices := [choice for choice in literals(FIELDS[key].annotation) if choice != value]:

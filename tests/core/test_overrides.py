@@ -106,21 +106,21 @@ def test_numbers_lists_and_nothing_on_the_command_line(tmp_path: Path) -> None:
         "tiling.tile_px=0512",
         "training.learning_rate=1e-3",
         "training.use_center=yes",
-        "encoder.batch_size=8",
+        "inference.batch_size=8",
     ]
     overrides += [
         "slides={root: /a, extensions: [.tif]}",
         "splits.stratify=[]",
-        "encoder.weights=null",
+        "encoders.b0.weights=null",
         "stain.weights=",
     ]
-    overrides += ["encoder.device= cpu ", "training.device=cpu\r", "slides.storage_options.anon=no"]
+    overrides += ["inference.device= cpu ", "training.device=cpu\r", "slides.storage_options.anon=no"]
     config = load(tmp_path, "stain.weights=x", *overrides)
-    assert (config.encoder.device, config.training.device, config.slides.storage_options) == (
+    assert (config.inference.device, config.training.device, config.slides.storage_options) == (
         "cpu",
         "cpu",
         {"anon": False},
     )
     assert (config.tiling.tile_px, config.training.learning_rate, config.training.use_center) == (512, 0.001, True)
-    assert (config.encoder.batch_size, config.slides.root, config.slides.extensions) == (8, "/a", (".tif",))
-    assert (config.splits.stratify, config.encoder.weights, config.stain.weights) == ((), None, None)
+    assert (config.inference.batch_size, config.slides.root, config.slides.extensions) == (8, "/a", (".tif",))
+    assert (config.splits.stratify, config.encoders["b0"].weights, config.stain.weights) == ((), None, None)

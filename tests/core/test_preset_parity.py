@@ -28,10 +28,11 @@ def tiles(pixels: Pixels) -> Pixels:
 def spec_of(folder: Path, name: str, weights: Path, **encoder: Any) -> EncoderSpec:
     """The encoder of a settings file."""
     kwargs = {} if name in WHOLE else {"depth": depth_of(PRESETS[name].architecture)}
-    encoder = {"name": name, "weights": str(weights), "device": "cpu", "batch_size": 2, "kwargs": kwargs, **encoder}
-    settings = {"patients": "p.csv", "output": {"root": str(folder / "tables")}, "encoder": encoder}
+    encoders = {name: {"weights": str(weights), "kwargs": kwargs, **encoder}}
+    settings = {"patients": "p.csv", "output": {"root": str(folder / "tables")}, "encoders": encoders}
+    settings |= {"inference": {"device": "cpu", "batch_size": 2}}
     (folder / "cohort.yaml").write_text(yaml.safe_dump(settings))
-    return encoder_spec(load_config(str(folder / "cohort.yaml")).encoder)
+    return encoder_spec(load_config(str(folder / "cohort.yaml")), name)
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

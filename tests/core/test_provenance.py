@@ -64,16 +64,14 @@ def test_no_preset_takes_the_file_of_another(name: str, tmp_path: Path) -> None:
                 refuse_weights_of_another_preset(given, name, is_published=is_published)
                 continue
             with pytest.raises(
-                CheckpointError, match=rf"^w\.bin holds the weights of preset {other.name}, .* = {name}: set"
+                CheckpointError, match=rf"^w\.bin holds the weights of preset {other.name}, .* is {name}: set"
             ):
                 refuse_weights_of_another_preset(given, name, is_published=is_published)
 
 
 def test_the_file_of_another_preset_of_one_architecture_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have_sha256(monkeypatch, kaiko_vits16=UNKNOWN, lunit_vits16=sha256_of(file))
-    with pytest.raises(
-        CheckpointError, match=f"holds the weights of preset {OTHER}, .*set encoder.name to {OTHER}, or"
-    ):
+    with pytest.raises(CheckpointError, match=f"holds the weights of preset {OTHER}, .*set its model to {OTHER}, or"):
         load_network(EncoderSpec(OWN, str(file), device="cpu"))
     assert load_network(EncoderSpec(OTHER, str(file), device="cpu")).dim == 384
     monkeypatch.undo()

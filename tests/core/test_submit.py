@@ -185,7 +185,7 @@ def test_the_name_of_a_secret_is_none(say: Say, place: str) -> None:
 
 
 PATHS = {
-    "slides": ["patients", "slides.root", "output.root", "encoder.weights", "stain.weights"],
+    "slides": ["patients", "slides.root", "output.root", "encoders.b0.weights", "stain.weights"],
     "stainnet": ["stainnet.checkpoint"],
     "splits": ["splits.csv"],
     "train": ["training.output", "training.mlflow"],
@@ -225,15 +225,15 @@ def test_a_path_below_the_current_folder_is_refused_where_the_driver_has_another
     ],
 )
 def test_every_way_to_write_a_path_of_this_machine_is_refused(say: Say, path: str) -> None:
-    status, _, err = say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", f"encoder.weights={path}")
-    assert status == 2 and f"encoder.weights = {path} would be below a folder of the driver's own" in err
+    status, _, err = say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", f"encoders.b0.weights={path}")
+    assert status == 2 and f"encoders.b0.weights = {path} would be below a folder of the driver's own" in err
 
 
 @pytest.mark.parametrize(
     "path", ["s3://b/x", "file:///x", "file:/x", "simplecache::s3://b/x", "hdfs:///x", "/x", "'/x y #z'"]
 )
 def test_what_means_the_same_anywhere_is_passed_on(say: Say, path: str) -> None:
-    assert say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", f"encoder.weights={path}")[0] == 0
+    assert say("--on", "yarn", "--dry-run", "slides", "--config", "my.yaml", f"encoders.b0.weights={path}")[0] == 0
 
 
 def test_paths_that_a_job_does_not_read_do_not_matter(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,6 @@ def test_a_run_that_died_between_any_two_commits_is_gone_on_with(change: str, di
     stored = {name: (redone if name in done else STORED)[name] for name in COMMITS}
     survey = survey_of(world, stored)
     found = stale_in(survey)
-    images = {*STORED["slides"], *redone["slides"]}
     rows = {table: {*stored[table], *redone[table]} for table in ("tiles", "indexes", "slides", "features")}
     differs = {
         table: {key for key in keys if stored[table].get(key) != redone[table].get(key)} for table, keys in rows.items()

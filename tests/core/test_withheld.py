@@ -48,9 +48,9 @@ SECRETS = [
 ]
 _PLACES = [  # where somebody may put a secret
     *(
-        "encoder.batch_size={}",
+        "inference.batch_size={}",
         "tiling.tile_px={}",
-        "encoder.device={}",
+        "inference.device={}",
         "output.embedding_dtype={}",
         "{}",
         "{}={}",
@@ -66,10 +66,10 @@ _PLACES = [  # where somebody may put a secret
         "slides.storage_options={}",
         "slides.extensions.{}=1",
         "patients.key={}",
-        "encoder.name.token={}",
+        "encoders.b0.token={}",
         "slides.{}={}",
     ),
-    *("encoder.batch_size=[{}]", "tiling.tile_px={{a: {}}}", "output.schema=a b {}"),
+    *("inference.batch_size=[{}]", "tiling.tile_px={{a: {}}}", "output.schema=a b {}"),
 ]
 
 
@@ -84,13 +84,13 @@ def test_a_secret_in_the_wrong_place_is_not_echoed(tmp_path: Path, monkeypatch: 
 
 def test_a_value_that_may_be_a_secret_is_described(tmp_path: Path) -> None:
     described = "a text of 20 characters that may be a secret"
-    assert f"encoder.device: Input should be 'auto', 'cpu' or 'cuda' (it is {described})" in refusal(
-        tmp_path, f"encoder.device={SECRETS[1]}"
+    assert f"inference.device: Input should be 'auto', 'cpu' or 'cuda' (it is {described})" in refusal(
+        tmp_path, f"inference.device={SECRETS[1]}"
     )
-    assert refusal(tmp_path, f"encoder.batch_size={SECRETS[1]}").count(f"(it is {described})") == 2
-    assert "***" not in refusal(tmp_path, f"encoder.batch_size={SECRETS[1]}")
+    assert refusal(tmp_path, f"inference.batch_size={SECRETS[1]}").count(f"(it is {described})") == 2
+    assert "***" not in refusal(tmp_path, f"inference.batch_size={SECRETS[1]}")
     assert f"{described} is no setting" in refusal(tmp_path, SECRETS[1])
-    assert "may be a secret" in refusal(tmp_path, "encoder.device=my-secret")
+    assert "may be a secret" in refusal(tmp_path, "inference.device=my-secret")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_value_that_may_be_a_secret_is_described(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_secret_is_shown(tmp_path: Path, value: str) -> None:
-    assert f"(it is {value!r})" in refusal(tmp_path, f"encoder.device={value!r}")
+    assert f"(it is {value!r})" in refusal(tmp_path, f"inference.device={value!r}")
 
 
 def test_arguments_at_fault_are_told_in_one_line_without_secrets(

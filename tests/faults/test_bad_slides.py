@@ -87,13 +87,13 @@ def cohort(
     bad = [(name, *(alone | FURTHER_IMAGES)[name]) for name in names]
 
     def config(name: str, rows: list[tuple[Any, ...]]) -> Config:
-        encoder = {"name": "test_efficientnet", "weights": str(encoder_weights), "input_px": 96, "device": "cpu"}
         settings = {
             "patients": str(write_csv(place / f"{name}.csv", rows)),
             "slides": {"root": str(folder)},
             "output": {"root": str(place / name)},
             "tiling": {"max_background": 0.8},
-            "encoder": encoder,
+            "encoders": {"test_efficientnet": {"weights": str(encoder_weights), "input_px": 96}},
+            "inference": {"device": "cpu"},
         }
         return Config.model_validate(settings)
 

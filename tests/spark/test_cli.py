@@ -91,7 +91,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> S
     ("override", "said"),
     [
         ("tiling.max_backgruond=0.2", "tiling.max_background"),
-        ("encoder.batchsize=3", "encoder.batch_size"),
+        ("inference.batchsize=3", "inference.batch_size"),
         ("tilng.tile_px=3", "tiling"),
         ("tiling.tile_px=many", "tiling.tile_px"),
         ("tiling.max_background=1.5", "tiling.max_background"),
@@ -103,7 +103,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> S
         ("splits.test=0.3", "splits: train, validation and test sum to 1.2: they must sum to 1"),
         ("patients=/nowhere/patients.csv", "/nowhere/patients.csv"),
         ("output.root=/proc/x", "output.root: /proc/x cannot be written (No such file or directory: /proc)"),
-        (f"encoder.batch_size={SECRET}", "a text of 23 characters that may be a secret"),
+        (f"inference.batch_size={SECRET}", "a text of 23 characters that may be a secret"),
     ],
 )
 def test_a_bad_setting_is_one_line_and_status_2(say: Say, config_file: Path, override: str, said: str) -> None:
@@ -167,7 +167,7 @@ def test_help_explains_every_setting_but_those_of_other_jobs(say: Say, job: str)
     status, out, err = say(job, "--help")
     assert (status, err) == (0, "")
     keys = [key for key, _, _ in describe_settings()]
-    assert len(keys) > 25 and {"tiling.tile_px", "encoder.name", "output.root", "on_failed_slides"} <= set(keys)
+    assert len(keys) > 25 and {"tiling.tile_px", "encoders.NAME.model", "output.root", "on_failed_slides"} <= set(keys)
     left_out = {key.partition(".")[0] for key in keys if f"  {key} " not in out}
     own = {"stainnet", "splits", "training", "predict", "patches"}
     assert left_out == own - {"training" if job == "train" else job}
@@ -201,7 +201,7 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    settings = ("slides.root", "encoder.weights", "stain.weights", "training.mlflow")
+    settings = ("slides.root", "encoders.e.weights", "stain.weights", "training.mlflow")
     secrets = {place: f"{SECRET}-{place}" for place in (*settings, "CSV")}
     (tmp_path / "patients.csv").write_text(
         f"image_id,center_id,patient_id,image_num,uri\na1,n,001,0,https://host/a1.tif?sig={secrets['CSV']}\n"
@@ -222,9 +222,12 @@ def test_a_job_that_fails_shows_no_secret_of_settings_and_csv(
 
 
 def test_a_users_mistake_is_one_line_from_the_shell_too(config_file: Path) -> None:
-    done = said_by(*SLIDELAKE, "preprocess", "--config", str(config_file), "encoder.nmae=x")
+    done = said_by(*SLIDELAKE, "preprocess", "--config", str(config_file), "inference.runtmie=x")
     assert (done.returncode, done.stdout) == (2, "")
-    assert plain(done.stderr) == "slidelake preprocess: unknown setting encoder.nmae: did you mean encoder.name?\n"
+    assert (
+        plain(done.stderr)
+        == "slidelake preprocess: unknown setting inference.runtmie: did you mean inference.runtime?\n"
+    )
 
 
 def test_a_run_names_failed_slides_and_warnings_and_keeps_secrets(

@@ -25,8 +25,8 @@ def test_another_runtime_in_fp32_leaves_rows_as_they_are_and_another_precision_r
 ) -> None:
     expected = embeddings(finished.config)
     with unchanged(again(), *TABLES):
-        assert preprocess_in(spark, again(encoder={"runtime": "openvino"})).record.counts["tiles_encoded"] == 0
-    config = again(encoder={"runtime": "openvino", "precision": "bf16"})
+        assert preprocess_in(spark, again(inference={"runtime": "openvino"})).record.counts["tiles_encoded"] == 0
+    config = again(inference={"runtime": "openvino", "precision": "bf16"})
     run = preprocess_in(spark, config)
     assert run.record.counts["tiles_encoded"] == len(expected)
     found = embeddings(config)

@@ -37,9 +37,9 @@ def settings(demo: Path, place: str) -> Config:
         "slides.root": demo / "slides",
         "output.root": demo / place,
         "stain.weights": demo / "stainnet.pth",
-        "encoder.weights": demo / "weights" / WEIGHTS_NAME,
+        "encoders.tf_efficientnet_lite0.weights": demo / "weights" / WEIGHTS_NAME,
     }
-    fixed = {"encoder.runtime": "openvino", "encoder.batch_size": 4}
+    fixed = {"inference.runtime": "openvino", "inference.batch_size": 4}
     return load_config(str(ROOT / "conf/demo.yaml"), [f"{key}={value}" for key, value in (files | fixed).items()])
 
 

@@ -19,7 +19,9 @@ _HEAP_MB, _OVERHEAD_MB = 600, 3800
 def test_all_is_well_and_memory_is_that_of_the_container(
     cluster: Yarn, team_of: Callable[..., Team], small_config: Callable[..., Config]
 ) -> None:
-    config = small_config(encoder={"device": "auto"}, resources={"gpus_per_task": 0.5}, tiling={"max_background": 0.5})
+    config = small_config(
+        inference={"device": "auto"}, resources={"gpus_per_task": 0.5}, tiling={"max_background": 0.5}
+    )
     conf = {"spark.executor.instances": 1, "spark.executor.memory": f"{_HEAP_MB}m"}
     team = team_of("team_b", conf | {"spark.executor.memoryOverhead": f"{_OVERHEAD_MB}m"})
     with cluster.watching("team_b") as seen:

@@ -294,7 +294,7 @@ def _expanded(text: str) -> str:
 
 def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
-    own = path[1] if len(path) > 1 else EACH
+    own = path[1] if path[0] == "encoders" and len(path) > 1 else EACH
     known = [name.replace(f".{EACH}.", f".{own}.") for name, _ in settings_by_key()]
     whole = ".".join(path)  # with the branch of a union, or an index
     key = next((name for name in known if f"{whole}.".startswith(f"{name}.")), whole)
@@ -302,7 +302,7 @@ def _explain(item: Any) -> str:
         section_names = {name.rpartition(".")[0] for name in known} - {""}
         close = difflib.get_close_matches(key[:_LONGEST_KEY], [*known, *section_names], n=1, cutoff=0.0)
         same_name = [name for name in known if name.rpartition(".")[2] == path[-1]]
-        return f"unknown setting {key_shown(key)}: did you mean {(same_name or close)[0]}?"
+        return f"unknown setting {key_shown(key)}: did you mean {key_shown((same_name or close)[0])}?"
     if item["type"] == "missing":
         return f"{key} is required: add it to the configuration or give {key}=VALUE"
     if item["type"] == "model_type":

@@ -142,5 +142,5 @@ def _values(config: Config, table: str) -> Recipe:
 
 def _of_features(settings: Mapping[str, Any], encoder: str) -> dict[str, Any]:
     """The settings that shape features of an encoder, as they are written."""
-    own = settings | {"encoders": {EACH: settings.get("encoders", {}).get(encoder)}}
+    own = dict(settings) | {"encoders": {EACH: settings.get("encoders", {}).get(encoder)}}
     return {key: at_key(own, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}

@@ -193,12 +193,11 @@ def _output_shape(recipe: Recipe, pool: GlobalPool) -> tuple[int, ...]:
             raise
         setting = "input_px" if edge == recipe.input_px else "crop_px"
         own = timm.data.resolve_model_data_config(model)["input_size"][-1]
-        remedy = f"set encoder.{setting} to {own}" if own != edge else "choose another size or model"
+        remedy = f"set its {setting} to {own}" if own != edge else "choose another size or model"
         if hasattr(model, "set_input_size") and own != edge:
             remedy += f", or its kwargs to {{img_size: {edge}}}, which resamples the position embeddings"
         raise ValueError(
-            f"encoder.{setting} = {edge}, and {recipe.name} does not take images of {edge} x {edge} px "
-            f"({first_sentence(error)}): {remedy}"
+            f"encoder {recipe.name} does not take images of {edge} x {edge} px ({first_sentence(error)}): {remedy}"
         ) from None
 
 
