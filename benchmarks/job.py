@@ -120,7 +120,6 @@ def _line(
 
 def _job(spec: FeatureSpec, slides: Sequence[Path]) -> _Job:
     """Run it as users do, into a folder of its own."""
-    [encoder] = spec.encoders.values()
     with tempfile.TemporaryDirectory() as folder, on_cores(CORES):
         rows = [f"{path.stem},1,{path.stem},0,{path}" for path in slides]
         (Path(folder) / "patients.csv").write_text("\n".join(["image_id,center_id,patient_id,image_num,uri", *rows]))
