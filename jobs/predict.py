@@ -1,13 +1,15 @@
 """Table predictions and a CSV: probabilities of the patients of a CSV, by a trained model, from the slides on.
 
-Slides, features and patients are brought up to date as by the main job, in the same tables; a model that learned from
-features with other settings is refused. A patient without a bag gets the model's prior (the shares of the classes that the
-model was trained on), the flag from_prior and no predicted class: no patient is left out. The model may not see every slide
-of a patient: n_images_failed counts those that failed, n_images_without_tiles those that have no tile. Patients and slides
-that the model learned from are named. A second run predicts only what changed.
+Slides, features and patients are brought up to date as by the main job, in the same tables, by the model's encoder alone.
+What made the features that the model learned from is taken from the model; settings with other values are refused. A patient
+without a bag gets the model's prior (the shares of the classes that the model was trained on), the flag from_prior and no
+predicted class: no patient is left out. The model may not see every slide of a patient: n_images_failed counts those that
+failed, n_images_without_tiles those that have no tile. Patients and slides that the model learned from are named. A second
+run predicts only what changed.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections import Counter
@@ -30,6 +32,13 @@ from jobs.runtime.run.summary import CohortState, read_state
 from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import Identity, Recipe, differences, row_hash
+from jobs.runtime.settings.of_model import (
+    Sections,
+    differences_as_written,
+    missing_files,
+    taken_from_model,
+    with_settings_of_model,
+)
 from jobs.runtime.spark.session import slots
 from jobs.runtime.spark.streams import terminal
 from jobs.runtime.tables.tables import Tables
@@ -49,16 +58,53 @@ from jobs.training.refusals import FeedError
 from jobs.training.seen import Seen, seen_by_model
 from udfs.find_tissue import WITHOUT_TILES
 from udfs.wording import named, some
+from udfs.wsi.encoder.provenance import LicenceError, refuse_non_commercial
 from udfs.wsi.store import absolute_uri, public_uri, write_bytes
 
 JOB = replace(preprocess.JOB, name="predict", writes=(*preprocess.JOB.writes, "predictions"), result="predictions")
+_log = logging.getLogger("slidelake.predict")
 _TILES_A_COMMIT = 1_000_000  # some 30 MB of attention: what a run that is killed loses at most
 Loaded = TypeVar("Loaded")
 
 
+def complete(config: Config, written: Sections) -> Sections:
+    """Returns settings completed by those that made the features of the model, and logs which were taken."""
+    if config.predict.model is None:
+        return written  # `check` refuses it
+    card = _loaded(load_card, config)
+    taken = taken_from_model(written, card.settings)
+    _log.info(
+        "slidelake predict: by model %s: encoder %s%s",
+        card.model_id,
+        card.encoder,
+        "".join(f", {one}" for one in taken),
+    )
+    return with_settings_of_model(written, card.settings, card.encoder)
+
+
 def check(config: Config) -> None:
     """Refuse what can be refused before Spark starts."""
-    _refuse_other_features(_loaded(load_card, config), Identity(config).recipe)
+    card = _loaded(load_card, config)
+    if card.encoder not in config.encoders:
+        raise ConfigError(
+            f"predict.model: {card.model_id} takes bags of encoder {card.encoder}, and does not say how to make them: add this "
+            "encoder to encoders"
+        )
+    by_content = differences_as_written(config, card.settings)
+    _refuse_other_features(card, Identity(config).recipe(card.encoder), by_content)
+    if missing := missing_files(config, card.settings):
+        [(key, path), *_] = missing
+        raise ConfigError(
+            f"predict.model: {card.model_id} learned from features made with {key} = {path}, which is not on this machine: set "
+            f"{key} to where these weights are"
+        )
+    if config.licence == "commercial":
+        try:
+            unknown = refuse_non_commercial(card.encoder, card.feature_settings)
+        except LicenceError as error:
+            raise ConfigError(str(error)) from None
+        if unknown:
+            _log.warning("slidelake predict: %s", unknown)
 
 
 def predict(run: Run, arguments: argparse.Namespace) -> int:
@@ -69,7 +115,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
     survey = work_in_waves(
         run,
         retry_failed=arguments.retry_failed,
-        check=lambda: _refuse(card, run.identity.recipe, run.images, tables),
+        check=lambda: _refuse(card, run.identity.recipe(card.encoder), run.images, tables),
     )
     with run.progress.stage("predict"):
         wanted = _wanted(tables, read_state(tables, run.job, survey), survey, card)
@@ -113,17 +159,18 @@ def _refuse(card: ModelCard, recipe: Recipe, images: Sequence[Image], tables: Ta
         )
 
 
-def _refuse_other_features(card: ModelCard, recipe: Recipe) -> None:
+def _refuse_other_features(card: ModelCard, recipe: Recipe, by_content: Sequence[str] = ()) -> None:
+    """Raise ConfigError if the recipe is none of the model's; `by_content`: differences that loaded models alone show in it."""
     if not card.feature_settings:
         raise ConfigError(
             f"predict.model: {card.model_id} does not say how its features were made: train it on tables whose runs do "
             "(table runs, column features)"
         )
-    differ = differences(recipe, card.feature_settings)
+    differ = [*differences(recipe, card.feature_settings), *by_content]
     if differ:
         raise ConfigError(
-            f"predict.model: {card.model_id} learned from features made with other settings: {'; '.join(differ)}: set what "
-            "the model has, or train one on features as these"
+            f"predict.model: {card.model_id} learned from features made with other settings: {'; '.join(differ)}: leave these "
+            "out or set them to the model's, or train a model on features as these"
         )
 
 
@@ -131,7 +178,8 @@ def _wanted(tables: Tables, state: CohortState, survey: pd.DataFrame, card: Mode
     """What each patient's prediction depends on; no tiles if table patients has no row."""
     patient_of, status = state.slides["image_id"].map(survey["patient_id"]), state.slides["status"]
     unseen = [Counter(patient_of[status.isin(kinds)]) for kinds in (["failed"], WITHOUT_TILES)]
-    rows = tables.read("patients").select("patient_id", "params_hash", "n_tiles").collect()
+    of_encoder = tables.read("patients").where(F.col("encoder") == card.encoder)
+    rows = of_encoder.select("patient_id", "params_hash", "n_tiles").collect()
     bags = {row.patient_id: (row.params_hash, row.n_tiles) for row in rows}
 
     def basis(name: str) -> Basis:
@@ -157,6 +205,7 @@ def _predicted(
         feed = make_feed(
             tables.path("patients"),
             tables.version("patients"),
+            encoder=card.encoder,
             patients=patients,
             columns=[*card.columns, *extra, "tile_index"],
             classes=(),  # the label of a patient may be one that the model does not know
@@ -187,7 +236,7 @@ def _write(
 
     def commit(found: Sequence[Prediction]) -> None:
         names = [prediction.patient_id for prediction in found]
-        rows = as_table(found, wanted, card.classes, card.model_id, record.run_id)
+        rows = as_table(found, wanted, card, record.run_id)
         frame = tables.spark.createDataFrame(rows).coalesce(1)
         known = [name for name in names if name in present]
         tables.put("predictions", frame, "patient_id", names, known, among=("model_id", card.model_id))
@@ -208,7 +257,9 @@ def _lines(
     card: ModelCard, wanted: Mapping[str, Basis], n_new: int, from_prior: Sequence[str], seen: Seen, csv: str
 ) -> list[str]:
     prior = ", ".join(f"{named(name)} {share:.3f}" for name, share in zip(card.classes, card.prior, strict=True))
-    lines = [f"  predicted {len(wanted)} patients by model {card.model_id}, {n_new} of them in this run"]
+    lines = [
+        f"  predicted {len(wanted)} patients by model {card.model_id} on encoder {card.encoder}, {n_new} of them in this run"
+    ]
     if from_prior:
         lines.append(f"            without a bag, so by the prior ({prior}): {some(from_prior, 10)}")
     for count, why in (("n_images_failed", "failed"), ("n_images_without_tiles", "have no tile")):
@@ -220,7 +271,7 @@ def _lines(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit status."""
-    return run_main(JOB, predict, argv, check=check)
+    return run_main(JOB, predict, argv, check=check, complete=complete)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,8 @@ def _show_in_patients(run: Run, rows: Mapping[str, Row]) -> int:
     now = run.tables.read("patients").select("patient_id", "split").collect()
     splits = [(row.patient_id, row.split, rows[row.patient_id]["split"]) for row in now if row.patient_id in rows]
     wrong = [(name, part) for name, shown, part in splits if shown != part]
-    if wrong:
-        frame = run.spark.createDataFrame(wrong, "patient_id string, split string")
+    if wrong:  # several rows of a patient, one per encoder, are changed by one
+        frame = run.spark.createDataFrame(sorted(set(wrong)), "patient_id string, split string")
         run.tables.upsert("patients", frame, "patient_id", ["split"])
     return len(wrong)
 

@@ -18,20 +18,23 @@ from pyspark.sql import SparkSession
 
 from jobs.runtime.run.cli import DONE, FAILED, main_alone
 from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.of_model import settings_of_features
 from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.session import is_local, start_session
 from jobs.runtime.spark.streams import log_to_stderr
 from jobs.runtime.tables.writable import refuse_unwritable
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
-from jobs.training.labelled import CohortError, TrainingSet, feature_settings, read_training_set
+from jobs.training.labelled import CohortError, TrainingSet, read_training_set
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
 from jobs.training.model.files import ModelCard, ModelError, has_checkpoint, load_card, load_checkpoint, model_versions
 from jobs.training.model.mil import ModelSpec
+from jobs.training.origins import n_different, read_origins
 from jobs.training.records import RecordsError
 from jobs.training.refusals import FeedError, NoTableError
 from jobs.training.splitting import SPLITS
 from jobs.training.training_run import Task, bag_columns, run_task
 from udfs.wording import new_run_id
+from udfs.wsi.encoder.provenance import LicenceError, refuse_non_commercial
 from udfs.wsi.store import absolute_uri, public_uri
 
 _log = logging.getLogger("slidelake.train")
@@ -43,8 +46,12 @@ def train(config: Config, arguments: argparse.Namespace) -> int:
     try:
         earlier = arguments.resume or arguments.reproduce
         task = _earlier_run(config, arguments) if earlier else planned_run(config)
+        if config.licence == "commercial" and (
+            unknown := refuse_non_commercial(task.card.encoder, task.card.feature_settings)
+        ):
+            _log.warning("slidelake train: %s", unknown)
         _refuse_leaks(config, task.members)
-    except (FeedError, CohortError, LeakageError, ModelError) as error:
+    except (FeedError, CohortError, LeakageError, LicenceError, ModelError) as error:
         raise ConfigError(str(error)) from None
     n_processes = task.settings["processes"]
     with start_session("slidelake train") if n_processes > 1 else nullcontext() as spark:
@@ -73,7 +80,8 @@ def planned_run(config: Config) -> Task:
     """Returns a new run, on the newest version of table patients."""
     settings = config.training
     columns = bag_columns(settings.columns)
-    members = _members(config, settings.fold)
+    members = _members(config, settings.encoder, settings.fold)
+    origins = read_origins(members, _table(config, "runs"), config.slides.storage_options)
     spec = ModelSpec(
         kind=settings.model,
         dim=members.dim * len(columns),
@@ -91,10 +99,12 @@ def planned_run(config: Config) -> Task:
         prior=members.prior,
         table_uri=public_uri(members.table_uri),
         table_version=members.version,
-        feature_settings=feature_settings(members, _table(config, "runs"), config.slides.storage_options),
+        encoder=members.encoder,
+        feature_settings=origins.recipes,
         splits=members.cards(),
         seed=settings.seed,
-        training=config.masked()["training"],  # this is kept with the model
+        training=config.masked()["training"] | {"encoder": members.encoder},  # this is kept with the model
+        settings=settings_of_features(origins.config, members.encoder, origins.recipes[-1]) if origins.recipes else {},
         device=settings.device,  # until the run knows its processes
         threads=torch.get_num_threads() if settings.processes == 1 else 1,
         splits_version=members.splits_version,
@@ -117,7 +127,7 @@ def _earlier_run(config: Config, arguments: argparse.Namespace) -> Task:
             raise ConfigError(f"{which} goes by the run's own settings: leave out {name}, or begin a new run")
     folder, options = _folder(config, arguments.resume or arguments.reproduce), config.slides.storage_options
     card = ModelCard.from_json(load_checkpoint(folder, options).card) if is_resumed else load_card(folder, options)
-    members = _members(config, card.training["fold"], card.table_version, card.splits_version)
+    members = _members(config, card.encoder, card.training["fold"], card.table_version, card.splits_version)
     for name, now in members.cards().items():
         if now != card.splits[name]:
             raise ConfigError(
@@ -130,10 +140,13 @@ def _earlier_run(config: Config, arguments: argparse.Namespace) -> Task:
     return _task(config, card, members, resume=is_resumed)
 
 
-def _members(config: Config, fold: int | None, version: int | None = None, of_splits: int | None = None) -> TrainingSet:
+def _members(
+    config: Config, encoder: str | None, fold: int | None, version: int | None = None, of_splits: int | None = None
+) -> TrainingSet:
     return read_training_set(
         _table(config, "patients"),
         version,
+        encoder=encoder,
         fold=fold,
         splits_uri=_table(config, "splits"),
         splits_version=of_splits,
@@ -237,11 +250,11 @@ def _log_plan(task: Task) -> None:
     members, card = task.members, task.card
     splits = ", ".join(f"{split} {len(members.splits[split])}" for split in SPLITS)
     lines = [
-        f"run {card.model_id} on version {card.table_version} of {card.table_uri}: patients {splits}; left out: "
-        f"{members.unlabelled} without label, {members.unassigned} without split"
+        f"run {card.model_id} on encoder {card.encoder} of version {card.table_version} of {card.table_uri}: patients "
+        f"{splits}; left out: {members.unlabelled} without label, {members.unassigned} without split"
     ]
-    if len(card.feature_settings) > 1:
-        lines.append(f"the features of these patients were made with {len(card.feature_settings)} different settings")
+    if (n_settings := n_different(card.feature_settings)) > 1:
+        lines.append(f"the features of these patients were made with {n_settings} different settings")
     if not members.splits["validation"]:
         lines.append("no patient in split validation: training goes on for all epochs, and the last is taken")
     if lacking := members.class_gaps().lacking:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, fields
-from typing import Any
 
 from jobs.training.model.files import SplitCard
 from jobs.training.model.predictions import HELD_OUT_COLUMNS, SUBMISSION_COLUMNS
@@ -12,7 +11,7 @@ from jobs.training.refusals import NoTableError
 from jobs.training.splitting import SPLITS, ClassGaps, missing_classes
 from jobs.training.table_versions import pin_table, read_columns
 from udfs.labels import is_no_value, twins
-from udfs.wording import is_run_id, quoted, some
+from udfs.wording import quoted, some
 from udfs.wsi.store import StorageOptions, public_uri
 
 
@@ -33,10 +32,11 @@ class Member:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The labelled patients of a version of table patients."""
+    """The labelled patients with a bag of one encoder in a version of table patients."""
 
     table_uri: str
     version: int
+    encoder: str
     splits: dict[str, list[Member]]  # train, validation, test, each by patient_id
     unlabelled: int  # patients with a split and no label, who are left out
     unassigned: int  # patients without a split
@@ -87,26 +87,28 @@ def read_training_set(
     table_uri: str,
     version: int | None,
     *,
+    encoder: str | None = None,
     fold: int | None = None,
     splits_uri: str = "",
     splits_version: int | None = None,
     storage_options: StorageOptions | None = None,
 ) -> TrainingSet:
-    """Returns the labelled patients of a version of table patients, by its column split.
+    """Returns the labelled patients with a bag of an encoder in a version of table patients, by its column split.
 
     With a fold of table splits, the model is validated on this fold and trained on the others. Split test stays the same.
-    Versions are the newest if None.
+    If `encoder` is None, it is the only one of that version. Versions are the newest if None.
 
     Raises:
-        FeedError: the table or the version is missing, or not whole.
+        FeedError: the table, the version or the encoder is missing, or the version is not whole or has several encoders.
         CohortError: the splits cannot be trained on.
     """
     table = pin_table(table_uri, version, storage_options)
-    where = table.name
+    encoder = table.encoder_of_bags(encoder)
+    where = f"{table.name}, encoder {encoder},"
     if "split" not in table.columns:
         raise CohortError(f"{where} has no column split: run the splits job first")
     splits: dict[str, list[Member]] = {name: [] for name in SPLITS}
-    rows = table.rows.to_pylist()
+    rows = [row for row in table.rows.to_pylist() if row["encoder"] == encoder]
     assigned = [row for row in rows if row["split"] is not None]
     labelled = [row for row in assigned if row["label"] is not None]
     if unknown := {row["split"] for row in assigned} - splits.keys():
@@ -118,9 +120,10 @@ def read_training_set(
         splits_version = _by_fold(splits, fold, splits_uri, splits_version, storage_options)
     dims = {int(row["embedding_dim"]) for row in labelled}
     if len(dims) > 1:
-        raise CohortError(f"{where} has embeddings of {sorted(dims)} columns: run the main job with one encoder")
+        raise CohortError(f"{where} has embeddings of {sorted(dims)} columns: run the main job again")
     unlabelled, unassigned = len(assigned) - len(labelled), len(rows) - len(assigned)
-    found = TrainingSet(table_uri, table.version, splits, unlabelled, unassigned, max(dims, default=0), splits_version)
+    dim = max(dims, default=0)
+    found = TrainingSet(table_uri, table.version, encoder, splits, unlabelled, unassigned, dim, splits_version)
     _check_labels(found, where)
     return found
 
@@ -172,32 +175,3 @@ def _by_fold(
     splits["validation"] = [member for member in members if fold_of[member.patient_id] == fold]
     splits["train"] = [member for member in members if fold_of[member.patient_id] != fold]
     return found
-
-
-def feature_settings(
-    found: TrainingSet, runs_uri: str, storage_options: StorageOptions | None = None
-) -> tuple[dict[str, Any], ...]:
-    """Returns the recipes of the patients' features, each once; none if table runs is missing, or has none.
-
-    A killed run left no record. The next run that ended rebuilt the rows of other recipes. So if no row's run has a record,
-    the newest record counts.
-
-    Raises:
-        CohortError: a killed run wrote some of the patients, and none has ended since.
-    """
-    try:
-        _, rows = read_columns(runs_uri, ("run_id", "started_at", "features"), None, storage_options)
-    except (NoTableError, KeyError):  # a table of an older version has no such column
-        return ()
-    runs = sorted((row for row in rows.to_pylist() if row["features"]), key=lambda row: row["started_at"])
-    ids = {member.run_id for members in found.splits.values() for member in members}
-    newest = max((row["run_id"] for row in runs if is_run_id(row["run_id"])), default=None)
-    later = sorted(name for name in ids if newest and is_run_id(name) and name > newest)
-    if later:
-        raise CohortError(
-            f"run {later[0]} wrote some of these patients and left no record, so it was killed, and what their features were "
-            "made with is not known: run the same job to its end, then train"
-        )
-    known = [row for row in runs if row["run_id"] in ids] or runs[-1:]
-    unique = {json.dumps(dict(row["features"]), sort_keys=True) for row in known}
-    return tuple(map(json.loads, sorted(unique)))

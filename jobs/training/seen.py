@@ -77,11 +77,11 @@ def _compared(
 def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> set[str]:
     """Returns the patients of train and validation, from the newest version if the one trained on is gone.
 
-    The newest version has them too, since a patient keeps its split.
+    The newest version has them too, since a patient keeps its split; the bags of the model's encoder may be gone.
     """
-    columns = ("patient_id", "split", "label")
+    columns, of_encoder = ("patient_id", "split", "label"), ("encoder", [card.encoder])
     try:
-        _, rows = read_columns(card.table_uri, columns, card.table_version, storage_options)
+        _, rows = read_columns(card.table_uri, columns, card.table_version, storage_options, of_encoder)
     except FeedError:
         _, rows = read_columns(card.table_uri, columns, None, storage_options)
     return {row["patient_id"] for row in rows.to_pylist() if row["split"] in _LEARNED_FROM and row["label"] is not None}

@@ -16,11 +16,12 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from jobs.training.refusals import FeedError, NoTableError
 from jobs.training.table_stores import DataFile, TableStore
+from udfs.wording import some
 from udfs.wsi.store import StorageOptions, public_uri
 
 _AT_ONCE = 8  # files whose rows are read
 _SMALL = pa.schema(  # columns that cost nothing beside the bags; those that a table lacks are null
-    [(name, pa.string()) for name in ("patient_id", "center_id", "label", "split")]
+    [(name, pa.string()) for name in ("patient_id", "encoder", "center_id", "label", "split")]
     + [(name, pa.int32()) for name in ("n_tiles", "embedding_dim")]
     + [(name, pa.string()) for name in ("embedding_dtype", "params_hash", "run_id")]
 )
@@ -58,6 +59,31 @@ class PinnedTable:
     def name(self) -> str:
         """The version and its table, for messages."""
         return f"version {self.version} of {self.uri}"
+
+    def encoder_of_bags(self, wanted: str | None) -> str:
+        """Returns the encoder whose bags are taken: the wanted one; if None, the only one.
+
+        Raises:
+            FeedError: there are no bags of this encoder, or bags of several and none is wanted.
+        """
+        if "encoder" not in self.columns and self.files:
+            raise FeedError(
+                f"{self.name} has no column encoder, so an older version of slidelake made it: make it anew"
+            )
+        existing = sorted(set(self.rows["encoder"].to_pylist()))
+        if not existing:
+            raise FeedError(f"{self.name} has no patients to feed: run the patients job")
+        if wanted is None and len(existing) > 1:
+            raise FeedError(
+                f"{self.name} has bags of {len(existing)} encoders, {some(existing)}: choose one by encoder (job train: "
+                "training.encoder)"
+            )
+        if wanted is not None and wanted not in existing:
+            raise FeedError(
+                f"{self.name} has no bags of encoder {wanted}, but of {some(existing)}: choose one of these (job train: "
+                "training.encoder), or run the main job with that encoder"
+            )
+        return wanted or existing[0]
 
 
 def pin_table(uri: str, version: int | None, storage_options: StorageOptions | None = None) -> PinnedTable:

@@ -151,6 +151,7 @@ def _feed(task: Task, split: str) -> Feed:
     return make_feed(
         task.members.table_uri,
         task.members.version,
+        encoder=task.card.encoder,
         patients=task.members.ids(split),
         shard=(rank, world),
         batch_size=task.settings["batch_size"],
@@ -190,7 +191,7 @@ def write_results(
         records.write(history, {"epoch": float(best)} | tested)
     files = {"predictions.csv": predictions_csv(predictions, card.classes)}
     for split, evaluation in evaluations.items():
-        title = f"{card.model_id}: split {split}, {evaluation.n} patients"
+        title = f"{card.model_id} on encoder {card.encoder}: split {split}, {evaluation.n} patients"
         files[f"report_{split}.png"] = draw_report(title, predictions[split], evaluation)
     report = {split: asdict(evaluation) for split, evaluation in evaluations.items()}
     files["report.json"] = json.dumps(report, indent=2).encode()
@@ -207,5 +208,5 @@ def write_results(
     save_model(task.folder, model, trained, task.storage_options)
     remove_checkpoint(task.folder, task.storage_options)
     why = "the best on validation" if task.members.splits["validation"] else "the last"
-    lines = [f"  model     {card.spec.kind}, epoch {best} of {len(state.history)}, {why}"]
+    lines = [f"  model     {card.spec.kind} on encoder {card.encoder}, epoch {best} of {len(state.history)}, {why}"]
     return "\n".join([*lines, *(report_text(split, each) for split, each in evaluations.items())])

@@ -16,7 +16,13 @@ from tests.stores.hub import Hub, serve_hub
 from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.encoder.network import load_network
 from udfs.wsi.encoder.presets import PRESETS
-from udfs.wsi.encoder.provenance import refuse_weights_of_another_preset
+from udfs.wsi.encoder.provenance import (
+    PROVENANCE,
+    LicenceError,
+    licence_of,
+    refuse_non_commercial,
+    refuse_weights_of_another_preset,
+)
 from udfs.wsi.store import PublicUri
 from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError
 
@@ -101,3 +107,39 @@ def test_a_file_is_hashed_once_per_host(file: Path, tmp_path: Path, monkeypatch:
     assert [path.read_text() for path in (tmp_path / "cache").glob("sha256-*[!k]")] == [sha256_of(file)]
     monkeypatch.setattr(hashlib, "file_digest", None)  # to call it would be an error
     assert load_network(EncoderSpec(OWN, str(file), device="cpu")).weights == first.weights
+
+
+def test_a_licence_that_forbids_commercial_use_is_refused_and_an_unknown_one_named() -> None:
+    free = {"licence": "MIT", "licence.commercial": "true", "encoder.model": "uni"}
+    forbids = free | {"licence": "CC-BY-NC-ND-4.0", "licence.commercial": "false"}
+    with pytest.raises(
+        LicenceError, match=r"licence of encoder uni \(CC-BY-NC-ND-4\.0\) forbids commercial use: choose"
+    ):
+        refuse_non_commercial("uni", [free, forbids])
+    assert refuse_non_commercial("uni", [free]) == ""
+    assert "the licence of encoder uni is not known" in refuse_non_commercial("uni", [])
+    assert "the licence of encoder uni is not known" in refuse_non_commercial("uni", [free, {}])
+
+
+def test_a_licence_is_that_of_the_preset_or_as_timm_says_of_its_own_weights() -> None:
+    for name, preset in PRESETS.items():
+        for weights in (None, "mine.pth"):  # weights that began as a preset's are still under its licence
+            found = licence_of(EncoderSpec(name, weights))
+            assert found == {
+                "licence": preset.licence.name,
+                "licence.commercial": str(preset.licence.is_commercial).lower(),
+            }
+    assert licence_of(EncoderSpec("efficientnet_b0", None)) == {"licence": "apache-2.0", "licence.commercial": "true"}
+    assert licence_of(EncoderSpec("convnextv2_base", None))["licence.commercial"] == "false"
+    assert licence_of(EncoderSpec("vit_large_patch16_dinov3", None)) == {"licence": "dinov3-license"}
+    for spec in (EncoderSpec("efficientnet_b0", "mine.pth"), EncoderSpec("hf-hub:lab/model", None)):
+        assert licence_of(spec) == {}
+
+
+def test_a_loaded_network_names_the_origin_of_its_weights(file: Path, hub: Hub) -> None:
+    own = load_network(EncoderSpec(OWN, str(file), device="cpu")).origin
+    assert own == licence_of(EncoderSpec(OWN, None)) | {"sha256": sha256_of(file)}
+    published = load_network(EncoderSpec(OWN, None, device="cpu")).origin
+    revision = PRESETS[OWN].revision
+    assert published == own | ({"revision": revision} if revision else {})
+    assert own.keys() | published.keys() | {"revision"} == set(PROVENANCE)

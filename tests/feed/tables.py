@@ -16,7 +16,7 @@ _BINS = 4096
 
 @dataclass(frozen=True)
 class Made:
-    """A patient. Row t of its average bag is (number, t, 0, 1, ...), of its maximum bag the same plus a half."""
+    """A row: a patient and an encoder. Row t of its bag is (number, t, 0, 1, ...), of its maximum bag the same plus a half."""
 
     number: int
     n_tiles: int
@@ -25,6 +25,7 @@ class Made:
     label: str | None = None
     split: str | None = None
     has_maximum: bool = True
+    encoder: str = "made"
 
     @property
     def patient_id(self) -> str:
@@ -42,6 +43,7 @@ class Made:
         histogram[self.number % _BINS] = 1
         return {
             "patient_id": self.patient_id,
+            "encoder": self.encoder,
             "center_id": f"centre {self.number % 3}",
             "label": self.label,
             "split": self.split,

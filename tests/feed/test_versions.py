@@ -133,13 +133,13 @@ def test_column_mapping_is_refused(tmp_path: Path) -> None:
 
 def test_a_patient_in_two_rows_is_refused(tmp_path: Path) -> None:
     table = write(tmp_path / "table", [*cohort(4), Made(2, 3)])
-    with pytest.raises(FeedError, match="has several rows of patients p0002: a patient must be one row"):
+    with pytest.raises(FeedError, match="has several rows of patients p0002: a patient must be one row per encoder"):
         make_feed(str(table))
 
 
-def test_bags_of_two_encoders_are_refused(tmp_path: Path) -> None:
+def test_bags_of_one_encoder_and_two_widths_are_refused(tmp_path: Path) -> None:
     table = write(tmp_path / "table", [Made(0, 3, dim=4), Made(1, 3, dim=5)])
-    with pytest.raises(FeedError, match=r"has bags of \[4, 5\] columns: run the patients job with one encoder for all"):
+    with pytest.raises(FeedError, match=r"has bags of \[4, 5\] columns of encoder made: run the main job again"):
         make_feed(str(table))
 
 

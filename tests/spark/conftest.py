@@ -111,8 +111,14 @@ def again(finished: Finished, encoder_weights: Path, tmp_path: Path) -> Again:
 def rows_of(config: Config, name: str) -> list[dict[str, Any]]:
     """All rows of a table, read without Spark, ordered by key; doubled keys are an error."""
     frame = pl.read_delta(f"{config.output.root}/{name}")
-    one_column = {"slides": ["image_id"], "indexes": ["image_id"], "patients": ["patient_id"], "runs": ["run_id"]}
-    keys = one_column.get(name, ["image_id", "y_px", "x_px"])
+    tile = ["image_id", "y_px", "x_px"]
+    of_table = {
+        "tiles": tile,
+        "features": [*tile, "encoder"],
+        "patients": ["patient_id", "encoder"],
+        "runs": ["run_id"],
+    }
+    keys = of_table.get(name, ["image_id"])
     assert not frame.select(keys).is_duplicated().any(), f"doubled keys in {name}"
     return frame.sort(keys).to_dicts()
 

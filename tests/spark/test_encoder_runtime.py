@@ -53,7 +53,7 @@ def test_a_preset_refuses_tiles_of_another_scale_before_any_work_and_runs_on_its
     model = timm.create_model("vit_small_patch16_224", pretrained=False, num_classes=0)
     weights = tmp_path / "kaiko.safetensors"
     safetensors.torch.save_file(model.state_dict(), weights)
-    encoder = {"name": "kaiko-vits16", "weights": str(weights), "input_px": None}
+    encoder = {"model": "kaiko-vits16", "weights": str(weights), "input_px": None}
     with (
         unchanged(again(), *TABLES),
         pytest.raises(ConfigError, match=r"set tiling\.tile_px to 224 and tiling\.mpp to 0\.5"),

@@ -20,10 +20,12 @@ from pyspark.sql import SparkSession
 from jobs import predict
 from jobs.runtime.run.run import Run
 from jobs.runtime.settings.config import Config, ConfigError
+from jobs.runtime.settings.of_model import settings_of_features
 from jobs.training.feed import make_feed
-from jobs.training.labelled import feature_settings, read_training_set
+from jobs.training.labelled import read_training_set
 from jobs.training.model.files import ModelCard, load_model, save_model
 from jobs.training.model.mil import ModelSpec, build_model
+from jobs.training.origins import read_origins
 from tests.spark.conftest import COHORT, Again, Finished, by, rows_of, unchanged
 from tests.spark.test_splits_job import split_in
 
@@ -57,8 +59,9 @@ def model(spark: SparkSession, finished: Finished, tmp_path_factory: pytest.Temp
     output = finished.config.output.model_copy(update={"root": str(root)})
     split_in(spark, finished.config.model_copy(update={"output": output, "splits": everybody}))
     members = read_training_set(str(root / "patients"), None)
-    recipes = feature_settings(members, str(root / "runs"))
-    assert [recipe["encoder.name"] for recipe in recipes] == ['"test_efficientnet"']
+    origins = read_origins(members, str(root / "runs"))
+    [recipe] = origins.recipes
+    assert (members.encoder, recipe["encoder.model"]) == ("test_efficientnet", "test_efficientnet")
     spec = ModelSpec("attention", 2 * members.dim, ("CE", "LAA"), hidden=16, attention=8, histogram_bins=4096)
     card = ModelCard(
         "first",
@@ -67,10 +70,12 @@ def model(spark: SparkSession, finished: Finished, tmp_path_factory: pytest.Temp
         PRIOR,
         members.table_uri,
         members.version,
-        recipes,
+        members.encoder,
+        origins.recipes,
         {},
         0,
         {},
+        settings_of_features(origins.config, members.encoder, recipe),
     )
 
     def make(name: str) -> Path:
@@ -108,7 +113,7 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
     predict.check(config)
     run = predict_in(spark, config)
     said = capsys.readouterr().out
-    assert "predicted 4 patients by model first, 4 of them in this run" in said
+    assert "predicted 4 patients by model first on encoder test_efficientnet, 4 of them in this run" in said
     assert "without a bag, so by the prior (CE 0.700, LAA 0.300): 005\n" in said
     assert "without so many slides that failed: 102 (1)\n" in said
     # n1 is a copy of a1, which the model learned from in other tables; n2 is a copy of m1, which has no label
@@ -118,6 +123,7 @@ def test_every_patient_of_a_csv_without_labels_gets_probabilities(
     assert "n1 (patient 102, new) is a1 (patient 001, learned from) by content (" in line and " is m1" not in line
     table = by(pl.read_delta(f"{config.output.root}/predictions").to_dicts(), "patient_id")
     assert table.keys() == {"005", "009", "101", "102"}
+    assert {row["encoder"] for row in table.values()} == {"test_efficientnet"}
     none = table["005"]
     assert {name: row["n_images_failed"] for name, row in table.items()} == {"005": 1, "009": 0, "101": 0, "102": 1}
     assert (none["from_prior"], none["n_tiles"], none["attention"], none["predicted_class"]) == (True, 0, [], None)
@@ -184,14 +190,15 @@ def test_features_made_otherwise_are_refused_by_name(
 ) -> None:
     made = {"predict": {"model": str(model("first"))}}
     with pytest.raises(
-        ConfigError, match=r"first learned from features made with other settings: tiling.tile_px is 224, not 448: set"
+        ConfigError,
+        match=r"first learned from features made with other settings: tiling.tile_px is 224, not 448: leave",
     ):
         predict.check(again(tiling={"tile_px": 224}, **made))
     weights = tmp_path / "other.safetensors"
     torch.manual_seed(8)
     network = timm.create_model("test_efficientnet", pretrained=False, num_classes=0, global_pool="")
     safetensors.torch.save_file(network.state_dict(), weights)
-    config = again(encoder={"weights": str(weights)}, **made)
+    config = again(encoders={"test_efficientnet": {"weights": str(weights), "input_px": 96}}, **made)
     predict.check(config)  # only who loads the weights knows
     with (
         unchanged(config, "slides", "tiles", "features", "patients"),

@@ -5,8 +5,10 @@ of each patient of a class, lie `Signal.strength` standard deviations away in th
 that in the mean tile: only who looks at single tiles can tell the classes apart.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from deltalake import WriterProperties, write_deltalake
 from numpy.typing import NDArray
 
 from tests.feed.tables import schema
+from udfs.schemas import RUNS
 
 _BINS = 4096
 
@@ -41,6 +44,8 @@ class Drawn:
     split: str | None
     embeddings: NDArray[np.float32]  # [n, dim]
     carriers: tuple[int, ...]  # rows of the bag that carry the signal
+    encoder: str = "drawn"
+    run_id: str = "drawn"
 
     def row(self) -> dict[str, Any]:
         """Of the table."""
@@ -49,6 +54,7 @@ class Drawn:
         histogram[len(self.center_id)] = 1
         return {
             "patient_id": self.patient_id,
+            "encoder": self.encoder,
             "center_id": self.center_id,
             "label": self.label,
             "split": self.split,
@@ -64,7 +70,7 @@ class Drawn:
             "tile_index": [{"image_id": f"{self.patient_id}_0", "x_px": 448 * i, "y_px": 0} for i in range(n)],
             "color_histogram": histogram,
             "params_hash": f"hash of {self.patient_id}",
-            "run_id": "drawn",
+            "run_id": self.run_id,
         }
 
 
@@ -116,3 +122,18 @@ def write_patients(root: Path, patients: Sequence[Drawn], mode: str = "overwrite
         properties = WriterProperties(max_row_group_size=16, write_batch_size=16)
         write_deltalake(str(table), rows, mode=how, writer_properties=properties)
     return table
+
+
+Recipes = dict[str, dict[str, dict[str, str]] | None]  # by run, by encoder; None if the run has none
+
+
+def runs_table(root: Path, recipes: Recipes, config: Mapping[str, Any] | None = None) -> str:
+    """Table runs, a commit per run and day, of which the first is from before the column features came."""
+    old = pa.schema([field for field in RUNS if field.name != "features"])
+    for number, (run_id, of_run) in enumerate(recipes.items()):
+        started_at = datetime(2026, 1, 1 + number, tzinfo=UTC)
+        row: dict[str, Any] = {"run_id": run_id, "started_at": started_at, "config": json.dumps(config or {})}
+        features = [(encoder, list(recipe.items())) for encoder, recipe in (of_run or {}).items()] if of_run else None
+        rows = pa.Table.from_pylist([row | {"features": features}] if number else [row], RUNS if number else old)
+        write_deltalake(str(root / "runs"), rows, mode="append", schema_mode="merge")
+    return str(root / "runs")

@@ -133,10 +133,12 @@ def card(made: BagModel) -> ModelCard:
         prior=(0.75, 0.25),
         table_uri="s3://bucket/patients",
         table_version=3,
+        encoder="uni2-h",
         feature_settings=({"tiling": {"tile_px": 448}},),
         splits={"train": SplitCard(4, {"CE": 3, "LAA": 1}, "abc")},
         seed=5,
         training={"epochs": 3},
+        settings={"tiling": {"mpp": None}, "encoders": {"uni2-h": {"mean": [0.5, 0.5, 0.5]}}},
         history=({"epoch": 0.0, "train_loss": 0.1 + 0.2, "validation_auroc": math.nan},),
         best_epoch=0,
     )

@@ -10,6 +10,7 @@ import torch
 from jobs.runtime.settings.config import Config
 from jobs.runtime.settings.identity import Identity, differences
 from jobs.training.feed import make_feed
+from jobs.training.model.files import ModelCard
 from jobs.training.model.mil import ModelSpec, build_model
 from jobs.training.model.predictions import Basis, as_table, predict_each, prior_prediction, submission_csv
 from tests.training.cohorts import Signal, draw_cohort, write_patients
@@ -38,7 +39,9 @@ def test_a_bag_at_a_time_gives_what_the_model_gives_and_attention_lies_on_its_ti
 
     bases = {each.patient_id: Basis(f"hash of {each.patient_id}", len(each.attention), 0, 1) for each in found}
     bases = {"none": Basis("none's", 0, 2, 3)} | bases  # in any order
-    rows = as_table([*found, prior_prediction("none", (0.5, 0.3, 0.2))], bases, CLASSES, "model", "run").to_pylist()
+    card = ModelCard("model", model.spec, (), (0.5, 0.3, 0.2), "", 0, "drawn", (), {}, 0, {})
+    rows = as_table([*found, prior_prediction("none", card.prior)], bases, card, "run").to_pylist()
+    assert {(row["model_id"], row["encoder"], row["run_id"]) for row in rows} == {("model", "drawn", "run")}
     assert [row["n_images_failed"] for row in rows] == [0] * 7 + [2]
     assert [row["n_images_without_tiles"] for row in rows] == [1] * 7 + [3]
     assert [row["params_hash"] for row in rows] == [*(f"hash of {each.patient_id}" for each in found), "none's"]
@@ -67,11 +70,12 @@ def test_the_submission_has_a_sorted_row_a_patient_and_each_sums_to_one() -> Non
 
 def test_the_settings_that_differ_are_named_and_only_those_that_shape_features() -> None:
     def recipe(**sections: object) -> dict[str, str]:
-        return Identity(Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, **sections})).recipe
+        config = Config.model_validate({"patients": "p.csv", "output": {"root": "t"}, **sections})
+        return Identity(config).recipe("efficientnet_b0")
 
     known = recipe(tiling={"mpp": 0.5}) | {"encoder.weights": "abc"}
     assert (
-        differences(recipe(tiling={"mpp": 0.5, "seed": 3}, encoder={"batch_size": 7}, run={"unit_tiles": 3}), [known])
+        differences(recipe(tiling={"mpp": 0.5, "seed": 3}, inference={"batch_size": 7}, run={"unit_tiles": 3}), [known])
         == []
     )
     assert differences(recipe(), [known]) == ["tiling.mpp is null, not 0.5"]

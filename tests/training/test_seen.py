@@ -1,6 +1,7 @@
 """Slides to be predicted that the model learned from: named whatever their names are, in these tables or in others."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def tables(root: Path, rows: list[tuple[Any, ...]], mode: Any = "overwrite") -> 
             {"image_id": image, "patient_id": patient, "uri": str(path)}
             | {"size_bytes": info.size_bytes, "file_version": info.version}
         )
-    patients = {row[1]: {"patient_id": row[1], "split": row[2], "label": row[3]} for row in rows}
+    patients = {row[1]: {"patient_id": row[1], "encoder": "e", "split": row[2], "label": row[3]} for row in rows}
     write_deltalake(str(root / "slides"), pa.Table.from_pylist(slides, SLIDES), mode=mode)
     write_deltalake(str(root / "patients"), pa.Table.from_pylist(list(patients.values()), PATIENTS), mode=mode)
     return root
@@ -46,7 +47,7 @@ def tables(root: Path, rows: list[tuple[Any, ...]], mode: Any = "overwrite") -> 
 
 def card(root: Path, version: int = 0) -> ModelCard:
     spec = ModelSpec("mean", 4, ("CE", "LAA"))
-    return ModelCard("m", spec, ("embeddings",), (0.5, 0.5), str(root / "patients"), version, (), {}, 0, {})
+    return ModelCard("m", spec, ("embeddings",), (0.5, 0.5), str(root / "patients"), version, "e", (), {}, 0, {})
 
 
 def seen(model: ModelCard, root: Path, *images: str) -> Seen:
@@ -92,6 +93,13 @@ def test_in_the_same_tables_patients_are_named_and_copies_of_theirs(trained: Pat
     assert "2 patients that the model learned from: p1, p2" in everybody.lines()[0]
     nobody = seen(card(trained), trained, "o", "c")
     assert (nobody.patients, nobody.copies, nobody.lines()) == ([], [], [])
+
+
+def test_of_several_encoders_that_of_the_model_counts_and_each_patient_once(trained: Path) -> None:
+    other = [{"patient_id": name, "encoder": "other", "split": "train", "label": "CE"} for name in ("p1", "p3", "p5")]
+    write_deltalake(str(trained / "patients"), pa.Table.from_pylist(other, PATIENTS), mode="append")
+    assert seen(card(trained, 1), trained, "a", "b", "c").patients == ["p1", "p2"]
+    assert seen(replace(card(trained, 1), encoder="other"), trained, "a", "b", "c").patients == ["p1", "p3"]
 
 
 def test_where_the_version_trained_on_was_vacuumed_the_newest_tells(trained: Path) -> None:

@@ -17,7 +17,7 @@ from jobs.runtime.run.run import Job, Run
 from jobs.runtime.run.summary import failed_slides, read_state, slide_warnings, summarise
 from jobs.runtime.run.waves import work_in_waves
 from jobs.runtime.settings.arguments import BAD_CONFIG, parse_arguments
-from jobs.runtime.settings.config import Config, ConfigError, load_config
+from jobs.runtime.settings.config import Completion, Config, ConfigError, load_config
 from jobs.runtime.spark.cancelling import Cancelling
 from jobs.runtime.spark.resources import executors_of, telling_who_is_awaited
 from jobs.runtime.spark.session import is_local, refuse_unusable_spark, start_session
@@ -56,36 +56,46 @@ def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
 
 
 def main(
-    job: Job, work: JobWork, argv: Sequence[str] | None, *, check: Callable[[Config], None] = lambda _: None
+    job: Job,
+    work: JobWork,
+    argv: Sequence[str] | None,
+    *,
+    check: Callable[[Config], None] = lambda _: None,
+    complete: Completion | None = None,
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
 
-    `check` may refuse settings before Spark starts.
+    `check` may refuse settings before the CSV is read and Spark starts; `complete`: see `load_config`.
     """
 
     def work_with_spark(config: Config, arguments: argparse.Namespace) -> int:
         images: Sequence[Image] = ()
         try:
+            check(config)
             refuse_unusable_spark()
             cohort = read_cohort(config)  # a bad CSV ends the run here: Spark takes long to start
             images = cohort.images
             report_unlabelled(job.name, images)
-            check(config)
             refuse_unwritable(config, job.name)
             return _run(job, config, cohort, work, arguments)
         except ConfigError as error:
             return _refuse(job.name, error, secrets_in(config, images))
 
-    return main_alone(job.name, work_with_spark, argv)
+    return main_alone(job.name, work_with_spark, argv, complete)
 
 
-def main_alone(job: str, work: Callable[[Config, argparse.Namespace], int], argv: Sequence[str] | None) -> int:
+def main_alone(
+    job: str,
+    work: Callable[[Config, argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    complete: Completion | None = None,
+) -> int:
     """As `main`, for a job that starts Spark itself if it needs to, and that has no row in table runs."""
     log_to_stderr()
     arguments = parse_arguments(job, argv)
     secrets: Sequence[str] = ()
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_config(arguments.config, arguments.overrides, complete=complete)
         secrets = secrets_in(config)
         if arguments.print_config:
             print(yaml.safe_dump(config.masked(), sort_keys=False), end="")

@@ -1,6 +1,7 @@
 """One run of a job: settings, session, tables, progress and record, and what is derived from them."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,12 +28,17 @@ from udfs.wsi.encoder.described import absolute_name
 from udfs.wsi.encoder.encoder_spec import Precision
 from udfs.wsi.encoder.network import Network
 from udfs.wsi.encoder.presets import PRESETS
+from udfs.wsi.encoder.provenance import LicenceError, licence_of, refuse_non_commercial
 from udfs.wsi.encoder.tile_scale import check_tile_scale
 from udfs.wsi.encoder.timm_network import is_known_to_timm
 from udfs.wsi.store import absolute_uri
 from udfs.wsi.weights.checkpoint import CheckpointError
 from udfs.wsi.weights.hub import is_of_hub
 from udfs.wsi.weights.sources import absolute_source
+
+ORIGINS = "slidelake.encoders"
+"""Property of tables features and patients: licence, revision and SHA-256 of the weights by encoder, as far as known."""
+_log = logging.getLogger("slidelake.run")
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,22 @@ class Run:
             for name, encoder in spec.encoders.items():
                 if not self.config.encoders[name].allow_other_scale:
                     check_tile_scale(encoder, tiling.tile_px, tiling.mpp)
+                if self.config.licence == "commercial" and (line := refuse_non_commercial(name, [licence_of(encoder)])):
+                    _log.warning("slidelake: %s", line)
             return load_models(spec)
-        except (CheckpointError, ValueError) as error:
+        except (CheckpointError, LicenceError, ValueError) as error:
             text = str(error)
             for name in [encoder.name for encoder in spec.encoders.values()]:
                 is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
                 text = text if is_known or not may_be_secret(name) else text.replace(name, described(name))
             raise ConfigError(text) from None
+
+    @cached_property
+    def origins(self) -> dict[str, dict[str, str]]:
+        """What is known of the origin of encoders: of those that this run loads, and of those that table features has."""
+        noted: dict[str, dict[str, str]] = json.loads(self.tables.property("features", ORIGINS) or "{}")
+        loaded = self.models.encoders.items() if self.job.models == "loaded" else ()
+        return noted | {name: encoder.origin for name, encoder in loaded}
 
     @property
     def compared_feature_spec(self) -> FeatureSpec:
@@ -155,7 +170,7 @@ class Run:
             status=status,
             config=json.dumps(self.config.masked()),
             versions={"pyspark": self.spark.version, "encoder": runtime_text(self.config)},
-            features={name: self.identity.recipe(name) for name in self.identity.models},
+            features={name: self.identity.recipe(name) | self.origins.get(name, {}) for name in self.identity.models},
             tables_read=dict(self.tables.versions_opened),
             tables_written=self.tables.versions_written(),
         )

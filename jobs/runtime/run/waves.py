@@ -1,6 +1,7 @@
 """The wave loop: survey the cohort, then bring wave after wave of patients through the stages of a job."""
 
 import gc
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 
@@ -8,7 +9,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import Located, locate
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import ORIGINS, Run
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
 from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
@@ -20,6 +21,7 @@ from udfs.wsi import ErrorCode
 _log = logging.getLogger("slidelake.waves")
 _SLIDES_A_SLOT, _MOST_SLIDES_A_WAVE = 8, 512
 _MOST_MISSING_A_WAVE = 4096  # slides; their names are lists in queries
+_OF_ENCODERS = ("features", "patients")
 _FATE = ("status", "error_code", "error_message")  # of a slide
 
 
@@ -38,10 +40,11 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
     with progress.stage("plan"):
         located = locate(run.images, run.config)
         progress.step("tables")
-        for name in (*job.writes, "runs"):
-            run.tables.create(name)
         run.identity = Identity(run.config, _models(run))
         check()
+        for name in (*job.writes, "runs"):
+            origins = {ORIGINS: json.dumps(run.origins, sort_keys=True)} if name in _OF_ENCODERS and run.origins else {}
+            run.tables.create(name, origins)
         survey = _survey(run, located, retry_failed=retry_failed)
         run.record.problems += [line for line in (_unreachable(survey), _waiting(survey, job.waits_for)) if line]
         work = survey[survey[list(job.stale)].any(axis=1)]

@@ -157,13 +157,20 @@ def _each(section: Section, values: dict[str, Any], prefix: str = "") -> Iterato
 _TEXTS = {key for key, info in settings_by_key() if info.annotation in (str, str | None, StoreUri, StoreUri | None)}
 
 
-def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True) -> Config:
+Completion = Callable[["Config", dict[str, Any]], dict[str, Any]]
+"""Gives settings in place of those that are written; its arguments are the latter as they are checked and as written."""
+
+
+def load_config(
+    uri: str, overrides: Sequence[str] = (), *, expand: bool = True, complete: Completion | None = None
+) -> Config:
     """Returns the settings of a file.
 
     Args:
         uri: of the YAML file, a path or any fsspec URI.
         overrides: ``dotted.key=value``, see `value_of`.
         expand: replace ``${NAME}`` in storage options by environment variables; False for settings of another machine.
+        complete: gives the settings of a job that takes some from elsewhere.
 
     Raises:
         ConfigError: one line that names the key, what is wrong and what would be right.
@@ -187,8 +194,13 @@ def load_config(uri: str, overrides: Sequence[str] = (), *, expand: bool = True)
         options["storage_options"] = _on_texts(_expanded, options["storage_options"])
     section_names = {key.partition(".")[0] for key, _ in settings_by_key() if "." in key}
     loaded = {key: {} if value is None and key in section_names else value for key, value in loaded.items()}
+    config = _checked(loaded)
+    return _checked(complete(config, loaded)) if complete else config
+
+
+def _checked(settings: dict[str, Any]) -> Config:
     try:
-        return Config.model_validate(loaded)
+        return Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
 

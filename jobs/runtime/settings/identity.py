@@ -12,13 +12,12 @@ from typing import Any
 from jobs.runtime.settings.config import EACH, Config, settings_by_key
 from jobs.runtime.settings.setting import at_key, shapes_of
 from udfs import bag_patients, encode_tiles, find_tissue
+from udfs.wsi.encoder.provenance import PROVENANCE
 from udfs.wsi.quality.mask_metric import MaskMetric
 from udfs.wsi.quality.pixel_metric import PixelMetric
 from udfs.wsi.quality.tile_metrics.background_fraction import BackgroundFraction
 
 Recipe = dict[str, str]  # the value of each thing that shapes rows, by name
-PROVENANCE = ("licence", "licence.commercial", "revision", "sha256")
-"""What a run records of an encoder beside its recipe: it names the weights, whose numbers are in the recipe."""
 _SHAPES = {key: shapes for key, info in settings_by_key() if (shapes := shapes_of(info))}
 _HASH = 16  # characters of a hash
 

@@ -1,6 +1,6 @@
 """The Delta tables of one output root: how they are opened, made, read and written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -80,10 +80,14 @@ class Tables:
         """Return whether the table existed when it was opened, or was made since."""
         return self._log(name) is not None
 
-    def create(self, name: str) -> None:
+    def create(self, name: str, properties: Mapping[str, str] | None = None) -> None:
         """Make the table if it does not exist; one of an older version gets the columns and properties that it lacks.
 
         In the catalog's schema it gets its name, unless it has one.
+
+        Args:
+            name: of the table.
+            properties: beside those of its layout; those of an existing table are changed.
         """
         table, path, log = TABLES[name], self.path(name), self._log(name)
         schema = spark_schema(table.schema)
@@ -93,11 +97,11 @@ class Tables:
                 self.spark.sql(f"ALTER TABLE {sql_name('delta', path)} ADD COLUMNS ({', '.join(new)})")
                 log.columns.extend(schema.names)
                 self._refresh(name)
-            for key, value in table.layout.items():
-                if key not in log.properties:
-                    self.set_property(name, key, value)
+            wanted = {**table.layout, **log.properties, **(properties or {})}
+            for key in [key for key, value in wanted.items() if log.properties.get(key) != value]:
+                self.set_property(name, key, wanted[key])
         else:
-            properties = READABLE_BY_OTHERS | dict(table.layout)
+            properties = READABLE_BY_OTHERS | dict(table.layout) | dict(properties or {})
             builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(schema).comment(table.comment)
             for key, value in properties.items():
                 builder = builder.property(key, value)

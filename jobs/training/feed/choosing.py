@@ -14,13 +14,14 @@ from udfs.wording import named, some
 
 def choose(
     table: PinnedTable,
+    encoder: str,
     split: Collection[str] | None,
     patients: Collection[str] | None,
     columns: Sequence[str],
     classes: Sequence[str] | None,
     bag_size: int | None,
 ) -> tuple[list[FedPatient], tuple[str, ...], str, int]:
-    """Returns patients in the order of the table, classes, and type and columns of a fed bag.
+    """Returns patients with a bag of an encoder in the order of the table, classes, and type and columns of a fed bag.
 
     The patients are those of some splits, or some by name, or all. With `classes` empty, labels are ignored.
 
@@ -31,7 +32,7 @@ def choose(
     missing = [name for name in columns if name not in table.columns]
     if missing and table.columns:
         raise FeedError(f"{table.name} has no column {', '.join(missing)}: run the patients job")
-    rows = _rows(table, split, patients)
+    rows = _rows(table, encoder, split, patients)
     chosen = table.rows.take(rows).to_pydict()
     if classes is None:
         classes = sorted({label for label in table.rows["label"].to_pylist() if label is not None})
@@ -45,7 +46,7 @@ def choose(
         )
     dims = sorted(set(chosen["embedding_dim"]))
     if len(dims) > 1:
-        raise FeedError(f"{table.name} has bags of {dims} columns: run the patients job with one encoder for all")
+        raise FeedError(f"{table.name} has bags of {dims} columns of encoder {encoder}: run the main job again")
     n_bags = sum(name in EMBEDDINGS for name in columns)
     dtypes = [dtype or "float32" for dtype in chosen["embedding_dtype"]]
     fed = "float16" if set(dtypes) == {"float16"} else "float32"
@@ -68,18 +69,24 @@ def choose(
     return listed, tuple(classes), fed, dims[0] * n_bags
 
 
-def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collection[str] | None) -> list[int]:
+def _rows(
+    table: PinnedTable, encoder: str, split: Collection[str] | None, patients: Collection[str] | None
+) -> list[int]:
     """Returns the numbers of the chosen rows, ascending."""
     ids = table.rows["patient_id"].to_pylist()
-    twice = sorted(patient for patient, count in Counter(ids).items() if count > 1)
+    rows = [i for i, of_row in enumerate(table.rows["encoder"].to_pylist()) if of_row == encoder]
+    n_rows = Counter(ids[i] for i in rows)
+    twice = sorted(patient for patient, count in n_rows.items() if count > 1)
     if twice:
-        raise FeedError(f"{table.name} has several rows of patients {some(twice)}: a patient must be one row")
-    rows = list(range(len(ids)))
+        raise FeedError(
+            f"{table.name} has several rows of patients {some(twice)}: a patient must be one row per encoder"
+        )
+    where = f"{table.name}, encoder {encoder},"
     if patients is not None:
         wanted = set(patients)
-        missing = sorted(wanted - set(ids))
+        missing = sorted(wanted - n_rows.keys())
         if missing:
-            raise FeedError(f"{table.name} has no patients {some(missing)}, {len(missing)} of {len(wanted)} requested")
+            raise FeedError(f"{where} has no patients {some(missing)}, {len(missing)} of {len(wanted)} requested")
         rows = [i for i in rows if ids[i] in wanted]
     elif split is not None:
         splits = table.rows["split"].to_pylist()
@@ -87,8 +94,8 @@ def _rows(table: PinnedTable, split: Collection[str] | None, patients: Collectio
         if not rows:
             existing = ", ".join(sorted({name for name in splits if name})) or "none"
             raise FeedError(
-                f"{table.name} has no patient of split {', '.join(split)}, its splits are {existing}: run the splits job"
+                f"{where} has no patient of split {', '.join(split)}, its splits are {existing}: run the splits job"
             )
     if not rows:
-        raise FeedError(f"{table.name} has no patients to feed")
+        raise FeedError(f"{where} has no patients to feed")
     return rows

@@ -29,6 +29,7 @@ def make_feed(
     table_uri: str,
     version: int | None = None,
     *,
+    encoder: str | None = None,
     split: str | Sequence[str] | None = None,
     patients: Collection[str] | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -47,6 +48,7 @@ def make_feed(
     Args:
         table_uri: path or fsspec URI of the Delta table.
         version: of the table; None: the newest, see `Feed.version`.
+        encoder: whose bags are fed; None: the only one in this version.
         split: only patients whose column `split` is this, or one of these.
         patients: only these patient_ids; not together with `split`.
         shard: (rank, number of shards). Each patient is fed by one shard. All shards have equally many steps; one that runs
@@ -89,17 +91,19 @@ def make_feed(
     table = pin_table(table_uri, version, storage_options)
     reader_name, reader = reader_of(backend, bool(table.large & {"patient_id", *ordered}))
     splits = [split] if isinstance(split, str) else split
-    fed, fed_classes, dtype, dim = choose(table, splits, patients, ordered, classes, bag_size)
-    _log.info("feed of %d patients of %s, read by %s", len(fed), table.name, reader_name)
+    encoder = table.encoder_of_bags(encoder)
+    fed, fed_classes, dtype, dim = choose(table, encoder, splits, patients, ordered, classes, bag_size)
+    _log.info("feed of %d patients of %s, encoder %s, read by %s", len(fed), table.name, encoder, reader_name)
     how = (shard, batch_size, bag_size, seed, threads, shuffle)
-    return Feed(table, fed, fed_classes, dtype, dim, ordered, reader_name, reader, *how)
+    return Feed(table, encoder, fed, fed_classes, dtype, dim, ordered, reader_name, reader, *how)
 
 
 @dataclass
 class Feed:
-    """One version of a table, some of its patients, one shard of them. Made by `make_feed`."""
+    """One version of a table, one encoder, some of its patients, one shard of them. Made by `make_feed`."""
 
     table: PinnedTable
+    encoder: str  # whose bags are fed
     patients: list[FedPatient]  # of all shards, in the order of the table
     classes: tuple[str, ...]  # labels; `Bags.label` holds indices into them
     dtype: str  # of `Bags.embeddings`: float16 if the bags of all patients are, else float32

@@ -29,7 +29,7 @@ from udfs.wsi.weights.checkpoint import (
 from udfs.wsi.weights.not_weights import reason_of
 
 WEIGHTS, CARD, CHECKPOINT = "model.safetensors", "model.json", "checkpoint.pt"
-_FORMAT = 1  # of model.json; raise it when a reader of the old one would misread the new
+_FORMAT = 2  # of model.json; raise it when a reader of the old one would misread the new
 _PACKAGES = ("slidelake", "torch", "scikit-learn", "numpy", "pyarrow", "petastorm", "deltalake")
 
 
@@ -56,12 +56,16 @@ class ModelCard:
     prior: tuple[float, ...]  # share of each class among the patients trained on, in the order of the classes
     table_uri: str  # of table patients, without secrets
     table_version: int  # the Delta version trained on
-    # Settings, hashes of weights and code versions of the patients' features, from table runs: one, unless runs with different
-    # settings made them; none if table runs has none.
+    encoder: str  # whose bags of that table, by its name there
+    # Settings, hashes of weights, code versions and licence of the patients' features, from table runs: one, unless runs with
+    # different settings made them; none if table runs has none.
     feature_settings: tuple[dict[str, Any], ...]
     splits: dict[str, SplitCard]  # train, validation and test
     seed: int  # of everything random
     training: dict[str, Any]  # settings of section training
+    settings: dict[str, Any] = field(
+        default_factory=dict
+    )  # that shaped the features, by section, as job predict takes them
     device: str = "cpu"  # or cuda and, once trained, the kind of GPU of the first process
     processes: int = 1  # that trained together
     threads: int = 1  # of torch on the CPU, per process; another number adds up floats in another order

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jobs.training.feed import Feed
 from jobs.training.feed.bags import TILE
+from jobs.training.model.files import ModelCard
 from jobs.training.model.mil import BagModel
 from udfs.schemas import PREDICTIONS
 
@@ -58,10 +59,9 @@ class Basis:
     n_images_without_tiles: int  # slides of the patient that were read and have no tile
 
 
-def as_table(
-    predictions: Sequence[Prediction], bases: Mapping[str, Basis], classes: Sequence[str], model_id: str, run_id: str
-) -> pa.Table:
+def as_table(predictions: Sequence[Prediction], bases: Mapping[str, Basis], card: ModelCard, run_id: str) -> pa.Table:
     """Returns rows of table predictions; a patient without tiles has the prior and no predicted class. `bases`: by patient_id."""
+    classes = card.classes
     sizes = [len(each.attention) for each in predictions]
     tiles = np.concatenate([each.tiles for each in predictions])
     weights = np.concatenate([each.attention for each in predictions])
@@ -74,7 +74,8 @@ def as_table(
         vars(bases[each.patient_id])
         | {
             "patient_id": each.patient_id,
-            "model_id": model_id,
+            "model_id": card.model_id,
+            "encoder": card.encoder,
             "probabilities": list(zip(classes, each.probabilities.tolist(), strict=True)),
             "predicted_class": classes[int(each.probabilities.argmax())] if size else None,
             "from_prior": size == 0,

@@ -53,6 +53,8 @@ class Network(nn.Module):
             "precision=fp32" if spec.precision == "fp32" else f"precision={spec.precision} by {spec.runtime}",
         )
         """All that shapes the vectors of a tile, each as ``name=value``: encoders that share it give the same rows."""
+        self.origin: dict[str, str] = {}
+        """What is known of the weights beside their numbers, by names of `udfs.wsi.encoder.provenance.PROVENANCE`."""
 
     @property
     def dim(self) -> int:

@@ -1,9 +1,72 @@
-"""Whether a file of weights is the one of its preset, by its hash: models of one architecture differ in nothing but numbers."""
+"""Where weights come from: whether a file is the one of its preset, by its hash, and what table runs says of its origin.
 
+Models of one architecture differ in nothing but numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import timm
+
+from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError
+from udfs.wsi.weights.hub import HubReference
 
+PROVENANCE = ("licence", "licence.commercial", "revision", "sha256")
+"""What a run records of an encoder beside its recipe. It shapes no row: the recipe has the hash of the numbers."""
 _SHOWN = 12  # digits of a hash in messages
+# Licences as timm writes them; others are not judged.
+_COMMERCIAL = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
+_NOT_COMMERCIAL = ("cc-by-nc-4.0", "fair-noncommercial-research-license", "apple-amlr")
+
+
+class LicenceError(Exception):
+    """The licence of an encoder forbids commercial use; one line with reason and remedy."""
+
+
+def licence_of(spec: EncoderSpec) -> dict[str, str]:
+    """Returns what is known of the licence of an encoder's weights, by names of `PROVENANCE`: a preset's, or as timm says."""
+    if preset := PRESETS.get(spec.name):
+        return {"licence": preset.licence.name, "licence.commercial": str(preset.licence.is_commercial).lower()}
+    config = timm.models.get_pretrained_cfg(spec.name) if timm.is_model(spec.name) and not spec.weights else None
+    if not config or not config.license:
+        return {}
+    judged = dict.fromkeys(_COMMERCIAL, "true") | dict.fromkeys(_NOT_COMMERCIAL, "false")
+    commercial = {"licence.commercial": judged[config.license]} if config.license in judged else {}
+    return {"licence": config.license} | commercial
+
+
+def origin_of(spec: EncoderSpec, checkpoint: Checkpoint) -> dict[str, str]:
+    """Returns what is known of the origin of an encoder's weights, by names of `PROVENANCE`."""
+    preset, given = PRESETS.get(spec.name), spec.weights or spec.name
+    reference = HubReference.parse(given)
+    revision = reference.revision if reference else preset.revision if preset and not spec.weights else None
+    known = {"revision": revision, "sha256": checkpoint.sha256}
+    return licence_of(spec) | {name: value for name, value in known.items() if value}
+
+
+def refuse_non_commercial(encoder: str, origins: Sequence[Mapping[str, str]]) -> str:
+    """Compare the licences of an encoder with commercial use.
+
+    Args:
+        encoder: its name.
+        origins: of its weights, by names of `PROVENANCE`; other names are ignored.
+
+    Returns:
+        A line if a licence is not known; else "".
+
+    Raises:
+        LicenceError: a licence forbids it.
+    """
+    for origin in origins:
+        if origin.get("licence.commercial") == "false":
+            raise LicenceError(
+                f"licence is commercial, and the licence of encoder {encoder} ({origin['licence']}) forbids commercial use: "
+                "choose another encoder, or set licence to any"
+            )
+    if origins and all("licence.commercial" in origin for origin in origins):
+        return ""
+    return f"licence is commercial, and the licence of encoder {encoder} is not known: make sure that it allows commercial use"
 
 
 def refuse_weights_of_another_preset(checkpoint: Checkpoint, name: str, *, is_published: bool) -> None:

@@ -14,7 +14,7 @@ from udfs.wsi.encoder.checkpoint_layouts import differences_of, to_timm
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.network import Network, encoder_named
 from udfs.wsi.encoder.presets import PRESETS
-from udfs.wsi.encoder.provenance import refuse_weights_of_another_preset
+from udfs.wsi.encoder.provenance import origin_of, refuse_weights_of_another_preset
 from udfs.wsi.encoder.recipe import GlobalPool, Recipe, recipe_of
 from udfs.wsi.store import StorageOptions
 from udfs.wsi.weights.checkpoint import (
@@ -119,9 +119,8 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
             f"encoder {spec.name} is neither a preset nor a timm model{f': did you mean {close}?' if close else ''}"
         )
     source = spec.weights or recipe.weights
-    is_preset = spec.name in PRESETS
-    given = open_weights(source, storage_options, hashed=is_preset) if source else None
-    if given and is_preset:
+    given = open_weights(source, storage_options) if source else None
+    if given and spec.name in PRESETS:
         refuse_weights_of_another_preset(given, spec.name, is_published=spec.weights is None)
     model, pool, shape = _without_weights(spec, recipe)
     if given:
@@ -131,7 +130,9 @@ def load_timm_network(spec: EncoderSpec, storage_options: StorageOptions | None 
         checkpoint = published_checkpoint(model.pretrained_cfg, spec.name)
         model = _with_timms_weights(model, recipe, checkpoint, pool)
     weights = fingerprint_once(model.state_dict(), checkpoint.file)
-    return TimmNetwork(spec, recipe, model, shape, weights)
+    network = TimmNetwork(spec, recipe, model, shape, weights)
+    network.origin = origin_of(spec, checkpoint)
+    return network
 
 
 def random_network(spec: EncoderSpec) -> TimmNetwork:

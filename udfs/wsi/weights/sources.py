@@ -8,10 +8,10 @@ from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError, map_checkpo
 from udfs.wsi.weights.hub import REPOSITORY, WEIGHTS, HubReference, hub_file, is_in_cache
 
 
-def open_weights(source: str, storage_options: StorageOptions | None = None, *, hashed: bool = False) -> Checkpoint:
+def open_weights(source: str, storage_options: StorageOptions | None = None) -> Checkpoint:
     """The weights of a path, of a URI, or of ``hf-hub:OWNER/NAME[@REVISION]`` or ``hf://OWNER/NAME[@REVISION]/FILE``.
 
-    A path in the cache of the hub is mapped as it is, without a copy. `hashed`: whether `Checkpoint.sha256` is wanted.
+    A path in the cache of the hub is mapped as it is, without a copy. `Checkpoint.sha256` is known.
 
     Raises:
         CheckpointError: see `open_checkpoint` and `hub_file`.
@@ -21,9 +21,9 @@ def open_weights(source: str, storage_options: StorageOptions | None = None, *, 
     except ValueError as error:
         raise CheckpointError(f"weights of an encoder: {error}") from None
     if reference is None:
-        return open_checkpoint(source, storage_options, in_place=is_in_cache(source), hashed=hashed)
+        return open_checkpoint(source, storage_options, in_place=is_in_cache(source), hashed=True)
     path = hub_file(reference, [reference.file] if reference.file else WEIGHTS)
-    return map_checkpoint(path, PublicUri(str(reference)), hashed=hashed)
+    return map_checkpoint(path, PublicUri(str(reference)), hashed=True)
 
 
 def published_checkpoint(config: Mapping[str, Any], name: str) -> Checkpoint:
@@ -40,7 +40,7 @@ def published_checkpoint(config: Mapping[str, Any], name: str) -> Checkpoint:
         file = config.get("hf_hub_filename")
         return open_weights(f"hf://{repository}/{file}" if file else f"{REPOSITORY}{repository}")
     if url := config.get("url"):
-        return open_checkpoint(url)
+        return open_checkpoint(url, hashed=True)
     raise CheckpointError(f"timm has no weights of {name}: set its weights to the path or URI of a checkpoint")
 
 
