@@ -53,6 +53,7 @@ def _table() -> Path:
             rows.append(
                 {
                     "patient_id": f"p{number:04d}",
+                    "encoder": "benchmark",
                     "center_id": "centre",
                     "label": ("CE", "LAA")[number % 2],
                     "n_tiles": sizes[number],

@@ -82,8 +82,8 @@ def _settings(folder: Path) -> Path:
     config.write_text(yaml.safe_dump(settings))
     torch.manual_seed(0)
     model = build_model(ModelSpec("attention", len(_COLUMNS) * _DIM, ("CE", "LAA")))
-    recipe = Identity(Config.model_validate(settings)).recipe
-    save_model(
-        f"{folder}/model", model, ModelCard("model", model.spec, _COLUMNS, (0.5, 0.5), "", 0, (recipe,), {}, 0, {})
-    )
+    [encoder] = settings["encoders"]
+    recipe = Identity(Config.model_validate(settings)).recipe(encoder)
+    card = ModelCard("model", model.spec, _COLUMNS, (0.5, 0.5), "", 0, encoder, (recipe,), {}, 0, {})
+    save_model(f"{folder}/model", model, card)
     return config

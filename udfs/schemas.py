@@ -145,6 +145,21 @@ PATIENTS = _schema(
     *_PROVENANCE,
 )
 
+_VECTOR_COLUMNS = [
+    _column("n_tiles", _INT, "tiles that the vector is made of"),
+    _column("vector", _VECTOR, "what the aggregator makes of the embeddings of these tiles"),
+    *_PROVENANCE,
+]
+_AGGREGATOR = _column(
+    "aggregator",
+    _STRING,
+    "what made one vector of many, by its name in the settings (section aggregators)",
+    required=True,
+)
+
+SLIDE_VECTORS = _schema(_IMAGE, _ENCODER, _AGGREGATOR, _PATIENT, *_VECTOR_COLUMNS)
+PATIENT_VECTORS = _schema(_PATIENT, _ENCODER, _AGGREGATOR, *_VECTOR_COLUMNS)
+
 SPLITS = _schema(
     _PATIENT,
     _column("split", _STRING, "train, validation or test: a patient keeps it, whatever is added", required=True),
@@ -244,6 +259,7 @@ _ROW_GROUPS = {"parquet.block.size": str(32 << 20)}
 # Delta's smallest and largest of each column cost more than all else about writing a tile, so they are kept only for columns
 # by which a stage looks for its rows.
 _STATISTICS = {"delta.dataSkippingStatsColumns": "image_id,patient_id"}
+_OF_PATIENTS = {"delta.dataSkippingStatsColumns": "patient_id"}
 _BAGS = {
     # Parquet looks at the size of a row group after 100 rows at the soonest, which bags fill many times over.
     "parquet.page.size.row.check.min": "1",
@@ -258,6 +274,15 @@ _TABLES = [
     Table("indexes", INDEXES, "One row per slide that was read: where its compressed blocks lie"),
     Table("features", FEATURES, "One row per tile and encoder: vectors, colour histogram", _ROW_GROUPS | _STATISTICS),
     Table("patients", PATIENTS, "One row per patient with tiles and encoder: bag, label, split", _ROW_GROUPS | _BAGS),
+    Table(
+        "slide_vectors", SLIDE_VECTORS, "One row per slide with tiles, encoder and aggregator: one vector", _STATISTICS
+    ),
+    Table(
+        "patient_vectors",
+        PATIENT_VECTORS,
+        "One row per patient with tiles, encoder and aggregator: one vector",
+        _OF_PATIENTS,
+    ),
     Table(
         "splits",
         SPLITS,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from jobs.runtime.settings.config import EACH, Config, ConfigError, describe_settings, load_config
+from jobs.runtime.settings.job_sections import AggregatorSettings
 from jobs.runtime.settings.sections import EncoderSettings, TilingSettings
 from jobs.runtime.settings.setting import NO_ROW, filled, setting
 from udfs.find_tissue import TissueSpec
@@ -244,12 +245,15 @@ def test_settings_in_the_repr_hold_no_storage_options() -> None:
     assert "SECRET" not in repr(config)
 
 
+NAMED = {"encoders": EncoderSettings, "aggregators": AggregatorSettings}  # sections below names of the user
+
+
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, info in model.model_fields.items():
-        below = EncoderSettings if name == "encoders" else info.annotation
+        below = NAMED.get(name, info.annotation)
         nested = isinstance(below, type) and issubclass(below, BaseModel)
-        inner = f"{prefix}{name}.{EACH}." if name == "encoders" else f"{prefix}{name}."
+        inner = f"{prefix}{name}.{EACH}." if name in NAMED else f"{prefix}{name}."
         keys += dotted_keys(below, inner) if nested else [prefix + (info.alias or name)]  # type: ignore[arg-type]
     return keys
 
@@ -264,7 +268,7 @@ def test_every_setting_is_described_with_its_default() -> None:
         if default != "required":
             value: Any = config.model_dump()
             for part in key.split("."):
-                value = value["efficientnet_b0" if part == EACH else part]
+                value = value[next(iter(value)) if part == EACH else part]
             assert yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value), key
 
 
@@ -275,7 +279,8 @@ def test_every_setting_that_is_a_path_or_uri_is_marked_as_one() -> None:
         *sections, name = key.split(".")
         reduce(lambda within, part: within.setdefault(part, {}), sections, settings)[name] = "x"
     settings["training"].pop("mlflow")  # which is an extra
-    jobs = ("stainnet", "splits", "train", "predict", "patches")
+    settings["aggregators"][EACH]["method"] = "gated_attention"
+    jobs = ("stainnet", "splits", "train", "predict", "patches", "vectors")
     config = Config.model_validate(settings)
     assert {key for job in jobs for key, _, _ in config.locations(job)} == texts - {"training.mlflow"}
 

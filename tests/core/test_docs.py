@@ -11,7 +11,6 @@ import yaml
 
 from jobs.runtime.settings.arguments import JOBS
 from jobs.runtime.settings.config import EACH, Config, describe_settings, load_config
-from jobs.runtime.settings.setting import at_key
 from jobs.runtime.spark.session import delta_remedy
 from jobs.training.splitting import SPLITS, Patient, assign_splits
 from tests.slides.demo import COHORT
@@ -35,7 +34,9 @@ def lines_to_write(written: dict[str, Any], described: list[tuple[str, str, str]
     lines = []
     for key, default, meaning in described:
         section, _, name = key.rpartition(".")
-        present = written if not section else at_key(written, section.replace(EACH, "efficientnet_b0")) or {}
+        present = written
+        for part in section.split(".") if section else ():
+            present = present.get(next(iter(present)) if part == EACH else part) or {}
         if name not in present or (key not in EXAMPLES and present[name] != yaml.safe_load(default)):
             where = f"below `{section}:`" if section else "at the left margin"
             lines.append(f"{where}, write:\n{'  ' * bool(section) + f'{name}: {default}':<34} # {meaning}")

@@ -31,7 +31,9 @@ def another(key: str) -> Any:
     """A value of a setting that is not that of `CONFIG`."""
     value: Any = CONFIG
     for name in key.split("."):
-        value = value[ENCODER] if name == EACH else getattr(value, "schema_name" if name == "schema" else name)
+        value = (
+            next(iter(value.values())) if name == EACH else getattr(value, "schema_name" if name == "schema" else name)
+        )
     if choices := [choice for choice in literals(FIELDS[key].annotation) if choice != value]:
         return choices[-1]
     if isinstance(value, bool):
@@ -60,8 +62,10 @@ def changed(key: str, config: Config = CONFIG) -> Config:
     value = {"schema_name" if name == "schema" else name: another(key)}
     if not section:
         return config.model_copy(update=value)
-    if section == f"encoders.{EACH}":
-        return config.model_copy(update={"encoders": {ENCODER: config.encoders[ENCODER].model_copy(update=value)}})
+    if section.endswith(f".{EACH}"):
+        named = section.removesuffix(f".{EACH}")
+        first, *_ = getattr(config, named).items()
+        return config.model_copy(update={named: {first[0]: first[1].model_copy(update=value)}})
     part = getattr(config, section).model_copy(update=value)
     return config.model_copy(update={section: part})
 

@@ -264,7 +264,7 @@ def test_a_petastorm_that_ends_too_early_is_an_error(table: Path, monkeypatch: p
 def test_the_choice_of_the_reader_is_told(table: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert make_feed(str(table)).backend == "petastorm"
-    assert f"feed of 50 patients of version 2 of {table}, read by petastorm" in caplog.text
+    assert f"feed of 50 patients of version 2 of {table}, encoder made, read by petastorm" in caplog.text
 
 
 def test_without_petastorm_it_is_pyarrow_and_who_asks_for_it_is_told(

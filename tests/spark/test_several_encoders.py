@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import yaml
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
+from jobs import drop
 from jobs.runtime.run.run import ORIGINS, Run
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.sections import EncoderSettings
 from tests.conftest import preprocess_in
-from tests.spark.conftest import COHORT, TABLES, Again, Finished, rows_of, unchanged, without
+from tests.spark.conftest import COHORT, TABLES, Again, Finished, in_shared_session, rows_of, unchanged, without
 
 FIRST, SECOND, THIRD = "test_efficientnet", "vit", "resnet"
 VECTORS = ("embedding", "embedding_max", "embeddings", "embeddings_max")
@@ -90,10 +93,7 @@ def test_two_encoders_at_once_give_the_rows_of_each_alone_and_read_each_slide_on
     for table in ("features", "patients"):
         assert json.loads(DeltaTable(f"{both.output.root}/{table}").metadata().configuration[ORIGINS]) == origins
     [recorded] = rows_of(both, "runs")
-    recipes = {
-        encoder["key"]: {entry["key"]: entry["value"] for entry in encoder["value"]} for encoder in recorded["features"]
-    }
-    assert recipes == {name: run.identity.recipe(name) | origin for name, origin in origins.items()}
+    assert recorded["features"] == {name: run.identity.recipe(name) | origin for name, origin in origins.items()}
 
 
 def test_an_encoder_whose_licence_forbids_commercial_use_is_refused_before_its_weights_are_looked_for(
@@ -164,3 +164,39 @@ def test_a_tile_is_encoded_by_just_the_encoders_that_lack_it(spark: SparkSession
     }
     assert new == {(row["image_id"], row["x_px"], row["y_px"], row["encoder"]) for row in before} - present
     assert run.record.counts["tiles_encoded"] == len({key[:3] for key in new})
+
+
+def test_the_job_drop_deletes_the_rows_of_an_encoder_and_no_other(
+    spark: SparkSession,
+    again: Again,
+    others: Others,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = again()
+    both = with_encoders(first, first.encoders | {SECOND: others[SECOND]})
+    preprocess_in(spark, both)
+    in_shared_session(spark, monkeypatch)
+    file = tmp_path / "settings.yaml"
+
+    def dropped(config: Config, *arguments: str) -> tuple[int, str]:
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        status = drop.main(["--config", str(file), *arguments])
+        return status, "".join(capsys.readouterr())
+
+    with unchanged(first, *TABLES):
+        for config, arguments, reason in (
+            (both, ["--encoder", SECOND], "the settings name this encoder, so the next run would make its rows again"),
+            (first, ["--encoder", "third"], f"no table in .* has rows of it; the encoders there: {FIRST}, {SECOND}"),
+            (first, [], "--encoder is required"),
+        ):
+            status, text = dropped(config, *arguments)
+            assert status == 2 and re.search(reason, text)
+    kept = {table: of(first, table, FIRST) for table in ("features", "patients")}
+    n_second = len(of(first, "features", SECOND))
+    status, text = dropped(first, "--encoder", SECOND)
+    assert status == 0 and re.search(rf"features +{n_second} rows deleted", text)
+    assert {table: rows_of(first, table) for table in kept} == kept
+    assert list(json.loads(DeltaTable(f"{first.output.root}/features").metadata().configuration[ORIGINS])) == [FIRST]
+    assert preprocess_in(spark, first).record.counts["waves"] == 0

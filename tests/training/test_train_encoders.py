@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.training.train_runs import EASY, auroc, refusal, settings, trained
 
 GOOD, NOISE = "uni2-h", "resnet18.a1_in1k"
 RECIPE = {"encoder.model": "uni2-h", "encoder.precision": "bf16 by torch", "tiling.tile_px": "448"}
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "encoders": {GOOD: {"weights": "s3://models/uni2-h.bin", "mean": None}, NOISE: {}},
     "inference": {"runtime": "torch", "precision": None, "batch_size": 8},
     "tiling": {"tile_px": 448, "mpp": 0.5, "max_tiles_per_patient": None, "seed": 3},

@@ -20,12 +20,14 @@ JOBS = {
     "slides": "tables slides and tiles: headers, tissue, tile coordinates",
     "features": "table features: embeddings and colours of the tiles",
     "patients": "table patients: one row per patient, with its bags",
+    "vectors": "tables slide_vectors and patient_vectors: one vector per slide and per patient",
     "splits": "table splits, column patients.split and CSVs: which patients are in train, validation and test",
     "train": "a model on table patients, and its metrics on held-out patients",
     "predict": "table predictions and a CSV: probabilities of new patients by a trained model, from their slides on",
     "patches": "reads patches of pixels ahead of a trainer",
     "stainnet": "fits a StainNet checkpoint to your slides",
     "compact": "joins the small files that many waves and runs leave",
+    "drop": "deletes the rows of an encoder that the settings no longer name",
     "doctor": "what works here and what does not, and how long the cohort takes",
 }
 
@@ -75,6 +77,7 @@ _OWN_OPTIONS: dict[str, _Options] = {  # by job; a command line may have one of 
         "--resume": {"metavar": "RUN_ID", "help": _RESUME},
         "--reproduce": {"metavar": "RUN_ID", "help": _REPRODUCE},
     },
+    "drop": {"--encoder": {"metavar": "NAME", "help": "the encoder whose rows are deleted"}},
     "doctor": {"--deadline": {"type": hours, "metavar": "HOURS", "help": _DEADLINE}},
 }
 

@@ -14,6 +14,7 @@ from jobs.runtime.settings import job_sections, sections
 from jobs.runtime.settings.setting import NO_ROW, Location, Section, setting
 from jobs.runtime.settings.withheld import described, file_shown, key_shown
 from jobs.runtime.settings.yaml_text import YamlTextError, parse_yaml, value_of
+from udfs.wsi.aggregator.aggregator import aggregator_methods
 from udfs.wsi.store import StoreUri, public_uri, read_bytes, redact, secrets_of
 from udfs.wsi.tissue.method import TissueMethod, tissue_method
 
@@ -42,16 +43,26 @@ class ConfigError(Exception):
         return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
 
 
-def _by_name(encoders: Any) -> Any:
-    """Encoders in which a name without settings has the defaults: YAML makes them null."""
-    if not isinstance(encoders, dict) or not encoders:
-        raise ValueError("must be a mapping of one encoder or several: for example encoders: {efficientnet_b0: {}}")
-    for name in encoders:
-        if not isinstance(name, str) or _NO_NAME.search(name) or len(name) > _LONGEST_NAME:
-            raise ValueError(
-                f"the name of an encoder is a text of at most {_LONGEST_NAME} characters without blanks and quotes"
-            )
-    return {name: {} if settings is None else settings for name, settings in encoders.items()}
+def _by_name(what: str, example: str) -> BeforeValidator:
+    """Sections by name, in which a name without settings has the defaults: YAML makes them null."""
+
+    def checked(sections_: Any) -> Any:
+        if not isinstance(sections_, dict) or not sections_:
+            raise ValueError(f"must be a mapping of one {what} or several: for example {example}")
+        for name in sections_:
+            if not isinstance(name, str) or _NO_NAME.search(name) or len(name) > _LONGEST_NAME:
+                raise ValueError(
+                    f"the name of an {what} is a text of at most {_LONGEST_NAME} characters without blanks and quotes"
+                )
+        return {name: {} if settings is None else settings for name, settings in sections_.items()}
+
+    return BeforeValidator(checked)
+
+
+EncodersByName = Annotated[dict[str, sections.EncoderSettings], _by_name("encoder", "encoders: {efficientnet_b0: {}}")]
+AggregatorsByName = Annotated[
+    dict[str, job_sections.AggregatorSettings], _by_name("aggregator", "aggregators: {mean: {}, max: {}}")
+]
 
 
 class Config(Section):
@@ -65,7 +76,7 @@ class Config(Section):
     tissue: sections.TissueSettings = sections.TissueSettings()
     tiling: sections.TilingSettings = sections.TilingSettings()
     stain: sections.StainSettings = sections.StainSettings()
-    encoders: Annotated[dict[str, sections.EncoderSettings], BeforeValidator(_by_name)] = setting(
+    encoders: EncodersByName = setting(
         {"efficientnet_b0": {}},
         "the encoders by name, one or several: each tile is read and decoded once for all of them; the name is in column encoder "
         "of the tables",
@@ -78,6 +89,11 @@ class Config(Section):
     splits: job_sections.SplitsSettings = job_sections.SplitsSettings()
     training: job_sections.TrainingSettings = job_sections.TrainingSettings()
     predict: job_sections.PredictSettings = job_sections.PredictSettings()
+    aggregators: AggregatorsByName = setting(
+        {"mean": {}, "max": {}},
+        "what makes one vector of the tiles of a slide or patient, by name; the name is in column aggregator of the tables",
+        NO_ROW,
+    )
     patches: job_sections.PatchesSettings = job_sections.PatchesSettings()
     run: sections.RunSettings = sections.RunSettings()
     licence: Literal["any", "commercial"] = setting(
@@ -97,6 +113,25 @@ class Config(Section):
             why = "inference.device = cpu" if inference.device == "cpu" else "inference.runtime = openvino"
             raise ValueError(f"gpus_per_task takes GPUs that {why} leaves idle: set it to null, or change that")
         return resources
+
+    @field_validator("aggregators")
+    @classmethod
+    def _known_methods(
+        cls, aggregators: dict[str, job_sections.AggregatorSettings], info: ValidationInfo
+    ) -> dict[str, job_sections.AggregatorSettings]:
+        methods, encoders = aggregator_methods(), info.data.get("encoders", {})
+        for name, settings in aggregators.items():
+            method = settings.method or name
+            if method not in methods:
+                raise ValueError(f"{name}: no method {described(method)}: set method to one of {', '.join(methods)}")
+            if methods[method].has_weights != (settings.weights is not None):
+                has = "needs the weights of a checkpoint" if methods[method].has_weights else "has no weights"
+                raise ValueError(f"{name}: method {method} {has}: see setting weights")
+            if settings.encoder is not None and encoders and settings.encoder not in encoders:
+                raise ValueError(
+                    f"{name}: encoder {described(settings.encoder)} is not in section encoders: {', '.join(encoders)}"
+                )
+        return aggregators
 
     @property
     def tissue_method(self) -> TissueMethod:
@@ -154,6 +189,10 @@ def _each(section: Section, values: dict[str, Any], prefix: str = "") -> Iterato
             yield f"{prefix}{key}", info, values[key]
 
 
+_NAMED: dict[str, type[Section]] = {  # sections below names of the user
+    "encoders": sections.EncoderSettings,
+    "aggregators": job_sections.AggregatorSettings,
+}
 _TEXTS = {key for key, info in settings_by_key() if info.annotation in (str, str | None, StoreUri, StoreUri | None)}
 
 
@@ -279,20 +318,20 @@ def _override(settings: dict[str, Any], override: str) -> None:
 
 
 def _path_of(key: str, value: str) -> list[str]:
-    """The names along a dotted key. An encoder's name may have dots: what follows it is a setting of an encoder."""
+    """The names along a dotted key. The name of an encoder may have dots: what follows it is a setting of an encoder."""
     first, _, rest = key.partition(".")
-    if first != "encoders" or not rest:
+    if first not in _NAMED or not rest:
         return key.split(".")
     if found := re.fullmatch(r"(.+)\.(kwargs)\.([^.]+)", rest):
         return [first, *found.groups()]
     name, dot, last = rest.rpartition(".")
-    is_name = not dot or (last not in sections.EncoderSettings.model_fields and value.strip()[:1] in ("", "{"))
+    is_name = not dot or (last not in _NAMED[first].model_fields and value.strip()[:1] in ("", "{"))
     return [first, rest] if is_name else [first, name, last]
 
 
 def _general(path: Sequence[str]) -> str:
-    """A dotted key with `EACH` in the place of an encoder's name."""
-    return ".".join([*path[:1], EACH, *path[2:]] if path[0] == "encoders" else path)
+    """A dotted key with `EACH` in the place of the name of an encoder or aggregator."""
+    return ".".join([*path[:1], EACH, *path[2:]] if path[0] in _NAMED else path)
 
 
 def _expanded(text: str) -> str:

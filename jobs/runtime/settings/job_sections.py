@@ -14,6 +14,7 @@ ONE_JOBS = {  # the job of each section
     "splits": "splits",
     "training": "train",
     "predict": "predict",
+    "aggregators": "vectors",
     "patches": "patches",
 }
 _SPLITS = Shapes("splits")
@@ -119,6 +120,25 @@ class PredictSettings(Section):
     model: Source = setting(None, "folder or URI of a trained model: ROOT/models/RUN_ID", NO_ROW)
     csv: OutFile = setting(
         None, "path or URI of the CSV of probabilities; null is ROOT/predictions_csv/MODEL_ID.csv", NO_ROW
+    )
+
+
+class AggregatorSettings(Section):
+    """What makes one vector of the embeddings of a slide or patient. Section `aggregators` has one below each name."""
+
+    method: str | None = setting(
+        None,
+        "mean, max, or gated_attention (learned: Ilse et al. 2018); null takes the aggregator's name",
+        NO_ROW,
+    )
+    weights: Source = setting(
+        None, "path or URI of the checkpoint of a learned one, such as ROOT/models/RUN_ID/model.safetensors", NO_ROW
+    )
+    encoder: str | None = setting(
+        None,
+        "the encoder of section encoders whose tiles it takes; null takes those of each, and of a model of job train those that "
+        "it learned from",
+        NO_ROW,
     )
 
 

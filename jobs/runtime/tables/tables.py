@@ -189,6 +189,12 @@ class Tables:
         table.merge(F.broadcast(rows).alias("new"), f"old.{key} = new.{key}").whenMatchedUpdate(set=changes).execute()
         self._refresh(name)
 
+    def delete(self, name: str, where: str) -> None:
+        """Delete the rows that meet a condition of SQL, in one commit."""
+        self._check_alone(name)
+        DeltaTable.forPath(self.spark, self.path(name)).delete(where)
+        self._refresh(name)
+
     def compact(self, name: str) -> None:
         """Join small files to larger ones, in one commit that changes no row; none if there is nothing to join."""
         self._check_alone(name)

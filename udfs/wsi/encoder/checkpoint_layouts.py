@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
@@ -68,18 +68,6 @@ def to_timm(tensors: Mapping[str, torch.Tensor], model: nn.Module, *, other_grid
         if name in expected or not (name.startswith(dropped) or _OF_TRAINING.match(name))
     }
     return _with_positions(found, model, other_grid=other_grid, antialias=not is_of_transformers)
-
-
-def differences_of(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """Yield what keeps tensors from filling a model: what it misses, what is of another shape, what it does not have."""
-    for name, tensor in expected.items():
-        if name not in tensors:
-            yield f"no {name}"
-        elif tensors[name].shape != tensor.shape:
-            yield f"{name} is {list(tensors[name].shape)}, not {list(tensor.shape)}"
-    for name in tensors:
-        if name not in expected:
-            yield f"{name} is not in the model"
 
 
 def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from udfs.wsi.encoder.batch_size import is_out_of_memory
-from udfs.wsi.encoder.checkpoint_layouts import differences_of, to_timm
+from udfs.wsi.encoder.checkpoint_layouts import to_timm
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
 from udfs.wsi.encoder.network import Network, encoder_named
 from udfs.wsi.encoder.presets import PRESETS
@@ -24,7 +24,7 @@ from udfs.wsi.weights.checkpoint import (
     fingerprint_once,
     first_sentence,
 )
-from udfs.wsi.weights.filling import fill
+from udfs.wsi.weights.filling import differences_of, fill
 from udfs.wsi.weights.sources import open_weights, published_checkpoint
 
 _OF_TOKENS = ("cls", "mean", "cls_mean")  # the poolings that need a model that yields tokens

@@ -1,6 +1,6 @@
-"""Models that take their weights from a mapped file and hold no copy of them."""
+"""Models that take their weights from a mapped file and hold no copy of them, and how a model and a file differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,3 +36,15 @@ def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     own = model.state_dict()
     cast = {name: each.to(own[name].dtype) if name in own else each for name, each in tensors.items()}
     model.load_state_dict(cast, assign=True)
+
+
+def differences_of(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Yield what keeps tensors from filling a model: what it misses, what is of another shape, what it does not have."""
+    for name, tensor in expected.items():
+        if name not in tensors:
+            yield f"no {name}"
+        elif tensors[name].shape != tensor.shape:
+            yield f"{name} is {list(tensors[name].shape)}, not {list(tensor.shape)}"
+    for name in tensors:
+        if name not in expected:
+            yield f"{name} is not in the model"

@@ -1,0 +1,1 @@
+"""The embeddings of a bag to one vector of a slide or patient, one file per aggregator."""
