@@ -27,6 +27,7 @@ NAMES = (  # each a module of this package with run()
     "scale",
     "learn",
     "gpu",
+    "gpu_training",
 )
 ON_REQUEST = ("growth",)  # a quarter of an hour or more, so only where --only names it
 

@@ -1,7 +1,8 @@
 """encode: tiles to embeddings on one core by each runtime and precision, beside the runtime alone at its best batch.
 
 Ours is `Encoder.embed`, from uint8 tiles of 448 px to two vectors; the runtime alone has its images ready. The cosine is that
-to PyTorch's fp32 over real tiles, of the worse of the two aggregates; random weights have none to speak of.
+to PyTorch's fp32 over real tiles, of the worse of the two aggregates; random weights have none to speak of. `gflops` is what
+the network calculates in a second: tiles by `benchmarks.sizing.gflop_per_tile`.
 """
 
 from collections.abc import Iterator
@@ -13,33 +14,37 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import inputs
+from benchmarks.agreement import cosines
 from benchmarks.measure import Line, median_seconds, seconds
+from benchmarks.sizing import gflop_per_tile
 from benchmarks.ways import WAYS
-from benchmarks.work import INPUT_PX
 from tests.slides.weights import LITE0
 from udfs.wsi.encoder import Encoder, EncoderSpec
 from udfs.wsi.encoder.encoder import Embeddings
 from udfs.wsi.encoder.encoder_spec import Precision, Runtime
 from udfs.wsi.encoder.resize import resize
 
-_SIZES = (1, 4, 8, 16, 32)
-_TILES, _TILES_OF_COSINE = 32, 512
+_SIZES = (1, 2, 4, 8, 16, 32)
+_TILES_OF_COSINE = 512
+_MODELS = {LITE0: 32, "efficientnet_b0": 32, "kaiko-vits16": 16, "vit_small_patch16_224": 16, "h0-mini": 4}
+"""Each with the number of tiles that it is measured with."""
 
 
 def run() -> Iterator[Line]:
     """A line for each runtime and precision of each model."""
     torch.set_num_threads(1)
     tiles = inputs.kept_pixels(inputs.section(), _TILES_OF_COSINE)
-    for name, weights, kind in (
-        (LITE0, inputs.lite0_weights(), "real"),
-        ("efficientnet_b0", inputs.b0_weights(), "random"),
-    ):
+    for name, n_tiles in _MODELS.items():
+        is_real = name == LITE0
+        weights = inputs.lite0_weights() if is_real else inputs.random_weights(name)
         reference: Embeddings | None = None
         for runtime, precision in WAYS:
             encoder, alone = (Encoder(_spec(name, weights, runtime, precision)) for _ in range(2))
+            kind = "real" if is_real else "random"
             line: Line = {"encoder": name, "weights": kind, "runtime": runtime, "precision": precision}
-            line |= _speed(encoder, alone, tiles[:_TILES])
-            if kind == "real":
+            line |= _speed(encoder, alone, tiles[: max(n_tiles, encoder.batch_size)])
+            line["gflops"] = float(line["images_per_s"]) * gflop_per_tile(name)
+            if is_real:
                 found = encoder.embed(tiles)
                 reference = reference or found
                 line |= _cosines(found, reference)
@@ -47,20 +52,21 @@ def run() -> Iterator[Line]:
 
 
 def _spec(name: str, weights: Path, runtime: Runtime, precision: Precision) -> EncoderSpec:
-    return EncoderSpec(name, str(weights), INPUT_PX, runtime=runtime, precision=precision, device="cpu")
+    return EncoderSpec(name, str(weights), runtime=runtime, precision=precision, device="cpu")
 
 
 def _speed(encoder: Encoder, alone: Encoder, tiles: NDArray[np.uint8]) -> Line:
     """Two of them, for each keeps to the batch size that it was last run with."""
-    images = resize(tiles, INPUT_PX, encoder.interpolation)
+    images = resize(tiles, encoder.input_px, encoder.interpolation)
+    sizes = [size for size in _SIZES if size <= len(tiles)]
 
     def bare(size: int) -> None:
         for start in range(0, len(images), size):
             alone.runtime(images[start : start + size], size)
 
-    for size in _SIZES:
+    for size in sizes:
         bare(size)  # compiled, and warm
-    best = min(_SIZES, key=lambda size: min(seconds(partial(bare, size)) for _ in range(2)))
+    best = min(sizes, key=lambda size: min(seconds(partial(bare, size)) for _ in range(2)))
     taken = median_seconds({"ours": partial(encoder.embed, tiles), "bare": partial(bare, best)})
     rates = {way: len(tiles) / spent for way, spent in taken.items()}
     return {
@@ -80,10 +86,3 @@ def _cosines(found: Embeddings, reference: Embeddings) -> Line:
         "cosine_mean": f"{mean:.5f}",
         "cosine_min": f"{least:.5f}",
     }
-
-
-def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of the rows of two matrices: float32 [n, dim] twice to [n]."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    result: NDArray[np.float64] = (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
-    return result

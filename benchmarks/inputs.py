@@ -5,18 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from benchmarks.random_weights import network_of
+from benchmarks.random_weights import stainnet as tinting_stainnet
 from tests.slides.atomic import whole_file
 from tests.slides.huge import Layout, write_huge_svs
 from tests.slides.make import write_mosaic
 from tests.slides.sample import SAMPLE_FOLDER, fetch_sample, real_pixels
 from tests.slides.weights import convert_lite0_weights
 from udfs.wsi import open_slide
-from udfs.wsi.stain.stain_network import StainNet
+from udfs.wsi.encoder import EncoderSpec
 from udfs.wsi.tissue.brightness import Brightness
 from udfs.wsi.tissue.grid import mask_fractions, tile_grid
 
@@ -92,30 +93,25 @@ def lite0_weights() -> Path:
 
 
 def b0_weights() -> Path:
-    """Random weights of efficientnet_b0, always the same: good for its speed alone."""
-    path = FOLDER / "efficientnet_b0_random.safetensors"
+    """Random weights of efficientnet_b0."""
+    return random_weights("efficientnet_b0")
+
+
+def random_weights(name: str) -> Path:
+    """Random weights of a preset or a timm model, always the same: good for its speed alone."""
+    path = FOLDER / f"{name}_random.safetensors"
     if not path.exists():
-        torch.manual_seed(0)
         with whole_file(path) as temporary:
-            save_file(timm.create_model("efficientnet_b0").state_dict(), temporary)
+            save_file(network_of(EncoderSpec(name, None)).model.state_dict(), temporary)
     return path
 
 
 def stainnet() -> Path:
-    """A StainNet that tints a little, so that tissue goes on looking like tissue."""
+    """Weights of the StainNet that tints a little."""
     path = FOLDER / "stainnet.pth"
     if not path.exists():
-        torch.manual_seed(0)
-        net = StainNet()
-        first, second, third = (
-            net.get_parameter(f"rgb_trans.{i}.weight").data[:, :, 0, 0].mul_(0.1) for i in (0, 2, 4)
-        )
-        halves = torch.cat([torch.eye(3), -torch.eye(3)])  # x is relu(x) - relu(-x)
-        first[:6] += halves
-        second[:6, :6] += torch.eye(6)
-        third[:, :6] += halves.T
         with whole_file(path) as temporary:
-            torch.save(net.state_dict(), temporary)
+            torch.save(tinting_stainnet().state_dict(), temporary)
     return path
 
 

@@ -26,7 +26,7 @@ import yaml
 from numpy.typing import NDArray
 
 from benchmarks import classic, inputs, loop, stage
-from benchmarks.encode import cosines
+from benchmarks.agreement import cosines
 from benchmarks.machine import on_cores
 from benchmarks.measure import Line, seconds
 from benchmarks.processes import CORES, processes

@@ -3,6 +3,7 @@
 Nothing here reads the presets. Depth and weights are the tests': few blocks, all of which matter, with random numbers.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,12 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def depth_of(architecture: str) -> int:
-    """Blocks in the tests: two, of the largest models one."""
+    """Blocks in the tests: two, of the largest models one, or as many as SLIDELAKE_TEST_DEPTH says.
+
+    A whole ViT-H takes 6 GB and a minute: SLIDELAKE_TEST_DEPTH=32 pytest 'tests/core/test_preset_parity.py' -k virchow2.
+    """
+    if depth := os.environ.get("SLIDELAKE_TEST_DEPTH"):
+        return int(depth)
     return 1 if "giant" in architecture or "huge" in architecture else 2
 
 

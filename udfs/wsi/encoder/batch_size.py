@@ -9,6 +9,9 @@ from udfs.wsi.host_cache import cache_folder, make_once
 _WORTHWHILE = 1.05  # how many times as fast a larger batch must be: it takes more memory, and results wait for it
 _PATIENCE = 2  # doublings that bring nothing, after which none will
 _TRIALS, _TILES_TRIED = 3, 16  # at least so many batches, and tiles, for the shortest of their times to be a good one
+_LONG_S = (
+    1.0  # a batch that takes so long is run no more often, and a larger one brings nothing: calls cost milliseconds
+)
 _SIGNS = (
     "out of memory",
     "cannot allocate memory",
@@ -27,8 +30,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def measured_batch_size(run: Callable[[int], object], smallest: int, most: int, key: str) -> int:
     """The batch size to use.
 
-    It is doubled as long as it fits into memory and two doublings make tiles at least 5 % faster. What was found is kept for
-    the processes and runs to come on this host, so that they all calculate alike to the last bit.
+    It is doubled as long as it fits into memory, takes less than a second, and two doublings make tiles at least 5 % faster.
+    What was found is kept for the processes and runs to come on this host, so that they all calculate alike to the last bit.
 
     Args:
         run: runs a batch of a size and returns when it is done.
@@ -48,7 +51,7 @@ def _find(run: Callable[[int], object], smallest: int, most: int) -> int:
     best, rate, size, in_vain = smallest, 0.0, smallest, 0
     while size <= most and in_vain < _PATIENCE:
         try:
-            found = size / _seconds(run, size)
+            spent = _seconds(run, size)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or size == 1:
                 raise
@@ -57,8 +60,10 @@ def _find(run: Callable[[int], object], smallest: int, most: int) -> int:
             best = most = size = size // 2  # even the smallest is too large
             continue
         in_vain += 1
-        if found >= rate * _WORTHWHILE:
-            best, rate, in_vain = size, found, 0
+        if size / spent >= rate * _WORTHWHILE:
+            best, rate, in_vain = size, size / spent, 0
+        if spent >= _LONG_S:
+            break
         size *= 2
     return best
 
@@ -66,8 +71,8 @@ def _find(run: Callable[[int], object], smallest: int, most: int) -> int:
 def _seconds(run: Callable[[int], object], size: int) -> float:
     """The shortest of some trials, after one that does not count."""
     run(size)
-    times = []
-    for _ in range(max(_TRIALS, _TILES_TRIED // size)):
+    times: list[float] = []
+    while len(times) < max(_TRIALS, _TILES_TRIED // size) and sum(times) < _LONG_S:
         start = time.perf_counter()
         run(size)
         times.append(time.perf_counter() - start)

@@ -112,13 +112,10 @@ class Encoder:
         if self.spec.batch_size:
             return self.spec.batch_size
 
-        def run(size: int) -> None:
-            self.runtime(np.zeros((size, self.input_px, self.input_px, 3), np.float32), size)
-
         machine = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
         sizes = _SIZES[self.device.type]
         key = key_of(self.identity, self.spec.runtime, self.threads, machine, torch.__version__, sizes)
-        return measured_batch_size(run, *sizes, key)
+        return measured_batch_size(self.runtime.run_blank, *sizes, key)
 
 
 def device_of(spec: EncoderSpec) -> torch.device:

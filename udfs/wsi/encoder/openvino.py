@@ -2,7 +2,6 @@
 
 import tempfile
 import warnings
-import zipfile
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -19,7 +18,6 @@ from udfs.wsi.encoder.network import Network
 from udfs.wsi.host_cache import cache_folder, key_of, make_once
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-_FILES = ("model.xml", "model.bin")
 _VERSION = 2  # of what is kept: raise it when the conversion changes
 
 
@@ -61,6 +59,10 @@ class OpenVinoRuntime:
         self._request.infer({0: images}, share_inputs=True)
         return tuple(self._request.get_output_tensor(i).data[:n].copy() for i in range(self._n_outputs))
 
+    def run_blank(self, batch_size: int) -> None:
+        """Run a batch of blank images."""
+        self(np.zeros((batch_size, self._edge, self._edge, 3), np.float32), batch_size)
+
 
 def _core() -> Any:
     try:
@@ -73,28 +75,37 @@ def _core() -> Any:
 
 
 def _model_of(core: Any, network: Network) -> Any:
-    """The model in OpenVINO's own format, converted once per host; anew if the cache cannot be used."""
+    """The model in OpenVINO's own format, converted once per host; anew if the cache cannot be used.
+
+    Its weights are mapped from the file, so that processes share them until they are compiled.
+    """
     converted = [part for part in network.identity if not part.startswith("precision=")]  # of every precision the same
     key = key_of(_VERSION, converted, version("openvino"), version("timm"))
     path: Path | None = None
     try:
-        path = cache_folder() / f"openvino-{key}.zip"
+        path = cache_folder() / f"openvino-{key}.xml"
         make_once(path, partial(_convert, network))
-        return _load(core, path)
-    except (OSError, RuntimeError, zipfile.BadZipFile, KeyError):  # no room, or half of it was cleaned away
+        return core.read_model(path, _weights_of(path))
+    except (OSError, RuntimeError):  # no room, or half of it was cleaned away
         with suppress(OSError):
             if path:
                 path.unlink(missing_ok=True)  # the next process makes it anew
         with tempfile.TemporaryDirectory() as folder:
-            _convert(network, Path(folder) / "model.zip")
-            return _load(core, Path(folder) / "model.zip")
+            path = Path(folder) / "model.xml"
+            _convert(network, path)
+            return core.read_model(path, _weights_of(path))
+
+
+def _weights_of(path: Path) -> Path:
+    """Return the file of the weights beside that of the layers, under whatever name that is written."""
+    return path.with_name(f"{path.name.partition('.')[0]}.bin")
 
 
 def _convert(network: Network, path: Path) -> None:
-    """OpenVINO writes two files; here they are one, so that it is whole or not there."""
+    """OpenVINO writes two files. That of the layers is the last to get its name: with it, both are whole."""
     import openvino  # noqa: PLC0415  an extra
 
-    with warnings.catch_warnings(), torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+    with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of tracing, which does not mind the model's own checks of sizes
         edge = network.input_px
         example = torch.zeros(1, edge, edge, 3)
@@ -105,12 +116,11 @@ def _convert(network: Network, path: Path) -> None:
             raise ValueError(
                 f"encoder {network.name}: OpenVINO cannot convert it ({reason}): set inference.runtime to torch"
             ) from None
-        xml, weights = (Path(folder) / name for name in _FILES)
-        openvino.save_model(model, xml, compress_to_fp16=False)
-        xml.write_bytes(_with_precise_layers(xml.read_bytes(), edge))
-        with zipfile.ZipFile(path, "w") as both:
-            both.write(xml, xml.name)
-            both.write(weights, weights.name)
+        written = path.with_name(f"{path.name}.xml")  # one name: what a killed process left is overwritten
+        openvino.save_model(model, written, compress_to_fp16=False)
+    path.write_bytes(_with_precise_layers(written.read_bytes(), edge))
+    written.unlink()
+    written.with_suffix(".bin").replace(_weights_of(path))
 
 
 def _with_precise_layers(xml: bytes, input_px: int) -> bytes:
@@ -131,9 +141,3 @@ def _with_precise_layers(xml: bytes, input_px: int) -> bytes:
             marks = ElementTree.SubElement(layer, "rt_info") if marks is None else marks
             ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
     return bytes(ElementTree.tostring(root))
-
-
-def _load(core: Any, path: Path) -> Any:
-    with zipfile.ZipFile(path) as both:
-        xml, weights = (both.read(name) for name in _FILES)
-    return core.read_model(xml, weights)
