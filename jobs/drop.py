@@ -52,11 +52,12 @@ def drop(run: Run, arguments: argparse.Namespace) -> int:
     for name in existing:
         number = n_rows[name].get(encoder, 0)
         with run.progress.stage(name):
+            origins = json.loads(tables.property(name, ORIGINS) or "{}")
+            if encoder in origins:
+                del origins[encoder]
+                tables.set_property(name, ORIGINS, json.dumps(origins, sort_keys=True))
             if number:
                 tables.delete(name, is_in("encoder", [encoder]))
-            origins = json.loads(tables.property(name, ORIGINS) or "{}")
-            if origins.pop(encoder, None):
-                tables.set_property(name, ORIGINS, json.dumps(origins, sort_keys=True))
         run.record.counts[f"{name}_rows_deleted"] = number
         lines.append(f"  {name:<15} {number:,} rows deleted")
     lines += end_lines(run.record, root)

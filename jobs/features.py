@@ -5,7 +5,8 @@ No pixel is stored.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 from pyspark import StorageLevel
@@ -89,19 +90,22 @@ def encode(
             .mapInArrow(encode_units, spark_schema(ENCODED), profile=resources.profile)
             .persist(StorageLevel.DISK_ONLY)
         )
-        columns = ["image_id", "n_tiles", "error_code", "error_message", "size_bytes", "work"]
+        columns = ["image_id", "encoder", "n_tiles", "error_code", "error_message", "size_bytes", "work"]
         ended = encoded.where("x_px IS NULL").select(columns).collect()  # here the tiles are encoded
         progress.step("write")
+        faults, of_encoders = _faults(ended, config.encoders)
         failed = {
-            unit.image_id: (unit.image_id, unit.error_code, unit.error_message, "failed", record.run_id)
-            for unit in ended
-            if unit.error_code
+            image_id: (image_id, unit.error_code, unit.error_message, "failed", record.run_id)
+            for image_id, unit in faults.items()
         }
+        record.problems += [f"{message}, and the next run tries it again" for message in of_encoders.values()]
         if failed:
             columns = ["error_code", "error_message", "status", "run_id"]
             fates = spark.createDataFrame(list(failed.values()), ["image_id", *columns])
             tables.upsert("slides", fates, "image_id", columns)
         of_failed = F.col("image_id").isin(list(failed))
+        if of_encoders:
+            of_failed |= F.expr(are_in(("image_id", "encoder"), of_encoders))
         good = encoded.where(F.col("x_px").isNotNull() & ~of_failed)
         good = good.select(FEATURES.names).coalesce(max(1, math.ceil(n_tiles * len(encoders) / _ROWS_A_FILE)))
         if kept is not None:
@@ -113,6 +117,25 @@ def encode(
         tables.replace("features", good, are_in(("image_id", "encoder"), pairs) if present else None)
         for frame in (units, encoded):
             frame.unpersist()
+
+
+def _faults(ended: Sequence[Row], encoders: Collection[str]) -> tuple[dict[str, Row], dict[tuple[str, str], str]]:
+    """Tell slides that fail from those that lack the vectors of some encoders only.
+
+    Args:
+        ended: how units went; with an encoder, that its vectors are not finite.
+        encoders: all of the settings.
+
+    Returns:
+        By image_id, a unit of each slide that cannot be read or that no encoder can embed; and the message of each other
+        image_id and encoder.
+    """
+    faults = {unit.image_id: unit for unit in ended if unit.error_code and not unit.encoder}
+    by_encoder = {(unit.image_id, unit.encoder): unit for unit in ended if unit.encoder}
+    n_encoders = Counter(image_id for image_id, _ in by_encoder)
+    all_bad = {unit.image_id: unit for unit in by_encoder.values() if n_encoders[unit.image_id] == len(encoders)}
+    faults = all_bad | faults
+    return faults, {key: unit.error_message for key, unit in by_encoder.items() if key[0] not in faults}
 
 
 def in_tasks(units: DataFrame, planned: Sequence[Row], at_once: int) -> DataFrame:
@@ -154,7 +177,9 @@ def _work_units(tables: Tables, tiles: DataFrame, images: Sequence[str], unit_ti
     slides = slides.select("*", "corners.x_px", "corners.y_px").drop("corners")
     # A fixed number of partitions: by their size, Spark would plan all slides in one.
     planners = max(1, min(len(images), _PLANNERS_A_SLOT * slots(tiles.sparkSession)))
-    return slides.repartition(planners, "image_id").mapInArrow(plan_units(unit_tiles), spark_schema(UNITS))
+    # In one order: units are numbered along it, also if Spark makes a lost partition again.
+    slides = slides.repartition(planners, "image_id").sortWithinPartitions("image_id", "encoders")
+    return slides.mapInArrow(plan_units(unit_tiles), spark_schema(UNITS))
 
 
 JOB = Job(

@@ -58,9 +58,14 @@ def assemble(
         digests = feature_digest(features)
         have = _hashes_now(tables, ids, digests, identity.encoders)
         wanted: dict[Key, Row] = {}
+        most_rows = digests["feature_rows"].groupby("image_id").max()
         for encoder in identity.encoders:
-            for _, of_patient in images.join(features_of(digests, encoder)).groupby("patient_id"):
-                if row := _row(of_patient, identity):
+            of_encoder = images.join(features_of(digests, encoder)).join(most_rows.rename("most_rows"))
+            # Slides whose vectors of this encoder are not finite: no bag is made without them.
+            lacks = (of_encoder["status"] == "ok") & (of_encoder["feature_rows"].fillna(0) < of_encoder["most_rows"])
+            lacking = set(of_encoder.loc[lacks, "patient_id"])
+            for patient, of_patient in of_encoder.groupby("patient_id"):
+                if patient not in lacking and (row := _row(of_patient, identity)):
                     wanted[row["patient_id"], encoder] = row | {"encoder": encoder, "run_id": record.run_id}
         tile_bytes = {
             encoder: dim * np.dtype(config.output.embedding_dtype).itemsize
@@ -103,7 +108,7 @@ def decide(
     """Decide which rows of patients are built, and which are removed.
 
     A right row stays, however large a bag may be today. An outdated row that is too large to be made again stays, too. A row is
-    removed only if its patient has no tile any more.
+    removed if its patient has no tile any more, or lacks vectors of its encoder.
 
     Args:
         wanted: by patient_id and encoder, the row of each patient with tiles: encoder, params_hash and wanted_tiles.
@@ -179,17 +184,18 @@ def _hashes_now(
 ) -> dict[Key, str]:
     """params_hash by patient_id and encoder, of some patients and of those who own no image any more.
 
-    Rows of encoders that the settings do not name are left out, unless the tiles in `features` are no longer theirs.
+    Rows of encoders that the settings do not name are left out, unless `features` lacks a slide of the bag.
     """
-    rows = tables.read("patients").select("patient_id", "encoder", "params_hash", "n_tiles")
+    slides = F.when(~F.col("encoder").isin(list(encoders)), F.array_distinct("tile_index.image_id")).alias("slides")
+    rows = tables.read("patients").select("patient_id", "encoder", "params_hash", slides)
     owners = tables.read("slides").select("patient_id").distinct().withColumn("owns", F.lit(True))
     is_due = F.col("patient_id").isin(list(patients)) | F.col("owns").isNull()
     rows = rows.join(owners, "patient_id", "left").where(is_due)
-    tiles = features.groupby(["features_patient", "encoder"])["feature_rows"].sum().to_dict()
+    of_patients = features.reset_index().groupby(["features_patient", "encoder"])["image_id"].agg(set).to_dict()
     return {
         (row.patient_id, row.encoder): row.params_hash
         for row in rows.collect()
-        if row.encoder in encoders or tiles.get((row.patient_id, row.encoder), 0) != row.n_tiles
+        if row.slides is None or not set(row.slides) <= of_patients.get((row.patient_id, row.encoder), set())
     }
 
 

@@ -118,7 +118,7 @@ def predict(run: Run, arguments: argparse.Namespace) -> int:
         check=lambda: _refuse(card, run.identity.recipe(card.encoder), run.images, tables),
     )
     with run.progress.stage("predict"):
-        wanted = _wanted(tables, read_state(tables, run.job, survey), survey, card)
+        wanted = _wanted(tables, read_state(tables, run.job, survey, config.encoders), survey, card)
         rows = tables.read("predictions").where(F.col("model_id") == card.model_id)
         have = {row.patient_id: row.params_hash for row in rows.select("patient_id", "params_hash").collect()}
         todo = {name: basis for name, basis in wanted.items() if have.get(name) != basis.params_hash}

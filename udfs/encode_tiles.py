@@ -23,7 +23,8 @@ from udfs.spark_task import gpu_address, keep_what_is_loaded, slot_cpus, task_nu
 from udfs.stopwatch import Stopwatch
 from udfs.wsi import ErrorCode, Slide, SlideError, open_slide
 from udfs.wsi.encoder import Encoder, EncoderSpec, device_of
-from udfs.wsi.encoder.network import Network, Outputs, load_network
+from udfs.wsi.encoder.encoder_spec import Precision
+from udfs.wsi.encoder.network import Network, load_network
 from udfs.wsi.inference import Batch, Encoded, Inference, inference
 from udfs.wsi.prefetch import prefetch
 from udfs.wsi.quality.pixel_metric import PixelMetric
@@ -80,15 +81,17 @@ def load_models(spec: FeatureSpec) -> Models[Network]:
         CheckpointError: weights are missing or do not fit.
         ValueError: see `load_network`, or table features has no column for an output.
     """
-    encoders = {name: _load_encoder(one, spec.storage_options) for name, one in spec.encoders.items()}
-    return Models(encoders, _load_stain(spec))
+    return Models({name: _load_encoder(name, spec) for name in spec.encoders}, _load_stain(spec))
 
 
-def _load_encoder(spec: EncoderSpec, storage_options: StorageOptions) -> Network:
-    encoder = load_network(spec, storage_options)
-    names = [name for name, _ in encoder.outputs]
-    if names[:1] != ["embedding"] or any(name not in FEATURES.names for name in names):
-        raise ValueError(f"encoder {spec.name} yields {names}: table features takes embedding, and then embedding_max")
+def _load_encoder(name: str, spec: FeatureSpec) -> Network:
+    try:
+        encoder = load_network(spec.encoders[name], spec.storage_options)
+    except (CheckpointError, ValueError) as error:
+        raise type(error)(f"encoders.{name}: {error}") from None
+    outputs = [output for output, _ in encoder.outputs]
+    if outputs[:1] != ["embedding"] or any(output not in FEATURES.names for output in outputs):
+        raise ValueError(f"encoders.{name} yields {outputs}: table features takes embedding, and then embedding_max")
     return encoder
 
 
@@ -112,8 +115,9 @@ def encode_tiles(
     """Returns the mapInArrow function of the features pass; each partition must hold work units of one slide.
 
     Input columns are those of `udfs.schemas.UNITS`; unit, n_tiles, n_bytes and cost are not used. Output:
-    `udfs.schemas.ENCODED`: one row per coordinate and encoder of the unit in the order of reading, then one row on how the unit
-    went, with the error if the slide cannot be read (rows of tiles that were read before the error precede it).
+    `udfs.schemas.ENCODED`: one row per coordinate and encoder of the unit in the order of reading, then one row with the error
+    per encoder that gives numbers that are not finite, and one row on how the unit went, with the error if the slide cannot be
+    read (rows of tiles that were read before the error precede it).
 
     Args:
         spec: the settings.
@@ -144,16 +148,19 @@ def encode_tiles(
                 for step, encoded in spent.during(encode((step, step.batch) for step in pulled.during(steps))):
                     constant = {name: step.unit[name] for name in ("image_id", "patient_id")} | {"run_id": run_id}
                     if encoded and step.xy_px is not None:
+                        shared = _shared_columns(step.xy_px, encoded)
                         for row in step.unit["encoders"]:
                             outputs = models.encoders[row["encoder"]].outputs
-                            columns = _columns(step.xy_px, encoded, row["encoder"], outputs)
+                            vectors = zip(outputs, encoded.embeddings[row["encoder"]], strict=True)
+                            columns = shared | {name: _lists(matrix) for (name, _), matrix in vectors}
                             yield _batch(len(step.xy_px), constant | row, columns)
                             not_finite[row["encoder"]] += encoded.n_not_finite(row["encoder"])
                         continue
                     if work := step.end.get("work"):
                         work["encoded_s"] = spent.take() - pulled.take()
-                    if +not_finite:
-                        constant |= _error_columns(_not_finite(+not_finite, step, spec.encoders))
+                    for name, number in (+not_finite).items():
+                        fault = _error_columns(_not_finite(name, number, step, spec.encoders[name].precision))
+                        yield _batch(1, constant | {"encoder": name, "n_tiles": 0} | fault, {})
                     not_finite.clear()
                     yield _batch(1, constant | step.end, {})
                     done(len(step.unit["x_px"]))
@@ -193,7 +200,7 @@ def models_of_this_worker(spec: FeatureSpec, names: Collection[str] | None = Non
     stain = _stain[spec.stain_weights]
     for name, key in keys.items():
         if key not in _encoders:
-            network = _load_encoder(wanted[name], spec.storage_options)
+            network = _load_encoder(name, spec)
             if spec.models is not None:
                 _check_same(_identity(network, stain), spec.models[name])
             _encoders[key] = Encoder(wanted[name], network, device=torch.device(key[1]), threads=slot_cpus())
@@ -304,15 +311,12 @@ def _error_columns(error: SlideError) -> dict[str, str]:
     return {"error_code": error.code.value, "error_message": error.message}
 
 
-def _not_finite(n_tiles: Mapping[str, int], end: _Step, encoders: Mapping[str, EncoderSpec]) -> SlideError:
-    """The error of the unit, by the first encoder that has tiles whose vectors are not finite."""
-    name, number = next(iter(n_tiles.items()))
-    precision = encoders[name].precision
+def _not_finite(name: str, n_tiles: int, end: _Step, precision: Precision) -> SlideError:
     wider = {"fp16": "bf16 or fp32", "bf16": "fp32"}.get(precision)
     remedy = f"set inference.precision to {wider}" if wider else f"give other weights in encoders.{name}.weights"
     return SlideError(
         ErrorCode.EMBEDDING_NOT_FINITE,
-        f"{public_uri(end.unit['uri'])}: vectors of encoder {name} for {number:,} of {end.end['n_tiles']:,} tiles are NaN or "
+        f"{public_uri(end.unit['uri'])}: vectors of encoder {name} for {n_tiles:,} of {end.end['n_tiles']:,} tiles are NaN or "
         f"infinite in {precision}: {remedy}, then run with --retry-failed",
     )
 
@@ -340,15 +344,10 @@ def _batch(rows: int, constant: dict[str, Any], columns: dict[str, Any]) -> pa.R
     return pa.RecordBatch.from_pydict(constants | columns, ENCODED)
 
 
-def _columns(xy_px: NDArray[np.int64], encoded: Encoded, encoder: str, outputs: Outputs) -> dict[str, Any]:
-    embeddings = zip(outputs, encoded.embeddings[encoder], strict=True)
-    return {
-        "x_px": xy_px[:, 0],
-        "y_px": xy_px[:, 1],
-        **{name: _lists(vectors) for (name, _), vectors in embeddings},
-        "color_histogram": _sparse(encoded.histograms),
-        **encoded.metrics,
-    }
+def _shared_columns(xy_px: NDArray[np.int64], encoded: Encoded) -> dict[str, Any]:
+    """The columns that are equal for all encoders."""
+    corners = {"x_px": xy_px[:, 0], "y_px": xy_px[:, 1]}
+    return {**corners, "color_histogram": _sparse(encoded.histograms), **encoded.metrics}
 
 
 def _lists(matrix: NDArray[np.float32]) -> pa.Array:

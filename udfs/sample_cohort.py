@@ -188,7 +188,8 @@ def _encode(
     begun = time.monotonic()
     rows = pa.Table.from_batches(list(encode(_in_time(units, seconds))), ENCODED)
     taken = time.monotonic() - begun
-    return rows.filter(pc.is_valid(rows["x_px"])), rows.filter(pc.is_null(rows["x_px"])).to_pylist(), taken
+    ends = rows.filter(pc.field("x_px").is_null() & pc.field("encoder").is_null())
+    return rows.filter(pc.is_valid(rows["x_px"])), ends.to_pylist(), taken
 
 
 def _in_time(units: Sequence[pa.RecordBatch], seconds: float) -> Iterator[pa.RecordBatch]:

@@ -75,7 +75,9 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
     stages = (*slides.JOB.stages, change, *features.JOB.stages, *patients.JOB.stages)
     run = Run(config, spark, replace(preprocess.JOB, stages=stages))
     survey = work_in_waves(run, retry_failed=False)
-    [failed] = failed_slides(read_state(run.tables, run.job, survey).slides)  # a line makes the exit status 3
+    [failed] = failed_slides(
+        read_state(run.tables, run.job, survey, run.config.encoders).slides
+    )  # a line makes the exit status 3
     assert failed.startswith("failed: m2: file_changed: ") and "run again" in failed
     assert {row["image_id"] for row in rows_of(config, "features")} == {"m1", "k1"}
     assert by(rows_of(config, "patients"), "patient_id")["007"]["complete"] is False
@@ -90,14 +92,14 @@ def test_a_slide_replaced_while_a_run_is_at_work_fails_and_the_next_run_heals_it
     assert len(encoded) == row["n_tiles"] > 0
     assert by(rows_of(config, "patients"), "patient_id")["007"]["complete"] is True
     assert set(healed.record.reads) == {("m2", "slides"), ("m2", "features")}
-    assert failed_slides(read_state(healed.tables, healed.job, survey).slides) == []
+    assert failed_slides(read_state(healed.tables, healed.job, survey, healed.config.encoders).slides) == []
 
 
 def test_the_summary_says_what_was_read_of_what(finished: Finished) -> None:
     survey = pd.DataFrame(
         {"patient_id": [row[2] for row in COHORT], "removed": False}, index=[row[0] for row in COHORT]
     )
-    state = read_state(finished.run.tables, finished.run.job, survey)
+    state = read_state(finished.run.tables, finished.run.job, survey, finished.config.encoders)
     lines = summarise(finished.run.job, finished.run.record, finished.config, state).splitlines()
     [line] = [line for line in lines if line.startswith("  read ")]
     total = sum(path.stat().st_size for path in finished.slides.iterdir())

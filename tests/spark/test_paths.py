@@ -59,7 +59,7 @@ def test_the_printed_next_step_runs(spark: SparkSession, small_config: Callable[
     for name in ("slides", "patients"):
         run.tables.create(name)
     survey = pd.DataFrame({"patient_id": [], "removed": pd.Series(dtype=bool)})
-    summary = summarise(run.job, run.record, run.config, read_state(run.tables, run.job, survey))
+    summary = summarise(run.job, run.record, run.config, read_state(run.tables, run.job, survey, run.config.encoders))
     [line] = [line for line in summary.splitlines() if line.startswith("  next")]
     step = line.removeprefix("  next").partition(", or")[0].strip()
     assert "patient_id" in eval(step, {"polars": pl}).columns

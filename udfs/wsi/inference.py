@@ -113,11 +113,13 @@ class DeviceInference:
         self._forward = {name: _forward(encoder) for name, encoder in encoders.items()}
         self._device = next(iter(encoders.values())).device
         self._table = stain.table_on(self._device) if stain else None
+        self._most: int | None = None  # tiles of a batch, once memory ran out beside the encoders
 
     @property
     def batch_size(self) -> int:
         """Number of tiles to give at once."""
-        return max(encoder.batch_size for encoder in self._encoders.values())
+        largest = max(encoder.batch_size for encoder in self._encoders.values())
+        return min(largest, self._most or largest)
 
     def __call__(self, batches: Iterable[tuple[Key, Batch | None]]) -> Iterator[tuple[Key, Encoded | None]]:
         """Yields what is kept of each batch, while the next one is under way; None of None."""
@@ -137,7 +139,7 @@ class DeviceInference:
                 raise
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        half = len(tiles) // 2
+        half = self._most = len(tiles) // 2
         return [*self._submit(tiles[:half], names), *self._submit(tiles[half:], names)]
 
     @torch.inference_mode()

@@ -45,7 +45,7 @@ def run_job(job: Job, argv: Sequence[str] | None) -> int:
 def conclude(run: Run, survey: pd.DataFrame, lines: Sequence[str] = ()) -> int:
     """Print the summary of a run and further lines, name failed slides and those with warnings; returns the exit status."""
     run.progress.step("summary")
-    state = read_state(run.tables, run.job, survey)
+    state = read_state(run.tables, run.job, survey, run.config.encoders)
     run.record.counts.update(state.counts())
     failed = failed_slides(state.slides)
     print("\n".join([summarise(run.job, run.record, run.config, state), *lines]))

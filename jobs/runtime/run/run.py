@@ -191,8 +191,8 @@ def encoder_spec(config: Config, name: str) -> EncoderSpec:
     """Returns an encoder of the settings as the workers get it."""
     settings, inference = config.encoders[name], config.inference
     model = settings.model or name
-    is_for_gpus = inference.device == "cuda" or bool(config.resources.gpus_per_task)
-    recommended: Precision = PRESETS[model].precision if model in PRESETS and is_for_gpus else "fp32"
+    is_on_gpu = inference.device == "cuda"  # by the settings alone: rows do not depend on the machine
+    recommended: Precision = PRESETS[model].precision if model in PRESETS and is_on_gpu else "fp32"
     return filled(
         EncoderSpec,
         settings,

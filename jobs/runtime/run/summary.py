@@ -1,7 +1,7 @@
 """What a run prints at its end, for a person to read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,7 +24,9 @@ class CohortState:
 
     slides: pd.DataFrame  # by image_id: image_id, status, n_tiles, error_code, error_message, warnings
     patients: Sequence[str]
-    without_row: Sequence[str] | None  # patients that table patients lacks; None in jobs that do not write it
+    without_row: (
+        Sequence[str] | None
+    )  # patients that lack the row of an encoder; None in jobs that do not write table patients
 
     def named(self, status: str) -> list[str]:
         """Return the slides of a status."""
@@ -39,8 +41,8 @@ class CohortState:
         return counts
 
 
-def read_state(tables: Tables, job: Job, survey: pd.DataFrame) -> CohortState:
-    """Return the state of the cohort that was surveyed, as the tables have it now."""
+def read_state(tables: Tables, job: Job, survey: pd.DataFrame, encoders: Iterable[str]) -> CohortState:
+    """Return the state of the cohort that was surveyed, as the tables have it now, with the rows of these encoders."""
     cohort = survey[~survey["removed"]]
     columns = ["image_id", "status", "n_tiles", "error_code", "error_message", "warnings"]
     slides = tables.read("slides").select(columns).toPandas()
@@ -48,8 +50,9 @@ def read_state(tables: Tables, job: Job, survey: pd.DataFrame) -> CohortState:
     patients = sorted(set(cohort["patient_id"]))
     if "patients" not in job.writes:
         return CohortState(slides, patients, None)
-    rows = {row.patient_id for row in tables.read("patients").select("patient_id").distinct().collect()}
-    return CohortState(slides, patients, [patient for patient in patients if patient not in rows])
+    rows = {(row.patient_id, row.encoder) for row in tables.read("patients").select("patient_id", "encoder").collect()}
+    lacking = {patient for patient in patients for encoder in encoders if (patient, encoder) not in rows}
+    return CohortState(slides, patients, sorted(lacking))
 
 
 def failed_slides(slides: pd.DataFrame) -> list[str]:

@@ -43,8 +43,7 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
         run.identity = Identity(run.config, _models(run))
         check()
         for name in (*job.writes, "runs"):
-            origins = {ORIGINS: json.dumps(run.origins, sort_keys=True)} if name in _OF_ENCODERS and run.origins else {}
-            run.tables.create(name, origins)
+            run.tables.create(name, _origins_of(run, name, changed=False))
         survey = _survey(run, located, retry_failed=retry_failed)
         run.record.problems += [line for line in (_unreachable(survey), _waiting(survey, job.waits_for)) if line]
         work = survey[survey[list(job.stale)].any(axis=1)]
@@ -59,6 +58,8 @@ def work_in_waves(run: Run, *, retry_failed: bool, check: Callable[[], None] = l
                 _through_stages(run, _survey(run, located, retry_failed=True), given_up)
             # What py4j names of the JVM is in cycles: plans and broadcasts of a wave would stay until Python looks for these.
             gc.collect()
+    for name in job.writes:  # now that no row is of the weights before
+        run.tables.create(name, _origins_of(run, name, changed=True))
     run.record.counts["waves"] = len(waves)
     return survey
 
@@ -81,6 +82,14 @@ def _models(run: Run) -> dict[str, Recipe]:
         }
         return {encoder: recipe for encoder, recipe in found.items() if recipe is not None}
     return {}
+
+
+def _origins_of(run: Run, table: str, *, changed: bool) -> dict[str, str]:
+    """The property of a table that names the origin of its encoders; those that it has stay unless `changed`."""
+    if table not in _OF_ENCODERS or not run.origins:
+        return {}
+    noted = json.loads(run.tables.property(table, ORIGINS) or "{}")
+    return {ORIGINS: json.dumps(noted | run.origins if changed else run.origins | noted, sort_keys=True)}
 
 
 def _survey(run: Run, located: Mapping[str, Located], *, retry_failed: bool) -> pd.DataFrame:

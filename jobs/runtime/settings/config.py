@@ -52,7 +52,8 @@ def _by_name(what: str, example: str) -> BeforeValidator:
         for name in sections_:
             if not isinstance(name, str) or _NO_NAME.search(name) or len(name) > _LONGEST_NAME:
                 raise ValueError(
-                    f"the name of an {what} is a text of at most {_LONGEST_NAME} characters without blanks and quotes"
+                    f"{described(str(name))} is no name of an {what}: take a text of at most {_LONGEST_NAME} characters without "
+                    "blanks and quotes"
                 )
         return {name: {} if settings is None else settings for name, settings in sections_.items()}
 
@@ -228,6 +229,11 @@ def load_config(
         raise ConfigError(f"{file}: must be a mapping of settings, not {type(loaded).__name__}")
     for override in overrides:
         _override(loaded, override)
+    if "encoder" in loaded:
+        raise ConfigError(
+            "unknown section encoder: write encoders: {NAME: {weights: ...}}, and runtime, precision, batch_size and device in "
+            "section inference"
+        )
     options = loaded.get("slides") if isinstance(loaded.get("slides"), dict) else None
     if expand and options and "storage_options" in options:
         options["storage_options"] = _on_texts(_expanded, options["storage_options"])
@@ -345,7 +351,7 @@ def _expanded(text: str) -> str:
 
 def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
-    own = path[1] if path[0] == "encoders" and len(path) > 1 else EACH
+    own = path[1] if path[0] in _NAMED and len(path) > 1 else EACH
     known = [name.replace(f".{EACH}.", f".{own}.") for name, _ in settings_by_key()]
     whole = ".".join(path)  # with the branch of a union, or an index
     key = next((name for name in known if f"{whole}.".startswith(f"{name}.")), whole)

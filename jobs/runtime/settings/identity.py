@@ -141,5 +141,8 @@ def _values(config: Config, table: str) -> Recipe:
 
 def _of_features(settings: Mapping[str, Any], encoder: str) -> dict[str, Any]:
     """The settings that shape features of an encoder, as they are written."""
+    inference = settings.get("inference", {})
+    precision = inference.get("precision") or ("the preset's" if inference.get("device") == "cuda" else "fp32")
     own = dict(settings) | {"encoders": {EACH: settings.get("encoders", {}).get(encoder)}}
+    own |= {"inference": inference | {"precision": precision}}
     return {key: at_key(own, key) for key, shapes in _SHAPES.items() if "features" in shapes.tables}

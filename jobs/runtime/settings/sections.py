@@ -199,7 +199,7 @@ class InferenceSettings(Section):
     precision: Literal["fp32", "bf16", "fp16"] | None = setting(
         None,
         "bf16 and fp16 are faster on some processors and on GPUs; the job doctor measures them; null: fp32, or the preset's if "
-        "device is cuda or tasks request GPUs",
+        "device is cuda",
         _LOADED,
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = setting(

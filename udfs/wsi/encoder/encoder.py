@@ -95,14 +95,15 @@ class Encoder:
         start = 0
         while start < len(tiles):
             size = self.batch_size
+            batch = tiles[start : start + size]
             try:
-                done.append(run(tiles[start : start + size], size))
+                done.append(run(batch, size))
                 start += size
                 continue
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
+                if len(batch) == 1 or not is_out_of_memory(error):
                     raise
-            self._most = size // 2
+            self._most = len(batch) // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return done

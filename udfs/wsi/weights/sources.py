@@ -19,7 +19,7 @@ def open_weights(source: str, storage_options: StorageOptions | None = None) -> 
     try:
         reference = HubReference.parse(source)
     except ValueError as error:
-        raise CheckpointError(f"weights of an encoder: {error}") from None
+        raise CheckpointError(f"weights: {error}") from None
     if reference is None:
         return open_checkpoint(source, storage_options, in_place=is_in_cache(source), hashed=True)
     path = hub_file(reference, [reference.file] if reference.file else WEIGHTS)
