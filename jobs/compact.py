@@ -15,7 +15,7 @@ JOB = Job("compact", writes=("tiles", "features", "patients"))
 
 
 def compact(run: Run, arguments: argparse.Namespace) -> int:
-    """Compact table by table; report files and bytes."""
+    """Compacts table by table; reports files and bytes."""
     del arguments
     tables, record, root = run.tables, run.record, public_uri(run.config.output.root)
     if not all(map(tables.exists, JOB.writes)):
@@ -40,7 +40,7 @@ def _files(number: int, n_bytes: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns the exit status."""
+    """Runs the job; returns the exit status."""
     return run_main(JOB, compact, argv)
 
 

@@ -20,7 +20,6 @@ from jobs.runtime.settings.config import Config
 from jobs.runtime.settings.identity import Identity
 from jobs.runtime.spark.resources import plain_executors
 from jobs.runtime.spark.session import heap_bytes
-from jobs.runtime.tables.catalog import are_in
 from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.bag_patients import BAGS, HEAP_A_BAG, MAX_BAG_BYTES, bag_patient
 from udfs.find_tissue import WITHOUT_TILES
@@ -30,7 +29,11 @@ _INFO = (
     "patient_id string, encoder string, center_id string, label string, split string, n_images int, n_images_failed int, "
     "n_images_without_tiles int, complete boolean, wanted_tiles int, params_hash string, run_id string"
 )
-_KEY = ("patient_id", "encoder")
+_BAGGED = ["patient_id", "encoder", "image_id", "x_px", "y_px", "embedding", "embedding_max", "color_histogram"]
+_COUNTED = (
+    "if(n_tiles = wanted_tiles, n_tiles, raise_error(concat('patient ', patient_id, ': ', n_tiles, "
+    "' feature rows for ', wanted_tiles, ' tiles: run again')))"
+)
 Row = dict[str, Any]
 Key = tuple[str, str]  # patient_id, encoder
 
@@ -74,24 +77,24 @@ def assemble(
             return
         splits = tables.read("splits").where(in_wave).select("patient_id", "split")
         split_of = {row.patient_id: row.split for row in splits.collect()}
-        info = spark.createDataFrame([row | {"split": split_of.get(row["patient_id"])} for row in build], _INFO)
-        built = set(map(key_of, build))
         ok = list(images.loc[images["status"] == "ok", "image_id"])
-        features = features.where(are_in(_KEY, built) if built else "false").where(F.col("image_id").isin(ok))
-        columns = [*_KEY, "image_id", "x_px", "y_px", "embedding", "embedding_max", "color_histogram"]
+        features = features.where(F.col("image_id").isin(ok))
         pack = bag_patient(config.histogram.bins, config.output.embedding_dtype)
-        bags = features.select(columns).groupBy(*_KEY).applyInArrow(pack, spark_schema(BAGS))
-        counted = F.expr(
-            "if(n_tiles = wanted_tiles, n_tiles, raise_error(concat('patient ', patient_id, ': ', n_tiles, "
-            "' feature rows for ', wanted_tiles, ' tiles: run again'))) "
-        )
-        complete = bags.join(F.broadcast(info), list(_KEY)).withColumn("n_tiles", counted.cast("int"))
-        sizes = [row["wanted_tiles"] * tile_bytes[row["encoder"]] for row in build]
-        complete = complete.coalesce(tasks_for(sizes, heap, plain_executors(spark)))
-        progress.step(f"bags of {len(build):,} patients, write")
-        replaced = have.keys() & {*built, *drop}
-        tables.replace("patients", complete, are_in(_KEY, {*built, *drop}) if replaced else None)
-        record.counts["patients_built"] += len({patient for patient, _ in built})
+        for encoder in sorted(
+            {of for _, of in [*map(key_of, build), *drop]}
+        ):  # a reader of one finds its bags together
+            rows = [row | {"split": split_of.get(row["patient_id"])} for row in build if row["encoder"] == encoder]
+            built = [row["patient_id"] for row in rows]
+            sizes = [row["wanted_tiles"] * tile_bytes[encoder] for row in rows]
+            own = features.where((F.col("encoder") == encoder) & F.col("patient_id").isin(built)).select(_BAGGED)
+            bags = own.groupBy("patient_id").applyInArrow(pack, spark_schema(BAGS))
+            info = F.broadcast(spark.createDataFrame(rows, _INFO).drop("encoder"))
+            complete = bags.join(info, "patient_id").withColumn("n_tiles", F.expr(_COUNTED).cast("int"))
+            complete = complete.coalesce(tasks_for(sizes, heap, plain_executors(spark)))
+            progress.step(f"bags of {len(rows):,} patients by {encoder}, write")
+            present = [patient for patient, of in have.keys() & {*map(key_of, rows), *drop} if of == encoder]
+            tables.put("patients", complete, "patient_id", built, present, among=("encoder", encoder))
+        record.counts["patients_built"] += len({row["patient_id"] for row in build})
 
 
 def decide(
@@ -178,7 +181,7 @@ def _hashes_now(
 
     Rows of encoders that the settings do not name are left out, unless the tiles in `features` are no longer theirs.
     """
-    rows = tables.read("patients").select(*_KEY, "params_hash", "n_tiles")
+    rows = tables.read("patients").select("patient_id", "encoder", "params_hash", "n_tiles")
     owners = tables.read("slides").select("patient_id").distinct().withColumn("owns", F.lit(True))
     is_due = F.col("patient_id").isin(list(patients)) | F.col("owns").isNull()
     rows = rows.join(owners, "patient_id", "left").where(is_due)

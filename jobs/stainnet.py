@@ -35,7 +35,7 @@ _PICTURE_ROWS, _PICTURE_PX, _CAPTION_PX, _GAP_PX = 6, 224, 18, 4
 
 
 def fit_to_reference(run: Run, arguments: argparse.Namespace) -> int:
-    """Draw tiles, fit, report, write checkpoint and picture."""
+    """Draws tiles, fits, reports, writes checkpoint and picture."""
     del arguments
     config, settings = run.config, run.config.stainnet
     if not settings.reference or not settings.checkpoint:
@@ -62,20 +62,19 @@ def fit_to_reference(run: Run, arguments: argparse.Namespace) -> int:
     write_bytes(picture, _before_and_after(net, held_out, teacher), config.slides.storage_options)
     run.record.counts["tiles_sampled"] = sum(len(pixels) for pixels in tiles.values())
     place, n_bytes = public_uri(settings.checkpoint), len(checkpoint.getvalue())
-    lines = [
-        "",
-        f"slidelake stainnet, run {run.record.run_id}",
+    print(
+        f"\nslidelake stainnet, run {run.record.run_id}",
         *_gap_lines(gaps),
         f"  checkpoint  {place}, {n_bytes:,} bytes, weights {net.fingerprint[:12]}",
         f"  picture     {public_uri(picture)}",
         f"  use it      stain.weights={place}",
-    ]
-    print("\n".join(lines))
+        sep="\n",
+    )
     return DONE
 
 
 def draw_tiles(tables: Tables, settings: StainnetSettings, images: Sequence[CohortImage]) -> pd.DataFrame:
-    """Return a sample of the rows of tiles: the same rows for the same seed.
+    """Returns a sample of the rows of tiles: the same rows for the same seed.
 
     The sample is spread evenly over the reference and other good slides of the cohort. It has at least two tiles per slide.
     """
@@ -98,7 +97,7 @@ def draw_tiles(tables: Tables, settings: StainnetSettings, images: Sequence[Coho
 
 
 def _read_sample(config: Config, images: Sequence[CohortImage], drawn: pd.DataFrame) -> dict[str, Tiles]:
-    """The pixels of the drawn tiles by image_id, in the order drawn."""
+    """Returns the pixels of the drawn tiles by image_id, in the order drawn."""
     sampled = set(drawn["image_id"])
     located = locate([image for image in images if image.image_id in sampled], config)
 
@@ -122,7 +121,7 @@ def _read_sample(config: Config, images: Sequence[CohortImage], drawn: pd.DataFr
 
 
 def _before_and_after(net: StainNet, tiles: dict[str, Tiles], teacher: Teacher) -> bytes:
-    """A PNG with one row per slide: a tile as scanned, by the teacher and by StainNet."""
+    """Returns a PNG with one row per slide: a tile as scanned, by the teacher and by StainNet."""
     rows = [(name, pixels[0]) for name, pixels in sorted(tiles.items()) if len(pixels)][:_PICTURE_ROWS]
     edge, pad = _PICTURE_PX, _CAPTION_PX
     sheet = Image.new("RGB", (3 * edge + 2 * _GAP_PX, len(rows) * (edge + pad)), "white")
@@ -156,7 +155,7 @@ def _gap_lines(gaps: Sequence[TeacherGap]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns the exit status."""
+    """Runs the job; returns the exit status."""
     return run_main(JOB, fit_to_reference, argv)
 
 

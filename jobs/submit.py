@@ -44,13 +44,11 @@ _BUILT = {  # by name in commands: what `make TARGET` builds, and TARGET
 class Destination(Section):
     """A place where jobs can run, as its file describes it.
 
-    Attributes:
-        yours: what the place's owner fills in, if a command needs it.
-        commands: run one after the other, as in a shell, until one fails. $NAME stands for a name of `yours` or `_names`, the
-            word $arguments for the job's arguments; in a word that is JSON, its texts have them.
+    Its commands run one after the other, as in a shell, until one fails. $NAME stands for a name of `yours` or `_names`, the word
+    $arguments for the job's arguments; in a word that is JSON, its texts have them.
     """
 
-    yours: dict[str, str | None] = Field({})
+    yours: dict[str, str | None] = Field({})  # what the place's owner fills in, if a command needs it
     commands: list[str] = Field(min_length=1)
 
     def names(self) -> set[str]:
@@ -116,7 +114,7 @@ def commands(place: Destination, names: Mapping[str, str], arguments: Sequence[s
 
 
 def _destination(name: str, known: Sequence[str]) -> Destination:
-    """The description of a place. Refuses one whose commands need a name that is not filled in."""
+    """Returns the description of a place. Refuses one whose commands need a name that is not filled in."""
     if name not in known:
         others = f"there are {', '.join(known)}" if known else f"there are none: it needs a checkout, not {ROOT}"
         raise ConfigError(f"no place {described(name)} in conf/places; {others}")
@@ -136,9 +134,7 @@ def _destination(name: str, known: Sequence[str]) -> Destination:
 def _check_settings(job: str, config: str, settings: Sequence[str], place: Destination) -> None:
     """Refuses here what the job would refuse there, or would misread."""
     if not Path(config).is_file():
-        raise ConfigError(
-            f"--config {file_shown(config)}: no such file here: it goes along, so give one of this machine"
-        )
+        raise ConfigError(f"--config {file_shown(config)}: no such file here: it goes along, so give a local one")
     loaded = load_config(config, settings, expand=False)
     if "config_name" not in place.names():
         return  # the driver reads the file here, and its paths
@@ -153,7 +149,7 @@ def _check_settings(job: str, config: str, settings: Sequence[str], place: Desti
 
 
 def _is_whole(path: str) -> bool:
-    """Whether a path or URI means the same on any machine: it is not below a current folder or a home."""
+    """Returns whether a path or URI means the same on any machine: it is not below a current folder or a home."""
     link = path.rpartition("::")[2]  # of simplecache::s3://...
     local = re.match(r"(file|local):(//)?(.*)", link, re.DOTALL)
     is_uri = "://" in link or link.startswith("hf-hub:")
@@ -161,7 +157,7 @@ def _is_whole(path: str) -> bool:
 
 
 def _names(place: Destination, job: str, config: Path) -> dict[str, str]:
-    """What a place's commands may use, beside the arguments of the job."""
+    """Returns what a place's commands may use, beside the arguments of the job."""
     names = {
         "job": job,
         "script": str(ROOT / f"jobs/{job}.py"),
@@ -183,7 +179,7 @@ def _names(place: Destination, job: str, config: Path) -> dict[str, str]:
 
 
 def _built(name: str, target: str) -> Path:
-    """A file that `make target` built. Refuses a file that is missing or older than its sources."""
+    """Returns a file that `make target` built. Refuses a file that is missing or older than its sources."""
     file = ROOT / name.format(version=version("slidelake"))
     if not file.exists():
         raise ConfigError(f"{file} does not exist: run `make {target}`")
@@ -200,22 +196,20 @@ def _built(name: str, target: str) -> Path:
 
 
 def _run(lines: Sequence[Sequence[str]]) -> int:
-    """Run one after the other; returns the exit status of the first that failed, or 0."""
+    """Runs one after the other; returns the exit status of the first that failed, or 0."""
     if missing := sorted({line[0] for line in lines if not shutil.which(line[0])}):
         raise ConfigError(f"no {missing[0]} on PATH: install it, or activate the environment that has it")
     return next((status for line in lines if (status := _status_of(line))), 0)
 
 
 def _status_of(line: Sequence[str]) -> int:
-    """Run a command and return its exit status. The command gets the signals of this process, and its time to end in order;
-    Ctrl-C reaches it in the terminal.
-    """
+    """Runs a command that gets the signals of this process, and time to end in order; returns its exit status."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(number)
-        if number != signal.SIGINT:
+        if number != signal.SIGINT:  # Ctrl-C reaches the command in the terminal
             say(f"submit: stopped by {NAMES[signal.Signals(number)]}: {line[0]} gets it too, and ends in order")
             client.send_signal(number)
 

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import DONE, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import Job, Run
+from jobs.runtime.run.run import ORIGINS, Job, Run
 from jobs.runtime.run.summary import end_lines
 from jobs.runtime.run.survey import plan_waves
 from jobs.runtime.settings.config import Config, ConfigError
@@ -40,6 +40,7 @@ from udfs.aggregate_tiles import (
 )
 from udfs.wording import printable
 from udfs.wsi.aggregator.aggregator import Aggregator, AggregatorSpec, StreamingAggregator, load_aggregator
+from udfs.wsi.encoder.provenance import LicenceError, refuse_non_commercial
 from udfs.wsi.store import public_uri, read_bytes
 from udfs.wsi.weights.checkpoint import CheckpointError
 from udfs.wsi.weights.hub import is_of_hub
@@ -106,6 +107,7 @@ def aggregate(run: Run, arguments: argparse.Namespace) -> int:
         aggregators = load_all(config)
         if not tables.exists("features"):
             raise ConfigError(f"no table features in {public_uri(tables.root)}: run the features job first")
+        _check_licences(run)
         run.progress.step("tiles of the slides")
         tiles = _survey(tables, list(config.encoders))
         lacking = [name for name in config.encoders if name not in {each.encoder for each in tiles}]
@@ -115,8 +117,9 @@ def aggregate(run: Run, arguments: argparse.Namespace) -> int:
         dims = _dims(tables, aggregators, {each.encoder for each in tiles})
         changes: dict[Of, Changes] = {}
         have: dict[Of, dict[VectorKey, VectorRow]] = {}
+        origins = {ORIGINS: json.dumps(run.origins, sort_keys=True)} if run.origins else {}
         for of, table in _TABLE_OF.items():
-            tables.create(table)
+            tables.create(table, origins)
             wanted = wanted_rows(tiles, aggregators, of)
             have[of] = _rows_now(tables, of, set(config.encoders), aggregators)
             changes[of], too_large = changes_of(wanted, have[of], most_tiles(aggregators, dims))
@@ -224,6 +227,17 @@ def _encoder_of(spec: AggregatorSpec, config: Config) -> str | None:
             f"{learned} encoder {encoder}, and not from {spec.encoder or ', '.join(config.encoders)}", remedy
         )
     return encoder
+
+
+def _check_licences(run: Run) -> None:
+    """Log encoders of unknown licence if the settings ask for commercial use. Raises ConfigError if a licence forbids it."""
+    for name in run.config.encoders if run.config.licence == "commercial" else ():
+        try:
+            unknown = refuse_non_commercial(name, [run.origins.get(name, {})])
+        except LicenceError as error:
+            raise ConfigError(str(error)) from None
+        if unknown:
+            _log.warning("slidelake vectors: %s", unknown)
 
 
 def _survey(tables: Tables, encoders: list[str]) -> list[TilesOfSlide]:

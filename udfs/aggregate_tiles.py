@@ -20,7 +20,7 @@ from udfs.wsi.store import StorageOptions
 from udfs.wsi.weights.checkpoint import CheckpointError
 
 VERSION = 1  # raise it when the same settings begin to give other rows: they are then redone
-MAX_BAG_BYTES = 1 << 30  # of the embeddings that an aggregator gets at once; the worker holds them up to three times
+MAX_BAG_BYTES = 1 << 30  # of the embeddings that an aggregator gets at once; the worker holds them up to four times
 
 _BAG = ("patient_id", "image_id", "encoder")
 _AGGREGATED = (*_BAG, "aggregator", "n_tiles")

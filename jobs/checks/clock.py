@@ -66,14 +66,10 @@ def estimate(
     bag_number_bytes: int = 4,
     deadline_h: float | None = None,
 ) -> Row:
-    """Says what the samples of some tasks that ran at once mean for the whole cohort.
+    """Says what the samples of some tasks that ran at once, one per task, mean for the whole cohort and workforce.
 
-    Args:
-        samples: one per task.
-        cohort: all work.
-        workforce: all tasks at once, each as fast as those of the samples.
-        bag_number_bytes: size of a number of an embedding in table patients; in table features it is 4.
-        deadline_h: hours that the run may take.
+    `bag_number_bytes` is the size of a number of an embedding in table patients; in table features it is 4. The run may take
+    `deadline_h` hours.
     """
     seen = [slide for sample in samples for slide in sample.slides]
     errors = [slide.error for slide in seen if slide.error] + [error for sample in samples for error in sample.errors]
@@ -155,6 +151,5 @@ def _between(tiles: Bounds) -> str:
 
 
 def _rounded(count: float) -> str:
-    """Two digits: more would claim too much."""
-    digits = max(0, len(str(int(count))) - 2)
+    digits = max(0, len(str(int(count))) - 2)  # behind the first two: more would claim too much
     return f"{round(count, -digits):,.0f}"

@@ -58,6 +58,6 @@ def encoder(place: Place) -> Row:
 
 
 def _uris(place: Place) -> Iterator[StoreUri]:
-    """URIs of slides as the CSV gives them; if it gives none, of the files that were found."""
+    """Yields URIs of slides as the CSV gives them; if it gives none, of the files that were found."""
     given = [absolute_uri(image.uri) for image in place.images if image.uri]
     yield from given or (found.uri for found in place.located.values() if found.uri)

@@ -38,9 +38,8 @@ class PerSlide:
         """Takes size of the file in bytes and number for each slide of the sample, and the sizes of all slides."""
         self._sampled = sorted(sampled)
         n_all, n_sampled = Counter(sizes), Counter(size for size, _ in sampled)
-        self._known = {
-            size for size, n in n_sampled.items() if n == n_all[size]
-        }  # all slides of these sizes are sampled
+        # all slides of these sizes are sampled
+        self._known = {size for size, n in n_sampled.items() if n == n_all[size]}
 
     def of(self, size_bytes: int) -> Bounds:
         """Returns the bounds for a slide: its size times the numbers per byte of the sampled slides nearest in size.
@@ -86,7 +85,7 @@ class CohortSize:
 
     @property
     def sizes(self) -> list[int]:
-        """The sizes of the files of all slides, in bytes."""
+        """Sizes of the files of all slides, in bytes."""
         return [size for sizes in self.patients.values() for size in sizes]
 
     def bags(self, tiles: PerSlide) -> list[Bounds]:

@@ -97,9 +97,7 @@ def scheduled_gpus(place: Place) -> Row:
     scheduled = min((executor.gpus for executor in place.executors), default=0)
     later = place.conf(f"{_GPU}.amount") == "0" and place.conf("spark.dynamicAllocation.enabled") == "true"
     if requested and later:
-        return Row(
-            "ok", "executors with GPUs are started for the features stage: check encoder says what it finds there"
-        )
+        return Row("ok", "executors with GPUs are started for the features stage: check encoder says what it finds")
     return judge_gpus(requested, None if place.is_local else scheduled, visible)
 
 
@@ -131,7 +129,7 @@ def judge_gpus(requested: float, scheduled: int | None, visible: int) -> Row:
 
 
 def _overhead(place: Place, heap: int) -> int:
-    """What an executor's container may have beside its heap; YARN rounds the sum up, by a step that only its scheduler knows."""
+    """Returns what a container may have beside its heap; YARN rounds the sum up, by a step that only its scheduler knows."""
     factor = float(place.conf("spark.executor.memoryOverheadFactor", _OVERHEAD_FACTOR))
     return place.mib("spark.executor.memoryOverhead") or max(_LEAST_OVERHEAD_BYTES, int(factor * heap))
 

@@ -42,7 +42,7 @@ def output(place: Place) -> Row:
 
 @contextmanager
 def _made(place: Place, folder: str) -> Iterator[None]:
-    """A folder with a file in it while the block runs. Afterwards neither exists, nor any folder above that is new."""
+    """Makes a folder with a file in it. After the block neither exists, nor any folder above that is new."""
     store, path = hadoop_path(place.spark, folder)
     above = [path]
     while (parent := above[-1].getParent()) is not None and not store.exists(parent):

@@ -163,8 +163,7 @@ class Place:
     def ask(self, *functions: Callable[[], Answer]) -> list[Answer]:
         """Returns the results of functions, each run in a task of its own of the features stage.
 
-        Raises:
-            MissingPackageError, ExecutorError: the first function that failed; Spark does not try it again.
+        Raises MissingPackageError or ExecutorError for the first function that failed; Spark does not try it again.
         """
         dumps: Any = cloudpickle.dumps
         pickled = [dumps(function) for function in functions]
@@ -200,7 +199,7 @@ class Place:
         return answers[0]
 
     def ask_every(self, function: Callable[[], Answer]) -> list[Answer]:
-        """What one function returns on as many executors as there are, which Spark gives a task each while all are idle.
+        """Returns what a function returns on as many executors as exist: Spark gives each a task while all are idle.
 
         On any one if the Python of some cannot run it; raises NoPythonError if none can.
         """

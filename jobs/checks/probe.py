@@ -72,7 +72,7 @@ def visible_gpus() -> int:
 
 
 def main(request: dict[str, Any]) -> None:
-    """Print the answer to a request."""
+    """Prints the answer to a request."""
     found = {
         "host": socket.gethostname(),
         "executor": os.environ.get("SLIDELAKE_EXECUTOR", ""),

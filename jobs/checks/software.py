@@ -102,7 +102,7 @@ def code(place: Place) -> Row:
 
 
 def _on_executors(place: Place, name: str, method: str, *arguments: str) -> set[str]:
-    """The results of a static method in the JVMs of executors."""
+    """Returns the results of a static method in the JVMs of executors."""
     call = F.expr(f"java_method({', '.join([repr(name), repr(method), *arguments])})").alias("value")
     n = TASKS_PER_EXECUTOR * place.n_executors
     return {str(row.value) for row in place.spark.range(0, n, numPartitions=n).select(call).collect()}

@@ -70,7 +70,7 @@ def _skipped(needs: str) -> Row:
 
 
 def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
-    """What the check finds. A check that takes too long goes on in its thread (`Place.left`), and its jobs are cancelled."""
+    """Returns what the check finds. One that takes too long goes on in its thread (`Place.left`); its jobs are cancelled."""
     context, rows = place.spark.sparkContext, list[Row]()
 
     def run() -> None:
@@ -100,7 +100,7 @@ def _in_time(place: Place, check: Check, failed: Collection[str]) -> Row:
 
 
 def _overdue(place: Place, limit_s: float, *, waits_for_tasks: bool) -> Row:
-    """What does not answer: executors, executors that never started, or a store that the driver waits for."""
+    """Returns what does not answer: executors, executors that never started, or a store that the driver waits for."""
     no_answer = f"no answer in {limit_s:g} s"
     if not waits_for_tasks:
         return Row("FAIL", no_answer, _SILENT_STORE)

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 Device = Literal["cpu", "cuda"]
-_PER_TASK = "spark.task.resource.gpu.amount"
 
 
 class DeviceError(Exception):
@@ -18,8 +17,7 @@ class DeviceError(Exception):
 def device_here(wanted: str, processes: int, n_gpus: int) -> Device:
     """Returns the device of processes on one machine with `n_gpus` GPUs. `wanted`: auto, cpu or cuda.
 
-    Raises:
-        DeviceError: a GPU is wanted and there is none, or there are fewer GPUs than processes.
+    Raises DeviceError if a GPU is wanted and there is none, or if there are fewer GPUs than processes.
     """
     if wanted == "cpu" or (wanted == "auto" and not n_gpus):
         return "cpu"
@@ -36,17 +34,16 @@ def device_here(wanted: str, processes: int, n_gpus: int) -> Device:
 def device_on_executors(wanted: str, gpus_per_task: str | None) -> Device:
     """Returns the device of processes that are tasks of a cluster, whatever the driver has. `wanted`: auto, cpu or cuda.
 
-    `gpus_per_task` is the value of spark.task.resource.gpu.amount, None if it is not set.
-
-    Raises:
-        DeviceError: GPUs are wanted, and Spark does not give each task exactly one.
+    `gpus_per_task` is the value of spark.task.resource.gpu.amount, None if it is not set. Raises DeviceError if GPUs are wanted,
+    and Spark does not give each task exactly one.
     """
     if wanted == "cpu" or (wanted == "auto" and gpus_per_task in (None, "0")):
         return "cpu"
     if gpus_per_task != "1":  # TorchDistributor takes no fraction, and starts too few tasks if each has several
         raise DeviceError(
-            f"each process takes one GPU of an executor, and {_PER_TASK} is {gpus_per_task or 'not set'}: set it to 1 for this "
-            "job, and spark.executor.resource.gpu.amount to the GPUs of an executor, or begin a run with training.device=cpu"
+            f"each process takes one GPU of an executor, and spark.task.resource.gpu.amount is {gpus_per_task or 'not set'}: set "
+            "it to 1 for this job, and spark.executor.resource.gpu.amount to the GPUs of an executor, or begin a run with "
+            "training.device=cpu"
         )
     return "cuda"
 
@@ -71,10 +68,8 @@ def gpu_to_take(seen: Sequence[Sequence[str]], rank: int) -> int:
     """Returns the index, among the GPUs that a process sees, of its own one: the first that no process before it takes.
 
     `seen` has the globally unique names of the GPUs that each process sees, by rank. Processes may see one GPU each, as Spark
-    assigns them, or all of a machine's, or those that CUDA_VISIBLE_DEVICES of an executor names.
-
-    Raises:
-        DeviceError: no GPU is free.
+    assigns them, or all of a machine's, or those that CUDA_VISIBLE_DEVICES of an executor names. Raises DeviceError if none is
+    free.
     """
     taken: set[str] = set()
     for number, names in enumerate(seen):

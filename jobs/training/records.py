@@ -39,15 +39,10 @@ class Records:
         storage_options: StorageOptions | None,
         first_epoch: int = 0,
     ) -> None:
-        """Begins, or continues at an epoch: TensorBoard hides what a killed process wrote of this and later epochs.
+        """Begins, or continues at `first_epoch`: TensorBoard hides what a killed process wrote of this and later epochs.
 
-        Args:
-            card: of the run.
-            folder: of the model; event files are written to its folder tensorboard.
-            table_uri: of table training_metrics, which is created if it is missing.
-            mlflow_uri: tracking URI; None: no MLflow. RecordsError if MLflow cannot be used.
-            storage_options: for fsspec.
-            first_epoch: to be written.
+        Event files are written to folder tensorboard of the model's `folder`. Table training_metrics is created if it is
+        missing. `mlflow_uri` is the tracking URI, None for no MLflow; raises RecordsError if MLflow cannot be used.
         """
         self._run_id, self._table, self._options = card.model_id, table_uri, storage_options
         self._events = f"{folder.rstrip('/')}/tensorboard"
@@ -76,7 +71,6 @@ class Records:
             self._is_table_written = False
 
     def __enter__(self) -> Self:
-        """Returns itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
@@ -47,16 +46,13 @@ def predictions_csv(predictions: Mapping[str, Predictions], classes: tuple[str, 
     rows: list[list[str]] = [[*HELD_OUT_COLUMNS, *classes]]
     for split, found in predictions.items():
         patients = zip(found.patient_id, found.center_id, found.labels, found.probabilities.tolist(), strict=True)
-        rows += (
-            [name, split, center, classes[label], *map(repr, numbers)] for name, center, label, numbers in patients
-        )
+        rows += ([name, split, center, classes[label], *map(repr, values)] for name, center, label, values in patients)
     return csv_of(rows)
 
 
 def draw_report(title: str, predictions: Predictions, evaluation: Evaluation) -> bytes:
     """Returns a PNG of three panels: ROC, reliability, confusion."""
     figure = Figure(figsize=(13.5, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title)
     roc, reliability, confusion = figure.subplots(1, 3)
     _draw_roc(roc, predictions, evaluation)

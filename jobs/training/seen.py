@@ -40,10 +40,7 @@ class Seen:
 
 
 def seen_by_model(
-    card: ModelCard,
-    root: str,
-    images: Mapping[str, str | None],
-    storage_options: StorageOptions | None = None,
+    card: ModelCard, root: str, images: Mapping[str, str | None], storage_options: StorageOptions | None = None
 ) -> Seen:
     """Compares the slides to be predicted with those of the model's splits train and validation.
 
@@ -75,13 +72,10 @@ def _compared(
 
 
 def _learned_from(card: ModelCard, storage_options: StorageOptions | None) -> set[str]:
-    """Returns the patients of train and validation, from the newest version if the one trained on is gone.
-
-    The newest version has them too, since a patient keeps its split; the bags of the model's encoder may be gone.
-    """
+    """Returns the patients of train and validation."""
     columns, of_encoder = ("patient_id", "split", "label"), ("encoder", [card.encoder])
     try:
         _, rows = read_columns(card.table_uri, columns, card.table_version, storage_options, of_encoder)
-    except FeedError:
+    except FeedError:  # gone; the newest version has them too, since a patient keeps its split
         _, rows = read_columns(card.table_uri, columns, None, storage_options)
     return {row["patient_id"] for row in rows.to_pylist() if row["split"] in _LEARNED_FROM and row["label"] is not None}

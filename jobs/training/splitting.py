@@ -79,8 +79,7 @@ class ClassGaps:
 def missing_classes(labels: Mapping[str, Iterable[str | None]]) -> ClassGaps:
     """Returns which splits lack a class. Validation and test without a labelled patient lack none.
 
-    Args:
-        labels: of the patients of each split, train among them; None for a patient without one.
+    `labels` are those of the patients of each split, train among them; None for a patient without one.
     """
     counts = {name: Counter(label for label in of_split if label is not None) for name, of_split in labels.items()}
     classes = sorted(set().union(*counts.values()))

@@ -16,18 +16,9 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.training.refusals import FeedError, NoTableError
-from udfs.wsi import ErrorCode, SlideError
+from udfs.wsi import ErrorCode, SlideError, store
 from udfs.wsi.reading.staging import staged
-from udfs.wsi.store import (
-    File,
-    StorageOptions,
-    filesystem,
-    options_for,
-    public_uri,
-    redact,
-    secrets_of,
-    why_not_for_tables,
-)
+from udfs.wsi.store import File, StorageOptions, public_uri
 from udfs.wsi.store.stream import open_stream
 
 _LOG = "_delta_log"
@@ -46,19 +37,15 @@ class TableStore:
     """The files of one table."""
 
     def __init__(self, uri: str, storage_options: StorageOptions | None = None) -> None:
-        """`uri`: path or fsspec URI of the table.
-
-        Raises:
-            FeedError: the store cannot be reached by the URI, or the path is not for tables.
-        """
+        """Opens the filesystem of a table; raises FeedError if its store cannot be reached, or the path is not for tables."""
         self.uri = public_uri(uri)
         self._uri, self._options = uri.rstrip("/"), storage_options
         try:
-            self._fs, self._path = filesystem(uri, storage_options)
+            self._fs, self._path = store.filesystem(uri, storage_options)
         except Exception as error:
             raise self._translated(error, self.uri) from None
         self.is_local = isinstance(self._fs, LocalFileSystem)
-        if self.is_local and (why := why_not_for_tables(uri)):
+        if self.is_local and (why := store.why_not_for_tables(uri)):
             raise FeedError(f"{self.uri}: {why}: name the folder otherwise")
 
     def file(self, name: str, n_bytes: int) -> DataFile:
@@ -68,7 +55,7 @@ class TableStore:
 
     @contextmanager
     def log(self, version: int | None) -> Iterator[str]:
-        """A local folder with the log of the table up to a version, the newest if None."""
+        """Yields a local folder with the log of the table up to a version, the newest if None."""
         if self.is_local:
             yield self._path
             return
@@ -77,9 +64,7 @@ class TableStore:
                 self._fs.invalidate_cache()
                 listed = [path.rpartition("/")[2] for path in self._fs.ls(f"{self._path}/{_LOG}", detail=False)]
                 names = _needed(listed, version)
-                self._fs.get(
-                    [f"{self._path}/{_LOG}/{name}" for name in names], [f"{folder}/{_LOG}/{name}" for name in names]
-                )
+                self._fs.get(*([f"{place}/{_LOG}/{name}" for name in names] for place in (self._path, folder)))
             except FileNotFoundError:
                 raise NoTableError(f"no Delta table at {self.uri}: run the patients job, or correct the URI") from None
             except Exception as error:
@@ -88,10 +73,9 @@ class TableStore:
 
     @contextmanager
     def looked_at(self, file: DataFile) -> Iterator[Any]:
-        """The source of a footer and some small columns for pyarrow; few requests if the file is remote.
+        """Yields the source of a footer and some small columns for pyarrow; few requests if the file is remote.
 
-        Raises:
-            FileNotFoundError: the file does not exist any more.
+        Raises FileNotFoundError if the file does not exist any more.
         """
         if self.is_local:
             yield str(Path(file.uri).resolve(strict=True))
@@ -104,11 +88,9 @@ class TableStore:
 
     @contextmanager
     def local(self, files: Sequence[DataFile]) -> Iterator[list[Path]]:
-        """Local paths of some files, which stay until the context ends.
+        """Yields local paths of some files, which stay until the context ends.
 
-        Raises:
-            FeedError: the folder of copies has no room for them.
-            FileNotFoundError: a file does not exist any more.
+        Raises FeedError if the folder of copies has no room for them, FileNotFoundError if a file does not exist any more.
         """
         if self.is_local:
             yield [Path(file.uri).resolve(strict=True) for file in files]
@@ -127,7 +109,8 @@ class TableStore:
             return FileNotFoundError(where)
         if isinstance(error, SlideError):
             return FeedError(error.message)
-        text = redact(f"{type(error).__name__}: {' '.join(str(error).split())}", secrets_of(self._uri, self._options))
+        secrets = store.secrets_of(self._uri, self._options)
+        text = store.redact(f"{type(error).__name__}: {' '.join(str(error).split())}", secrets)
         return FeedError(f"{where} cannot be read ({text}): check the URI, the storage options and the network")
 
 
@@ -140,7 +123,7 @@ def _needed(listed: Sequence[str], version: int | None) -> list[str]:
 
 
 _AZURE_NAMES = ("account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret")
-_AZURE = dict(zip(_AZURE_NAMES, _AZURE_NAMES, strict=True))
+_AZURE = {name: name for name in _AZURE_NAMES}
 _CONNECTION = {"AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_token"}
 _S3 = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
 _S3 |= {"endpoint_url": "aws_endpoint_url", "region_name": "aws_region"}
@@ -150,7 +133,7 @@ _WORDS = {"az": _AZURE, "abfs": _AZURE, "abfss": _AZURE, "adl": _AZURE, "s3": _S
 
 def delta_options(uri: str, storage_options: StorageOptions | None) -> dict[str, str]:
     """Returns the options of fsspec in the words of deltalake; without a word, deltalake asks the environment, as fsspec does."""
-    given = options_for(uri, storage_options)
+    given = store.options_for(uri, storage_options)
     words = _WORDS.get(uri.partition("://")[0], {})
     options = _renamed(given, words)
     if words is _S3:

@@ -1,4 +1,4 @@
-"""Section aggregators: what is refused, by name, before anything starts."""
+"""Section aggregators: what is refused, by name, before anything starts; and models of job train as aggregators."""
 
 from pathlib import Path
 
@@ -6,6 +6,9 @@ import pytest
 import yaml
 
 from jobs.runtime.settings.config import Config, ConfigError, load_config
+from jobs.training.model.files import ModelCard, save_model
+from jobs.training.model.mil import ModelSpec, build_model
+from jobs.vectors import load_all
 
 
 def loaded(folder: Path, *overrides: str) -> Config:
@@ -38,3 +41,43 @@ def test_mean_and_max_are_the_default_and_others_replace_them(tmp_path: Path) ->
 def test_what_cannot_be_is_refused_by_name(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         loaded(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("columns", "encoder", "message"),
+    [
+        (
+            ("embeddings_max",),
+            None,
+            r"learned from \['embeddings_max'\] of table patients.*training\.columns=embedding",
+        ),
+        (("embeddings", "embeddings_max"), None, "learned from .*embeddings_max"),
+        (
+            ("embeddings",),
+            "small",
+            "learned from encoder large, and not from small: set aggregators.stroke.encoder to large",
+        ),
+        (("embeddings",), "large", None),
+        (("embeddings",), None, None),
+    ],
+)
+def test_a_model_of_job_train_takes_what_it_learned_from(
+    columns: tuple[str, ...], encoder: str | None, message: str | None, tmp_path: Path
+) -> None:
+    spec = ModelSpec("attention", 6, ("CE", "LAA"), hidden=4, attention=3)
+    card = ModelCard("m", spec, columns, (0.5, 0.5), "t/patients", 0, "large", (), {}, 0, {})
+    save_model(str(tmp_path / "m"), build_model(spec), card)
+    stroke = f"{{method: gated_attention, weights: {tmp_path}/m/model.safetensors, encoder: {encoder or 'null'}}}"
+    config = loaded(tmp_path, "encoders={small: {}, large: {}}", f"aggregators={{stroke: {stroke}}}")
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            load_all(config)
+        return
+    [(as_sent, aggregator)] = load_all(config).values()
+    assert (as_sent.encoder, aggregator.input_dim) == ("large", 6)
+    alone = loaded(tmp_path, "encoders={small: {}}", f"aggregators={{stroke: {stroke.replace('large', 'small')}}}")
+    with pytest.raises(ConfigError, match="learned from encoder large, and not from small"):
+        load_all(alone)
+    (tmp_path / "m/model.json").unlink()
+    [(as_sent, _)] = load_all(config).values()
+    assert as_sent.encoder == encoder

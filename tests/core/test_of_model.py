@@ -67,6 +67,7 @@ def test_settings_that_are_left_out_are_the_models(tmp_path: Path) -> None:
 def test_what_is_set_stays_and_the_other_encoders_are_left_out(tmp_path: Path) -> None:
     settings = kept()
     same = {"encoders": {"b": {"weights": "b.pth"}, NAME: None}, "inference": {"precision": None}, "tiling": None}
+    same |= {"aggregators": {"mean": {"encoder": "b"}}}  # of job vectors
     config = completed(tmp_path, same, settings, f"encoders.{NAME}.weights=/mine.safetensors", "stain.weights=/s.pth")
     assert list(config.encoders) == [NAME]
     assert (config.encoders[NAME].weights, config.stain.weights) == ("/mine.safetensors", "/s.pth")

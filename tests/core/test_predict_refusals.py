@@ -1,7 +1,6 @@
 """What the job predict refuses by a model's own settings: before Spark starts, in one line that names each of them."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from jobs.training.model.files import ModelCard, save_model
 from jobs.training.model.mil import ModelSpec, build_model
 from tests.messages import plain
 
-NAME = "vits16"
+NAME, TABLES = "vits16", "/proc/tables"
 LICENCE = {"licence": "CC-BY-NC-4.0", "licence.commercial": "false"}
 
 
@@ -53,9 +52,10 @@ def _saved(folder: Path, card: ModelCard) -> ModelCard:
 
 
 def _run(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str, **sections: Any) -> tuple[int, list[str]]:
-    """Exit status and lines on stderr of a run whose CSV is missing: if nothing else is refused, the CSV is."""
+    """Exit status and lines on stderr of a run whose tables cannot be written: if nothing else is refused, their folder is."""
     file = folder / "predict.yaml"
-    written = {"patients": str(folder / "new.csv"), "output": {"root": str(folder / "tables")}}
+    (folder / "new.csv").write_text("image_id,center_id,patient_id,image_num,label\na1,n,001,0,CE\n")
+    written = {"patients": str(folder / "new.csv"), "output": {"root": TABLES}}
     file.write_text(yaml.safe_dump(written | {"predict": {"model": str(folder / "model")}} | sections))
     capsys.readouterr()
     status = predict.main(["--config", str(file), *arguments])
@@ -68,14 +68,14 @@ def test_what_is_left_out_is_the_models_and_the_log_says_what(
 ) -> None:
     status, lines = _run(tmp_path, capsys)
     taken, refusal = lines
-    assert status == 2 and "new.csv" in refusal
+    assert status == 2 and TABLES in refusal
     assert taken == (
         f'slidelake predict: by model m1: encoder {NAME}, encoders.{NAME}.model="kaiko-vits16", '
         f'encoders.{NAME}.weights="{weights}", tiling.tile_px=224, tiling.mpp=0.5, inference.precision="fp32"'
     )
     same = {"tiling": {"tile_px": 224}, "encoders": {NAME: {"model": "kaiko-vits16"}, "other": {"pooling": "cls"}}}
     status, lines = _run(tmp_path, capsys, **same)
-    assert status == 2 and "new.csv" in lines[1] and "tile_px" not in lines[0] and ".model" not in lines[0]
+    assert status == 2 and TABLES in lines[1] and "tile_px" not in lines[0] and ".model" not in lines[0]
     status, lines = _run(tmp_path, capsys, "--print-config")
     shown = yaml.safe_load("\n".join(lines))
     assert status == 0 and shown["tiling"]["mpp"] == 0.5 and list(shown["encoders"]) == [NAME]
@@ -84,7 +84,6 @@ def test_what_is_left_out_is_the_models_and_the_log_says_what(
 def test_other_values_than_the_models_are_named_in_one_line_at_once(
     card: ModelCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun = time.monotonic()
     status, lines = _run(
         tmp_path,
         capsys,
@@ -93,7 +92,6 @@ def test_other_values_than_the_models_are_named_in_one_line_at_once(
         tissue={"background_brightness": 200},
         inference={"precision": "bf16"},
     )
-    assert time.monotonic() - begun < 3
     assert status == 2 and lines[1:] == [
         "slidelake predict: predict.model: m1 learned from features made with other settings: tiling.tile_px is 448, not 224; "
         f'tissue.background_brightness is 200, not 190; encoders.{NAME}.pooling is "mean", not "auto"; inference.precision is '
@@ -111,7 +109,7 @@ def test_weights_that_are_not_here_are_named_with_their_setting(
         "weights are"
     )
     status, lines = _run(tmp_path, capsys, f"encoders.{NAME}.weights={moved}")
-    assert status == 2 and "new.csv" in lines[-1]  # nothing else is wrong
+    assert status == 2 and TABLES in lines[-1]  # nothing else is wrong
 
 
 def test_a_model_that_does_not_say_how_features_are_made_needs_the_settings(
@@ -122,15 +120,15 @@ def test_a_model_that_does_not_say_how_features_are_made_needs_the_settings(
     assert status == 2 and f"takes bags of encoder {NAME}, and does not say how to make them" in lines[-1]
     own = {"encoders": {NAME: {"model": "kaiko-vits16"}, "other": {}}, "tiling": {"tile_px": 224, "mpp": 0.5}}
     status, lines = _run(tmp_path, capsys, **own)
-    assert status == 2 and "new.csv" in lines[-1]
+    assert status == 2 and TABLES in lines[-1]
 
 
 def test_a_licence_that_forbids_it_stops_a_commercial_prediction(
     card: ModelCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, lines = _run(tmp_path, capsys, "licence=commercial")
-    assert status == 2 and f"the licence of encoder {NAME} is not known" in lines[1] and "new.csv" in lines[2]
+    assert status == 2 and f"the licence of encoder {NAME} is not known" in lines[1] and TABLES in lines[2]
     _saved(tmp_path, replace(card, feature_settings=(card.feature_settings[0] | LICENCE,)))
     status, lines = _run(tmp_path, capsys, "licence=commercial")
-    assert status == 2 and f"by encoder {NAME}, whose licence (CC-BY-NC-4.0) forbids commercial use" in lines[-1]
+    assert status == 2 and f"the licence of encoder {NAME} (CC-BY-NC-4.0) forbids commercial use" in lines[-1]
     assert json.loads((tmp_path / "model/model.json").read_text())["feature_settings"][0]["licence"] == "CC-BY-NC-4.0"

@@ -274,7 +274,7 @@ def test_what_a_place_of_ones_own_does_not_ask_for_is_left_empty(say: Say, check
         ),
         (["--on", "yarn", "slide", "--config", "my.yaml"], "no job 'slide'; there are preprocess, slides"),
         (["--on", "yarn", "slides", "--config", "none.yaml"], "--config none.yaml: no such file here"),
-        (["--on", "yarn", "slides", "--config", "s3://lab/my.yaml"], "give one of this machine"),
+        (["--on", "yarn", "slides", "--config", "s3://lab/my.yaml"], "give a local one"),
         (["--on", "yarn", "slides", "--config", "my.yaml", "tiling.mp=1"], "did you mean tiling.mpp?"),
         (["--on", "yarn", "slides"], "--config"),
         (["slides", "--config", "my.yaml"], "--on"),

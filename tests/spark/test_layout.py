@@ -93,7 +93,7 @@ def test_row_groups_of_patients_are_small_whatever_the_settings_of_spark_are(
     def bags(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for number in batch["id"].to_pylist():
-                row = dict.fromkeys(schema.names) | {"patient_id": str(number)}
+                row = dict.fromkeys(schema.names) | {"patient_id": str(number), "encoder": "e"}
                 row |= {name: os.urandom(BAG_BYTES) for name in ("embeddings", "embeddings_max")}
                 yield pa.RecordBatch.from_pylist([row], schema)
 

@@ -27,7 +27,8 @@ def test_rows_are_made_without_a_checkpoint_and_only_of_features_of_the_same_set
     run = run_job(spark, config)
     assert run.record.counts["patients_built"] == 2 and run.record.problems == []
     assert without(rows_of(config, "patients"), "run_id") == without(rows_of(finished.config, "patients"), "run_id")
-    assert run.identity.models == finished.run.identity.models
+    [encoder] = config.encoders
+    assert run.identity.recipe(encoder) == finished.run.identity.recipe(encoder)
     waiting = "6 patients wait for the slides and features jobs: run them, then this again"
     for other in ({"input_px": 64}, {"weights": "elsewhere.pth"}):
         config = again(encoder=other)

@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
 from jobs import vectors
-from jobs.runtime.run.run import Run
+from jobs.runtime.run.run import ORIGINS, Run
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.tables.tables import Tables, spark_schema
 from tests.conftest import write_csv
@@ -214,31 +214,24 @@ def test_weights_of_another_encoder_and_a_bad_checkpoint_are_refused_before_anyt
     assert not (cohort.root / "slide_vectors").exists()
 
 
-@pytest.mark.parametrize(
-    ("card", "settings", "message"),
-    [
-        ({"columns": ["embeddings_max"]}, {}, r"learned from \['embeddings_max'\].*training\.columns=embedding"),
-        ({"columns": ["embeddings"], "encoder": "large"}, {"encoder": "small"}, "encoder large, and not from small"),
-        ({"columns": ["embeddings"], "encoder": "x"}, {}, "encoder x, and not from small, large"),
-        ({"columns": ["embeddings"], "encoder": "large"}, {}, None),
-        ({"columns": ["embeddings"], "encoder": "large"}, {"encoder": "large"}, None),
-    ],
-)
-def test_a_model_of_job_train_takes_what_it_learned_from(
-    card: dict[str, Any], settings: dict[str, Any], message: str | None, tmp_path: Path
+def test_what_is_known_of_an_encoder_comes_along_and_its_licence_is_kept(
+    cohort: Cohort, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "model.json").write_text(json.dumps(card))
-    stroke = {"method": "gated_attention", "weights": attention(tmp_path)} | settings
-    encoders: dict[str, Any] = {"small": {}, "large": {}}
-    config = Config.model_validate(
-        {"patients": "p.csv", "output": {"root": "t"}, "encoders": encoders, "aggregators": {"stroke": stroke}}
-    )
-    if message:
-        with pytest.raises(ConfigError, match=message):
-            vectors.load_all(config)
-    else:
-        spec, _ = vectors.load_all(config)["stroke"]
-        assert spec.encoder == "large"
+    tables = Tables(cohort.spark, str(cohort.root))
+    origins = json.dumps({"small": {"licence": "CC-BY-NC-ND-4.0", "licence.commercial": "false", "sha256": "ab"}})
+    tables.set_property("features", ORIGINS, origins)
+    with pytest.raises(ConfigError, match=r"licence of encoder small \(CC-BY-NC-ND-4\.0\) forbids commercial use"):
+        cohort.run(licence="commercial")
+    assert not (cohort.root / "slide_vectors").exists()
+    cohort.run(aggregators={"mean": {}})
+    versions = cohort.versions()
+    cohort.run(aggregators={"mean": {}})
+    assert cohort.versions() == versions
+    for table in KEYS:
+        [properties] = [DeltaTable(f"{cohort.root}/{table}").metadata().configuration]
+        assert json.loads(properties[ORIGINS]) == json.loads(origins)
+    cohort.run(licence="commercial", encoders={"large": {}}, aggregators={"mean": {}})
+    assert "licence of encoder large is not known" in caplog.text
 
 
 def test_a_bag_that_is_too_large_for_one_worker_is_named_and_keeps_its_row(

@@ -71,7 +71,7 @@ def test_a_licence_that_forbids_it_stops_a_commercial_training(
     licence = {"licence": "CC-BY-NC-ND-4.0", "licence.commercial": "false"}
     runs_table(tables, {"old": None, "drawn": {GOOD: RECIPE | licence, NOISE: RECIPE}})
     line = refusal(tables, capsys, "licence=commercial", encoder=GOOD)
-    assert f"made by encoder {GOOD}, whose licence (CC-BY-NC-ND-4.0) forbids commercial use" in line
+    assert f"the licence of encoder {GOOD} (CC-BY-NC-ND-4.0) forbids commercial use" in line
     arguments = ["--config", settings(tables, encoder=NOISE, epochs=1), "licence=commercial"]
     assert train.main(arguments) == 0
     assert f"the licence of encoder {NOISE} is not known" in plain(capsys.readouterr().err)

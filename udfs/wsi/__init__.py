@@ -2,9 +2,7 @@
 
 NumPy in, NumPy out. Nothing here imports Spark, Arrow or pandas, so the same code serves jobs, notebooks and training loops.
 
-Terms: a *level* is a resolution stored in the file, level 0 the finest. A *downsample* is the number of level-0 pixels that
-one pixel spans along an edge. *mpp* is micrometres per level-0 pixel unless stated otherwise. A *block* is one compressed
-tile or strip of the file; a *tile* is the square that slidelake cuts out. ``x_px, y_px`` are always level-0 pixels.
+`docs/glossary.md` has the terms: level, downsample, mpp, block, tile. ``x_px, y_px`` are always level-0 pixels.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ __all__ = ["ErrorCode", "Slide", "SlideError", "open_slide"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the reader, with its codecs, when somebody asks for it: `slidelake JOB --help` needs none."""
+    """Imports the reader, with its codecs, when somebody asks for it: `slidelake JOB --help` needs none."""
     if name not in ("Slide", "open_slide"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from udfs.wsi.reading import slide  # noqa: PLC0415

@@ -35,3 +35,9 @@ class SlideError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code.value}: {self.message}"
+
+
+def damaged_header(what: str) -> SlideError:
+    """Returns the error `header_corrupt`; `what` names the fault and its number."""
+    remedy = "the header is damaged; upload the slide again, or export it anew"
+    return SlideError(ErrorCode.HEADER_CORRUPT, f"{what}: {remedy}")

@@ -11,11 +11,7 @@ MPP_WANTED = f"micrometres per pixel, {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
 
 
 def check_size(uri: str, width_px: int, height_px: int) -> None:
-    """Refuse a level 0 that is larger than any scanner makes.
-
-    Raises:
-        SlideError: `size_implausible`.
-    """
+    """Raises SlideError `size_implausible` if level 0 is larger than any scanner makes it."""
     if max(width_px, height_px) > _MAX_EDGE_PX or width_px * height_px > _MAX_AREA_PX:
         raise SlideError(
             ErrorCode.SIZE_IMPLAUSIBLE,
@@ -25,10 +21,7 @@ def check_size(uri: str, width_px: int, height_px: int) -> None:
 
 
 def plausible_spacing(x: Any, y: Any) -> tuple[float, float] | None:
-    """Returns um/px along x and y. An axis that is None gets the value of the other.
-
-    Returns None if both are None, or if a value is implausible.
-    """
+    """Returns um/px along x and y, for an axis that is None the other's; None if both are, or if a value is implausible."""
     given = [plausible_mpp(value) for value in (x, y) if value is not None]
     mpp = [value for value in given if value is not None]
     return (mpp[0], mpp[-1]) if mpp and len(mpp) == len(given) else None

@@ -35,11 +35,7 @@ class Cohort:
 
 
 def read_cohort(config: Config) -> Cohort:
-    """Returns the CSV.
-
-    Raises:
-        ConfigError: the CSV cannot be read, or has faults; one line that names the rows.
-    """
+    """Returns the CSV; raises ConfigError if it cannot be read, or has faults, with one line that names the rows."""
     uri, options = config.patients, config.slides.storage_options
     name = public_uri(uri)
     try:
@@ -64,10 +60,8 @@ def secrets_in(config: Config, images: Iterable[Image] = ()) -> tuple[str, ...]:
 def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
     """Returns the file of each image by image_id: the CSV's uri, or the file of that name under slides.root.
 
-    slides.root is listed once. Files named by uri, and links that lead nowhere, are looked up one by one, in threads.
-
-    Raises:
-        ConfigError: slides.root is needed and missing, cannot be listed, or has none of the slides.
+    slides.root is listed once. Files named by uri, and links that lead nowhere, are looked up one by one, in threads. Raises
+    ConfigError if slides.root is needed and missing, cannot be listed, or has none of the slides.
     """
     slides = config.slides
     by_name = [image.image_id for image in images if image.uri is None]
@@ -86,7 +80,7 @@ def locate(images: Sequence[Image], config: Config) -> dict[str, Located]:
 
 
 def _list_root(slides: SlidesSettings, wanted: Sequence[str]) -> Mapping[str, _Listed]:
-    """The files below slides.root by name, without the ending."""
+    """Returns the files below slides.root by name, without the ending."""
     root, example = slides.root, f"({named(wanted[0])}, ...)"
     if root is None:
         raise ConfigError(f"slides.root is not set and {len(wanted)} rows of the CSV have no uri {example}", "set one")
@@ -119,12 +113,12 @@ def _redacted(error: Exception, uri: StoreUri, options: StorageOptions) -> str:
 
 
 def _by_spelling(names: Iterable[str]) -> dict[str, str]:
-    """Names by what is equal for names that differ only in case."""
+    """Returns names by what is equal for names that differ only in case."""
     return {name.casefold(): name for name in names}
 
 
 def _similar_name(image_id: str, spellings: Mapping[str, str], slides: SlidesSettings) -> str:
-    """What to do if a file has nearly the name of an image; empty if none has."""
+    """Returns what to do if a file has nearly the name of an image; empty if none has."""
     spelling = image_id.casefold()
     endings = [ending for ending in slides.extensions if spelling.endswith(ending)]
     for similar, how in (
@@ -139,7 +133,7 @@ def _similar_name(image_id: str, spellings: Mapping[str, str], slides: SlidesSet
 
 
 def _named_file(image_id: str, files: _Listed, spellings: Mapping[str, str], slides: SlidesSettings) -> Located:
-    """The only file of a name, or the error that there is none or more than one."""
+    """Returns the only file of a name, or the error that there is none or more than one."""
     if len(files) == 1:
         return Located(*files[0])
     if files:
@@ -155,7 +149,7 @@ def _named_file(image_id: str, files: _Listed, spellings: Mapping[str, str], sli
 
 
 def _look_up(uri: StoreUri, options: StorageOptions) -> Located:
-    """The file at a URI, in either Unicode form: most stores take the two forms of an umlaut for two names."""
+    """Returns the file at a URI, in either Unicode form: most stores take the two forms of an umlaut for two names."""
     forms = dict.fromkeys((uri, *(StoreUri(unicodedata.normalize(form, uri)) for form in ("NFC", "NFD"))))
     found = (_file_at(form, options) for form in forms)
     first = next(found)

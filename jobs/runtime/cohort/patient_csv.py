@@ -57,11 +57,7 @@ class Image:
 
 
 def parse_cohort(data: bytes) -> list[Image]:
-    """Returns the rows of a CSV in UTF-8, with or without a byte order mark.
-
-    Raises:
-        ConfigError: one line that names the rows with faults.
-    """
+    """Returns the rows of a CSV in UTF-8; raises ConfigError, one line that names the rows with faults."""
     text = _decoded(data)
     rows = [(line, cells) for line, cells, _ in _rows(text)]
     if not rows:
@@ -98,11 +94,9 @@ def unlabelled(images: Sequence[Image]) -> str:
 
 
 def rows_as_written(data: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """Returns the text of a CSV that `parse_cohort` accepts, row by row.
+    """Returns the header of a CSV that `parse_cohort` accepts, and (patient_id, text) for each row that is not blank.
 
-    Returns:
-        The header, with the byte order mark if there is one, and (patient_id, row) for each row that is not blank. Each row
-        keeps its own line ending; a last row without one gets the header's.
+    The header keeps a byte order mark, and each row its own line ending; a last row without one gets the header's.
     """
     (_, names, header), *rows = _rows(_decoded(data))
     column = _column_names(names).index("patient_id")
@@ -131,7 +125,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str], str]]:
-    """The number of the last line, the cells and the text of each row that is not blank."""
+    """Yields the number of the last line, the cells and the text of each row that is not blank."""
     taken: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -150,13 +144,13 @@ def _rows(text: str) -> Iterator[tuple[int, list[str], str]]:
 
 
 def _column_names(cells: Iterable[str]) -> list[str]:
-    """The names of a header; in lower case if they are columns of ours."""
+    """Returns the names of a header; in lower case if they are columns of ours."""
     names = [cell.strip() for cell in cells]
     return [name.lower() if name.lower() in _COLUMNS else name for name in names]
 
 
 def _header_remedy(text: str) -> str:
-    """What to do if the header is not the first line, or its columns are not separated by commas."""
+    """Returns what to do if the header is not the first line, or its columns are not separated by commas."""
     for number, line in enumerate(text.splitlines()[:_LINES_ABOVE_HEADER], 1):
         for separator, name in _SEPARATORS.items():
             if set(_REQUIRED) <= set(_column_names(cell.strip(' "') for cell in line.split(separator))):
@@ -194,7 +188,7 @@ def _image(record: _Record) -> Image:
 
 
 def _has_controls(value: str) -> bool:
-    """Whether a text has characters that break lines or steer terminals; many scripts need unusual blanks and joiners."""
+    """Returns whether a text can break lines or steer terminals; unusual blanks and joiners, which many scripts need, cannot."""
     return any(c in _BIDI_CONTROLS or unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in value)
 
 
@@ -245,7 +239,7 @@ def _refuse_cells(records: _Numbered, columns: Sequence[str], fault: str, is_at_
 
 
 def _refuse_floats(records: _Numbered, column: str) -> None:
-    """Refuse 55.0 beside 55, and a column of such numbers alone: pandas writes 55.0 if a cell of the column is empty."""
+    """Refuses 55.0 beside 55, and a column of such numbers alone: pandas writes 55.0 if a cell of the column is empty."""
     values = {record[column] for _, record in records}
     floats = {value for value in values if re.fullmatch(r"[0-9]+\.0", value)}
     if floats == values or any(value.removesuffix(".0") in values for value in floats):
@@ -254,7 +248,7 @@ def _refuse_floats(records: _Numbered, column: str) -> None:
 
 
 def _refuse_repeated_ids(images: Sequence[tuple[int, Image]]) -> None:
-    lines = _lines((line, image.image_id) for line, image in images)
+    lines = _lines_by_value((line, image.image_id) for line, image in images)
     repeated = [f"{named(_public(name))} {_at(at)}" for name, at in lines.items() if len(at) > 1]
     if repeated:
         raise ConfigError(f"image_id is not unique: {some(repeated, separator='; ')}")
@@ -267,15 +261,15 @@ def _refuse_disagreement(images: Sequence[tuple[int, Image]], column: str, value
     differ = [
         f"patient {named(_public(patient))}: " + _with_lines(lines)
         for patient, values in of_patient.items()
-        if len(lines := _lines(values)) > 1
+        if len(lines := _lines_by_value(values)) > 1
     ]
     if differ:
         raise ConfigError(f"images of one patient disagree on {column}: {some(differ, separator='; ')}")
 
 
 def _refuse_unclear_labels(images: Sequence[tuple[int, Image]]) -> None:
-    labels = _lines((line, image.label) for line, image in images if image.label is not None)
-    missing = _lines((line, image.label_cell) for line, image in images if image.label is None)
+    labels = _lines_by_value((line, image.label) for line, image in images if image.label is not None)
+    missing = _lines_by_value((line, image.label_cell) for line, image in images if image.label is None)
     n_labelled = sum(map(len, labels.values()))
     for text, at in missing.items():
         if may_be_class(text) and (len(at) >= _MOST_AMBIGUOUS or 20 * len(at) > n_labelled):
@@ -293,8 +287,7 @@ def _refuse_unclear_labels(images: Sequence[tuple[int, Image]]) -> None:
         raise ConfigError(f"labels are {found}, and a dash stands for no label: write positive and negative")
 
 
-def _lines(values: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
-    """The lines of each value."""
+def _lines_by_value(values: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for line, value in values:
         found.setdefault(value, []).append(line)
@@ -310,7 +303,7 @@ def _at(lines: Sequence[int]) -> str:
 
 
 def _public(text: str) -> str:
-    """A text of the CSV without the credentials of URIs in it."""
+    """Returns a text of the CSV without the credentials of URIs in it."""
     return "".join(public_uri(part) for part in _URI_BEGINS.split(text))
 
 

@@ -65,17 +65,17 @@ def main(
 ) -> int:
     """Read arguments and settings, start Spark, do the work, leave a record; returns the exit status.
 
-    `check` may refuse settings before the CSV is read and Spark starts; `complete`: see `load_config`.
+    `check` may refuse settings before Spark starts; `complete`: see `load_config`.
     """
 
     def work_with_spark(config: Config, arguments: argparse.Namespace) -> int:
         images: Sequence[Image] = ()
         try:
-            check(config)
             refuse_unusable_spark()
             cohort = read_cohort(config)  # a bad CSV ends the run here: Spark takes long to start
             images = cohort.images
             report_unlabelled(job.name, images)
+            check(config)
             refuse_unwritable(config, job.name)
             return _run(job, config, cohort, work, arguments)
         except ConfigError as error:

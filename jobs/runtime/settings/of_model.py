@@ -44,8 +44,11 @@ def settings_of_features(config: Mapping[str, Any], encoder: str, recipe: Mappin
 
 
 def with_settings_of_model(written: Sections, of_model: Sections, encoder: str) -> Sections:
-    """Returns settings as they are written, completed by those of a model. Of the encoders, the model's alone stays."""
-    completed = written | {
+    """Returns settings as they are written, completed by those of a model.
+
+    Of the encoders, the model's alone stays. So section aggregators, which names encoders and which predict does not use, goes.
+    """
+    completed = {section: values for section, values in written.items() if section != "aggregators"} | {
         section: values | _set(written.get(section), section)
         for section, values in of_model.items()
         if section != "encoders"
@@ -77,13 +80,14 @@ def differences_as_written(config: Config, of_model: Sections) -> list[str]:
     differ = []
     for key, value in _flat(of_model):
         general = _general(key)
-        if not _SHAPES[general].by_content or now[key] == value:
+        is_unset = now[key] is None and key.startswith(_NULL_IS_UNSET)
+        if not _SHAPES[general].by_content or is_unset or now[key] == value:
             continue
         if _is_location(general):
             is_same = general != "stain.weights" or value is not None
         else:
             own_name = key.split(".", 1)[1].rpartition(".")[0]  # which model=null stands for
-            is_same = general.endswith(".model") and (now[key] or own_name) == (value or own_name)
+            is_same = general.endswith(".model") and now[key] == (value or own_name)
         if not is_same:
             differ.append(f"{key} is {_text(now[key])}, not {_text(value)}")
     return differ

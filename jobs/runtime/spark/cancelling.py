@@ -3,7 +3,7 @@
 import signal
 import threading
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from py4j.protocol import Py4JError
@@ -34,13 +34,10 @@ class Cancelling:
         handle_stop_signals(self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Let Spark's jobs run again, so that the run can be recorded; from here on no signal raises anything.
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Lets Spark's jobs run again, so that the run can be recorded; from here on no signal raises anything.
 
-        Raises:
-            Stopped: in place of the error that a cancelled job ended in.
+        Raises `Stopped` in place of the error that a cancelled job ended in.
         """
         self._ended.set()
         if self.stopped_by is None:

@@ -27,13 +27,13 @@ _STDERR = 2
 
 @cache
 def jvm_of_spark_submit() -> Any:
-    """Return the JVM that started this process; needs no session."""
+    """Returns the JVM that started this process; needs no session."""
     launch: Any = launch_gateway
     return launch().jvm
 
 
 def jvm_of(session: SparkSession) -> Any:
-    """Return the JVM of the driver."""
+    """Returns the JVM of the driver."""
     return session._jvm
 
 
@@ -44,7 +44,7 @@ class StderrOfSparkSubmit:
     """
 
     def write(self, text: str) -> None:
-        """Write a text as UTF-8."""
+        """Writes a text as UTF-8."""
         data = text.encode("utf-8", "backslashreplace")
         try:
             stream: Any = jvm_of_spark_submit().java.lang.System.err
@@ -55,19 +55,19 @@ class StderrOfSparkSubmit:
 
 
 def spark_submit_has_a_terminal() -> bool:
-    """Return whether spark-submit runs on a terminal."""
+    """Returns whether spark-submit runs on a terminal."""
     with suppress(Py4JError):  # a platform whose JVM takes no such calls
         return jvm_of_spark_submit().java.lang.System.console() is not None
     return False
 
 
 def master_of_spark_submit() -> str:
-    """Return the master that spark-submit was given; empty if none."""
+    """Returns the master that spark-submit was given; empty if none."""
     return str(jvm_of_spark_submit().org.apache.spark.SparkConf().get("spark.master", ""))
 
 
 def pass_signals_on(jvm: Any) -> None:
-    """Let a JVM send the signals that it gets to this process, instead of ending by them before the run is recorded.
+    """Lets a JVM send the signals that it gets to this process, instead of ending by them before the run is recorded.
 
     The JVM gets a signal instead of Python if it is Python's parent (spark-submit on YARN and Kubernetes), or as well if both are
     in one process group. Java has no other interface for signals than sun.misc.Signal, which the module jdk.unsupported exports.
@@ -85,14 +85,14 @@ def pass_signals_on(jvm: Any) -> None:
 
 
 def hadoop_path(session: SparkSession, uri: str) -> tuple[Any, Any]:
-    """Return Hadoop's file system of a URI, as the driver opens it for Spark, and the path in it."""
+    """Returns Hadoop's file system of a URI, as the driver opens it for Spark, and the path in it."""
     context: Any = session.sparkContext
     path = jvm_of(session).org.apache.hadoop.fs.Path(uri)
     return path.getFileSystem(context._jsc.hadoopConfiguration()), path
 
 
 def executor_summaries(session: SparkSession) -> list[Any]:
-    """Return Spark's ExecutorSummary of each executor that runs or ended."""
+    """Returns Spark's ExecutorSummary of each executor that runs or ended."""
     context: Any = session.sparkContext
     summaries = context._jsc.sc().statusStore().executorList(False)
     rows = (summaries.apply(i) for i in range(summaries.size()))

@@ -37,7 +37,7 @@ class Executor:
     gpus: int
 
     def tasks(self, cpus: int, gpus: float) -> int:
-        """Return how many tasks of so many CPUs and GPUs run at once; a GPU is shared by whole tasks: two of 0.4, one of 0.6."""
+        """Returns how many tasks of so many CPUs and GPUs run at once; a GPU is shared by whole tasks: two of 0.4, one of 0.6."""
         by_cores = self.cores // cpus
         return min(by_cores, self.gpus * math.floor(1 / gpus)) if gpus else by_cores
 
@@ -53,13 +53,13 @@ class StageResources:
 
     @property
     def gpu_share(self) -> float:
-        """The part of a GPU that a task may take, if several tasks run on one GPU."""
+        """Part of a GPU that a task may take, if several tasks run on one GPU."""
         if is_local(self.session):  # tasks take turns with the GPUs that PyTorch finds
             return 1 / math.ceil(slots(self.session) / max(1, torch.cuda.device_count()))
         return 1 / math.floor(1 / self.gpus) if 0 < self.gpus < 1 else 1.0
 
     def slots(self) -> int:
-        """Return how many of its tasks run at once on today's executors; with dynamic allocation, no fewer than other tasks."""
+        """Returns how many of its tasks run at once on today's executors; with dynamic allocation, no fewer than other tasks."""
         if self.profile is None:
             return slots(self.session)
         least = slots(self.session) if _is_dynamic(self.session) else 1
@@ -67,14 +67,12 @@ class StageResources:
 
 
 def features_resources(session: SparkSession, settings: ResourcesSettings) -> StageResources:
-    """Return the resources of the features stage, with a profile if the settings ask for one and the cluster can give it.
+    """Returns the resources of the features stage, with a profile if the settings ask for one and the cluster can give it.
 
     With a fixed number of executors the profile is about tasks alone, and they run on the executors of all stages. With dynamic
     allocation Spark starts further executors for it, with `spark.executor.resource.gpu.amount` GPUs each, as all others. If
-    that amount is 0, other executors have no GPU and these have what a task takes.
-
-    Raises:
-        ConfigError: a task asks for more than an executor has, and would wait for ever.
+    that amount is 0, other executors have no GPU and these have what a task takes. Raises ConfigError if a task asks for more
+    than an executor has, and would wait for ever.
     """
     if not settings.gpus_per_task and settings.cpus_per_task is None:
         return StageResources(session)
@@ -110,7 +108,7 @@ def _is_dynamic(session: SparkSession) -> bool:
 
 
 def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> list[Executor]:
-    """The executors that run now, at least one: Spark's first task waits until one has started."""
+    """Returns the executors that run now, at least one: Spark's first task waits until one has started."""
     session.range(1).count()
     found = executors_of(session)
     if not any(executor.tasks(cpus, gpus) for executor in found):
@@ -121,7 +119,7 @@ def _executors_to_count_on(session: SparkSession, cpus: int, gpus: float) -> lis
 
 @contextmanager
 def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
-    """While the block runs, log a line every half minute in which Spark has work and no executor: it waits in silence."""
+    """Logs a line every half minute of the block in which Spark has work and no executor: it waits in silence."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -140,7 +138,7 @@ def telling_who_is_awaited(session: SparkSession) -> Iterator[None]:
 
 
 def executor_request(session: SparkSession) -> str:
-    """Return what Spark asks the cluster for per executor, as far as its settings say."""
+    """Returns what Spark asks the cluster for per executor, as far as its settings say."""
     conf = session.sparkContext.getConf()
     request = [f"{conf.get('spark.executor.memory', None) or '1g'} of memory (spark.executor.memory)"]
     for key, what in (
@@ -154,17 +152,17 @@ def executor_request(session: SparkSession) -> str:
 
 
 def executors_of(session: SparkSession) -> list[Executor]:
-    """Return the executors that run now."""
+    """Returns the executors that run now."""
     return [Executor(row.totalCores(), _gpus(row.resources())) for row in executor_summaries(session) if row.isActive()]
 
 
 def plain_executors(session: SparkSession) -> int:
-    """Return how many executors run the stages that have no resources of their own; 1 in local mode."""
+    """Returns how many executors run the stages that have no resources of their own; 1 in local mode."""
     return sum(row.isActive() and row.resourceProfileId() == 0 for row in executor_summaries(session)) or 1
 
 
 def ended_executors(session: SparkSession) -> set[str]:
-    """Return the ids of executors that ended: that died, or that the cluster took away."""
+    """Returns the ids of executors that ended: that died, or that the cluster took away."""
     return {row.id() for row in executor_summaries(session) if not row.isActive()}
 
 

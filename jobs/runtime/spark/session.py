@@ -31,11 +31,7 @@ _LOCAL_TASK_FAILURES = 4  # as on clusters; Spark's local mode would end the run
 
 
 def refuse_unusable_spark() -> None:
-    """Look at the installed Spark before it starts.
-
-    Raises:
-        ConfigError: it lacks what the jobs use, or Delta's Python side is missing.
-    """
+    """Raises ConfigError if the installed Spark lacks what the jobs use, or if Delta's Python side is missing."""
     found = pyspark.__version__
     if _release(found) < _OLDEST_SPARK:
         raise ConfigError(
@@ -47,11 +43,7 @@ def refuse_unusable_spark() -> None:
 
 
 def start_session(name: str) -> SparkSession:
-    """Return the session, with Delta.
-
-    Raises:
-        ConfigError: Delta's jar is missing.
-    """
+    """Returns the session, with Delta; raises ConfigError if Delta's jar is missing."""
     session = open_session(name)
     if not has_delta(session):
         remedy = delta_remedy(session.version)
@@ -61,14 +53,14 @@ def start_session(name: str) -> SparkSession:
 
 
 def delta_remedy(spark_version: str) -> str:
-    """Return what gives that version of Spark its Delta, jar and Python side."""
+    """Returns what gives that version of Spark its Delta, jar and Python side."""
     major, minor = release = _release(spark_version)
     unknown = f"io.delta:delta-spark_{major}.{minor}_2.13:VERSION (docs.delta.io/releases tells which fits)"
     return f"add --packages {_DELTA.get(release, unknown)} to spark-submit"
 
 
 def open_session(name: str) -> SparkSession:
-    """Return the session, with Delta or without."""
+    """Returns the session, with Delta or without."""
     submitted = is_submitted()  # then there is a JVM already
     builder = SparkSession.Builder().appName(name)
     if not submitted:
@@ -100,42 +92,36 @@ def open_session(name: str) -> SparkSession:
 
 
 def has_delta(session: SparkSession) -> bool:
-    """Return whether Spark finds Delta on the driver's class path."""
+    """Returns whether Spark finds Delta on the driver's class path."""
     try:
         session.read.format("delta").load()
-    except (
-        PySparkException,
-        Py4JJavaError,
-    ) as error:  # without Delta the format is unknown, with Delta the path is missing
+    except (PySparkException, Py4JJavaError) as error:  # unknown format without Delta, missing path with Delta
         return "DATA_SOURCE_NOT_FOUND" not in str(error)
     return True
 
 
 def call_static(session: SparkSession, name: str, method: str, *texts: str) -> str:
-    """Return what a static Java method of texts returns on the driver.
+    """Returns what a static Java method of texts returns on the driver; raises AnalysisException if there is none.
 
     SQL's java_method calls it. Spark's optimiser evaluates an inline table on the driver, so no executor takes part.
-
-    Raises:
-        AnalysisException: there is no such class or method, also among the jars of --packages.
     """
     call = F.java_method(*map(F.lit, (name, method, *texts)))
     return str(session.sql("VALUES (1)").select(call).collect()[0][0])
 
 
 def is_local(session: SparkSession) -> bool:
-    """Return whether tasks run in the driver's own process; those of local-cluster do not."""
+    """Returns whether tasks run in the driver's own process; those of local-cluster do not."""
     return (session.sparkContext.master or "local").partition("[")[0] == "local"
 
 
 def heap_bytes(session: SparkSession) -> int:
-    """Return the heap of a JVM that runs tasks: an executor's, or in local mode the driver's."""
+    """Returns the heap of a JVM that runs tasks: an executor's, or in local mode the driver's."""
     who = "driver" if is_local(session) else "executor"
     return size_of(session.sparkContext.getConf().get(f"spark.{who}.memory", "1g") or "1g")
 
 
 def size_of(text: str, unit: str = "b") -> int:
-    """Return a size of Spark's settings in bytes: ``1g`` or ``512m``; a bare number counts in `unit`."""
+    """Returns a size of Spark's settings in bytes: ``1g`` or ``512m``; a bare number counts in `unit`."""
     match = re.fullmatch(r"(\d+)([bkmgtp]?)b?", text.strip().lower())
     if not match:
         raise ConfigError(f"{text!r} is no size of memory", "write it as Spark does, for example 4g or 512m")
@@ -143,24 +129,24 @@ def size_of(text: str, unit: str = "b") -> int:
 
 
 def slots(session: SparkSession) -> int:
-    """Return how many tasks run at once."""
+    """Returns how many tasks run at once."""
     return max(1, session.sparkContext.defaultParallelism)
 
 
 def with_retries(master: str) -> str:
-    """Return a bare local master with the retries of a cluster: ``local[2]`` as ``local[2,4]``; any other as it is."""
+    """Returns a bare local master with the retries of a cluster: ``local[2]`` as ``local[2,4]``; any other as it is."""
     match = re.fullmatch(r"local(?:\[([^\],]+)\])?", master)
     return f"local[{match[1] or 1},{_LOCAL_TASK_FAILURES}]" if match else master
 
 
 def _release(version: str) -> tuple[int, int]:
-    """Major and minor of a version, whatever a platform appends: ``4.0.2-amzn-0`` is (4, 0)."""
+    """Returns major and minor of a version, whatever a platform appends: ``4.0.2-amzn-0`` is (4, 0)."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
 
 
 def _master(submitted: bool) -> str:
-    """The master of spark-submit or the environment, else all cores of this machine; with retries if local."""
+    """Returns the master of spark-submit or the environment, else all cores of this machine; with retries if local."""
     given = master_of_spark_submit() if submitted else ""
     return with_retries(
         given or pyspark.SparkConf().get("spark.master", None) or os.environ.get("MASTER") or "local[*]"

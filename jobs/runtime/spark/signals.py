@@ -18,7 +18,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """While the block runs, the first of these signals raises `Stopped` in the main thread, and no other disturbs the end.
+    """Lets the first of these signals raise `Stopped` in the main thread while the block runs; no other disturbs the end.
 
     A signal that is ignored when the block begins stays ignored: nohup and a shell's background jobs want that.
     """
@@ -34,7 +34,7 @@ def stop_signals() -> Iterator[None]:
 
 
 def handle_stop_signals(handler: Handler) -> None:
-    """Set the handler of the stop signals that are not ignored; for use in a `stop_signals` block."""
+    """Sets the handler of the stop signals that are not ignored; for use in a `stop_signals` block."""
     if _is_main_thread():
         for number in NAMES:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -42,19 +42,19 @@ def handle_stop_signals(handler: Handler) -> None:
 
 
 def already_ending(number: int, frame: FrameType | None) -> None:
-    """Handle a signal while the process is ending: Ctrl-C gets a line, others may have been sent to all processes."""
+    """Handles a signal while the process is ending: Ctrl-C gets a line, others may have been sent to all processes."""
     del frame
     if number == signal.SIGINT:
         say(r"still ending, which takes some seconds; Ctrl-\ ends it at once")
 
 
 def say(text: str) -> None:
-    """Log a line from a thread of its own: a handler may run in the middle of another line."""
+    """Logs a line from a thread of its own: a handler may run in the middle of another line."""
     threading.Thread(target=_log.warning, args=("slidelake: %s", text)).start()
 
 
 def name_of(error: BaseException) -> str:
-    """Return what stopped a run, for people: the signal, else the type of the error."""
+    """Returns what stopped a run, for people: the signal, else the type of the error."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or NAMES[signal.SIGINT]
     return type(error).__name__

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 
 def is_submitted() -> bool:
-    """Return whether spark-submit started this process, and a JVM before it."""
+    """Returns whether spark-submit started this process, and a JVM before it."""
     return "PYSPARK_GATEWAY_PORT" in os.environ
 
 
 def terminal() -> TextIO | None:
-    """Return the terminal that a bar can be drawn on; None if there is none."""
+    """Returns the terminal that a bar can be drawn on; None if there is none."""
     if sys.stderr.isatty():
         return sys.stderr
     try:
@@ -26,7 +26,7 @@ def terminal() -> TextIO | None:
 
 
 def log_to_stderr(run_id: str = "-") -> None:
-    """Let one handler write what `slidelake.*` logs; for entry points, at their start and once their run has an id."""
+    """Lets one handler write what `slidelake.*` logs; for entry points, at their start and once their run has an id."""
     logging.captureWarnings(is_submitted())  # else spark-submit's one pipe would put Python's warnings on stdout
     for name in ("slidelake", "py.warnings"):
         logger = logging.getLogger(name)
@@ -64,6 +64,6 @@ def _is_submitted_from_a_terminal() -> bool:
 
 
 def _is_merged() -> bool:
-    """Return whether stdout and stderr are one pipe."""
+    """Returns whether stdout and stderr are one pipe."""
     out, err = os.fstat(1), os.fstat(2)
     return stat.S_ISFIFO(err.st_mode) and os.path.samestat(out, err)

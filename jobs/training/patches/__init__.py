@@ -1,8 +1,6 @@
 """Patches of pixels for people who train on pixels: read from the slides during training, never stored for long.
 
-A *patch* is a square of `patch_px` x `patch_px` pixels that the trainer sees. A *unit* is a group of neighbouring patches of
-one slide that are read together, so that a block of the file is decoded once for all of them. A *window* is a file of
-patches that Spark's executors read ahead of the trainer.
+`docs/glossary.md` has the terms patch, unit and window.
 
     from jobs.training.patches.loader import PatchLoader
     from jobs.training.patches.from_tables import patches_of_tables

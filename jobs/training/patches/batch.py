@@ -44,30 +44,22 @@ class PatchFeed:
         meter_file: Path | None,
         say: Callable[[str], None] | None,
     ) -> None:
-        """Check the labels; see `PatchLoader` for the arguments.
-
-        Raises:
-            ValueError: a slide has a label that is none of `classes`.
-        """
+        """Checks the labels; see `PatchLoader` for the arguments."""
         self.spec, self.batch_size, self.n_parallel = spec, batch_size, n_parallel
         self.classes = tuple(spec.classes if classes is None else classes)
         self.readings: list[MeterReading] = []
-        self.skipped: dict[
-            str, tuple[int, str]
-        ] = {}  # in the last epoch, by image_id: number of patches, and the reason
+        self.skipped: dict[str, tuple[int, str]] = {}  # in the last epoch, by image_id: patches, and the reason
         self._unit_of: Numbers | None = None  # int64 [n], the unit of each patch, if it is known
         self._meter_file, self._say = meter_file, say or (lambda text: print(f"slidelake: {text}", file=sys.stderr))
         codes: dict[str | None, int] = {label: code for code, label in enumerate(self.classes)}
-        for slide in spec.slides:
-            if slide.label is not None and slide.label not in codes:
-                raise ValueError(
-                    f"label {named(slide.label)} is none of the classes {', '.join(map(named, self.classes))}: add it, or "
-                    "leave its slides out"
-                )
+        if unknown := [label for label in spec.classes if label not in codes]:
+            raise ValueError(
+                f"label {named(unknown[0])} is none of the classes {', '.join(map(named, self.classes))}: add it, or "
+                "leave its slides out"
+            )
         self._codes = np.array([codes.get(slide.label, -1) for slide in spec.slides], np.int64)
 
     def _batch(self, patches: Numbers, pixels: NDArray[np.uint8]) -> PatchBatch:
-        """`patches`: int64 [b], their numbers; `pixels`: uint8 [b, patch_px, patch_px, 3]."""
         slides = self.spec.slide[patches]
         return PatchBatch(
             torch.from_numpy(pixels),
@@ -81,7 +73,7 @@ class PatchFeed:
     def _deliver(
         self, epoch: int, batches: Iterable[PatchBatch], n_due: int, loaded: PatchTally
     ) -> Iterator[PatchBatch]:
-        """Hand out the batches of an epoch; check that each of `n_due` patches came once or was skipped; keep the reading."""
+        """Yields the batches of an epoch, checks that each of `n_due` patches is in one or skipped, and keeps the reading."""
         begun = asked = perf_counter()
         waits_s, steps_s, patches = list[float](), list[float](), [np.zeros(0, np.int64)]
         for batch in batches:

@@ -36,7 +36,7 @@ def patches_of_tables(
     on_bad_slide: OnBadSlide = "raise",
     storage_options: StorageOptions | None = None,
 ) -> PatchSpec:
-    """A grid of patches over the tissue of every good slide.
+    """Returns a grid of patches over the tissue of every good slide.
 
     Patches lie side by side from the slide's top-left corner, independent of the tiles. A patch is kept if its centre is in
     a row of `tiles` and it fits on the slide. Patches of the size and spacing of the tiles are the tiles; patches of half
@@ -140,7 +140,7 @@ def grid_on_tissue(
 
 
 def _tiles_by_image(tiles: pa.Table) -> dict[str, tuple[NDArray[np.int64], float]]:
-    """By image_id: corners of the tiles, int64 [n, 2], and the edge of a tile in level-0 pixels."""
+    """Returns by image_id the corners of the tiles, int64 [n, 2], and the edge of a tile in level-0 pixels."""
     ids = tiles["image_id"].combine_chunks().dictionary_encode()
     xy_px = np.stack([tiles["x_px"].to_numpy(), tiles["y_px"].to_numpy()], axis=1).astype(np.int64)
     spans = tiles["tile_px"].to_numpy() * tiles["downsample"].to_numpy()

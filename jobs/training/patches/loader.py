@@ -49,7 +49,7 @@ class UnitWorkers:
         storage_options: StorageOptions | None,
         on_bad_slide: OnBadSlide,
     ) -> None:
-        """Reserve memory for `n_slots` patches: those that wait for a batch, and `prefetch_factor` units per worker."""
+        """Reserves memory for `n_slots` patches: those that wait for a batch, and `prefetch_factor` units per worker."""
         shape = (n_slots, patch_px, patch_px, 3)
         self._pixels = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
         self._sampler, self._sent = _Sampler(), deque[Task]()
@@ -65,7 +65,8 @@ class UnitWorkers:
                 prefetch_factor=prefetch_factor if n_workers else None,
                 persistent_workers=n_workers > 0,
                 multiprocessing_context="fork" if n_workers else None,
-                worker_init_fn=_own_session,
+                # in a session of their own: Linux shares the cores between sessions, and Ctrl-C reaches the trainer alone
+                worker_init_fn=lambda _: os.setsid(),
                 generator=torch.Generator(),  # torch draws a seed per epoch: not from the trainer's random numbers
             )
             iter(self._loader)  # forks
@@ -78,21 +79,17 @@ class UnitWorkers:
 
     @property
     def under_way(self) -> str:
-        """The image_ids of units that are being read."""
+        """Names of the slides of units that are being read."""
         return some(list(dict.fromkeys(unit.image_id for unit, _ in self._sent)), 3)
 
     def draw(
         self, units: Sequence[Unit], wanted: Numbers, loaded: PatchTally
     ) -> Generator[tuple[int, NDArray[np.uint8] | None]]:
-        """Read the units of an epoch, and count what is loaded.
+        """Reads the units of an epoch, and counts what is loaded.
 
-        Yields:
-            The patches `wanted`, int64 [n], each as soon as its unit and those before it are read, with its pixels, uint8
-            [patch_px, patch_px, 3], which are good until the next one, or None if it is skipped.
-
-        Raises:
-            SlideError: a slide cannot be read and on_bad_slide is "raise"; names the slide.
-            RuntimeError: a worker died.
+        Yields the patches `wanted`, int64 [n], each as soon as its unit and those before it are read, with its pixels, uint8
+        [patch_px, patch_px, 3], which are good until the next one, or None if it is skipped. Raises a SlideError that names the
+        slide if one cannot be read and on_bad_slide is "raise", RuntimeError if a worker died.
         """
         free, sent = list(range(len(self._pixels))), deque[Task]()
         slot_of, skipped, rest = dict[int, int](), set[int](), deque(wanted.tolist())  # of patches
@@ -118,15 +115,10 @@ class UnitWorkers:
                 free.append(slot)
 
     def end(self) -> None:
-        """End the workers; in a forked child, leave them to the parent."""
+        """Ends the workers; in a forked child, leaves them to the parent."""
         if self._pid != os.getpid():
             _inherited.append(self._loader)  # torch ends the workers of a DataLoader that any process forgets
         del self._loader
-
-
-def _own_session(_worker: int) -> None:
-    """Leave the trainer's session: Linux shares cores between sessions, and Ctrl-C in a terminal reaches the trainer alone."""
-    os.setsid()
 
 
 class _Sampler:
@@ -175,7 +167,7 @@ class PatchLoader(PatchFeed):
         meter_file: Path | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Plan the units. Only slides whose levels or index the spec does not hold are opened.
+        """Plans the units. Only slides whose levels or index the spec does not hold are opened.
 
         Args:
             spec: the patches.
@@ -229,16 +221,16 @@ class PatchLoader(PatchFeed):
         return self._n_slots * self.spec.patch_bytes
 
     def order(self, epoch: int) -> EpochOrder:
-        """The order of units and patches in an epoch."""
+        """Returns the order of units and patches in an epoch."""
         return epoch_order([unit.patches for unit in self._units], self.buffer_patches, self.seed, epoch)
 
     def mixing(self, epoch: int) -> tuple[float, float]:
-        """How well an epoch is mixed by slide and by unit, 1 as a perfect shuffle: see `order.mixing`."""
+        """Returns how well an epoch is mixed by slide and by unit, 1 as a perfect shuffle: see `order.mixing`."""
         patches = self.order(epoch).patches
         return mixing(self.spec.slide[patches], self.batch_size), mixing(self._unit_of[patches], self.batch_size)
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[PatchBatch]:
-        """The batches of an epoch. A resumed trainer passes `first_step` and gets the batches from that step on.
+        """Yields the batches of an epoch. A resumed trainer passes `first_step` and gets the batches from that step on.
 
         Raises:
             FeedError: in one of several workers of a DataLoader, because the loader has workers of its own.
@@ -255,7 +247,7 @@ class PatchLoader(PatchFeed):
         yield from self._deliver(number, self._batches(number, first_step, loaded), n_due, loaded)
 
     def close(self) -> None:
-        """End the workers and free their memory; the next epoch starts others."""
+        """Ends the workers and frees their memory; the next epoch starts others."""
         if self._spare:
             self._spare.end()
         self._spare = None
@@ -279,7 +271,7 @@ class PatchLoader(PatchFeed):
 
     @contextmanager
     def _workers(self) -> Iterator[UnitWorkers]:
-        """Workers of this epoch alone. Those of a finished epoch are kept for the next one."""
+        """Yields workers of this epoch alone. Those of a finished epoch are kept for the next one."""
         if self._spare and not self._spare.usable:
             self.close()
         workers, self._spare = self._spare, None

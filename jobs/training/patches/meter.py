@@ -71,7 +71,7 @@ class MeterReading:
         )
 
     def to_json(self) -> str:
-        """The fields and what follows from them, in one line of JSON."""
+        """Returns the fields and what follows from them, in one line of JSON."""
         derived = {"t_batch": self.t_batch, "holds": self.holds, "enough_parallel": self.enough_parallel}
         return json.dumps(asdict(self) | derived)
 

@@ -57,8 +57,6 @@ def mixing(groups: NDArray[np.integer[Any]], batch_size: int) -> float:
     distinct = 1 + (np.diff(batches, axis=1) > 0).sum(axis=1)
     # in a perfect shuffle, a group of `size` patches misses a batch if all of the batch is drawn from the n - size others
     sizes = np.unique(np.unique(groups, return_counts=True)[1], return_counts=True)
-    all_batches = comb(n, batch_size)
-    perfect = sum(
-        count * (1 - comb(n - size, batch_size) / all_batches) for size, count in np.transpose(sizes).tolist()
-    )
+    n_batches = comb(n, batch_size)
+    perfect = sum(count * (1 - comb(n - size, batch_size) / n_batches) for size, count in np.transpose(sizes).tolist())
     return float(distinct.mean() / perfect)

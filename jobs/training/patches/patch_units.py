@@ -38,7 +38,7 @@ class Unit:
     index: bytes | None = field(repr=False)  # index of the blocks under these patches; None: the header is read
 
     def only(self, wanted: NDArray[np.bool_]) -> "Unit":
-        """The unit with the patches that `wanted`, bool [m], selects."""
+        """Returns the unit with the patches that `wanted`, bool [m], selects."""
         return replace(self, patches=self.patches[wanted], xy_px=self.xy_px[wanted])
 
 
@@ -52,11 +52,11 @@ class PatchTally:
 
     @property
     def n_skipped(self) -> int:
-        """Skipped patches of all slides."""
+        """Number of skipped patches of all slides."""
         return sum(n_patches for n_patches, _ in self.skipped.values())
 
     def add(self, other: "PatchTally", *, announce: bool = False) -> None:
-        """Count the patches of another; `announce` prints one line on stderr for each slide that is skipped first."""
+        """Counts the patches of another; `announce` prints one line on stderr for each slide that is skipped first."""
         self.n_patches += other.n_patches
         self.seconds += other.seconds
         for image_id, (n_patches, reason) in other.skipped.items():
@@ -69,13 +69,11 @@ class PatchTally:
 def cut_units(
     spec: PatchSpec, unit_patches: int, storage_options: StorageOptions | None, on_bad_slide: OnBadSlide
 ) -> tuple[list[Unit], PatchTally]:
-    """Cut the patches of each slide into units of at most `unit_patches` that share as few blocks as possible.
+    """Cuts the patches of each slide into units of at most `unit_patches` that share as few blocks as possible.
 
     Only slides whose levels or index the spec does not hold are opened. With on_bad_slide "skip", the second value counts the
     patches of slides that cannot be opened; slides in `spec.left_out` have 0 patches there, because their number is unknown.
-
-    Raises:
-        SlideError: a slide cannot be opened, or read at the spacing of the spec; names the slide.
+    Raises a SlideError that names the slide if it cannot be opened, or read at the spacing of the spec.
     """
     rows = members(spec.slide, len(spec.slides))
     units: list[Unit] = []
@@ -97,10 +95,9 @@ def cut_units(
 def reading_of(
     patch_px: int, mpp: float | None, level: int, downsamples: Sequence[float], slide_mpp: float | None
 ) -> Reading:
-    """How patches of this size at `mpp`, or of `level` if `mpp` is None, are read from a slide.
+    """Returns how patches of this size at `mpp`, or of `level` if `mpp` is None, are read from a slide.
 
-    Raises:
-        SlideError: the slide has no such level, or cannot be read at `mpp`.
+    Raises SlideError if the slide has no such level, or cannot be read at `mpp`.
     """
     if mpp is not None:
         return plan_reading(downsamples, patch_px, slide_mpp, mpp, "mpp")
@@ -119,21 +116,11 @@ def read_unit(
     storage_options: StorageOptions | None,
     on_bad_slide: OnBadSlide,
 ) -> PatchTally | SlideError:
-    """Read a unit into memory, because new memory per unit would cost more than reading it.
+    """Reads each patch of a unit into its place in `out`, because new memory per unit would cost more than reading it.
 
-    Args:
-        unit: the patches.
-        slots: int64 [m], the place in `out` of each patch of the unit.
-        out: uint8 [k, patch_px, patch_px, 3], where the pixels go.
-        storage_options: of the slides, for fsspec.
-        on_bad_slide: what happens at a slide that cannot be read: "skip" skips all patches of the unit.
-
-    Returns:
-        All patches of the unit as read or as skipped. With on_bad_slide "raise", an error that names the slide: the caller
-        raises it, because a DataLoader cannot hand it from process to process.
-
-    Raises:
-        RuntimeError: fewer patches came than the unit has, which is a fault of slidelake.
+    `out` is uint8 [k, patch_px, patch_px, 3]; `slots`, int64 [m], has the place of each patch. If the slide cannot be read, all
+    patches of the unit are counted as skipped. With on_bad_slide "raise", the result is an error that names the slide: the
+    caller raises it, because a DataLoader cannot hand it from process to process.
     """
     begun, n_patches = perf_counter(), 0
     try:

@@ -93,7 +93,7 @@ class PatchSpec:
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of the pixels of one patch."""
+        """Number of bytes of the pixels of one patch."""
         return 3 * self.patch_px * self.patch_px
 
     @cached_property
@@ -114,7 +114,7 @@ class PatchSpec:
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     def to_table(self) -> pa.Table:
-        """The patches as rows: image_id, uri (without secrets), label, x_px, y_px; patch_px, mpp and level as metadata."""
+        """Returns the patches as rows: image_id, uri (without secrets), label, x_px, y_px; the rest as metadata."""
         rows = [{"image_id": one.image_id, "uri": public_uri(one.uri), "label": one.label} for one in self.slides]
         schema = pa.schema({"image_id": pa.string(), "uri": pa.string(), "label": pa.string()})
         table = pa.Table.from_pylist(rows, schema).take(pa.array(self.slide))
@@ -124,12 +124,10 @@ class PatchSpec:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "PatchSpec":
-        """Patches from rows (image_id, uri, x_px, y_px and optionally label, mpp: um per level-0 pixel of the slide).
+        """Returns patches from rows (image_id, uri, x_px, y_px and optionally label, mpp: um per level-0 pixel of the slide).
 
-        patch_px, mpp and level of the patches are in the metadata of the table, as `to_table` writes them.
-
-        Raises:
-            ValueError: an image with two URIs or labels, or what the constructor raises.
+        patch_px, mpp and level of the patches are in the metadata of the table, as `to_table` writes them. Raises ValueError if
+        an image has two URIs or labels, and as the constructor.
         """
         size = json.loads((table.schema.metadata or {}).get(b"patches", b"{}"))
         if "patch_px" not in size:
@@ -151,7 +149,7 @@ class PatchSpec:
 
 
 def members(groups: NDArray[np.integer[Any]], n_groups: int) -> list[NDArray[np.int64]]:
-    """The positions at which each number below `n_groups` stands in `groups`, int [n]: int64 arrays, ascending."""
+    """Returns the positions at which each number below `n_groups` stands in `groups`, int [n]: int64 arrays, ascending."""
     order = np.argsort(groups, kind="stable").astype(np.int64)
     ends = np.cumsum(np.bincount(groups, minlength=n_groups))
     return np.split(order, ends[:-1]) if n_groups else []

@@ -46,15 +46,10 @@ class WindowFeed(PatchFeed):
         meter_file: Path | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Wait until the job has planned.
+        """Waits until the job has planned.
 
-        Args:
-            folder: of the windows, as `patches.folder`.
-            batch_size: patches per batch; the last batch of an epoch has the rest.
-            classes: as in `PatchLoader`.
-            patience_s: seconds that a window may take to come.
-            meter_file: as in `PatchLoader`.
-            say: as in `PatchLoader`.
+        `folder` is that of the windows, as `patches.folder`. The last batch of an epoch has fewer patches than `batch_size`. A
+        window may take `patience_s` seconds to come. `classes`, `meter_file` and `say` are as in `PatchLoader`.
 
         Raises:
             TimeoutError: no plan came in time.
@@ -73,12 +68,10 @@ class WindowFeed(PatchFeed):
         spec = PatchSpec.from_table(pq.read_table(self._folder.spec))
         super().__init__(spec, batch_size, plan.n_parallel, classes, meter_file, say)
         if spec.fingerprint != plan.fingerprint:
-            raise ValueError(
-                f"{self._folder.root} holds windows of other patches than those in patches.parquet: empty it"
-            )
+            raise ValueError(f"{self._folder.root} holds windows of other patches than patches.parquet has: empty it")
 
     def epoch(self, number: int) -> Iterator[PatchBatch]:
-        """The batches of an epoch, from the first window on that the trainer was not done with.
+        """Yields the batches of an epoch, from the first window on that the trainer was not done with.
 
         Raises:
             FeedError: in one of several workers of a DataLoader, because a folder serves one trainer.
@@ -116,7 +109,7 @@ class WindowFeed(PatchFeed):
     def _row_groups(
         self, epoch: int, todo: deque[int], loaded: PatchTally
     ) -> Iterator[tuple[int, Numbers, NDArray[np.uint8]]]:
-        """Number of the window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
+        """Yields window, patches int64 [m] and pixels uint8 [m, patch_px, patch_px, 3] of each row group, in order."""
         for window in tuple(todo):
             # The job waits for the trainer. If skipped slides left windows small, the first window goes although its rows are
             # in no batch yet. (A trainer that is killed at this moment lacks these rows in this epoch.)
@@ -129,7 +122,7 @@ class WindowFeed(PatchFeed):
                 yield window, patches, pixels
 
     def _read(self, path: Path, n_patches: int) -> Iterator[tuple[Numbers, NDArray[np.uint8]]]:
-        """Patches and pixels of each row group of a window's file. Reads on if petastorm ends before the last row group."""
+        """Yields patches and pixels of each row group of a file. Reads on if petastorm ends before the last row group."""
         edge, n_rows = self.spec.patch_px, 0
         for _ in range(_READINGS):
             n_known = n_rows
@@ -152,7 +145,7 @@ class WindowFeed(PatchFeed):
         raise RuntimeError(f"{path} gave {n_rows:,} patches of {n_patches:,}: report it")
 
     def _finish(self, epoch: int, todo: deque[int], before: int) -> None:
-        """Remove the windows before this one: the trainer is done with them, and the job reads further ahead."""
+        """Removes the windows before this one: the trainer is done with them, and the job reads further ahead."""
         while todo and todo[0] < before:
             self._folder.finish(epoch, todo.popleft())
 

@@ -60,11 +60,7 @@ class WindowFolder:
     """The names in the folder."""
 
     def __init__(self, root: str | Path) -> None:
-        """`root`: a path, or a file:// URI.
-
-        Raises:
-            ValueError: another store, or a name that petastorm cannot read.
-        """
+        """Takes a path or a file:// URI; raises ValueError for another store, or a name that petastorm cannot read."""
         text = str(root)
         if text.startswith("file://"):
             text = unquote(text.removeprefix("file://"))
@@ -79,56 +75,56 @@ class WindowFolder:
         self.failed = self.root / "failed.txt"
 
     def epoch(self, epoch: int) -> Path:
-        """The folder of an epoch."""
+        """Returns the folder of an epoch."""
         return self.root / f"epoch-{epoch:05}"
 
     def window(self, epoch: int, window: int) -> Path:
-        """The file of a window that is whole and unread."""
+        """Returns the file of a window that is whole and unread."""
         return self.epoch(epoch) / f"window-{window:05}.parquet"
 
     def done(self, epoch: int, window: int) -> Path:
-        """The empty file of a window that the trainer is done with."""
+        """Returns the empty file of a window that the trainer is done with."""
         return self.window(epoch, window).with_suffix(".done")
 
     def read_plan(self) -> WindowPlan:
-        """The plan; raises FileNotFoundError if the job has written none yet, ValueError if an earlier version wrote it."""
+        """Returns the plan; raises FileNotFoundError if the job has written none, ValueError if an earlier version wrote it."""
         try:
             return WindowPlan(**json.loads(self.plan.read_text()))
         except TypeError:
             raise ValueError(f"{self.root} has windows of another version of slidelake: empty it") from None
 
     def write_plan(self, plan: WindowPlan, spec: PatchSpec) -> None:
-        """Write the plan and, before the first one, the rows in which trainers look patches up."""
+        """Writes the plan and, before the first one, the rows in which trainers look patches up."""
         if not self.plan.exists():
             pq.write_table(spec.to_table(), self.spec)
         self.put(self.plan, json.dumps(asdict(plan)))
 
     def put(self, path: Path, text: str) -> None:
-        """Write a text to a file, whole or not at all."""
+        """Writes a text to a file, whole or not at all."""
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(text)
         unfinished.replace(path)
 
     def unread(self, epochs: Iterable[int]) -> int:
-        """The number of windows of these epochs that are whole and unread."""
+        """Returns the number of windows of these epochs that are whole and unread."""
         windows = (path for epoch in epochs for path in self.epoch(epoch).glob("window-*.parquet"))
         return sum(not path.with_suffix(".done").exists() for path in windows)
 
     def sweep(self) -> None:
-        """Remove what dead attempts and trainers left. No task may be at work."""
+        """Removes what dead attempts and trainers left. No task may be at work."""
         for path in self.root.glob("epoch-*/*.unfinished"):
             path.unlink(missing_ok=True)
         for path in self.root.glob("epoch-*/*.done"):
             path.with_suffix(".parquet").unlink(missing_ok=True)
 
     def finish(self, epoch: int, window: int) -> None:
-        """Remove a window that the trainer is done with. Its file may be another user's: the folder's permission is enough."""
+        """Removes a window that the trainer is done with. Its file may be another user's: the folder's permission is enough."""
         self.put(self.done(epoch, window), "")
         self.window(epoch, window).unlink()
 
 
 def windows_of_epoch(units: Sequence[Unit], window_patches: int, seed: int, epoch: int) -> list[list[Unit]]:
-    """The windows of an epoch: units in an order that the seed gives, as many per window as fit, but at least one."""
+    """Returns the windows of an epoch: units in an order that the seed gives, as many per window as fit, at least one."""
     windows: list[list[Unit]] = []
     filled = window_patches
     for number in np.random.default_rng([seed, epoch]).permutation(len(units)).tolist():
@@ -148,13 +144,10 @@ def write_window(
     storage_options: StorageOptions | None,
     on_bad_slide: OnBadSlide,
 ) -> Path:
-    """Read the units of a window, mix their patches by the seed, write them. Holds their pixels. Runs on an executor.
+    """Reads the units of a window, mixes their patches by the seed, writes them. Holds their pixels. Runs on an executor.
 
-    Returns:
-        The path of the file, in `folder`. It is no window until it is renamed.
-
-    Raises:
-        SlideError: a slide cannot be read and on_bad_slide is "raise"; names the slide.
+    Returns the path of the file, in `folder`. It is no window until it is renamed. Raises a SlideError that names the slide if
+    one cannot be read and on_bad_slide is "raise".
     """
     sizes = [len(unit.patches) for unit in units]
     edge = units[0].patch_px
@@ -187,5 +180,5 @@ def write_window(
 
 
 def read_manifest(window: Path) -> PatchTally:
-    """What was loaded into a window, from the metadata of its file."""
+    """Returns what was loaded into a window, from the metadata of its file."""
     return PatchTally(**json.loads(pq.read_schema(window).metadata[b"manifest"]))

@@ -8,14 +8,10 @@ from udfs.wsi.quality.colours import STRIP_PX, strips
 
 
 def color_histograms(tiles: NDArray[np.uint8], bins: int = 16) -> NDArray[np.int32]:
-    """Counts the colours of each tile.
+    """Counts the colours of each tile: uint8 [n, h, w, 3], RGB, to int32 [n, bins ** 3].
 
-    Args:
-        tiles: uint8 [n, h, w, 3], RGB.
-        bins: bins per channel, a power of two up to 256.
-
-    Returns:
-        int32 [n, bins ** 3]; with 16 bins, colour (r, g, b) is counted at ``(r >> 4) << 8 | (g >> 4) << 4 | b >> 4``.
+    `bins`, of each channel, is a power of two up to 256. With 16 bins, colour (r, g, b) is counted at
+    ``(r >> 4) << 8 | (g >> 4) << 4 | b >> 4``.
     """
     bits = _bits(bins)
     counts = torch.zeros(len(tiles), bins**3, dtype=torch.int32)

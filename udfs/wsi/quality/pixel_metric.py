@@ -17,11 +17,7 @@ class PixelMetric(Metric):
 
     @abstractmethod
     def measure(self, tiles: NDArray[np.uint8]) -> NDArray[Any]:
-        """Returns the metric of each tile.
+        """Returns the metric of each tile, [n]; does not change `tiles`.
 
-        Args:
-            tiles: uint8 [n, tile_px, tile_px, 3], RGB, stain-normalised if `stain.weights` is set; do not change them.
-
-        Returns:
-            [n].
+        `tiles` are uint8 [n, tile_px, tile_px, 3], RGB, stain-normalised if `stain.weights` is set.
         """

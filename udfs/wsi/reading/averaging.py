@@ -20,7 +20,7 @@ class AreaAverage:
     """
 
     def __init__(self, result: Pixels, edge: int) -> None:
-        """Average into `result`, uint8 [h, w, 3], white; each of its pixels stands for edge x edge level pixels."""
+        """Averages into `result`, uint8 [h, w, 3], white; each of its pixels stands for edge x edge level pixels."""
         self._result, self._edge = result, edge
         self._white = WHITE * edge * edge
         # with room for the half that rounding adds
@@ -29,7 +29,7 @@ class AreaAverage:
         self._sums = np.zeros((0, result.shape[1], 3), self._kind)
 
     def add(self, pixels: Pixels, top: int, left: int) -> None:
-        """Add a block whose top-left corner is at (left, top) in level pixels."""
+        """Adds a block whose top-left corner is at (left, top) in level pixels."""
         rows, row_starts = _cells(top, pixels.shape[0], self._edge, self._result.shape[0])
         columns, column_starts = _cells(left, pixels.shape[1], self._edge, self._result.shape[1])
         if not len(rows) or not len(columns):
@@ -56,7 +56,7 @@ class AreaAverage:
         self._sums[rows.start - self._first : rows.stop - self._first, columns.start : columns.stop] += sums
 
     def flush(self, bottom: int) -> None:
-        """Write the result rows that end at or above level row `bottom`."""
+        """Writes the result rows that end at or above level row `bottom`."""
         done = min(bottom // self._edge, self._result.shape[0]) - self._first
         if done > 0:
             area = self._edge * self._edge

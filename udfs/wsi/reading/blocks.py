@@ -27,7 +27,7 @@ class BlockReader:
     def __init__(
         self, file: File, level: Level, blocks: Sequence[int], *, finer: Finer = tuple, scale: int = 1, threads: int = 1
     ) -> None:
-        """Begin to fetch the blocks. `scale` is that of `decode_block`; `threads` is the number of threads that decode.
+        """Begins to fetch the blocks. `scale` is that of `decode_block`; `threads` is the number of threads that decode.
 
         `finer` returns the finer levels with all their blocks, level 0 first. It is called if a block is missing or does not
         decode: scanners lose blocks of coarse levels whose pixels level 0 has.
@@ -49,7 +49,7 @@ class BlockReader:
                 yield block, decoded if isinstance(decoded, np.ndarray) else self._replaced(block, decoded)
 
     def close(self) -> None:
-        """Give up what is on its way."""
+        """Gives up what is on its way."""
         self._ahead.close()
 
     def _decode_here(self) -> Iterator[tuple[int, _Decoded]]:
@@ -112,7 +112,7 @@ class BlockReader:
         return lost_blocks(self._finer(), self._level) if self._level.lost is None else self._level.lost
 
     def _averaged(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
-        """A block as the area average of its region in `source`."""
+        """Returns a block as the area average of its region in `source`."""
         level, scale = self._level, self._scale
         edge = round(level.downsample / source.downsample) * scale
         shrunk = scale_for(source, edge)
@@ -143,7 +143,7 @@ class BlockReader:
         return result
 
     def _resampled(self, block: int, source: Level, finer: Sequence[Level]) -> Pixels:
-        """A block as the area average of `source`, whose pixels count by the share that a pixel here covers.
+        """Returns a block as the area average of `source`, whose pixels count by the share that a pixel here covers.
 
         For levels whose downsample is a fraction. No mask is made of them, so they are never shrunk.
         """

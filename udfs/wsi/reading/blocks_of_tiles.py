@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from udfs.wsi.tiff.index import Level
-
-Numbers = NDArray[np.int64]
+from udfs.wsi.tiff.index import Level, Numbers
 
 _MOST_TILES_A_CELL = 16  # along an edge; a larger common multiple of tile and block does not help
 _CELL_TILES = 4  # along an edge, if tiles and blocks have no useful common multiple
@@ -60,17 +58,15 @@ def needed_blocks(level: Level, xy_px: ArrayLike, edge: int) -> Numbers:
 
 
 def merge_ranges(starts: Numbers, counts: Numbers, gap_bytes: int, most_bytes: int) -> list[Span]:
-    """Merges ranges that lie close together into spans, one request each.
+    """Returns disjoint spans, one request each, in the order of the file, that hold every byte of every range.
+
+    The bytes of gaps are at most a tenth of the wanted bytes; the smallest gaps are filled first.
 
     Args:
         starts: int64 [n], bytes, any order; ranges may overlap.
         counts: int64 [n], bytes, none 0.
         gap_bytes: the largest gap that is cheaper to read than a second request.
         most_bytes: size of a span, unless overlapping ranges or a single range are larger.
-
-    Returns:
-        Disjoint spans in the order of the file that hold every byte of every range. The bytes of gaps are at most a tenth
-        of the wanted bytes; the smallest gaps are filled first.
     """
     order = np.argsort(starts, kind="stable")
     begins, ends = starts[order], np.maximum.accumulate((starts + counts)[order]) if len(order) else starts
@@ -99,15 +95,14 @@ def work_units(
 ) -> list[Numbers]:
     """Cuts a slide's tiles into work units that share as few blocks as possible.
 
+    Returns the indices of each unit's tiles, int64 [m], in the order of reading: patches from left to right, then down.
+
     Args:
         level: the level that tiles are read from; None if its blocks are not known.
         downsample: of that level.
         xy_px: int [n, 2], corners of the tiles, level-0 pixels, any order.
         region_px: edge of a tile, pixels of the level.
         most_tiles: the largest number of tiles per unit.
-
-    Returns:
-        The indices of each unit's tiles, int64 [m], in the order of reading: patches from left to right, then down.
     """
     corners = corners_at(downsample, xy_px)
     block_width, block_height = (level.block_width, level.block_height) if level else (region_px, region_px)

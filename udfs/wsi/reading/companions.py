@@ -24,10 +24,8 @@ _URLS = ("http://", "https://")
 def companions(file: File, uri: str, storage_options: StorageOptions | None, kind: str | None) -> dict[str, File]:
     """Opens the other files of a slide: by their paths from the slide's folder, without those that are named but missing.
 
-    `file` is the slide, open; `uri` holds its secrets; `kind` is from `udfs.wsi.reading.foreign.sniff`.
-
-    Raises:
-        SlideError: `read_failed` if a series is in a folder that cannot be listed, and what reading raises.
+    `file` is the slide, open; `uri` holds its secrets; `kind` is from `udfs.wsi.reading.foreign.sniff`. Raises SlideError:
+    `read_failed` if a series is in a folder that cannot be listed, and what reading raises.
     """
     names: list[str] = []
     if kind == "DICOM":
@@ -84,7 +82,7 @@ def _text(file: File) -> str:
 
 
 def _series(file: File, uri: str, storage_options: StorageOptions | None) -> list[str]:
-    """Names of the other files of a DICOM series. A folder may hold many; a file that does not name its series is taken."""
+    """Returns the other files of a DICOM series. A folder may hold many series; a file that does not name its own is taken."""
     own_name = path_in(uri).name
     try:
         listed = file.siblings()

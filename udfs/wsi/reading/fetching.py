@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from udfs.wsi.reading.blocks_of_tiles import Numbers, merge_ranges
+from udfs.wsi.reading.blocks_of_tiles import merge_ranges
 from udfs.wsi.store import File, Pending
+from udfs.wsi.tiff.index import Numbers
 
 
 class Fetcher:
@@ -12,7 +13,7 @@ class Fetcher:
     def __init__(
         self, file: File, starts: Numbers, counts: Numbers, *, ahead_bytes: int = 32 << 20, request_bytes: int = 2 << 20
     ) -> None:
-        """Begin to fetch. `starts` and `counts`: int64 [n], bytes, in the order of use; a count of 0 is no range.
+        """Begins to fetch. `starts` and `counts`: int64 [n], bytes, in the order of use; a count of 0 is no range.
 
         `ahead_bytes` is the most that is requested and not used yet, beside what is needed now; `request_bytes` is the most of
         one request, unless one range is larger.
@@ -51,7 +52,7 @@ class Fetcher:
         return data
 
     def close(self) -> None:
-        """Give up what is on its way."""
+        """Gives up what is on its way."""
         for request in self._pending.values():
             request.cancel()
         self._pending.clear()

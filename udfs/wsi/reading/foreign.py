@@ -26,6 +26,12 @@ from udfs.wsi.tiff.decode import WHITE, Pixels, on_white
 from udfs.wsi.tiff.index import PyramidLevel
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BEGINNINGS = {
+    b"ZISRAWFILE": "Zeiss CZI",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "Zeiss ZVI",  # an OLE2 container
+    b"SQLite format 3\0": "Sakura SVSLIDE",
+    b"\xff\xd8\xff": "MIRAX",
+}
 _HAMAMATSU = re.compile(rb"^\s*\[(Uncompressed )?Virtual Microscope Specimen\]", re.MULTILINE)
 _CONVERT = "convert it to TIFF, for example with QuPath or Bio-Formats"
 _REGION_PX = 1024  # edge of what is read at once: tiles of all the formats are smaller
@@ -38,15 +44,8 @@ def sniff(head: bytes) -> str | None:
     """
     if head.startswith(_TIFF):  # the file may be DICOM too, which then is the longer way to the same pixels
         return None
-    starts = {
-        b"ZISRAWFILE": "Zeiss CZI",
-        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "Zeiss ZVI",  # an OLE2 container
-        b"SQLite format 3\0": "Sakura SVSLIDE",
-        b"\xff\xd8\xff": "MIRAX",
-    }
-    for start, kind in starts.items():
-        if head.startswith(start):
-            return kind
+    if kind := next((kind for start, kind in _BEGINNINGS.items() if head.startswith(start)), None):
+        return kind
     if head[128:132] == b"DICM":
         return "DICOM"
     if found := _HAMAMATSU.search(head.removeprefix(b"\xef\xbb\xbf")):
@@ -78,11 +77,10 @@ class ForeignSlide:
         kind: str,
         traffic: Traffic | None = None,
     ) -> None:
-        """Use `open_slide`. `kind` is from `sniff`; the cost of staging is added to `traffic`.
+        """Opens a slide for `open_slide`. `kind` is from `sniff`; the cost of staging is added to `traffic`.
 
-        Raises:
-            SlideError: `not_a_slide`, `unsupported_format` (also if OpenSlide is not installed), `header_corrupt`,
-                `size_implausible`, and what staging raises.
+        Raises SlideError: `not_a_slide`, `unsupported_format` (also if OpenSlide is not installed), `header_corrupt`,
+        `size_implausible`, and what staging raises.
         """
         self.file, self.traffic = file, traffic or Traffic()
         self._uri, self._kind = public_uri(uri), kind
@@ -111,11 +109,11 @@ class ForeignSlide:
         self.close()
 
     def close(self) -> None:
-        """Close the slide."""
+        """Closes the slide."""
         self._opened.close()
 
     def downsampled(self, factor: int = 16) -> Pixels:
-        """See `Slide.downsampled`. Raises SlideError `tile_data_corrupt`."""
+        """Returns what `Slide.downsampled` returns; raises SlideError `tile_data_corrupt`."""
         result = np.full((self.height_px // factor, self.width_px // factor, 3), WHITE, np.uint8)
         if not result.size:  # a slide smaller than one pixel of the result
             return result
@@ -131,9 +129,9 @@ class ForeignSlide:
         return result
 
     def read_tiles(self, xy_px: ArrayLike, tile_px: int = 448, level: int = 0) -> Iterator[tuple[int, Pixels]]:
-        """See `Slide.read_tiles`. Raises SlideError `tile_data_corrupt`.
+        """Reads what `Slide.read_tiles` reads, by rows of the level, so that neighbours meet in OpenSlide's cache.
 
-        The order is by rows of the level, so that neighbours meet in OpenSlide's cache.
+        Raises SlideError `tile_data_corrupt`.
         """
         lv = self.levels[level]
         corners = corners_at(lv.downsample, xy_px)
@@ -147,7 +145,7 @@ class ForeignSlide:
             yield int(i), tile
 
     def _check_kind(self, uri: str, storage_options: StorageOptions | None) -> None:
-        """Refuse what OpenSlide does not read, before the message that OpenSlide is not installed."""
+        """Refuses what OpenSlide does not read, before the message that OpenSlide is not installed."""
         if self._kind == "Zeiss ZVI":
             raise SlideError(
                 ErrorCode.UNSUPPORTED_FORMAT,
@@ -213,13 +211,12 @@ class ForeignSlide:
         self.levels = tuple(self._level(width, height, scale) for (width, height), scale in sizes)
 
     def _level(self, width: int, height: int, scale: float) -> ForeignLevel:
-        """Writers halve and drop or pad the odd pixel, so a near-integer scale is that integer."""
-        nearest = max(round(scale), 1)
+        nearest = max(round(scale), 1)  # writers halve and drop or pad the odd pixel
         off_by = max(abs(self.width_px / nearest - width), abs(self.height_px / nearest - height))
         return ForeignLevel(width, height, float(nearest) if off_by < 2.0 else scale, scale)
 
     def _read(self, index: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """A rectangle inside a level, its place and size in the level's pixels, composited on white.
+        """Returns a rectangle inside a level, its place and size in the level's pixels, composited on white.
 
         OpenSlide takes places in level-0 pixels. If a level's scale is a fraction, OpenSlide interpolates by up to half a
         pixel.
@@ -241,5 +238,5 @@ class ForeignSlide:
         return rgba[..., :3] if rgba[..., 3].min() == WHITE else on_white(rgba)
 
     def _without_path(self, error: Exception) -> str:
-        """OpenSlide's message, without the folder of the copy."""
+        """Returns OpenSlide's message, without the folder of the copy."""
         return str(error).replace(f"{self._path.parent}/", "")

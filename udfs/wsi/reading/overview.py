@@ -30,7 +30,7 @@ def _serves(level: PyramidLevel, base: PyramidLevel, factor: int) -> bool:
 
 
 def area_average(file: File, index: SlideIndex, factor: int, *, threads: int = 1) -> Pixels:
-    """See `Slide.downsampled`."""
+    """Returns what `Slide.downsampled` returns."""
     level = index.levels[nearest_finer(index.levels, factor)]
     edge = factor // int(level.downsample)  # level pixels per result pixel
     result = np.full((index.height_px // factor, index.width_px // factor, 3), WHITE, np.uint8)
@@ -61,22 +61,21 @@ def _in_patches(level: Level, finer: Sequence[Level], patch_columns: int) -> Num
 
 
 def _average_each(reader: BlockReader, level: Level, edge: int, result: Pixels) -> None:
-    """Average blocks of which no square spans two."""
+    """Averages blocks of which no square spans two."""
     for block, pixels in reader:
         if pixels is None:
             continue
         row, column = divmod(block, level.columns)
         means = means_of_squares(pixels, edge)
-        at = result[row * level.block_height // edge :, column * level.block_width // edge :][
-            : len(means), : means.shape[1]
-        ]
+        top, left = row * level.block_height // edge, column * level.block_width // edge
+        at = result[top : top + means.shape[0], left : left + means.shape[1]]
         at[:] = means[: at.shape[0], : at.shape[1]]
 
 
 def _average_patches(
     reader: BlockReader, level: Level, edge: int, scale: int, patch_columns: int, result: Pixels
 ) -> None:
-    """Blocks of any size, shrunk by `scale`; some side by side at a time."""
+    """Averages blocks of any size, shrunk by `scale`; some side by side at a time."""
     average = AreaAverage(result, edge)
     block_width, block_height = -(-level.block_width // scale), -(-level.block_height // scale)
     width, height = -(-level.width_px // scale), -(-level.height_px // scale)

@@ -26,8 +26,10 @@ _DICOM_NUMBERS = (
     (rb"\x28\x00\x03\x01US\x02\x00", "pixel representation", 0),
     (rb"\x48\x00\x03\x03UL\x04\x00", "focal planes", 1),
 )
-_DICOM_SYNTAX = re.compile(rb"\x02\x00\x10\x00UI..([0-9.]+)", re.DOTALL)
-_DICOM_COLOURS = re.compile(rb"\x28\x00\x04\x00CS..([A-Z0-9_]+)", re.DOTALL)
+_DICOM_TEXTS = (  # transfer syntax and colours
+    re.compile(rb"\x02\x00\x10\x00UI..([0-9.]+)", re.DOTALL),
+    re.compile(rb"\x28\x00\x04\x00CS..([A-Z0-9_]+)", re.DOTALL),
+)
 _DICOM_JPEG, _DICOM_JPEG2000 = ("YBR_FULL_422", "RGB"), ("YBR_ICT", "YBR_RCT", "RGB")
 _DICOM_READ = {
     "1.2.840.10008.1.2.1": ("RGB",),
@@ -84,7 +86,7 @@ def _dicom(path: Path) -> Iterator[str]:
     series = set(DICOM_SERIES.findall(own))
     others = (other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path and other.is_file())
     for head in (own, *(head for head in map(_head, others) if series & set(DICOM_SERIES.findall(head)))):
-        syntax, colours = (_first(pattern, head) for pattern in (_DICOM_SYNTAX, _DICOM_COLOURS))
+        syntax, colours = (found[1].decode() if (found := pattern.search(head)) else "" for pattern in _DICOM_TEXTS)
         if syntax and syntax not in _DICOM_READ:
             yield f"transfer syntax {syntax}"
         for element, name, read in _DICOM_NUMBERS:
@@ -102,11 +104,6 @@ def _text(path: Path, read: Mapping[str, Sequence[str]]) -> Iterator[str]:
         for value in re.findall(rf"^{key}[ \t]*=[ \t]*(.+?)\s*$", text, re.MULTILINE):
             if value not in values:
                 yield f"{key} = {value:.40}"
-
-
-def _first(pattern: re.Pattern[bytes], data: bytes) -> str:
-    found = pattern.search(data)
-    return found[1].decode() if found else ""
 
 
 def _head(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from udfs.wsi.reading.foreign import ForeignSlide, sniff
 from udfs.wsi.reading.overview import area_average
 from udfs.wsi.reading.tiles import TileReader
-from udfs.wsi.store import File, FileInfo, StorageOptions, Traffic
+from udfs.wsi.store import File, StorageOptions
 from udfs.wsi.store.stream import open_stream
 from udfs.wsi.tiff.decode import Pixels
 from udfs.wsi.tiff.header import read_index
@@ -21,7 +21,7 @@ _HEAD_BYTES = 512  # show which format a file is in
 def open_slide(
     uri: str, storage_options: StorageOptions | None = None, *, index: SlideIndex | None = None, threads: int = 1
 ) -> "Slide | ForeignSlide":
-    """Open a slide.
+    """Opens a slide; raises SlideError with the code and remedy for what is wrong with the file.
 
     Args:
         uri: a path or any fsspec URI. TIFF-based slides (TIFF, SVS, NDPI, SCN, BIF) are read in place; those that OpenSlide
@@ -31,9 +31,6 @@ def open_slide(
         index: of this file, from `Slide.index`, whole or cut down: then no header is read. The first read checks that the
             file is still the one that the index was made of.
         threads: number of threads that decode.
-
-    Raises:
-        SlideError: with the code and remedy for what is wrong with the file.
     """
     file = File(uri, storage_options, index.file if index else None)
     try:
@@ -51,23 +48,14 @@ def open_slide(
 
 
 class Slide:
-    """An open slide. Use it as a context manager."""
+    """An open slide. Use it as a context manager.
 
-    width_px: int
-    height_px: int
-    mpp_x: float | None  # um/px of level 0; None if the header has no plausible value
-    mpp_y: float | None
-    vendor: str
-    levels: tuple[Level, ...]  # level 0 first
-    warnings: tuple[str, ...]  # what to know about the slide, a sentence each; none if an index was given
-    index: SlideIndex
-    file: FileInfo  # size and version of the file that was opened
-    traffic: Traffic  # the cost of reading so far
+    Its sizes, spacing, vendor, levels and warnings are those of its `index`, which explains them. `file` has size and version
+    of the file that was opened, `traffic` the cost of reading so far.
+    """
 
-    def __init__(
-        self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None = None, threads: int = 1
-    ) -> None:
-        """Use `open_slide`. `unchanged` raises if the file is not the one of the index any more."""
+    def __init__(self, file: File, index: SlideIndex, unchanged: Callable[[], None] | None, threads: int) -> None:
+        """Takes the parts from `open_slide`. `unchanged` raises if the file is not the one of the index any more."""
         self._file, self._unchanged, self._threads = file, unchanged, threads
         self._readers: list[TileReader] = []
         self.index, self.file, self.traffic = index, file.info, file.traffic
@@ -82,7 +70,7 @@ class Slide:
         self.close()
 
     def close(self) -> None:
-        """Give up what is on its way and close the file."""
+        """Gives up what is on its way and closes the file."""
         for reader in self._readers:
             reader.close()
         self._file.close()
@@ -90,18 +78,11 @@ class Slide:
     def downsampled(self, factor: int = 16) -> Pixels:
         """Returns the slide at 1/factor: each pixel is the mean over factor x factor level-0 pixels, rounded half up.
 
-        Averaged from the nearest finer level whose downsample divides `factor`. If a result pixel stands for whole 8 x 8
-        squares of JPEG blocks, their means are those that JPEG stores, off by a grey level now and then; everything else is
-        exact. Streams block by block: only the result grows with the slide.
-
-        Args:
-            factor: a positive integer.
-
-        Returns:
-            uint8 [height_px // factor, width_px // factor, 3]; the rest of an edge that fills no whole pixel is dropped.
-
-        Raises:
-            SlideError: `tile_data_corrupt` and what reading raises.
+        The result is uint8 [height_px // factor, width_px // factor, 3]; the rest of an edge that fills no whole pixel is
+        dropped. It is averaged from the nearest finer level whose downsample divides `factor`. If a result pixel stands for
+        whole 8 x 8 squares of JPEG blocks, their means are those that JPEG stores, off by a grey level now and then; everything
+        else is exact. Streams block by block: only the result grows with the slide. Raises SlideError `tile_data_corrupt` and
+        what reading raises.
         """
         self._check_unchanged()
         return area_average(self._file, self.index, factor, threads=self._threads)
@@ -139,7 +120,7 @@ class Slide:
 
     @cached_property
     def _whole_levels(self) -> tuple[Level, ...]:
-        """The levels with all their blocks; read from the header if the index was cut down."""
+        """Levels with all their blocks; read from the header if the index was cut down."""
         if all(level.listed is None for level in self.levels):
             return self.levels
         with open_stream(self._file) as stream:

@@ -35,7 +35,7 @@ def plan_reading(
     target_mpp: float | None,
     setting: str = "tiling.mpp",
 ) -> Reading:
-    """Chooses the level for a target spacing.
+    """Chooses the level for a target spacing; raises SlideError `mpp_unknown` or `mpp_too_coarse`.
 
     Args:
         level_downsamples: of each level, level 0 first.
@@ -43,9 +43,6 @@ def plan_reading(
         slide_mpp: um/px of level 0; None if unknown.
         target_mpp: um/px of a finished tile; None for level 0 as scanned.
         setting: name of the setting that holds the target, for messages.
-
-    Raises:
-        SlideError: `mpp_unknown` or `mpp_too_coarse`.
     """
     if target_mpp is None:
         return Reading(0, 1.0, tile_px, float(tile_px))

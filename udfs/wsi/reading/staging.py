@@ -43,14 +43,9 @@ def staged(
     temporary files. They serve later calls of any process until the room is needed: then the longest unused copies are
     removed, but none that is being read.
 
-    Args:
-        uri: a path or any fsspec URI.
-        storage_options: for fsspec.
-        kind: the slide's format, from `udfs.wsi.reading.foreign.sniff`: it decides which other files are copied too.
-        traffic: the cost of all files is added to it, and the time that it has waited counts (see `File`).
-
-    Raises:
-        SlideError: `read_failed` if the slide does not fit or the folder cannot be used, and what reading it raises.
+    `kind` is the slide's format, from `udfs.wsi.reading.foreign.sniff`: it decides which other files are copied too. The cost of
+    all files is added to `traffic`, and the time that it has waited counts (see `File`). Raises SlideError: `read_failed` if the
+    slide does not fit or the folder cannot be used, and what reading it raises.
     """
     file = File(uri, storage_options, traffic=traffic)
     if file.is_local:
@@ -80,7 +75,7 @@ def staged(
 
 @contextmanager
 def _whole_copy(place: Path, files: Mapping[str, File]) -> Iterator[None]:
-    """Keep the copy at `place` from being removed. Makes the copy first if there is none, or one that lost a file."""
+    """Keeps the copy at `place` from being removed. Makes the copy first if there is none, or one that lost a file."""
     while True:
         with _locked(place, fcntl.LOCK_SH) as is_held:
             if is_held and _is_whole(place):
@@ -96,7 +91,7 @@ def _whole_copy(place: Path, files: Mapping[str, File]) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, how: int) -> Iterator[bool]:
-    """Hold the lock in a folder. False if the folder is removed, or if `how` has LOCK_NB and another process has the lock."""
+    """Holds the lock in a folder. False if the folder is removed, or if `how` has LOCK_NB and another process has the lock."""
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:
@@ -145,7 +140,7 @@ def _copy_unless_another_process_does(place: Path, files: Mapping[str, File]) ->
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove what processes have left: copies under way without a held lock, and removed copies."""
+    """Removes what processes have left: copies under way without a held lock, and removed copies."""
     for entry in root.iterdir():
         if _REMOVED.fullmatch(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
@@ -154,7 +149,7 @@ def _remove_abandoned(root: Path) -> None:
 
 
 def _make_room(place: Path, uri: str) -> None:
-    """Remove the copies that are the longest unused until a new one fits, but none that is in use."""
+    """Removes the copies that are the longest unused until a new one fits, but none that is in use."""
     root, size = place.parent, _size(place)
     entries = sorted((entry for entry in root.iterdir() if _NAME.fullmatch(entry.name)), key=_last_use)
     used = sum(map(_size, entries))
@@ -178,7 +173,7 @@ def _last_use(entry: Path) -> int:
 
 
 def _remove_unused(entry: Path) -> bool:
-    """Remove a copy unless a process has it locked. Returns whether it is removed."""
+    """Removes a copy unless a process has it locked. Returns whether it is removed."""
     with _locked(entry, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_held:
         if is_held:
             _remove(entry)
@@ -186,14 +181,14 @@ def _remove_unused(entry: Path) -> bool:
 
 
 def _remove(entry: Path) -> None:
-    """Remove a copy, first its name: a process that dies here leaves nothing that looks whole."""
+    """Removes a copy, first its name: a process that dies here leaves nothing that looks whole."""
     removed = entry.with_suffix(f".{uuid4().hex}")
     entry.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)
 
 
 def _is_whole(place: Path) -> bool:
-    """Whether all bytes are there: those who clean folders of temporary files take single old files out of it."""
+    """Returns whether all bytes exist: those who clean folders of temporary files take single old files out of it."""
     return sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) == _size(place)
 
 

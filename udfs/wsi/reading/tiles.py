@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from udfs.wsi.reading.blocks import BlockReader, Finer
-from udfs.wsi.reading.blocks_of_tiles import Numbers, corners_at, overlaps
+from udfs.wsi.reading.blocks_of_tiles import corners_at, overlaps
 from udfs.wsi.store import File
 from udfs.wsi.tiff.decode import WHITE, Pixels
-from udfs.wsi.tiff.index import Level
+from udfs.wsi.tiff.index import Level, Numbers
 
 # Index of the tile; top, bottom, left and right in the block; the same in the tile. Columns are samples, three per pixel.
 # Plain numbers, because the garbage collector walks through everything else again and again.
@@ -19,10 +19,8 @@ _Cut = tuple[int, int, int, int, int, int, int, int, int]
 class TileReader:
     """Reads the tiles that it is made with. Fetching begins at once; iterate once for the pixels."""
 
-    def __init__(
-        self, file: File, level: Level, xy_px: ArrayLike, tile_px: int, *, finer: Finer = tuple, threads: int = 1
-    ) -> None:
-        """See `Slide.read_tiles`, and `BlockReader` for `finer`."""
+    def __init__(self, file: File, level: Level, xy_px: ArrayLike, tile_px: int, *, finer: Finer, threads: int) -> None:
+        """Begins to fetch. The arguments are those of `Slide.read_tiles`, and `finer` is that of `BlockReader`."""
         self._level, self._tile_px = level, tile_px
         self._corners = corners_at(level.downsample, xy_px)
         of_tiles, of_blocks = overlaps(level, self._corners, tile_px)
@@ -41,21 +39,19 @@ class TileReader:
         tiles: dict[int, tuple[Pixels, Pixels]] = {}  # and the same memory as rows of samples, which are copied faster
         for n, (_, pixels) in enumerate(self._blocks):
             rows = None if pixels is None else pixels.reshape(pixels.shape[0], -1)
-            for i, top, bottom, left, right, to_top, to_bottom, to_left, to_right in self._cuts[
-                self._begins[n] : self._begins[n + 1]
-            ]:
+            cuts = self._cuts[self._begins[n] : self._begins[n + 1]]
+            for i, top, bottom, left, right, to_top, to_bottom, to_left, to_right in cuts:
                 if i not in tiles:
                     tile = self._new_tile(i)
                     tiles[i] = tile, tile.reshape(self._tile_px, -1)
-                tiles[i][1][to_top:to_bottom, to_left:to_right] = (
-                    WHITE if rows is None else rows[top:bottom, left:right]
-                )
+                cut = WHITE if rows is None else rows[top:bottom, left:right]
+                tiles[i][1][to_top:to_bottom, to_left:to_right] = cut
                 uses[i] -= 1
                 if not uses[i]:
                     yield i, tiles.pop(i)[0]
 
     def close(self) -> None:
-        """Give up what is on its way."""
+        """Gives up what is on its way."""
         self._blocks.close()
 
     def _new_tile(self, i: int) -> Pixels:

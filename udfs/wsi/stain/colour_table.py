@@ -26,12 +26,9 @@ class StainNormaliser:
     """Normalises pixels by table if there is one or if it pays, else by StainNet itself: the pixels are the same."""
 
     def __init__(self, net: StainNet, tiles_ahead: int = 0, folder: Path | None = None) -> None:
-        """Builds nothing yet.
+        """Builds nothing yet. `folder` is that of the tables, None for `cache_folder`.
 
-        Args:
-            net: StainNet.
-            tiles_ahead: how many tiles of 448 px this host is going to normalise, as far as known; many pay for a table.
-            folder: folder of the tables, None for `cache_folder`.
+        `tiles_ahead` is how many tiles of 448 px this host is going to normalise, as far as known; many pay for a table.
         """
         self.net, self.tiles_ahead, self._folder = net, tiles_ahead, folder
         self._name = f"stainnet-{net.fingerprint}-v{_LAYOUT}.table"
@@ -59,7 +56,7 @@ class StainNormaliser:
         return self._on[key]
 
     def _shared(self, *, build: bool, wait: bool) -> Table | None:
-        """The table that the processes of this host share; None if there is none, or another process is building it."""
+        """Returns the table that the processes of this host share; None if none exists, or another process is building it."""
         try:
             path = (self._folder or cache_folder()) / self._name
             if (table := map_table(path)) is None and build:

@@ -1,4 +1,4 @@
-"""Fit a StainNet: the student learns, pixel by pixel, what a classical normaliser does to each slide."""
+"""Fits a StainNet: the student learns, pixel by pixel, what a classical normaliser does to each slide."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

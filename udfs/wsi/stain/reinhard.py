@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.color import lab2rgb, rgb2lab
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,8 @@ class Appearance:
 
 
 def appearance(pixels: NDArray[np.uint8]) -> Appearance:
-    """Returns the appearance of tissue pixels, uint8 [n, 3], RGB, of which at least two differ.
-
-    Raises:
-        ValueError: all pixels are alike.
-    """
-    lab = _lab(pixels)
+    """Returns the appearance of tissue pixels, uint8 [n, 3], RGB; raises ValueError if all pixels are alike."""
+    lab = rgb2lab(pixels)
     if len(lab) < 2 or not lab.std(axis=0).all():
         raise ValueError("the pixels are too few or all alike: no appearance to measure")
     return Appearance(lab.mean(axis=0), lab.std(axis=0))
@@ -32,18 +29,8 @@ def appearance(pixels: NDArray[np.uint8]) -> Appearance:
 
 def transfer(pixels: NDArray[np.uint8], source: Appearance, target: Appearance) -> NDArray[np.uint8]:
     """Gives pixels, uint8 [..., 3], RGB, of appearance `source` that of `target`; colours beyond sRGB are cut."""
-    from skimage.color import lab2rgb  # noqa: PLC0415 - only the fit of a StainNet needs it
-
-    lab = (_lab(pixels) - source.mean) * (target.std / source.std) + target.mean
+    lab = (rgb2lab(pixels) - source.mean) * (target.std / source.std) + target.mean
     # lab2rgb cuts colours of negative Z in the same way, and warns
     lab[..., 2] = np.minimum(lab[..., 2], (lab[..., 0] + 16) / 116 * 200)
     rgb: NDArray[np.uint8] = np.rint(lab2rgb(lab) * 255).astype(np.uint8)
     return rgb
-
-
-def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """CIELAB [..., 3] of sRGB uint8 [..., 3]; L is 0 to 100."""
-    from skimage.color import rgb2lab  # noqa: PLC0415 - only the fit of a StainNet needs it
-
-    lab: NDArray[np.float64] = rgb2lab(pixels)
-    return lab

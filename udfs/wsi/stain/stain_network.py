@@ -30,7 +30,7 @@ class StainNet(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Returns the hash of the weights."""
+        """Hash of the weights."""
         return fingerprint(self.state_dict())
 
     @torch.inference_mode()
@@ -61,8 +61,7 @@ class StainNet(nn.Module):
 def load_stainnet(uri: str, storage_options: StorageOptions | None = None) -> StainNet:
     """Returns a StainNet from a checkpoint in the published layout.
 
-    Raises:
-        CheckpointError: tensors are missing, unknown or of another shape; the message names them.
+    Raises CheckpointError if tensors are missing, unknown or of another shape; the message names them.
     """
     tensors = load_state_dict(uri, storage_options)
     net = StainNet()

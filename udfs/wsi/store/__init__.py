@@ -17,7 +17,7 @@ from udfs.wsi.store.uris import (
     secrets_of,
     why_not_for_tables,
 )
-from udfs.wsi.store.whole import content_key, copy_to, info_of, read_bytes, write_bytes
+from udfs.wsi.store.whole import content_key, copy_to, read_bytes, write_bytes
 
 __all__ = [
     "TIMEOUT_S",
@@ -33,7 +33,6 @@ __all__ = [
     "content_key",
     "copy_to",
     "filesystem",
-    "info_of",
     "list_files",
     "options_for",
     "public_uri",

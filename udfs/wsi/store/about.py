@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _CONTENT_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")  # of the content, whatever URL it has
-_VERSION_KEYS = (
-    *_CONTENT_KEYS,
-    *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
-)
+_VERSION_KEYS = (*_CONTENT_KEYS, "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 
-_FIRST_LATENCY_S, _FIRST_BYTES_PER_S = 0.03, 50e6  # of object stores, until there are answers to go by
 _LARGE = 256 * 1024  # bytes; what is smaller tells of latency, not of width
 _MEMORY = 0.1  # share of a new answer in the running estimate
 
@@ -56,8 +52,8 @@ class Traffic:
 class Link:
     """Latency and width of the way to a store, estimated from its answers so far on fsspec's one event loop."""
 
-    latency_s: float = _FIRST_LATENCY_S
-    bytes_per_s: float = _FIRST_BYTES_PER_S  # of one connection
+    latency_s: float = 0.03  # as of object stores, until there are answers to go by
+    bytes_per_s: float = 50e6  # of one connection
 
     @property
     def gap_bytes(self) -> int:

@@ -75,9 +75,8 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _is_missing(error: BaseException) -> bool:
-    """Whether a path leads nowhere; a link to itself does not either."""
-    leads_nowhere = isinstance(error, FileNotFoundError | NotADirectoryError)
-    return leads_nowhere or (isinstance(error, OSError) and error.errno == errno.ELOOP)
+    is_loop = isinstance(error, OSError) and error.errno == errno.ELOOP  # a link to itself leads nowhere either
+    return is_loop or isinstance(error, FileNotFoundError | NotADirectoryError)
 
 
 _REMEDIES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (  # of the first kind that fits

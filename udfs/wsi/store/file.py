@@ -56,7 +56,7 @@ class Pending:
 
 @lru_cache(maxsize=16)
 def _asynchronous(fs: AbstractFileSystem, _process: int) -> AsyncFileSystemWrapper:
-    """Made once per filesystem and process, whose loop it uses: its constructor takes longer than reading a tile."""
+    # Made once per filesystem and process, whose loop it uses: its constructor takes longer than reading a tile.
     return AsyncFileSystemWrapper(fs, asynchronous=False)
 
 
@@ -68,7 +68,7 @@ class Calls:
     """
 
     def __init__(self, uri: str, storage_options: StorageOptions | None, traffic: Traffic) -> None:
-        """Files that share a `traffic` share the bound of time."""
+        """Opens the filesystem of a URI. Files that share a `traffic` share the bound of time."""
         self.traffic = traffic
         self._timeout_s = timeout_of(storage_options)
         self._under_way: set[Future[Any]] = set()
@@ -122,7 +122,7 @@ class Calls:
 
     def request(self, start: int, count: int, size_bytes: int) -> Pending:
         """Begins to read the bytes [start, start + count) of the file, which has `size_bytes`."""
-        future = self.begin(lambda: self._range(start, count, size_bytes))
+        future = self.begin(lambda: self._checked_range(start, count, size_bytes))
         return Pending(lambda: self.wait(future), future.cancel)
 
     def close(self) -> None:
@@ -152,8 +152,7 @@ class Calls:
             raise ShortReadError(f"{len(data):,} of {size_bytes:,} bytes arrived")
         return data
 
-    async def _range(self, start: int, count: int, size_bytes: int) -> bytes:
-        """Bytes of the file, checked against the store's description."""
+    async def _checked_range(self, start: int, count: int, size_bytes: int) -> bytes:
         begun = perf_counter()
         part = await bring_range(self._fs, self.path, start, count)
         n_bytes = len(part.data)
@@ -162,9 +161,7 @@ class Calls:
             fault = ShortReadError if n_bytes < count else WrongAnswerError
             raise fault(f"{n_bytes:,} bytes arrived, {count:,} were requested")
         if part.size_bytes not in (None, size_bytes):
-            raise ContradictionError(
-                f"its server reports {part.size_bytes:,} bytes, earlier it reported {size_bytes:,}"
-            )
+            raise ContradictionError(f"its server reports {part.size_bytes:,} bytes, earlier {size_bytes:,}")
         self._etag = self._etag or part.etag
         if part.etag not in (None, self._etag):
             raise ContradictionError("its server sent parts of two versions of the file (their ETag differs)")
@@ -211,7 +208,7 @@ class File:
         if start + count > self.info.size_bytes:
             raise self._truncated(start, start + count - self.info.size_bytes)
         if self.is_local:
-            return Pending(lambda: self._read(start, count), lambda: None)
+            return Pending(lambda: self._read_local(start, count), lambda: None)
         pending = self._calls.request(start, count, self.info.size_bytes)
 
         def result() -> bytes:
@@ -287,8 +284,7 @@ class File:
             raise SlideError(ErrorCode.FILE_EMPTY, f"{self.uri} has 0 bytes: upload it again")
         return found
 
-    def _read(self, start: int, count: int) -> bytes:
-        """Bytes of a local file."""
+    def _read_local(self, start: int, count: int) -> bytes:
         begun = perf_counter()
         try:
             if self._descriptor is None:

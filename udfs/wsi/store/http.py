@@ -15,7 +15,7 @@ _KEPT = ("Accept", "Accept-Encoding", "Range", "User-Agent")  # headers without 
 
 
 async def session(**options: Any) -> aiohttp.ClientSession:
-    """A session for fsspec; `options` are those of `aiohttp.ClientSession`.
+    """Returns a session for fsspec; `options` are those of `aiohttp.ClientSession`.
 
     If a redirect leads to another origin, aiohttp drops the header Authorization, but keeps tokens in headers of other
     names, cookies from the options, and `auth`. Here, a session without any of them follows such a redirect.
@@ -53,11 +53,8 @@ async def session(**options: Any) -> aiohttp.ClientSession:
 
 
 async def _refuse_wrong_ranges(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-    """Check the answer if the request names a first and a last byte.
-
-    fsspec makes other requests only if it can use whatever the server sends.
-    """
     answer = await handler(request)
+    # fsspec makes other requests only if it can use whatever the server sends
     wanted = request.headers.get("Range", "")
     if answer.status == 206 and request.method == "GET" and _CLOSED_RANGE.fullmatch(wanted):
         try:

@@ -58,7 +58,7 @@ def _walk(root: str) -> Iterator[str]:
         else:
             link, parent = links.popleft()
             real, is_folder = os.path.realpath(link), Path(link).is_dir()
-            is_loop = is_folder and (_contains(real, real_root) or _contains(real, parent))
+            is_loop = is_folder and any(Path(below).is_relative_to(real) for below in (real_root, parent))
             found = [] if is_loop else [(link, real, is_folder)]
         for path, real, is_folder in found:
             key = real, "" if is_folder else PurePosixPath(path).name
@@ -78,7 +78,3 @@ def _entries(folder: str, *, is_root: bool) -> list[os.DirEntry[str]]:
         if is_root:
             raise
         return []  # as fsspec does in other stores: a folder that cannot be listed is empty
-
-
-def _contains(folder: str, path: str) -> bool:
-    return os.path.commonpath([folder, path]) == folder

@@ -56,10 +56,9 @@ def strong_etag(etag: Any) -> str | None:
 
 
 async def _http(fs: Any, url: str, start: int, count: int) -> Part:
-    """By fsspec's session, which refuses a wrong range: see `udfs.wsi.store.http`."""
     wanted = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
     options = fs.kwargs | {"headers": fs.kwargs.get("headers", {}) | wanted}
-    session = await fs.set_session()
+    session = await fs.set_session()  # which refuses a wrong range: see `udfs.wsi.store.http`
     async with session.get(fs.encode_url(url), **options) as answer:
         answer.raise_for_status()
         if answer.status == 206:
@@ -76,10 +75,10 @@ async def _http(fs: Any, url: str, start: int, count: int) -> Part:
 
 
 async def _azure(fs: Any, path: str, start: int, count: int) -> Part:
-    """By Azure's client, without its own retries, the first of which waits for 15 s."""
     container, blob, version = fs.split_path(path)
     options = {name: fs.storage_options[name] for name in _AZURE_TIMEOUTS if name in fs.storage_options}
     answers: list[Any] = []
+    # without the client's own retries, the first of which waits for 15 s
     options |= {"version_id": version, "retry_total": 0, "raw_response_hook": answers.append}
     async with fs.service_client.get_blob_client(container=container, blob=blob) as client:
         data = await (await client.download_blob(offset=start, length=count, **options)).readall()

@@ -55,9 +55,6 @@ class _Stream(io.RawIOBase):
         self._at = at
         return at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: Any) -> int:
         count = min(len(buffer), self._size - self._at)
         if count <= 0:
@@ -71,7 +68,7 @@ class _Stream(io.RawIOBase):
         return self._file.ranges([self._at], [count])[0]
 
     def _kept(self, count: int) -> bytes:
-        """At least one byte, from a part in memory or by one request up to the next part."""
+        """Returns at least one byte, from a part in memory or by one request up to the next part."""
         start = self._at
         for begin, part in self._parts.items():
             if begin <= start < begin + len(part):

@@ -24,11 +24,9 @@ _NETWORK_PROTOCOLS = ("http", "https", "ftp", "sftp")  # their @ follows a crede
 
 
 class StoreOptions(dict[str, Any]):
-    """Storage options with the store that they are for, and the time that a slide may wait.
+    """Storage options for the store of URI `root` alone, if it is set.
 
-    Attributes:
-        root: the options are for the store of this URI alone.
-        timeout_s: seconds that a slide may wait for its store in all, plus one second per MB received.
+    A slide may wait for its store for `timeout_s` seconds in all, plus one second per MB received.
     """
 
     def __init__(self, options: Mapping[str, Any], root: str | None, timeout_s: float = TIMEOUT_S) -> None:
@@ -48,12 +46,12 @@ def options_for(uri: str, options: StorageOptions | None) -> dict[str, Any]:
 
 
 def timeout_of(options: StorageOptions | None) -> float:
-    """Seconds that a slide may wait for its store: see `StoreOptions`."""
+    """Returns the seconds that a slide may wait for its store: see `StoreOptions`."""
     return options.timeout_s if isinstance(options, StoreOptions) else TIMEOUT_S
 
 
 def links_of(uri: str) -> list[str]:
-    """The links of a chain of fsspec (``zip://a.svs::s3://bucket/b.zip``); a list of one if the URI is no chain.
+    """Returns the links of a chain of fsspec (``zip://a.svs::s3://bucket/b.zip``); a list of one if the URI is no chain.
 
     An absolute path is a path of this machine, whatever its folders and file are called.
     """
@@ -61,13 +59,13 @@ def links_of(uri: str) -> list[str]:
 
 
 def store_of(uri: str) -> str:
-    """The kind of store of a URI, the same for all protocols of one store."""
+    """Returns the kind of store of a URI, the same for all protocols of one store."""
     protocol = links_of(uri)[-1].partition("://")[0]
     return str(known_implementations.get(protocol, {}).get("class", protocol))
 
 
 def filesystem(uri: str, storage_options: StorageOptions | None = None) -> tuple[AbstractFileSystem, str]:
-    """The fsspec filesystem of a path or URI, and the path in it. Raises what fsspec and the store's client raise."""
+    """Returns the fsspec filesystem of a path or URI, and the path in it; raises what fsspec and the store's client raise."""
     if uri.startswith("/"):  # fsspec takes `::` in a path for a chain, too
         return fsspec.filesystem("file"), uri.rstrip("/") or "/"
     options = options_for(uri, storage_options)
@@ -89,7 +87,7 @@ async def _http_session(**options: Any) -> Any:
 
 
 def why_not_for_tables(uri: str) -> str | None:
-    """Why Delta tables cannot lie at a path or URI; None if they can.
+    """Returns why Delta tables cannot lie at a path or URI; None if they can.
 
     Spark takes a path as it is, except for backticks. deltalake and polars read ``%41`` as ``A`` and a backslash as a slash.
     """
@@ -106,7 +104,7 @@ def why_not_for_tables(uri: str) -> str | None:
 
 
 def absolute_uri(uri: str) -> StoreUri:
-    """A plain path made absolute and without ``..``, for processes that run elsewhere; a URI as it is."""
+    """Returns a plain path made absolute and without ``..``, for processes that run elsewhere; a URI as it is."""
     if "://" in uri:
         return StoreUri(uri)
     path = Path(uri)
@@ -114,10 +112,7 @@ def absolute_uri(uri: str) -> StoreUri:
 
 
 def public_uri(uri: str) -> PublicUri:
-    """The URI without user, password, query and fragment, for tables and logs.
-
-    Plain paths are kept as they are, even with ``?`` or ``#`` in a name.
-    """
+    """Returns the URI without user, password, query and fragment; a plain path as it is, even with ``?`` in it."""
     if "://" not in uri:
         return PublicUri(uri)
     links = links_of(uri)
@@ -134,7 +129,7 @@ def public_uri(uri: str) -> PublicUri:
 
 
 def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple[str, ...]:
-    """Every text in a URI or in storage options that must not be shown, longest first."""
+    """Returns every text in a URI or in storage options that must not be shown, longest first."""
     found: set[str] = set()
 
     def collect(value: Any) -> None:
@@ -163,7 +158,7 @@ def secrets_of(uri: str | None, storage_options: StorageOptions | None) -> tuple
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
-    """The text with every secret replaced by ``***``, and without the queries of URLs, which clients quote anew."""
+    """Returns the text with ``***`` for every secret, and without the queries of URLs, which clients quote anew."""
     text = re.sub(r"(://[^\s'\"<>?#]*)[?#][^\s'\"<>)]*", r"\1", text)
     for secret in secrets:
         text = text.replace(secret, "***")

@@ -19,12 +19,6 @@ _REQUEST_BYTES = 8 * 2**20
 _REQUESTS_AHEAD = 4
 
 
-def info_of(uri: str, storage_options: StorageOptions | None = None) -> FileInfo:
-    """Size and version of a file; raises what `read_bytes` does."""
-    with _calls(uri, storage_options) as calls:
-        return FileInfo.from_stat(Path(calls.path).stat()) if calls.is_local else _info(calls)
-
-
 def content_key(uri: str, storage_options: StorageOptions | None = None) -> tuple[object, ...] | None:
     """Returns what names the present content of a file; None if its store does not tell versions apart.
 
@@ -56,7 +50,7 @@ def read_bytes(uri: str, storage_options: StorageOptions | None = None) -> bytes
 
 
 def copy_to(path: Path, uri: str, storage_options: StorageOptions | None = None) -> None:
-    """Write the content of a file to a path of this machine, without holding all of it.
+    """Writes the content of a file to a path of this machine, without holding all of it.
 
     Raises what `read_bytes` raises, and WrongAnswerError if the copy has another size than the store says.
     """

@@ -5,8 +5,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, NamedTuple
 
-from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.damaged import damaged
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 
 _MAX_DIRECTORIES = 1000  # slides have some tens: levels, focal planes, label and macro
 _MAX_ENTRIES = 4096  # of a directory; tifffile stops at more
@@ -28,11 +27,9 @@ _VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8,
 def check_chain(stream: BinaryIO) -> bool:
     """Follows the chain of a TIFF to its end, and returns whether the file is in Hamamatsu's dialect.
 
-    A link out of the file ends the chain, too, and is left to the parser. Leaves the stream at its beginning.
-
-    Raises:
-        SlideError: `header_corrupt` if the chain is a loop, or has too many directories, entries or texts;
-            `size_implausible` if it lists too many blocks.
+    A link out of the file ends the chain, too, and is left to the parser. Leaves the stream at its beginning. Raises SlideError:
+    `header_corrupt` if the chain is a loop, or has too many directories, entries or texts; `size_implausible` if it lists too
+    many blocks.
     """
     entries = numbers = text_bytes = parts = 0
     chain = _Chain(stream)
@@ -95,7 +92,7 @@ class _Chain:
         at = self._first
         while found := self._directory(at):
             if at in seen:
-                raise damaged(f"the directory at byte {at:,} follows itself")
+                raise damaged_header(f"the directory at byte {at:,} follows itself")
             seen.add(at)
             entries, link = found
             at = self._number(link[: self._link_bytes])
@@ -131,4 +128,4 @@ class _Chain:
 
 def _check(count: int, limit: int, what: str) -> None:
     if count > limit:
-        raise damaged(f"{count:,} {what} or more, over the limit of {limit:,}")
+        raise damaged_header(f"{count:,} {what} or more, over the limit of {limit:,}")

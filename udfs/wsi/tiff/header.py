@@ -9,11 +9,10 @@ from typing import Any, BinaryIO, Literal
 
 import tifffile
 
-from udfs.wsi.errors import ErrorCode, SlideError
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 from udfs.wsi.plausible import check_size
 from udfs.wsi.store import File
 from udfs.wsi.tiff.chain import check_chain
-from udfs.wsi.tiff.damaged import damaged
 from udfs.wsi.tiff.index import Level, SlideIndex
 from udfs.wsi.tiff.leica import scanned_area
 from udfs.wsi.tiff.levels import downsample_of, level_of
@@ -30,7 +29,7 @@ _OVERLAPS = re.compile(r"\bOverlapsXY\s*=[\s0]*[^\s0;]")  # Trestle's descriptio
 
 @contextmanager
 def _without_tifffile_logs() -> Iterator[None]:
-    """Drop what tifffile logs in this thread: a fault in a header becomes a SlideError, a warning or nothing here."""
+    """Drops what tifffile logs in this thread: a fault in a header becomes a SlideError, a warning or nothing here."""
     log, thread = tifffile.logger(), threading.get_ident()
 
     def is_of_others(record: logging.LogRecord) -> bool:
@@ -75,12 +74,12 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
         raise
     except Exception as error:
         text = file.redact(f"{type(error).__name__}: {error}")
-        raise damaged(f"{uri}: the TIFF directory cannot be read ({text})") from None
+        raise damaged_header(f"{uri}: the TIFF directory cannot be read ({text})") from None
     return SlideIndex(file.info, width, height, *mpp, vendor, levels, tuple(warnings))
 
 
 def _check_magic(head: bytes, file: File) -> None:
-    """Refuse a file that is no TIFF, and one that ends before its first directory."""
+    """Refuses a file that is no TIFF, and one that ends before its first directory."""
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     version = int.from_bytes(head[2:4], order)
     if head[:2] not in (b"II", b"MM") or version not in (42, 43):
@@ -96,10 +95,10 @@ def _check_magic(head: bytes, file: File) -> None:
 
 
 def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
-    """Every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
+    """Returns every directory that may hold the slide or a level of it, those of SubIFDs after their parent."""
     if texts.vendor == "leica":
         if "scn" in texts.broken:
-            raise damaged(f"its Leica XML cannot be parsed ({texts.broken['scn']})")
+            raise damaged_header(f"its Leica XML cannot be parsed ({texts.broken['scn']})")
         area = scanned_area(texts.xml["scn"])
         if area.focal_planes > 1:
             warnings.append(f"it has {area.focal_planes} focal planes: the first is read")
@@ -127,7 +126,7 @@ def _image_pages(tiff: Any, texts: Texts, warnings: list[str]) -> list[Any]:
 
 
 def _is_added(page: Any) -> bool:
-    """Whether a page is marked as a label, the whole glass slide, a mask or another focal plane."""
+    """Returns whether a page is marked as a label, the whole glass slide, a mask or another focal plane."""
     is_marked = _focal_plane(page) != 0 or page.subfiletype & (_MASK | _MACRO)
     return is_marked or is_added(text_of(page, DESCRIPTION))
 
@@ -169,7 +168,7 @@ def _reduction(base: Any, page: Any) -> float | None:
 
 
 def _check_grid(texts: Texts, base: Any) -> None:
-    """Refuse slides whose tiles overlap: side by side they would show pixels twice."""
+    """Refuses slides whose tiles overlap: side by side they would show pixels twice."""
     descriptions = texts.description, text_of(base, DESCRIPTION)
     if _OVERLAP.search(text_of(base, XMP)) or any(_OVERLAPS.search(text) for text in descriptions):
         raise SlideError(

@@ -40,7 +40,7 @@ def decode_jpeg(
 
 
 def _is_one_scan(stream: bytes) -> bool:
-    """Whether a decoder stops after the first scan: the frame is sequential, and the scan has all of its components.
+    """Returns whether a decoder stops after the first scan: the frame is sequential, and the scan has all its components.
 
     Nothing behind the header of that scan is examined. ITU-T T.81, B.1.1 and B.2.
     """
@@ -69,9 +69,7 @@ def whole_jpeg(data: memoryview, tables: bytes, is_ycbcr: bool) -> bytes:
 
 
 def restarted_jpeg(data: memoryview, header: bytes) -> bytes:
-    """Returns a stream of one restart interval. Hamamatsu stores a level as one JPEG; each part between restart markers
-    decodes behind a header with the size of that part.
-    """
+    """Returns a stream of one restart interval: Hamamatsu stores a level as one JPEG. `header` has the size of the part."""
     ends_in_marker = len(data) > 1 and data[-2] == 0xFF and (0xD0 <= data[-1] <= 0xD7 or data[-1] == 0xD9)
     scan = data[:-2] if ends_in_marker else data
     return b"".join((header, scan, _END))

@@ -44,7 +44,7 @@ def decode_jpeg2000(data: memoryview, width: int, height: int, samples: int, *, 
 
 
 def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """R, G, B from full-range Y, Cb, Cr in 16-bit fixed point, rounded as libjpeg and OpenSlide do. ITU-T T.871, 7."""
+    """Returns R, G, B from full-range Y, Cb, Cr in 16-bit fixed point, rounded as libjpeg does. ITU-T T.871, 7."""
     luma, blue, red = np.moveaxis(ycbcr.astype(np.int32), -1, 0)
     blue, red = blue - 128, red - 128
     chroma = np.stack((91881 * red, -22554 * blue - 46802 * red, 116130 * blue), axis=-1)
@@ -53,10 +53,8 @@ def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _has_its_colours(data: bytes) -> bool:
-    """Whether a block has colours of its own: a JP2 file names the colour space (ITU-T T.800, I.5.3.3), and a codestream
-    may have a multiple component transform (A.6.1).
-    """
-    is_file = not data.startswith(_START)
+    is_file = not data.startswith(_START)  # JP2, which names the colour space: ITU-T T.800, I.5.3.3
+    # a codestream may have a multiple component transform: A.6.1
     return is_file or next((data[begin + 4] == 1 for marker, begin, _ in _segments(data) if marker == _COD), False)
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.damaged import damaged
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 
 Box = tuple[int, int, int, int]  # left, top, width and height on the glass, nm
 
@@ -21,11 +20,9 @@ class Area:
 
 
 def scanned_area(scn: Element) -> Area:
-    """Returns the one area that was scanned, from the root of the XML. The macro image, which shows the whole glass, does
-    not count.
+    """Returns the one area that was scanned, from the root of the XML, without the macro image of the whole glass.
 
-    Raises:
-        SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
+    Raises SlideError: `unsupported_format` if there are several areas, `header_corrupt` if there is none.
     """
     glass = _box(scn.find("{*}collection"))
     images = [image for image in scn.iterfind(".//{*}image") if _levels(image)]
@@ -33,7 +30,7 @@ def scanned_area(scn: Element) -> Area:
     if not areas:  # the whole glass was scanned
         areas = sorted(images, key=lambda image: -_number(_levels(image)[0], "sizeX"))[:1]
     if not areas:
-        raise damaged("its Leica XML lists no image")
+        raise damaged_header("its Leica XML lists no image")
     if len(areas) > 1:
         raise SlideError(
             ErrorCode.UNSUPPORTED_FORMAT,
@@ -64,7 +61,7 @@ def _box(element: Element | None) -> Box | None:
 
 
 def _is_same(box: Box | None, glass: Box) -> bool:
-    """Whether an image shows the whole glass, to within 1 % of its edges: writers round."""
+    """Returns whether an image shows the whole glass, to within 1 % of its edges: writers round."""
     return box is not None and all(
         abs(one - other) <= _SAME * edge for one, other, edge in zip(box, glass, 2 * glass[2:], strict=True)
     )

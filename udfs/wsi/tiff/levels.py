@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
 
-from udfs.wsi.errors import ErrorCode, SlideError
-from udfs.wsi.tiff.damaged import damaged
+from udfs.wsi.errors import ErrorCode, SlideError, damaged_header
 from udfs.wsi.tiff.decode import JPEG, JPEG2000, SUPPORTED, UNCOMPRESSED
 from udfs.wsi.tiff.index import Coding, Level
 
@@ -31,10 +30,9 @@ Offsets = NDArray[np.uint64]
 def level_of(page: Any, file_bytes: int, downsample: float = 1.0) -> Level:
     """Returns the level that a `tifffile.TiffPage` holds in a file of `file_bytes`. `downsample` is from `downsample_of`.
 
-    Raises:
-        SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` if the directory contradicts
-            itself, `size_implausible` and `tile_data_corrupt` for blocks that are too many or too large, `file_truncated` if
-            the file ends before the last block.
+    Raises SlideError: `unsupported_format` for sample formats that are not read, `header_corrupt` if the directory contradicts
+    itself, `size_implausible` and `tile_data_corrupt` for blocks that are too many or too large, `file_truncated` if the file
+    ends before the last block.
     """
     if fault := next(_faults(page), None):
         raise SlideError(ErrorCode.UNSUPPORTED_FORMAT, f"{fault}: convert it, for example with QuPath or libvips")
@@ -45,7 +43,7 @@ def level_of(page: Any, file_bytes: int, downsample: float = 1.0) -> Level:
     else:
         block_width, block_height = width, min(int(page.rowsperstrip) or height, height)
     if min(width, height, block_width, block_height) < 1:
-        raise damaged(f"{width} x {height} px in blocks of {block_width} x {block_height}")
+        raise damaged_header(f"{width} x {height} px in blocks of {block_width} x {block_height}")
     offsets: Offsets = np.asarray(page.dataoffsets, np.uint64)
     counts: Offsets = np.asarray(page.databytecounts, np.uint64)
     coding = _coding(page)
@@ -88,7 +86,7 @@ def downsample_of(page: Any, full: Any) -> float | None:
 
 
 def _check_blocks(level: Level, compression: str) -> None:
-    """Refuse a wrong number of blocks, and blocks that cost more to read than their pixels explain."""
+    """Refuses a wrong number of blocks, and blocks that cost more to read than their pixels explain."""
     size = f"{level.width_px} x {level.height_px} px"
     block_size = f"{level.block_width} x {level.block_height}"
     block_px, n_blocks = level.block_width * level.block_height, level.columns * level.rows
@@ -101,7 +99,7 @@ def _check_blocks(level: Level, compression: str) -> None:
         )
     found = len(level.offsets)
     if found != expected or len(level.counts) != expected:
-        raise damaged(f"{size} in blocks of {block_size} need {expected} blocks, the directory lists {found}")
+        raise damaged_header(f"{size} in blocks of {block_size} need {expected} blocks, the directory lists {found}")
     if n_blocks > _MANY_BLOCKS and block_px < _LEAST_BLOCK_PX:
         raise SlideError(
             ErrorCode.SIZE_IMPLAUSIBLE,
@@ -120,9 +118,9 @@ def _check_blocks(level: Level, compression: str) -> None:
 def _coding(page: Any) -> Coding:
     tables, header = page.jpegtables or b"", page.jpegheader or b""
     if not isinstance(tables, bytes):
-        raise damaged(f"its JPEG tables are {tables!r:.40}")
+        raise damaged_header(f"its JPEG tables are {tables!r:.40}")
     if (n_bytes := max(len(tables), len(header))) > _MOST_TABLES_BYTES:
-        raise damaged(f"its JPEG tables take {n_bytes:,} bytes, over the limit of {_MOST_TABLES_BYTES:,}")
+        raise damaged_header(f"its JPEG tables take {n_bytes:,} bytes, over the limit of {_MOST_TABLES_BYTES:,}")
     photometric = page.photometric
     if page.parent.is_svs:
         photometric = _APERIO_PHOTOMETRICS.get(page.compression, photometric)
@@ -176,7 +174,7 @@ def _faults(page: Any) -> Iterator[str]:
 
 
 def _name(code: Any) -> str:
-    """TIFF's name of one of its numbers, if tifffile knows it."""
+    """Returns TIFF's name of one of its numbers, if tifffile knows it."""
     return str(getattr(code, "name", code))
 
 

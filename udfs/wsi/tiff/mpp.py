@@ -70,7 +70,7 @@ def _tags(texts: Texts, base: Any) -> Pair:
 
 
 def _imagej(base: Any) -> Pair:
-    """ImageJ's tags are pixels per unit, and its description names the unit; other programs write the same."""
+    """Returns the spacing by ImageJ: its tags are pixels per unit of the description. Other programs write the same."""
     description = text_of(base, DESCRIPTION)
     if not description.startswith(("ImageJ=", "SCIFIO=")):
         return None, None
@@ -113,7 +113,7 @@ def _ventana(texts: Texts, base: Any) -> Pair:
 
 
 def _ome(texts: Texts, base: Any) -> Pair:
-    """The spacing of the image that lists the directory of level 0, else of the first image of its size."""
+    """Returns the spacing of the image that lists the directory of level 0, else of the first image of its size."""
     root = texts.xml.get("OME")
     if root is None:
         return None, None

@@ -110,13 +110,13 @@ def _others(tiff: Any, base: Any, pages: Iterable[Any]) -> list[Any]:
 
 
 def _may_be_a_slide(page: Any, base: Any) -> bool:
-    """Whether a picture may be another section: not in strips beside tiles, in grey beside colours, or a padded level."""
+    """Returns whether a picture may be another section: not in strips beside tiles, in grey beside colours, or padded."""
     is_like = (page.is_tiled or not base.is_tiled) and (page.samplesperpixel >= 3 or base.samplesperpixel < 3)
     return is_like and not _is_padded(page, base)
 
 
 def _is_vendors(tiff: Any, base: Any, page: Any) -> bool:
-    """Whether a page is one that the vendor adds: in strips, of Aperio and Huron; all that are smaller, of Hamamatsu."""
+    """Returns whether a page is one that the vendor adds: in strips, of Aperio and Huron; smaller ones, of Hamamatsu."""
     if page.is_ndpi:
         return _area(page) < _area(base)
     is_known = tiff.is_svs or str(base.tags.valueof(_MAKE, default="")).startswith("Huron")
@@ -124,7 +124,7 @@ def _is_vendors(tiff: Any, base: Any, page: Any) -> bool:
 
 
 def _is_padded(page: Any, original: Any) -> bool:
-    """Whether a page has whole tiles, and a half of another's edges, or a quarter and so on, to within one tile."""
+    """Returns whether a page has whole tiles and a half, quarter ... of another's edges, to within one tile."""
     edges, full = (np.array([one.imagewidth, one.imagelength], np.int64) for one in (page, original))
     tile = np.array([page.tilewidth, page.tilelength], np.int64)
     if not page.is_tiled or min(*edges, *full, *tile) < 1 or (edges % tile).any():

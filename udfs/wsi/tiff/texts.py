@@ -23,7 +23,7 @@ class Texts:
 
     @property
     def vendor(self) -> str | None:
-        """The maker of the scanner; None if it is unknown."""
+        """Maker of the scanner; None if it is unknown."""
         for name, vendor in {"scn": "leica", "DataObject": "philips", "iScan": "ventana"}.items():
             if name in self.xml or name in self.broken:
                 return vendor

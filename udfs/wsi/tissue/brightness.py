@@ -12,7 +12,7 @@ _ROWS = 64  # of a strip whose arrays stay in the processor's cache
 
 @dataclass(frozen=True)
 class Brightness(TissueMethod):
-    """A mask pixel is background if R, G and B are all above background_brightness."""
+    """A mask pixel is background if R, G and B are all above `background_brightness`."""
 
     name = "brightness"
     version = 1
@@ -21,7 +21,7 @@ class Brightness(TissueMethod):
     )
 
     def background(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Returns True for pixels whose R, G and B are all above `background_brightness`."""
+        """Returns the mask of an image: see `TissueMethod.background`."""
         mask = np.empty(pixels.shape[:2], np.bool_)
         for top in range(0, len(pixels), _ROWS):
             red, green, blue = np.moveaxis(pixels[top : top + _ROWS], -1, 0)

@@ -22,14 +22,13 @@ def mask_fractions(
 ) -> NDArray[np.float64]:
     """Returns the share of a mask under each tile, mask pixels counted by the area that the tile covers of them.
 
+    The result is float64 [n], 0 to 1. The part of a tile outside the mask does not count; a tile wholly outside has 1.
+
     Args:
         mask: bool [h, w], such as the background by a tissue method.
         xy_px: int [n, 2] tile corners, level-0 pixels.
         span_px: edge of a tile, level-0 pixels.
         downsample: level-0 pixels per mask pixel.
-
-    Returns:
-        float64 [n], 0 to 1. The part of a tile outside the mask does not count; a tile wholly outside has 1.
     """
     height, width = mask.shape
     low = xy_px / downsample

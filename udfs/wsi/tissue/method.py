@@ -12,7 +12,7 @@ from udfs.wsi.registry import import_modules
 
 
 def method_setting(default: Any, description: str, *, shapes_mask: bool = True, **bounds: float) -> Any:
-    """Declare a setting of a tissue method; it becomes `tissue.NAME`.
+    """Declares a setting of a tissue method; it becomes `tissue.NAME`.
 
     Args:
         default: its value if the user sets none.
@@ -35,18 +35,11 @@ class TissueMethod(ABC):
 
     @abstractmethod
     def background(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Returns the mask of an image.
-
-        Args:
-            pixels: uint8 [h, w, 3], RGB, the slide at 1/mask_downsample.
-
-        Returns:
-            bool [h, w], True if background.
-        """
+        """Returns the mask of `pixels`, uint8 [h, w, 3], RGB, the slide at 1/mask_downsample: bool [h, w], True if background."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Returns everything that shapes the mask: name, version and settings. Equal identities give equal masks."""
+        """Everything that shapes the mask: name, version and settings. Equal identities give equal masks."""
         shaping = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["shapes_mask"]}
         return {"method": self.name, "version": self.version, **shaping}
 

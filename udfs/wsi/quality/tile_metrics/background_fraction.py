@@ -15,5 +15,5 @@ class BackgroundFraction(MaskMetric):
     version = 1
 
     def measure(self, tiles: MaskedTiles) -> NDArray[np.float64]:
-        """Shares, 0 to 1."""
+        """Returns the share of each tile, 0 to 1."""
         return tiles.share_of(tiles.background)
