@@ -133,7 +133,8 @@ class _Measured:
         }
         for way, build in self._ways(encoder.runtime.forward, bare_size):
             if time.monotonic() - started < _COMPILED_BEFORE_S:
-                yield {"way": way, "batch_size": bare_size} | self._built(build, rates["bare"], bare_size)
+                which: Line = {"way": way, "batch_size": bare_size}
+                yield which | self._built(build, rates["bare"], bare_size)
 
     def _rates(self, device: DeviceInference, bare: Callable[[], float]) -> dict[str, float]:
         """Tiles per second: medians of rounds in turns, so that a busy spell meets all of them."""
@@ -211,7 +212,7 @@ def _compiled(forward: Forward, network: Network) -> Forward:
 def _graph(forward: Forward, size: int, network: Network) -> Forward:
     """Capture a forward pass as PyTorch's manual says, after three in another stream; the images are always the same."""
     images = torch.zeros(size, network.input_px, network.input_px, 3, device="cuda")
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):

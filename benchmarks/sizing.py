@@ -23,26 +23,23 @@ DOLLARS_PER_CORE_HOUR, DOLLARS_PER_GPU_HOUR = 0.06, 4.00
 PEAK_TFLOPS: dict[Precision, float] = {"fp32": 67, "bf16": 989, "fp16": 989}  # of an H200, dense
 OF_PEAK = 0.5
 MS_BESIDE = 3.6  # per tile of 448 px on a core: reading, StainNet, histogram, rows; benchmark `features`
+GPU_US_BESIDE = 39  # per tile on an H200: bus, StainNet's table, histogram, resizing; see `benchmarks.scale`
 DECODED_PER_CORE = 550  # tiles/s that a core reads for a GPU; benchmark `scale`
 
-PER_CORE: dict[str, tuple[float, float]] = {}
+PER_CORE: dict[str, tuple[float, float]] = {
+    LITE0: (97.3, 165),
+    "efficientnet_b0": (82.3, 109),
+    "kaiko-vits16": (10.7, 20.4),
+    "h0-mini": (2.08, 3.94),
+}
 """Tiles/s of a core in fp32 and bf16 by OpenVINO, from decoded tiles to vectors; benchmark `encode`."""
 PER_GPU = {"efficientnet_b0": 9_700.0}
-"""Tiles/s of an H200 in bf16, from decoded tiles to vectors."""
+"""Tiles/s of an H200 in bf16, from decoded tiles to vectors; see `benchmarks.scale`."""
+_LIKE = {LITE0: "efficientnet_b0"}  # on a GPU: depthwise convolutions are far from half of the peak
 ENCODERS = (LITE0, "efficientnet_b0", *(name for name, preset in PRESETS.items() if preset.unavailable is None))
 _OF_SPEED = "h0-mini"  # the encoder whose measured operations per second give the speed of those that were not measured
-_NUMBER_BYTES = {"float32": 4, "float16": 2}
 
-_STORAGE = (
-    "encoder",
-    "dim",
-    "vectors",
-    "`features`, kB",
-    "bags float32, kB",
-    "bags float16, kB",
-    "`features`, GB",
-    "bags float16, GB",
-)
+_STORAGE = ("encoder", "dim", "vectors", "float32, kB per tile", "float16, kB per tile", "float32, GB", "float16, GB")
 _TIME = (
     "encoder",
     "GFLOP",
@@ -64,7 +61,7 @@ def gflop_per_tile(name: str) -> float:
     images = torch.zeros(1, network.input_px, network.input_px, 3, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(images)
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def stage_per_core(name: str, precision: Precision) -> tuple[float, bool]:
@@ -77,9 +74,11 @@ def stage_per_core(name: str, precision: Precision) -> tuple[float, bool]:
 
 def per_gpu(name: str) -> tuple[float, bool]:
     """Tiles/s of an H200 in the recommended precision if it never waits for tiles, and whether that was measured."""
-    if name in PER_GPU:
-        return PER_GPU[name], True
-    return OF_PEAK * 1000 * PEAK_TFLOPS[_precision(name)] / gflop_per_tile(name), False
+    like = _LIKE.get(name, name)
+    if like in PER_GPU:
+        return PER_GPU[like], name in PER_GPU
+    encode_s = gflop_per_tile(name) / (OF_PEAK * 1000 * PEAK_TFLOPS[_precision(name)])
+    return 1 / (encode_s + GPU_US_BESIDE / 1e6), False
 
 
 def tables() -> Iterator[str]:
@@ -92,16 +91,14 @@ def tables() -> Iterator[str]:
 def _storage(name: str) -> list[str]:
     outputs = _network(name).outputs
     numbers = sum(dim for _, dim in outputs)
-    kb = {dtype: numbers * each / 1000 for dtype, each in _NUMBER_BYTES.items()}
-    gb = {dtype: each * TILES / 1e6 for dtype, each in kb.items()}
-    each_tile = (f"{kb[dtype]:.1f}" for dtype in ("float32", "float32", "float16"))
+    kb = [numbers * size / 1000 for size in (4, 2)]
+    gb = [each * TILES / 1e6 for each in kb]
     return [
         f"`{name}`",
         str(outputs[0][1]),
         str(len(outputs)),
-        *each_tile,
-        f"{gb['float32']:.0f}",
-        f"{gb['float16']:.0f}",
+        *(f"{each:.1f}" for each in kb),
+        *(f"{each:.0f}" for each in gb),
     ]
 
 

@@ -70,10 +70,11 @@ def test_attention_is_torchs_own(preset: Preset) -> None:
     images = torch.zeros(1, network.input_px, network.input_px, 3, device="meta")
     with _Calls(functional.scaled_dot_product_attention) as calls, torch.inference_mode():
         network(images)
-    assert calls.count == {"retccl": 0, "ctranspath": sum((2, 2, 6, 2))}.get(preset.name, 1)
+    has_none = preset.name in ("retccl", "ctranspath")  # convolutions; windows with a bias, in fp32 alone
+    assert calls.count == (0 if has_none else 1)
 
 
-@pytest.mark.parametrize("name", ["uni2-h", "virchow2", "keep", "ctranspath", "dinov3-s", "retccl"])
+@pytest.mark.parametrize("name", ["uni2-h", "virchow2", "keep", "dinov3-s", "retccl"])
 def test_presets_run_in_a_lower_precision(name: str) -> None:
     network = network_of(shrunk(name))
     images = np.random.default_rng(0).integers(0, 256, (2, network.input_px, network.input_px, 3)).astype(np.float32)

@@ -9,7 +9,8 @@ from benchmarks import sizing
 
 def test_the_page_has_the_tables_of_today() -> None:
     page = (Path(__file__).parents[2] / "docs/sizing.md").read_text()
-    assert "\n".join(sizing.tables()) in page
+    for table in "\n".join(sizing.tables()).split("\n\n"):
+        assert table in page
 
 
 @pytest.mark.parametrize(
