@@ -54,7 +54,11 @@ def test_a_slide_whose_embeddings_are_not_finite_fails_and_the_next_goes_on(
     corners = np.array([[x, y] for y in range(0, 1344, 448) for x in range(0, 1344, 448)])
     first, second = small_slides / "a1.tif", small_slides / "b1.tif"
     rows, ends = encode(spec, unit(first, corners), unit(second, corners))
-    assert [end["error_code"] for end in ends] == ["embedding_not_finite", None]
+    assert [(end["encoder"], end["error_code"]) for end in ends] == [
+        (ENCODER, "embedding_not_finite"),
+        (None, None),
+        (None, None),
+    ]
     message = ends[0]["error_message"]
     assert message == (
         f"{first}: vectors of encoder e for 1 of 9 tiles are NaN or infinite in {precision}: {remedy}, then run with "

@@ -96,6 +96,33 @@ def test_two_encoders_at_once_give_the_rows_of_each_alone_and_read_each_slide_on
     assert recorded["features"] == {name: run.identity.recipe(name) | origin for name, origin in origins.items()}
 
 
+def test_a_slide_that_one_encoder_cannot_embed_stays_good_for_the_others(
+    spark: SparkSession, again: Again, others: Others, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second encoder overflows on every tile with a bright first pixel; then its weights are mended."""
+    first = again()
+    before = {table: rows_of(first, table) for table in ("slides", "features", "patients")}
+    weights = safetensors.torch.load_file(others[SECOND].weights or "")
+    broken = {
+        name: torch.full_like(tensor, 1e38) if name.startswith("blocks.0") else tensor
+        for name, tensor in weights.items()
+    }
+    safetensors.torch.save_file(broken, tmp_path / "broken.safetensors")
+    overflows = others[SECOND].model_copy(update={"weights": str(tmp_path / "broken.safetensors")})
+    both = with_encoders(first, first.encoders | {SECOND: overflows})
+    for _ in range(2):
+        run = preprocess_in(spark, both)
+        assert all(
+            "vectors of encoder vit" in line and "the next run tries it again" in line for line in run.record.problems
+        )
+        assert len(run.record.problems) == sum(row["status"] == "ok" for row in before["slides"])
+        assert {table: rows_of(both, table) for table in before} == before
+    mended = with_encoders(first, first.encoders | {SECOND: others[SECOND]})
+    assert preprocess_in(spark, mended).record.problems == []
+    assert {table: [row for row in rows_of(both, table) if row.get("encoder") != SECOND] for table in before} == before
+    assert len(of(both, "patients", SECOND)) == len(before["patients"])
+
+
 def test_an_encoder_whose_licence_forbids_commercial_use_is_refused_before_its_weights_are_looked_for(
     spark: SparkSession, again: Again
 ) -> None:
