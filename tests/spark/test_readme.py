@@ -58,8 +58,8 @@ def test_a_newcomer_runs_the_job_on_their_own_slides(small_slides: Path, encoder
         "patients: data/patients.csv": f"patients: {csv}",
         "root: data/slides": f"root: {small_slides}",
         "root: data/tables": f"root: {tmp_path}/tables",
-        "name: efficientnet_b0": "name: test_efficientnet",
-        "weights: null                    # path or URI of its": f"weights: {encoder_weights}  #",
+        "  efficientnet_b0: ": "  test_efficientnet: ",
+        "weights: null                  # path or URI of its": f"weights: {encoder_weights}  #",
     }
     edit = "; ".join(f"s|{old}|{new}|" for old, new in edits.items())
     copy = "cp conf/cohort.yaml my.yaml"
