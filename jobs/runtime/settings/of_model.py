@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jobs.runtime.settings.config import EACH, Config, settings_by_key
+from jobs.runtime.settings.config import EACH, Config, ConfigError, settings_by_key
 from jobs.runtime.settings.setting import Location, at_key, shapes_of
 from udfs.wsi.tissue.method import tissue_methods
 from udfs.wsi.weights.hub import is_of_hub
@@ -64,7 +64,7 @@ def taken_from_model(written: Sections, of_model: Sections) -> list[str]:
     own = dict(_flat(written))
     return [
         f"{key}={_text(value)}"
-        for key, value in _flat(of_model)
+        for key, value in _of_this_version(of_model)
         if (own.get(key) is None if key.startswith(_NULL_IS_UNSET) else key not in own)
         and value != _FIELDS[_general(key)].default
     ]
@@ -78,7 +78,7 @@ def differences_as_written(config: Config, of_model: Sections) -> list[str]:
     """
     now = config.by_key()
     differ = []
-    for key, value in _flat(of_model):
+    for key, value in _of_this_version(of_model):
         general = _general(key)
         is_unset = now[key] is None and key.startswith(_NULL_IS_UNSET)
         if not _SHAPES[general].by_content or is_unset or now[key] == value:
@@ -97,7 +97,9 @@ def missing_files(config: Config, of_model: Sections) -> list[tuple[str, str]]:
     """Returns (dotted key, path) of the model's weights that do not exist on this machine, if the settings name no others."""
     now = config.by_key()
     paths = [
-        (key, value) for key, value in _flat(of_model) if value and _is_location(_general(key)) and now[key] == value
+        (key, value)
+        for key, value in _of_this_version(of_model)
+        if value and _is_location(_general(key)) and now[key] == value
     ]
     return [
         (key, path)
@@ -111,6 +113,17 @@ def _set(settings: Mapping[str, Any] | None, section: str) -> Sections:
     return {
         name: value for name, value in (settings or {}).items() if value is not None or section not in _NULL_IS_UNSET
     }
+
+
+def _of_this_version(of_model: Sections) -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of a model's settings; raises ConfigError if there is no such setting."""
+    for key, value in _flat(of_model):
+        if _general(key) not in _FIELDS:
+            raise ConfigError(
+                f"predict.model: its model.json has {key}, which is no setting of this version of slidelake: the model is of "
+                "another version: predict by that one, or train again"
+            )
+        yield key, value
 
 
 def _flat(settings: Sections) -> Iterator[tuple[str, Any]]:
