@@ -100,11 +100,9 @@ def check(config: Config) -> None:
         )
     if config.licence == "commercial":
         try:
-            unknown = refuse_non_commercial(card.encoder, card.feature_settings)
+            refuse_non_commercial(card.encoder, card.feature_settings)  # the run names a licence that is not known
         except LicenceError as error:
             raise ConfigError(str(error)) from None
-        if unknown:
-            _log.warning("slidelake predict: %s", unknown)
 
 
 def predict(run: Run, arguments: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from jobs.runtime.tables.writable import refuse_unwritable
 from jobs.training.devices import Device, DeviceError, device_here, device_on_executors
 from jobs.training.labelled import CohortError, TrainingSet, read_training_set
 from jobs.training.leakage import LeakageError, refuse_leaks, slide_files
-from jobs.training.model.files import ModelCard, ModelError, has_checkpoint, load_card, load_checkpoint, model_versions
+from jobs.training.model.files import ModelCard, ModelError, checkpoint_card, has_checkpoint, load_card, model_versions
 from jobs.training.model.mil import ModelSpec
 from jobs.training.origins import n_different, read_origins
 from jobs.training.records import RecordsError
@@ -126,7 +126,7 @@ def _earlier_run(config: Config, arguments: argparse.Namespace) -> Task:
             which = "--resume" if is_resumed else "--reproduce"
             raise ConfigError(f"{which} goes by the run's own settings: leave out {name}, or begin a new run")
     folder, options = _folder(config, arguments.resume or arguments.reproduce), config.slides.storage_options
-    card = ModelCard.from_json(load_checkpoint(folder, options).card) if is_resumed else load_card(folder, options)
+    card = checkpoint_card(folder, options) if is_resumed else load_card(folder, options)
     members = _members(config, card.encoder, card.training["fold"], card.table_version, card.splits_version)
     for name, now in members.cards().items():
         if now != card.splits[name]:

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.runtime.run.cli import DONE, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
-from jobs.runtime.run.run import ORIGINS, Job, Run
+from jobs.runtime.run.run import ORIGINS, Job, Run, check_licences
 from jobs.runtime.run.summary import end_lines
 from jobs.runtime.run.survey import plan_waves
 from jobs.runtime.settings.config import Config, ConfigError
@@ -40,7 +40,6 @@ from udfs.aggregate_tiles import (
 )
 from udfs.wording import printable
 from udfs.wsi.aggregator.aggregator import Aggregator, AggregatorSpec, StreamingAggregator, load_aggregator
-from udfs.wsi.encoder.provenance import LicenceError, refuse_non_commercial
 from udfs.wsi.store import public_uri, read_bytes
 from udfs.wsi.weights.checkpoint import CheckpointError
 from udfs.wsi.weights.hub import is_of_hub
@@ -107,7 +106,7 @@ def aggregate(run: Run, arguments: argparse.Namespace) -> int:
         aggregators = load_all(config)
         if not tables.exists("features"):
             raise ConfigError(f"no table features in {public_uri(tables.root)}: run the features job first")
-        _check_licences(run)
+        check_licences(run.config, run.origins)
         run.progress.step("tiles of the slides")
         tiles = _survey(tables, list(config.encoders))
         lacking = [name for name in config.encoders if name not in {each.encoder for each in tiles}]
@@ -227,17 +226,6 @@ def _encoder_of(spec: AggregatorSpec, config: Config) -> str | None:
             f"{learned} encoder {encoder}, and not from {spec.encoder or ', '.join(config.encoders)}", remedy
         )
     return encoder
-
-
-def _check_licences(run: Run) -> None:
-    """Log encoders of unknown licence if the settings ask for commercial use. Raises ConfigError if a licence forbids it."""
-    for name in run.config.encoders if run.config.licence == "commercial" else ():
-        try:
-            unknown = refuse_non_commercial(name, [run.origins.get(name, {})])
-        except LicenceError as error:
-            raise ConfigError(str(error)) from None
-        if unknown:
-            _log.warning("slidelake vectors: %s", unknown)
 
 
 def _survey(tables: Tables, encoders: list[str]) -> list[TilesOfSlide]:

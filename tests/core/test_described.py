@@ -127,6 +127,16 @@ def test_workers_get_the_folder_of_a_model_as_an_absolute_path(
         assert encoder_spec(settings(name), "e").name == name
 
 
+def test_a_model_is_the_same_in_another_folder_and_another_if_its_description_is(folder: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    identity = load_network(spec(f"local-dir:{folder}")).identity
+    assert load_network(spec(f"local-dir:{moved}")).identity == identity
+    described = json.loads((moved / "config.json").read_text())
+    described["model_args"] |= {"act_layer": "relu"}
+    (moved / "config.json").write_text(json.dumps(described))
+    assert load_network(spec(f"local-dir:{moved}")).identity != identity
+
+
 def test_other_settings_override_the_description(folder: Path) -> None:
     network = load_network(spec(f"local-dir:{folder}", mean=(0.5, 0.5, 0.5), pooling="cls_mean", interpolation="area"))
     assert "mean=(0.5, 0.5, 0.5)" in network.identity

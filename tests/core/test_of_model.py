@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.runtime.settings.config import Config, load_config
+from jobs.runtime.settings.config import Config, ConfigError, load_config
 from jobs.runtime.settings.of_model import (
     differences_as_written,
     missing_files,
@@ -116,3 +116,27 @@ def test_weights_that_are_not_here_are_named_unless_the_settings_name_others(tmp
     for place in (str(weights), "hf-hub:owner/name", None):
         here = kept(WRITTEN | {"encoders": {NAME: {"weights": place}}})
         assert missing_files(completed(tmp_path, {}, here), here) == []
+
+
+def test_the_folder_of_a_model_may_lie_elsewhere_and_is_named_if_it_is_not_here(tmp_path: Path) -> None:
+    there, key = f"local-dir:{tmp_path / 'there'}", f"encoders.{NAME}.model"
+    settings = kept(WRITTEN | {"encoders": {NAME: {"model": there}}})
+    config = completed(tmp_path, {}, settings)
+    assert config.encoders[NAME].model == there
+    assert missing_files(config, settings) == [(key, there)]
+    moved = completed(tmp_path, {}, settings, f"{key}=local-dir:{tmp_path}")
+    assert differences_as_written(moved, settings) == [] == missing_files(moved, settings)
+    (tmp_path / "there").mkdir()
+    assert missing_files(config, settings) == []
+
+
+@pytest.mark.parametrize("gone", [{"tiling": {"gone": 3}}, {"encoders": {NAME: {"gone": 3}}}, {"lost": {"gone": 3}}])
+def test_a_setting_that_this_version_lacks_is_named(gone: dict[str, Any], tmp_path: Path) -> None:
+    config = completed(tmp_path, {}, kept())
+    for read in (
+        lambda: taken_from_model({}, gone),
+        lambda: differences_as_written(config, gone),
+        lambda: missing_files(config, gone),
+    ):
+        with pytest.raises(ConfigError, match=r"model\.json has \S+\.gone, .*: the model is of another version"):
+            read()

@@ -136,6 +136,35 @@ def test_a_licence_is_that_of_the_preset_or_as_timm_says_of_its_own_weights() ->
         assert licence_of(spec) == {}
 
 
+def test_a_tag_that_timm_does_not_know_has_no_licence() -> None:
+    spec = EncoderSpec("efficientnet_b0.bogus", None, device="cpu")
+    assert licence_of(spec) == {}
+    with pytest.raises(ValueError, match=r"^encoder efficientnet_b0\.bogus: Invalid pretrained tag"):
+        load_network(spec)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        ("hf-hub:MahmoodLab/UNI", None),
+        ("hf-hub:mahmoodlab/uni@main", None),
+        ("vit_large_patch16_224", "hf-hub:MahmoodLab/uni"),
+        ("vit_large_patch16_224", "hf://mahmoodlab/UNI/pytorch_model.bin"),
+        ("dinov2-l", "hf-hub:MahmoodLab/uni"),  # the stricter of two
+    ],
+)
+def test_the_repository_of_a_preset_has_its_licence(model: str, weights: str | None) -> None:
+    licence = {"licence": PRESETS["uni"].licence.name, "licence.commercial": "false"}
+    assert licence_of(EncoderSpec(model, weights)) == licence
+
+
+def test_weights_of_a_preset_have_its_licence_whatever_the_model(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EncoderSpec(PRESETS[OWN].architecture, str(file), kwargs=tuple(PRESETS[OWN].kwargs.items()), device="cpu")
+    assert load_network(spec).origin == {"sha256": sha256_of(file)}
+    have_sha256(monkeypatch, kaiko_vits16=sha256_of(file), lunit_vits16=UNKNOWN)
+    assert load_network(spec).origin == licence_of(EncoderSpec(OWN, None)) | {"sha256": sha256_of(file)}
+
+
 def test_a_loaded_network_names_the_origin_of_its_weights(file: Path, hub: Hub) -> None:
     own = load_network(EncoderSpec(OWN, str(file), device="cpu")).origin
     assert own == licence_of(EncoderSpec(OWN, None)) | {"sha256": sha256_of(file)}

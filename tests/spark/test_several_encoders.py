@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.sections import EncoderSettings
 from tests.conftest import preprocess_in
 from tests.spark.conftest import COHORT, TABLES, Again, Finished, in_shared_session, rows_of, unchanged, without
+from udfs.wsi.encoder.presets import PRESETS
 
 FIRST, SECOND, THIRD = "test_efficientnet", "vit", "resnet"
 VECTORS = ("embedding", "embedding_max", "embeddings", "embeddings_max")
@@ -132,6 +134,19 @@ def test_an_encoder_whose_licence_forbids_commercial_use_is_refused_before_its_w
     with (
         unchanged(config, *TABLES),
         pytest.raises(ConfigError, match=r"licence of encoder mine \(CC-BY-NC-ND-4\.0\) forbids"),
+    ):
+        preprocess_in(spark, config)
+
+
+def test_the_weights_of_a_preset_are_under_its_licence_whatever_the_model(
+    spark: SparkSession, again: Again, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = again().model_copy(update={"licence": "commercial"})
+    sha256 = hashlib.sha256(Path(config.encoders[FIRST].weights or "").read_bytes()).hexdigest()
+    monkeypatch.setattr("udfs.wsi.encoder.provenance.PRESETS", {"uni": replace(PRESETS["uni"], sha256=sha256)})
+    with (
+        unchanged(config, *TABLES),
+        pytest.raises(ConfigError, match=rf"licence of encoder {FIRST} \(CC-BY-NC-ND-4\.0\) forbids"),
     ):
         preprocess_in(spark, config)
 

@@ -16,6 +16,7 @@ from jobs.training.model.files import (
     ModelError,
     SplitCard,
     TrainingState,
+    checkpoint_card,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -199,6 +200,23 @@ def test_a_model_that_is_no_number_is_refused_to_predict_and_to_resume(tmp_path:
             load_checkpoint(folder)
     save_checkpoint(folder, TrainingState({}, good))
     assert load_checkpoint(folder).model.keys() == good.keys()
+
+
+def test_a_checkpoint_of_another_format_is_not_gone_on_with(tmp_path: Path) -> None:
+    made = model()
+    values = card(made).to_json()
+    save_checkpoint(str(tmp_path), TrainingState(values, made.state_dict()))
+    assert checkpoint_card(str(tmp_path)).spec == made.spec
+    del values["spec"]
+    for other, reason in (
+        (values | {"format": 1}, r"format 1, this version of slidelake reads \d+"),
+        (values, "'spec'"),
+    ):
+        save_checkpoint(str(tmp_path), TrainingState(other, made.state_dict()))
+        with pytest.raises(
+            ModelError, match=rf"checkpoint\.pt is no checkpoint of this version of slidelake \({reason}\)"
+        ):
+            checkpoint_card(str(tmp_path))
 
 
 def test_files_of_a_model_that_are_pointers_or_pages_are_told_as_such(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from deltalake import DeltaTable
 
 from jobs import train
-from jobs.training.model.files import load_card
+from jobs.training.model.files import TrainingState, load_card, save_checkpoint
 from tests.newest import run_with_newest_pyarrow
 from tests.training.cohorts import Drawn, draw_cohort, write_patients
 from tests.training.train_runs import EASY, refusal, settings, trained
@@ -118,4 +118,6 @@ def test_a_table_made_anew_is_not_the_one_that_was_trained_on(
     assert "split train of version 1" in line
     assert "72 patients then, 71 now" in line
     assert "no checkpoint.pt" in refusal(tmp_path, capsys, "--resume", first.model_id)
+    save_checkpoint(str(tmp_path / "models" / first.model_id), TrainingState({"format": 1}, {}))
+    assert "checkpoint of this version of slidelake (format 1" in refusal(tmp_path, capsys, "--resume", first.model_id)
     assert "no model.json" in refusal(tmp_path, capsys, "--reproduce", "no-such-run")

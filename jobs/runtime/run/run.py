@@ -137,15 +137,17 @@ class Run:
             for name, encoder in spec.encoders.items():
                 if not self.config.encoders[name].allow_other_scale:
                     check_tile_scale(encoder, tiling.tile_px, tiling.mpp)
-                if self.config.licence == "commercial" and (line := refuse_non_commercial(name, [licence_of(encoder)])):
-                    _log.warning("slidelake: %s", line)
-            return load_models(spec)
+                if self.config.licence == "commercial":
+                    refuse_non_commercial(name, [licence_of(encoder)])  # before weights are fetched
+            models = load_models(spec)
         except (CheckpointError, LicenceError, ValueError) as error:
             text = str(error)
             for name in [encoder.name for encoder in spec.encoders.values()]:
                 is_known = name in PRESETS or is_of_hub(name) or is_known_to_timm(name)
                 text = text if is_known or not may_be_secret(name) else text.replace(name, described(name))
             raise ConfigError(text) from None
+        check_licences(self.config, {name: network.origin for name, network in models.encoders.items()})
+        return models
 
     @cached_property
     def origins(self) -> dict[str, dict[str, str]]:
@@ -176,6 +178,25 @@ class Run:
         )
         self.tables.create("runs")
         self.tables.append("runs", self.spark.createDataFrame([row], spark_schema(RUNS)), shared=True)
+
+
+def check_licences(config: Config, origins: Mapping[str, Mapping[str, str]]) -> None:
+    """Log encoders of unknown licence if the settings ask for commercial use.
+
+    Args:
+        config: the settings.
+        origins: of the weights of encoders, by the encoder's name.
+
+    Raises:
+        ConfigError: a licence forbids commercial use.
+    """
+    for name in config.encoders if config.licence == "commercial" else ():
+        try:
+            unknown = refuse_non_commercial(name, [origins.get(name, {})])
+        except LicenceError as error:
+            raise ConfigError(str(error)) from None
+        if unknown:
+            _log.warning("slidelake: %s", unknown)
 
 
 Stage = Callable[[Run, pd.DataFrame], None]  # works on one wave: the survey's rows of its patients

@@ -9,7 +9,7 @@ import pandas as pd
 from pyspark.sql import functions as F
 
 from jobs.runtime.cohort.locating import Located, locate
-from jobs.runtime.run.run import ORIGINS, Run
+from jobs.runtime.run.run import ORIGINS, Run, check_licences
 from jobs.runtime.run.snapshot import read_snapshot
 from jobs.runtime.run.survey import plan_waves, take_survey
 from jobs.runtime.settings.identity import Identity, Recipe, recorded_models
@@ -73,6 +73,7 @@ def _models(run: Run) -> dict[str, Recipe]:
         identities = run.models.identities.items()  # weights by their numbers, from whatever file
         return {encoder: dict(part.split("=", 1) for part in parts) for encoder, parts in identities}
     if run.job.models == "recorded":
+        check_licences(run.config, run.origins)
         run.progress.step("models of features")
         rows = run.tables.read("runs").select("started_at", "config", "features").where("size(features) > 0").collect()
         newest = sorted(rows, key=lambda row: row.started_at, reverse=True)

@@ -6,8 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jobs.runtime.settings.config import EACH, Config, settings_by_key
+from jobs.runtime.settings.config import EACH, Config, ConfigError, settings_by_key
 from jobs.runtime.settings.setting import Location, at_key, shapes_of
+from udfs.wsi.encoder.described import FOLDER
 from udfs.wsi.tissue.method import tissue_methods
 from udfs.wsi.weights.hub import is_of_hub
 
@@ -64,7 +65,7 @@ def taken_from_model(written: Sections, of_model: Sections) -> list[str]:
     own = dict(_flat(written))
     return [
         f"{key}={_text(value)}"
-        for key, value in _flat(of_model)
+        for key, value in _of_this_version(of_model)
         if (own.get(key) is None if key.startswith(_NULL_IS_UNSET) else key not in own)
         and value != _FIELDS[_general(key)].default
     ]
@@ -73,17 +74,17 @@ def taken_from_model(written: Sections, of_model: Sections) -> list[str]:
 def differences_as_written(config: Config, of_model: Sections) -> list[str]:
     """Returns how settings differ from a model's, if only loaded models tell what they lead to; one text per setting.
 
-    Settings that shape rows by their value are left to `jobs.runtime.settings.identity.differences`. Weights are compared by
-    their content once they are loaded: only stain.weights that the model does not have are a difference.
+    Settings that shape rows by their value are left to `jobs.runtime.settings.identity.differences`. Weights and folders of
+    models are compared by their content once they are loaded: only stain.weights that the model does not have are a difference.
     """
     now = config.by_key()
     differ = []
-    for key, value in _flat(of_model):
+    for key, value in _of_this_version(of_model):
         general = _general(key)
         is_unset = now[key] is None and key.startswith(_NULL_IS_UNSET)
         if not _SHAPES[general].by_content or is_unset or now[key] == value:
             continue
-        if _is_location(general):
+        if _is_location(general, value):
             is_same = general != "stain.weights" or value is not None
         else:
             own_name = key.split(".", 1)[1].rpartition(".")[0]  # which model=null stands for
@@ -94,15 +95,17 @@ def differences_as_written(config: Config, of_model: Sections) -> list[str]:
 
 
 def missing_files(config: Config, of_model: Sections) -> list[tuple[str, str]]:
-    """Returns (dotted key, path) of the model's weights that do not exist on this machine, if the settings name no others."""
+    """Returns (dotted key, place) of the model's weights and folder that are not on this machine, unless settings name others."""
     now = config.by_key()
     paths = [
-        (key, value) for key, value in _flat(of_model) if value and _is_location(_general(key)) and now[key] == value
+        (key, value)
+        for key, value in _of_this_version(of_model)
+        if value and _is_location(_general(key), value) and now[key] == value
     ]
     return [
         (key, path)
         for key, path in paths
-        if "://" not in path and not is_of_hub(path) and not Path(path).expanduser().exists()
+        if "://" not in path and not is_of_hub(path) and not Path(path.removeprefix(FOLDER)).expanduser().exists()
     ]
 
 
@@ -111,6 +114,17 @@ def _set(settings: Mapping[str, Any] | None, section: str) -> Sections:
     return {
         name: value for name, value in (settings or {}).items() if value is not None or section not in _NULL_IS_UNSET
     }
+
+
+def _of_this_version(of_model: Sections) -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of a model's settings; raises ConfigError if there is no such setting."""
+    for key, value in _flat(of_model):
+        if _general(key) not in _FIELDS:
+            raise ConfigError(
+                f"predict.model: its model.json has {key}, which is no setting of this version of slidelake: the model is of "
+                "another version: predict by that one, or train again"
+            )
+        yield key, value
 
 
 def _flat(settings: Sections) -> Iterator[tuple[str, Any]]:
@@ -129,8 +143,10 @@ def _general(key: str) -> str:
     return f"{section}.{EACH}.{rest.rpartition('.')[2]}" if section == "encoders" else key
 
 
-def _is_location(general: str) -> bool:
-    return any(isinstance(kind, Location) for kind in _FIELDS[general].metadata)
+def _is_location(general: str, value: Any) -> bool:
+    """Whether the value says where something lies, such as the folder of a model."""
+    is_folder = general.endswith(".model") and str(value).startswith(FOLDER)
+    return is_folder or any(isinstance(kind, Location) for kind in _FIELDS[general].metadata)
 
 
 def _is_used(key: str, config: Mapping[str, Any]) -> bool:

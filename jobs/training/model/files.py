@@ -30,6 +30,7 @@ from udfs.wsi.weights.not_weights import reason_of
 
 WEIGHTS, CARD, CHECKPOINT = "model.safetensors", "model.json", "checkpoint.pt"
 _FORMAT = 2  # of model.json; raise it when a reader of the old one would misread the new
+_NOT_A_CARD = (ValueError, KeyError, TypeError, AttributeError)
 _PACKAGES = ("slidelake", "torch", "scikit-learn", "numpy", "pyarrow", "petastorm", "deltalake")
 
 
@@ -138,7 +139,7 @@ def load_card(folder: str, storage_options: StorageOptions | None = None) -> Mod
         raise ModelError(f"{uri} {reason}")
     try:
         return ModelCard.from_json(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NOT_A_CARD as error:
         raise ModelError(f"{uri} is not a model of this version of slidelake ({error})") from None
 
 
@@ -222,6 +223,16 @@ def load_checkpoint(folder: str, storage_options: StorageOptions | None = None) 
     except CheckpointError as error:
         raise ModelError(str(error)) from None
     return state
+
+
+def checkpoint_card(folder: str, storage_options: StorageOptions | None = None) -> ModelCard:
+    """Returns the card of the run in the state that was written last; raises ModelError as `load_checkpoint`."""
+    try:
+        return ModelCard.from_json(load_checkpoint(folder, storage_options).card)
+    except _NOT_A_CARD as error:
+        raise ModelError(
+            f"{public_uri(_file(folder, CHECKPOINT))} is no checkpoint of this version of slidelake ({error}): begin a new run"
+        ) from None
 
 
 def _read(folder: str, name: str, remedy: str, storage_options: StorageOptions | None) -> bytes:

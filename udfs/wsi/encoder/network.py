@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from udfs.wsi.encoder.described import FOLDER
 from udfs.wsi.encoder.encoder_spec import INPUT_PX, EncoderSpec
 from udfs.wsi.registry import import_modules
 from udfs.wsi.store import StorageOptions
@@ -44,7 +45,8 @@ class Network(nn.Module):
         self.input_px = next(px for px in (input_px, spec.input_px, INPUT_PX) if px is not None)
         self.interpolation = interpolation
         self.identity = (
-            f"model={spec.name}",
+            # A folder may lie elsewhere; what it holds is told by the weights and the details.
+            f"model={FOLDER.removesuffix(':') if spec.name.startswith(FOLDER) else spec.name}",
             f"weights={weights[:16]}",
             f"images={self.input_px} px by {self.interpolation}{'' if interpolation == 'area' else ', 8 bit'}",
             f"outputs={', '.join(f'{name} {dim}' for name, dim in outputs)}",

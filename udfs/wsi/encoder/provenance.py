@@ -4,10 +4,12 @@ Models of one architecture differ in nothing but numbers.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import timm
 
 from udfs.wsi.encoder.encoder_spec import EncoderSpec
+from udfs.wsi.encoder.preset import Preset
 from udfs.wsi.encoder.presets import PRESETS
 from udfs.wsi.weights.checkpoint import Checkpoint, CheckpointError
 from udfs.wsi.weights.hub import HubReference
@@ -24,11 +26,20 @@ class LicenceError(Exception):
     """The licence of an encoder forbids commercial use; one line with reason and remedy."""
 
 
-def licence_of(spec: EncoderSpec) -> dict[str, str]:
-    """Returns what is known of the licence of an encoder's weights, by names of `PROVENANCE`: a preset's, or as timm says."""
-    if preset := PRESETS.get(spec.name):
-        return {"licence": preset.licence.name, "licence.commercial": str(preset.licence.is_commercial).lower()}
-    config = timm.models.get_pretrained_cfg(spec.name) if timm.is_model(spec.name) and not spec.weights else None
+def licence_of(spec: EncoderSpec, sha256: str | None = None) -> dict[str, str]:
+    """Returns what is known of the licence of an encoder's weights, by names of `PROVENANCE`: a preset's, or as timm says.
+
+    Args:
+        spec: the encoder; the licence is that of the preset that it names, or whose repository it names.
+        sha256: of the weights, if they are loaded: those of a preset have its licence, whatever the spec names.
+    """
+    if presets := _presets_of(spec, sha256):
+        licence = min((preset.licence for preset in presets), key=lambda one: one.is_commercial)  # the strictest
+        return {"licence": licence.name, "licence.commercial": str(licence.is_commercial).lower()}
+    config = None
+    if timm.is_model(spec.name) and not spec.weights:
+        with suppress(RuntimeError):  # whoever builds the model says that it has no such weights
+            config = timm.models.get_pretrained_cfg(spec.name)
     if not config or not config.license:
         return {}
     judged = dict.fromkeys(_COMMERCIAL, "true") | dict.fromkeys(_NOT_COMMERCIAL, "false")
@@ -42,7 +53,20 @@ def origin_of(spec: EncoderSpec, checkpoint: Checkpoint) -> dict[str, str]:
     reference = HubReference.parse(given)
     revision = reference.revision if reference else preset.revision if preset and not spec.weights else None
     known = {"revision": revision, "sha256": checkpoint.sha256}
-    return licence_of(spec) | {name: value for name, value in known.items() if value}
+    return licence_of(spec, checkpoint.sha256) | {name: value for name, value in known.items() if value}
+
+
+def _presets_of(spec: EncoderSpec, sha256: str | None) -> list[Preset]:
+    """The presets that a spec names, by name or repository, and the one whose published file has this SHA-256."""
+    references = [HubReference.parse(text) for text in (spec.name, spec.weights) if text]
+    repositories = {each.repository.lower() for each in references if each}  # the hub does not tell capitals apart
+    return [
+        preset
+        for name, preset in PRESETS.items()
+        if name == spec.name
+        or preset.repository.lower() in repositories
+        or (sha256 is not None and preset.sha256 == sha256)
+    ]
 
 
 def refuse_non_commercial(encoder: str, origins: Sequence[Mapping[str, str]]) -> str:
