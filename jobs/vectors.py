@@ -25,6 +25,7 @@ from jobs.runtime.run.summary import end_lines
 from jobs.runtime.run.survey import plan_waves
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import row_hash
+from jobs.runtime.settings.withheld import described
 from jobs.runtime.tables.catalog import is_in
 from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.aggregate_tiles import (
@@ -188,10 +189,15 @@ def load_all(config: Config) -> dict[str, tuple[AggregatorSpec, Aggregator]]:
     """Return the aggregators of the settings by name.
 
     Raises:
-        ConfigError: weights cannot be read or do not fit.
+        ConfigError: an encoder is not in section encoders, or weights cannot be read or do not fit.
     """
     loaded = {}
     for name, settings in config.aggregators.items():
+        if settings.encoder is not None and settings.encoder not in config.encoders:
+            known = ", ".join(config.encoders)
+            raise ConfigError(
+                f"aggregators.{name}: encoder {described(settings.encoder)} is not in section encoders: {known}"
+            )
         weights = settings.weights and absolute_source(settings.weights)
         spec = AggregatorSpec(name, settings.method or name, weights, settings.encoder)
         try:

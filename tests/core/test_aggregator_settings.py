@@ -34,13 +34,18 @@ def test_mean_and_max_are_the_default_and_others_replace_them(tmp_path: Path) ->
         ("aggregators={median: {}}", "median: no method 'median': set method to one of gated_attention, max, mean"),
         ("aggregators={a: {method: gated_attention}}", "a: method gated_attention needs the weights of a checkpoint"),
         ("aggregators={mean: {weights: m.pt}}", "mean: method mean has no weights"),
-        ("aggregators={mean: {encoder: uni}}", "mean: encoder 'uni' is not in section encoders: efficientnet_b0"),
         ("aggregators={mean: {wights: m.pt}}", "did you mean aggregators.NAME.weights"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         loaded(tmp_path, override)
+
+
+def test_an_encoder_that_is_not_in_the_settings_is_refused_by_job_vectors_alone(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "aggregators={mean: {encoder: uni}}")
+    with pytest.raises(ConfigError, match="mean: encoder 'uni' is not in section encoders: efficientnet_b0"):
+        load_all(config)
 
 
 @pytest.mark.parametrize(
