@@ -85,7 +85,9 @@ class Changes:
     """What a run changes in one of the tables."""
 
     due: dict[VectorKey, VectorRow] = field(default_factory=dict)  # rows to make, those that replace one included
-    replaced: dict[VectorKey, VectorRow] = field(default_factory=dict)  # existing rows that are made again or removed
+    replaced: dict[VectorKey, VectorRow] = field(
+        default_factory=dict
+    )  # those that are made again; rows that are removed
 
     def of_patients(self, patients: Sequence[str]) -> "Changes":
         """Return the part that concerns some patients, and no other."""
@@ -165,7 +167,8 @@ def changes_of(
 ) -> tuple[Changes, dict[VectorKey, VectorRow]]:
     """Return what changes in a table, and the rows that would need too large a bag.
 
-    An existing row that would need one stays as it is.
+    An existing row that would need one stays as it is. One that is made again counts to the patient whose it becomes: it is
+    replaced in one wave, even if its slide moved to another patient.
 
     Args:
         wanted: the rows that there should be.
@@ -175,7 +178,7 @@ def changes_of(
     differ = {key: row for key, row in wanted.items() if key not in have or have[key].params_hash != row.params_hash}
     large = {key: row for key, row in differ.items() if row.n_tiles > most.get(key[1:], row.n_tiles)}
     due = {key: row for key, row in differ.items() if key not in large}
-    replaced = {key: row for key, row in have.items() if key in due or key not in wanted}
+    replaced = {key: due.get(key, row) for key, row in have.items() if key in due or key not in wanted}
     return Changes(due, replaced), large
 
 
