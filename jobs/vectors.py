@@ -1,8 +1,8 @@
 """Tables slide_vectors and patient_vectors: one vector per slide and per patient, made of the tiles in table features.
 
 Each aggregator of the settings makes a vector of the tiles of each encoder of the settings. A row is made again if its tiles or
-its aggregator changed, and removed if it has no tiles any more. Rows of encoders and aggregators that the settings do not list
-stay as they are.
+its aggregator changed, and removed if it has no tiles any more or its aggregator takes those of another encoder. Rows of
+encoders and aggregators that the settings do not list stay as they are.
 """
 
 import argparse
@@ -286,13 +286,7 @@ def _rows_now(tables: Tables, of: Of, encoders: set[str], aggregators: LoadedAgg
     """The existing rows of encoders and aggregators that the settings list."""
     rows = tables.read(_TABLE_OF[of]).select(of, "encoder", "aggregator", "patient_id", "n_tiles", "params_hash")
     found = ((VectorKey(*row[:3]), VectorRow(*row[3:])) for row in rows.collect())
-    return {
-        key: row
-        for key, row in found
-        if key.encoder in encoders
-        and key.aggregator in aggregators
-        and aggregators[key.aggregator][0].encoder in (None, key.encoder)
-    }
+    return {key: row for key, row in found if key.encoder in encoders and key.aggregator in aggregators}
 
 
 def _why_too_large(key: VectorKey, row: VectorRow, dims: Mapping[str, int]) -> str:

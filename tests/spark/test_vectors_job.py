@@ -200,6 +200,37 @@ def test_a_learned_aggregator_takes_one_bag_at_a_time_and_other_weights_make_its
     assert cohort.run(**sections).record.counts["slide_vectors_written"] == 0
 
 
+def test_rows_of_an_encoder_that_an_aggregator_no_longer_takes_are_removed(cohort: Cohort) -> None:
+    cohort.run(aggregators={"first": {"method": "mean", "encoder": "large"}, "max": {}})
+    cohort.run(aggregators={"first": {"method": "mean", "encoder": "small"}})
+    for table in KEYS:
+        small = cohort.wanted(table, ["small"], {"first": MEAN_AND_MAX["mean"]})
+        others = cohort.wanted(table, ["small", "large"], {"max": MEAN_AND_MAX["max"]})
+        check(cohort.vectors(table), small | others)
+
+
+def test_the_rows_of_a_slide_that_moved_to_another_patient_are_replaced(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = {"aggregators": {"mean": {}}, "run": {"wave_slides": 1}}  # a wave per patient
+    cohort.run(**sections)
+    monkeypatch.setitem(OWNERS, "b", "000")
+    cohort.rows = [row for row in cohort.rows if row["image_id"] != "b"]
+    cohort.rows += [row for encoder in DIMS for row in tiles_of("b", encoder, 4)]
+    cohort.write()
+    cohort.run(**sections)
+    for table in KEYS:
+        check(cohort.vectors(table), cohort.wanted(table, ["small", "large"], {"mean": MEAN_AND_MAX["mean"]}))
+    assert cohort.vectors("slide_vectors")["b", "small", "mean"]["patient_id"] == "000"
+    monkeypatch.setitem(OWNERS, "b", "003")  # behind the others
+    for row in cohort.rows:
+        row["patient_id"] = OWNERS[row["image_id"]]
+    cohort.write()
+    cohort.run(**sections)
+    for table in KEYS:
+        check(cohort.vectors(table), cohort.wanted(table, ["small", "large"], {"mean": MEAN_AND_MAX["mean"]}))
+
+
 def test_weights_of_another_encoder_and_a_bad_checkpoint_are_refused_before_anything_is_written(
     cohort: Cohort, tmp_path: Path
 ) -> None:
