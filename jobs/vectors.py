@@ -42,7 +42,7 @@ from udfs.aggregate_tiles import (
 from udfs.wording import printable
 from udfs.wsi.aggregator.aggregator import Aggregator, AggregatorSpec, StreamingAggregator, load_aggregator
 from udfs.wsi.encoder.provenance import LicenceError, refuse_non_commercial
-from udfs.wsi.store import public_uri, read_bytes
+from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
 from udfs.wsi.weights.checkpoint import CheckpointError
 from udfs.wsi.weights.hub import is_of_hub
 from udfs.wsi.weights.sources import absolute_source
@@ -215,16 +215,25 @@ def _encoder_of(spec: AggregatorSpec, config: Config) -> str | None:
     """The encoder whose tiles an aggregator takes, None for all: of a model of job train, the encoder that it learned from.
 
     Raises:
-        ConfigError: the model learned from other vectors than those that it would get.
+        ConfigError: the model's card cannot be read, or the model learned from other vectors than those that it would get.
     """
     folder, _, file = (spec.weights or "").rpartition("/")
     if file != "model.safetensors" or is_of_hub(f"{folder}/{file}"):
         return spec.encoder
+    uri, options = f"{folder}/model.json", config.slides.storage_options
     try:
-        card = json.loads(read_bytes(f"{folder}/model.json", config.slides.storage_options))
+        card = json.loads(read_bytes(uri, options))
     except FileNotFoundError:  # not of job train, or copied without its card: the tensors alone say what it is
         return spec.encoder
-    columns: Sequence[str] = card.get("columns")
+    except Exception as error:
+        text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, options))
+        raise ConfigError(
+            f"aggregators.{spec.name}: {public_uri(uri)} beside the weights cannot be read ({text})",
+            "let it be read, or give weights that are not of job train another name than model.safetensors",
+        ) from None
+    if not isinstance(card, dict) or "columns" not in card:  # of other software
+        return spec.encoder
+    columns: Sequence[str] = card["columns"]
     encoder: str | None = card.get("encoder", spec.encoder)
     learned = f"aggregators.{spec.name}: the model in {public_uri(folder)} learned from"
     if columns != ["embeddings"]:
