@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 from jobs.runtime.run.cli import DONE, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import ORIGINS, Job, Run
+from jobs.runtime.run.slide_tiles import TilesOfSlide, tiles_of_slides
 from jobs.runtime.run.summary import end_lines
 from jobs.runtime.run.survey import plan_waves
 from jobs.runtime.settings.config import Config, ConfigError
@@ -54,16 +55,6 @@ LoadedAggregators = Mapping[str, tuple[AggregatorSpec, Aggregator]]  # by name
 _log = logging.getLogger("slidelake.vectors")
 
 
-class TilesOfSlide(NamedTuple):
-    """What table features holds of one slide and encoder."""
-
-    image_id: str
-    encoder: str
-    patient_id: str
-    n_tiles: int
-    digest: str  # of the places and hashes of the tiles
-
-
 class VectorKey(NamedTuple):
     """The key of a row of either table; `of` is an image_id or a patient_id."""
 
@@ -77,7 +68,7 @@ class VectorRow(NamedTuple):
 
     patient_id: str
     n_tiles: int
-    params_hash: str
+    params_hash: str | None  # None: it cannot be made before the features job has ended
 
 
 @dataclass(frozen=True)
@@ -112,11 +103,13 @@ def aggregate(run: Run, arguments: argparse.Namespace) -> int:
             raise ConfigError(f"no table features in {public_uri(tables.root)}: run the features job first")
         _check_licences(run)
         run.progress.step("tiles of the slides")
-        tiles = _survey(tables, list(config.encoders))
+        tiles = tiles_of_slides(tables, list(config.encoders))
         lacking = [name for name in config.encoders if name not in {each.encoder for each in tiles}]
         record.problems += [
             f"encoder {name} has no rows in table features: run the features job, then this again" for name in lacking
         ]
+        if waiting := {each.image_id for each in tiles if each.digest is None}:
+            record.problems.append(f"{len(waiting)} slides wait for the features job: run it, then this again")
         dims = _dims(tables, aggregators, {each.encoder for each in tiles})
         changes: dict[Of, Changes] = {}
         have: dict[Of, dict[VectorKey, VectorRow]] = {}
@@ -157,7 +150,8 @@ def wanted_rows(tiles: Iterable[TilesOfSlide], aggregators: LoadedAggregators, o
         n_tiles, parts = sum(each.n_tiles for each in slides), sorted(slides)
         for aggregator, (spec, loaded) in aggregators.items():
             if spec.encoder in (None, encoder):
-                params_hash = row_hash(VERSION, loaded.identity, parts)
+                waits = any(each.digest is None for each in slides)
+                params_hash = None if waits else row_hash(VERSION, loaded.identity, parts)
                 rows[VectorKey(name, encoder, aggregator)] = VectorRow(parts[0].patient_id, n_tiles, params_hash)
     return rows
 
@@ -167,15 +161,19 @@ def changes_of(
 ) -> tuple[Changes, dict[VectorKey, VectorRow]]:
     """Return what changes in a table, and the rows that would need too large a bag.
 
-    An existing row that would need one stays as it is. One that is made again counts to the patient whose it becomes: it is
-    replaced in one wave, even if its slide moved to another patient.
+    An existing row that would need one, or that waits for the features job, stays as it is. One that is made again counts to
+    the patient whose it becomes: it is replaced in one wave, even if its slide moved to another patient.
 
     Args:
         wanted: the rows that there should be.
         have: the rows that there are.
         most: the most tiles of a bag, by encoder and aggregator; none: any number.
     """
-    differ = {key: row for key, row in wanted.items() if key not in have or have[key].params_hash != row.params_hash}
+    differ = {
+        key: row
+        for key, row in wanted.items()
+        if row.params_hash is not None and (key not in have or have[key].params_hash != row.params_hash)
+    }
     large = {key: row for key, row in differ.items() if row.n_tiles > most.get(key[1:], row.n_tiles)}
     due = {key: row for key, row in differ.items() if key not in large}
     replaced = {key: due.get(key, row) for key, row in have.items() if key in due or key not in wanted}
@@ -256,15 +254,6 @@ def _check_licences(run: Run) -> None:
             raise ConfigError(str(error)) from None
         if unknown:
             _log.warning("slidelake vectors: %s", unknown)
-
-
-def _survey(tables: Tables, encoders: list[str]) -> list[TilesOfSlide]:
-    """What table features holds of each slide and encoder of the settings."""
-    rows = tables.read("features").where(F.col("encoder").isin(encoders))
-    tile = "xxhash64(x_px, y_px, params_hash)"  # the xor of doubled rows is 0, their sum is not
-    digest = F.expr(f"concat(bit_xor({tile}), ' ', sum({tile} % 1000003))").alias("digest")
-    patient, n_tiles = F.min("patient_id").alias("patient_id"), F.count("*").alias("n_tiles")
-    return [TilesOfSlide(*row) for row in rows.groupBy("image_id", "encoder").agg(patient, n_tiles, digest).collect()]
 
 
 def _dims(tables: Tables, aggregators: LoadedAggregators, encoders: Iterable[str]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.tables.tables import Tables, spark_schema
 from tests.conftest import write_csv
 from tests.spark.conftest import in_shared_session
-from udfs.schemas import FEATURES
+from udfs.schemas import FEATURES, RUNS
 from udfs.wsi.aggregator.aggregator import AggregatorSpec, TileBag, load_aggregator
 
 DIMS = {"small": 3, "large": 6, "other": 2}
@@ -212,7 +212,7 @@ def test_rows_of_an_encoder_that_an_aggregator_no_longer_takes_are_removed(cohor
 def test_the_rows_of_a_slide_that_moved_to_another_patient_are_replaced(
     cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sections = {"aggregators": {"mean": {}}, "run": {"wave_slides": 1}}  # a wave per patient
+    sections: dict[str, Any] = {"aggregators": {"mean": {}}, "run": {"wave_slides": 1}}  # a wave per patient
     cohort.run(**sections)
     monkeypatch.setitem(OWNERS, "b", "000")
     cohort.rows = [row for row in cohort.rows if row["image_id"] != "b"]
@@ -227,6 +227,40 @@ def test_the_rows_of_a_slide_that_moved_to_another_patient_are_replaced(
         row["patient_id"] = OWNERS[row["image_id"]]
     cohort.write()
     cohort.run(**sections)
+    for table in KEYS:
+        check(cohort.vectors(table), cohort.wanted(table, ["small", "large"], {"mean": MEAN_AND_MAX["mean"]}))
+
+
+def test_slides_of_a_killed_run_or_of_several_settings_wait_for_the_features_job(cohort: Cohort) -> None:
+    def record(run_id: str) -> None:
+        row = {"run_id": run_id, "job": "features", "status": "done", "features": {"small": {}, "large": {}}}
+        tables = Tables(cohort.spark, str(cohort.root))
+        tables.create("runs")
+        values = [tuple(row.get(name) for name in RUNS.names)]
+        tables.append("runs", cohort.spark.createDataFrame(values, spark_schema(RUNS), verifySchema=False))
+
+    sections: dict[str, Any] = {"aggregators": {"mean": {}}}
+    first, killed, again = (f"2026010{day}T000000-aaaaaa" for day in (1, 2, 3))
+    for row in cohort.rows:
+        row["run_id"] = first
+    cohort.write()
+    record(first)
+    cohort.run(**sections)
+    assert cohort.status == 0
+    before = {table: cohort.vectors(table) for table in KEYS}
+    cohort.rows = [row for row in cohort.rows if row["image_id"] != "b"]
+    cohort.rows += [row | {"run_id": killed} for encoder in DIMS for row in tiles_of("b", encoder, 4, "h2")]
+    cohort.rows[0]["params_hash"] = "h0"  # slide a, encoder small
+    cohort.write()
+    run = cohort.run(**sections)
+    assert cohort.status == 3
+    assert run.record.problems == ["2 slides wait for the features job: run it, then this again"]
+    assert {table: cohort.vectors(table) for table in KEYS} == before
+    cohort.rows[0]["params_hash"] = "h1"
+    cohort.write()
+    record(again)
+    cohort.run(**sections)
+    assert cohort.status == 0
     for table in KEYS:
         check(cohort.vectors(table), cohort.wanted(table, ["small", "large"], {"mean": MEAN_AND_MAX["mean"]}))
 
