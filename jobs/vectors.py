@@ -1,8 +1,8 @@
 """Tables slide_vectors and patient_vectors: one vector per slide and per patient, made of the tiles in table features.
 
 Each aggregator of the settings makes a vector of the tiles of each encoder of the settings. A row is made again if its tiles or
-its aggregator changed, and removed if it has no tiles any more. Rows of encoders and aggregators that the settings do not list
-stay as they are.
+its aggregator changed, and removed if it has no tiles any more or its aggregator takes those of another encoder. Rows of
+encoders and aggregators that the settings do not list stay as they are.
 """
 
 import argparse
@@ -21,10 +21,12 @@ from pyspark.sql import functions as F
 from jobs.runtime.run.cli import DONE, SLIDES_FAILED
 from jobs.runtime.run.cli import main as run_main
 from jobs.runtime.run.run import ORIGINS, Job, Run, check_licences
+from jobs.runtime.run.slide_tiles import TilesOfSlide, tiles_of_slides
 from jobs.runtime.run.summary import end_lines
 from jobs.runtime.run.survey import plan_waves
 from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.settings.identity import row_hash
+from jobs.runtime.settings.withheld import described
 from jobs.runtime.tables.catalog import is_in
 from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.aggregate_tiles import (
@@ -40,7 +42,7 @@ from udfs.aggregate_tiles import (
 )
 from udfs.wording import printable
 from udfs.wsi.aggregator.aggregator import Aggregator, AggregatorSpec, StreamingAggregator, load_aggregator
-from udfs.wsi.store import public_uri, read_bytes
+from udfs.wsi.store import public_uri, read_bytes, redact, secrets_of
 from udfs.wsi.weights.checkpoint import CheckpointError
 from udfs.wsi.weights.hub import is_of_hub
 from udfs.wsi.weights.sources import absolute_source
@@ -50,16 +52,6 @@ _TABLE_OF: dict[Of, str] = {"image_id": "slide_vectors", "patient_id": "patient_
 _SLIDES_A_WAVE = 512  # committed at once, unless run.wave_slides says otherwise
 LoadedAggregators = Mapping[str, tuple[AggregatorSpec, Aggregator]]  # by name
 _log = logging.getLogger("slidelake.vectors")
-
-
-class TilesOfSlide(NamedTuple):
-    """What table features holds of one slide and encoder."""
-
-    image_id: str
-    encoder: str
-    patient_id: str
-    n_tiles: int
-    digest: str  # of the places and hashes of the tiles
 
 
 class VectorKey(NamedTuple):
@@ -75,7 +67,7 @@ class VectorRow(NamedTuple):
 
     patient_id: str
     n_tiles: int
-    params_hash: str
+    params_hash: str | None  # None: it cannot be made before the features job has ended
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,9 @@ class Changes:
     """What a run changes in one of the tables."""
 
     due: dict[VectorKey, VectorRow] = field(default_factory=dict)  # rows to make, those that replace one included
-    replaced: dict[VectorKey, VectorRow] = field(default_factory=dict)  # existing rows that are made again or removed
+    replaced: dict[VectorKey, VectorRow] = field(
+        default_factory=dict
+    )  # those that are made again; rows that are removed
 
     def of_patients(self, patients: Sequence[str]) -> "Changes":
         """Return the part that concerns some patients, and no other."""
@@ -108,11 +102,13 @@ def aggregate(run: Run, arguments: argparse.Namespace) -> int:
             raise ConfigError(f"no table features in {public_uri(tables.root)}: run the features job first")
         check_licences(run.config, run.origins)
         run.progress.step("tiles of the slides")
-        tiles = _survey(tables, list(config.encoders))
+        tiles = tiles_of_slides(tables, list(config.encoders))
         lacking = [name for name in config.encoders if name not in {each.encoder for each in tiles}]
         record.problems += [
             f"encoder {name} has no rows in table features: run the features job, then this again" for name in lacking
         ]
+        if waiting := {each.image_id for each in tiles if each.digest is None}:
+            record.problems.append(f"{len(waiting)} slides wait for the features job: run it, then this again")
         dims = _dims(tables, aggregators, {each.encoder for each in tiles})
         changes: dict[Of, Changes] = {}
         have: dict[Of, dict[VectorKey, VectorRow]] = {}
@@ -153,7 +149,8 @@ def wanted_rows(tiles: Iterable[TilesOfSlide], aggregators: LoadedAggregators, o
         n_tiles, parts = sum(each.n_tiles for each in slides), sorted(slides)
         for aggregator, (spec, loaded) in aggregators.items():
             if spec.encoder in (None, encoder):
-                params_hash = row_hash(VERSION, loaded.identity, parts)
+                waits = any(each.digest is None for each in slides)
+                params_hash = None if waits else row_hash(VERSION, loaded.identity, parts)
                 rows[VectorKey(name, encoder, aggregator)] = VectorRow(parts[0].patient_id, n_tiles, params_hash)
     return rows
 
@@ -163,17 +160,22 @@ def changes_of(
 ) -> tuple[Changes, dict[VectorKey, VectorRow]]:
     """Return what changes in a table, and the rows that would need too large a bag.
 
-    An existing row that would need one stays as it is.
+    An existing row that would need one, or that waits for the features job, stays as it is. One that is made again counts to
+    the patient whose it becomes: it is replaced in one wave, even if its slide moved to another patient.
 
     Args:
         wanted: the rows that there should be.
         have: the rows that there are.
         most: the most tiles of a bag, by encoder and aggregator; none: any number.
     """
-    differ = {key: row for key, row in wanted.items() if key not in have or have[key].params_hash != row.params_hash}
+    differ = {
+        key: row
+        for key, row in wanted.items()
+        if row.params_hash is not None and (key not in have or have[key].params_hash != row.params_hash)
+    }
     large = {key: row for key, row in differ.items() if row.n_tiles > most.get(key[1:], row.n_tiles)}
     due = {key: row for key, row in differ.items() if key not in large}
-    replaced = {key: row for key, row in have.items() if key in due or key not in wanted}
+    replaced = {key: due.get(key, row) for key, row in have.items() if key in due or key not in wanted}
     return Changes(due, replaced), large
 
 
@@ -187,10 +189,15 @@ def load_all(config: Config) -> dict[str, tuple[AggregatorSpec, Aggregator]]:
     """Return the aggregators of the settings by name.
 
     Raises:
-        ConfigError: weights cannot be read or do not fit.
+        ConfigError: an encoder is not in section encoders, or weights cannot be read or do not fit.
     """
     loaded = {}
     for name, settings in config.aggregators.items():
+        if settings.encoder is not None and settings.encoder not in config.encoders:
+            known = ", ".join(config.encoders)
+            raise ConfigError(
+                f"aggregators.{name}: encoder {described(settings.encoder)} is not in section encoders: {known}"
+            )
         weights = settings.weights and absolute_source(settings.weights)
         spec = AggregatorSpec(name, settings.method or name, weights, settings.encoder)
         try:
@@ -205,16 +212,25 @@ def _encoder_of(spec: AggregatorSpec, config: Config) -> str | None:
     """The encoder whose tiles an aggregator takes, None for all: of a model of job train, the encoder that it learned from.
 
     Raises:
-        ConfigError: the model learned from other vectors than those that it would get.
+        ConfigError: the model's card cannot be read, or the model learned from other vectors than those that it would get.
     """
     folder, _, file = (spec.weights or "").rpartition("/")
     if file != "model.safetensors" or is_of_hub(f"{folder}/{file}"):
         return spec.encoder
+    uri, options = f"{folder}/model.json", config.slides.storage_options
     try:
-        card = json.loads(read_bytes(f"{folder}/model.json", config.slides.storage_options))
+        card = json.loads(read_bytes(uri, options))
     except FileNotFoundError:  # not of job train, or copied without its card: the tensors alone say what it is
         return spec.encoder
-    columns: Sequence[str] = card.get("columns")
+    except Exception as error:
+        text = redact(f"{type(error).__name__}: {error}", secrets_of(uri, options))
+        raise ConfigError(
+            f"aggregators.{spec.name}: {public_uri(uri)} beside the weights cannot be read ({text})",
+            "let it be read, or give weights that are not of job train another name than model.safetensors",
+        ) from None
+    if not isinstance(card, dict) or "columns" not in card:  # of other software
+        return spec.encoder
+    columns: Sequence[str] = card["columns"]
     encoder: str | None = card.get("encoder", spec.encoder)
     learned = f"aggregators.{spec.name}: the model in {public_uri(folder)} learned from"
     if columns != ["embeddings"]:
@@ -226,15 +242,6 @@ def _encoder_of(spec: AggregatorSpec, config: Config) -> str | None:
             f"{learned} encoder {encoder}, and not from {spec.encoder or ', '.join(config.encoders)}", remedy
         )
     return encoder
-
-
-def _survey(tables: Tables, encoders: list[str]) -> list[TilesOfSlide]:
-    """What table features holds of each slide and encoder of the settings."""
-    rows = tables.read("features").where(F.col("encoder").isin(encoders))
-    tile = "xxhash64(x_px, y_px, params_hash)"  # the xor of doubled rows is 0, their sum is not
-    digest = F.expr(f"concat(bit_xor({tile}), ' ', sum({tile} % 1000003))").alias("digest")
-    patient, n_tiles = F.min("patient_id").alias("patient_id"), F.count("*").alias("n_tiles")
-    return [TilesOfSlide(*row) for row in rows.groupBy("image_id", "encoder").agg(patient, n_tiles, digest).collect()]
 
 
 def _dims(tables: Tables, aggregators: LoadedAggregators, encoders: Iterable[str]) -> dict[str, int]:
@@ -265,13 +272,7 @@ def _rows_now(tables: Tables, of: Of, encoders: set[str], aggregators: LoadedAgg
     """The existing rows of encoders and aggregators that the settings list."""
     rows = tables.read(_TABLE_OF[of]).select(of, "encoder", "aggregator", "patient_id", "n_tiles", "params_hash")
     found = ((VectorKey(*row[:3]), VectorRow(*row[3:])) for row in rows.collect())
-    return {
-        key: row
-        for key, row in found
-        if key.encoder in encoders
-        and key.aggregator in aggregators
-        and aggregators[key.aggregator][0].encoder in (None, key.encoder)
-    }
+    return {key: row for key, row in found if key.encoder in encoders and key.aggregator in aggregators}
 
 
 def _why_too_large(key: VectorKey, row: VectorRow, dims: Mapping[str, int]) -> str:

@@ -1,6 +1,7 @@
 """Section aggregators: what is refused, by name, before anything starts; and models of job train as aggregators."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -34,13 +35,24 @@ def test_mean_and_max_are_the_default_and_others_replace_them(tmp_path: Path) ->
         ("aggregators={median: {}}", "median: no method 'median': set method to one of gated_attention, max, mean"),
         ("aggregators={a: {method: gated_attention}}", "a: method gated_attention needs the weights of a checkpoint"),
         ("aggregators={mean: {weights: m.pt}}", "mean: method mean has no weights"),
-        ("aggregators={mean: {encoder: uni}}", "mean: encoder 'uni' is not in section encoders: efficientnet_b0"),
         ("aggregators={mean: {wights: m.pt}}", "did you mean aggregators.NAME.weights"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         loaded(tmp_path, override)
+
+
+def test_an_encoder_that_is_not_in_the_settings_is_refused_by_job_vectors_alone(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "aggregators={mean: {encoder: uni}}")
+    with pytest.raises(ConfigError, match="mean: encoder 'uni' is not in section encoders: efficientnet_b0"):
+        load_all(config)
+
+
+def save_trained(folder: Path, columns: tuple[str, ...] = ("embeddings",)) -> None:
+    spec = ModelSpec("attention", 6, ("CE", "LAA"), hidden=4, attention=3)
+    card = ModelCard("m", spec, columns, (0.5, 0.5), "t/patients", 0, "large", (), {}, 0, {})
+    save_model(str(folder), build_model(spec), card)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +76,7 @@ def test_what_cannot_be_is_refused_by_name(override: str, message: str, tmp_path
 def test_a_model_of_job_train_takes_what_it_learned_from(
     columns: tuple[str, ...], encoder: str | None, message: str | None, tmp_path: Path
 ) -> None:
-    spec = ModelSpec("attention", 6, ("CE", "LAA"), hidden=4, attention=3)
-    card = ModelCard("m", spec, columns, (0.5, 0.5), "t/patients", 0, "large", (), {}, 0, {})
-    save_model(str(tmp_path / "m"), build_model(spec), card)
+    save_trained(tmp_path / "m", columns)
     stroke = f"{{method: gated_attention, weights: {tmp_path}/m/model.safetensors, encoder: {encoder or 'null'}}}"
     config = loaded(tmp_path, "encoders={small: {}, large: {}}", f"aggregators={{stroke: {stroke}}}")
     if message:
@@ -81,3 +91,44 @@ def test_a_model_of_job_train_takes_what_it_learned_from(
     (tmp_path / "m/model.json").unlink()
     [(as_sent, _)] = load_all(config).values()
     assert as_sent.encoder == encoder
+
+
+@pytest.mark.parametrize("content", ['{"columns": ', "\udcff", None])
+def test_a_card_that_cannot_be_read_is_refused_by_its_place(content: str | None, tmp_path: Path) -> None:
+    save_trained(tmp_path / "m")
+    (tmp_path / "m/model.json").unlink()
+    if content is None:
+        (tmp_path / "m/model.json").mkdir()
+    else:
+        (tmp_path / "m/model.json").write_bytes(content.encode(errors="surrogateescape"))
+    stroke = f"{{method: gated_attention, weights: {tmp_path}/m/model.safetensors}}"
+    with pytest.raises(ConfigError, match=r"aggregators\.stroke: .*/m/model\.json beside the weights cannot be read"):
+        load_all(loaded(tmp_path, f"aggregators={{stroke: {stroke}}}"))
+
+
+def test_a_card_that_the_store_withholds_is_refused_by_its_place(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_trained(tmp_path / "m")
+    memory.pipe_file("/m/model.safetensors", (tmp_path / "m/model.safetensors").read_bytes())
+    memory.pipe_file("/m/model.json", b"{}")
+    info = memory.info
+
+    def refused(path: str, **options: Any) -> Any:
+        if path.endswith(".json"):
+            raise PermissionError("403 Forbidden")
+        return info(path, **options)
+
+    monkeypatch.setattr(type(memory), "info", lambda _, path, **options: refused(path, **options))
+    stroke = "{method: gated_attention, weights: memory://m/model.safetensors}"
+    with pytest.raises(ConfigError, match=r"memory://m/model\.json .* cannot be read \(PermissionError: 403 Forbidden"):
+        load_all(loaded(tmp_path, f"aggregators={{stroke: {stroke}}}"))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"encoder": "other"}', "[]"])
+def test_a_card_of_other_software_is_ignored(content: str, tmp_path: Path) -> None:
+    save_trained(tmp_path / "m")
+    (tmp_path / "m/model.json").write_text(content)
+    stroke = f"{{method: gated_attention, weights: {tmp_path}/m/model.safetensors}}"
+    [(as_sent, _)] = load_all(loaded(tmp_path, f"aggregators={{stroke: {stroke}}}")).values()
+    assert as_sent.encoder is None

@@ -21,7 +21,7 @@ from jobs.runtime.settings.config import Config, ConfigError
 from jobs.runtime.tables.tables import Tables, spark_schema
 from tests.conftest import write_csv
 from tests.spark.conftest import in_shared_session
-from udfs.schemas import FEATURES
+from udfs.schemas import FEATURES, RUNS
 from udfs.wsi.aggregator.aggregator import AggregatorSpec, TileBag, load_aggregator
 
 DIMS = {"small": 3, "large": 6, "other": 2}
@@ -198,6 +198,71 @@ def test_a_learned_aggregator_takes_one_bag_at_a_time_and_other_weights_make_its
     assert all(found[key]["vector"] != before[key]["vector"] for key in new)
     check({key: found[key] for key in new}, cohort.wanted("slide_vectors", ["large"], {"stroke": pooled}))
     assert cohort.run(**sections).record.counts["slide_vectors_written"] == 0
+
+
+def test_rows_of_an_encoder_that_an_aggregator_no_longer_takes_are_removed(cohort: Cohort) -> None:
+    cohort.run(aggregators={"first": {"method": "mean", "encoder": "large"}, "max": {}})
+    cohort.run(aggregators={"first": {"method": "mean", "encoder": "small"}})
+    for table in KEYS:
+        small = cohort.wanted(table, ["small"], {"first": MEAN_AND_MAX["mean"]})
+        others = cohort.wanted(table, ["small", "large"], {"max": MEAN_AND_MAX["max"]})
+        check(cohort.vectors(table), small | others)
+
+
+def test_the_rows_of_a_slide_that_moved_to_another_patient_are_replaced(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections: dict[str, Any] = {"aggregators": {"mean": {}}, "run": {"wave_slides": 1}}  # a wave per patient
+    cohort.run(**sections)
+    monkeypatch.setitem(OWNERS, "b", "000")
+    cohort.rows = [row for row in cohort.rows if row["image_id"] != "b"]
+    cohort.rows += [row for encoder in DIMS for row in tiles_of("b", encoder, 4)]
+    cohort.write()
+    cohort.run(**sections)
+    for table in KEYS:
+        check(cohort.vectors(table), cohort.wanted(table, ["small", "large"], {"mean": MEAN_AND_MAX["mean"]}))
+    assert cohort.vectors("slide_vectors")["b", "small", "mean"]["patient_id"] == "000"
+    monkeypatch.setitem(OWNERS, "b", "003")  # behind the others
+    for row in cohort.rows:
+        row["patient_id"] = OWNERS[row["image_id"]]
+    cohort.write()
+    cohort.run(**sections)
+    for table in KEYS:
+        check(cohort.vectors(table), cohort.wanted(table, ["small", "large"], {"mean": MEAN_AND_MAX["mean"]}))
+
+
+def test_slides_of_a_killed_run_or_of_several_settings_wait_for_the_features_job(cohort: Cohort) -> None:
+    def record(run_id: str) -> None:
+        row = {"run_id": run_id, "job": "features", "status": "done", "features": {"small": {}, "large": {}}}
+        tables = Tables(cohort.spark, str(cohort.root))
+        tables.create("runs")
+        values = [tuple(row.get(name) for name in RUNS.names)]
+        tables.append("runs", cohort.spark.createDataFrame(values, spark_schema(RUNS), verifySchema=False))
+
+    sections: dict[str, Any] = {"aggregators": {"mean": {}}}
+    first, killed, again = (f"2026010{day}T000000-aaaaaa" for day in (1, 2, 3))
+    for row in cohort.rows:
+        row["run_id"] = first
+    cohort.write()
+    record(first)
+    cohort.run(**sections)
+    assert cohort.status == 0
+    before = {table: cohort.vectors(table) for table in KEYS}
+    cohort.rows = [row for row in cohort.rows if row["image_id"] != "b"]
+    cohort.rows += [row | {"run_id": killed} for encoder in DIMS for row in tiles_of("b", encoder, 4, "h2")]
+    cohort.rows[0]["params_hash"] = "h0"  # slide a, encoder small
+    cohort.write()
+    run = cohort.run(**sections)
+    assert cohort.status == 3
+    assert run.record.problems == ["2 slides wait for the features job: run it, then this again"]
+    assert {table: cohort.vectors(table) for table in KEYS} == before
+    cohort.rows[0]["params_hash"] = "h1"
+    cohort.write()
+    record(again)
+    cohort.run(**sections)
+    assert cohort.status == 0
+    for table in KEYS:
+        check(cohort.vectors(table), cohort.wanted(table, ["small", "large"], {"mean": MEAN_AND_MAX["mean"]}))
 
 
 def test_weights_of_another_encoder_and_a_bad_checkpoint_are_refused_before_anything_is_written(

@@ -118,9 +118,9 @@ class Config(Section):
     @field_validator("aggregators")
     @classmethod
     def _known_methods(
-        cls, aggregators: dict[str, job_sections.AggregatorSettings], info: ValidationInfo
+        cls, aggregators: dict[str, job_sections.AggregatorSettings]
     ) -> dict[str, job_sections.AggregatorSettings]:
-        methods, encoders = aggregator_methods(), info.data.get("encoders", {})
+        methods = aggregator_methods()
         for name, settings in aggregators.items():
             method = settings.method or name
             if method not in methods:
@@ -128,10 +128,6 @@ class Config(Section):
             if methods[method].has_weights != (settings.weights is not None):
                 has = "needs the weights of a checkpoint" if methods[method].has_weights else "has no weights"
                 raise ValueError(f"{name}: method {method} {has}: see setting weights")
-            if settings.encoder is not None and encoders and settings.encoder not in encoders:
-                raise ValueError(
-                    f"{name}: encoder {described(settings.encoder)} is not in section encoders: {', '.join(encoders)}"
-                )
         return aggregators
 
     @property

@@ -45,11 +45,8 @@ def settings_of_features(config: Mapping[str, Any], encoder: str, recipe: Mappin
 
 
 def with_settings_of_model(written: Sections, of_model: Sections, encoder: str) -> Sections:
-    """Returns settings as they are written, completed by those of a model.
-
-    Of the encoders, the model's alone stays. So section aggregators, which names encoders and which predict does not use, goes.
-    """
-    completed = {section: values for section, values in written.items() if section != "aggregators"} | {
+    """Returns settings as they are written, completed by those of a model. Of the encoders, the model's alone stays."""
+    completed = written | {
         section: values | _set(written.get(section), section)
         for section, values in of_model.items()
         if section != "encoders"
