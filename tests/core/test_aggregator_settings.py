@@ -31,11 +31,11 @@ def test_mean_and_max_are_the_default_and_others_replace_them(tmp_path: Path) ->
     ("override", "message"),
     [
         ("aggregators={}", "must be a mapping of one aggregator or several"),
-        ("aggregators={a b: {method: mean}}", "the name of an aggregator is a text"),
+        ("aggregators={a b: {method: mean}}", "is no name of an aggregator: take a text"),
         ("aggregators={median: {}}", "median: no method 'median': set method to one of gated_attention, max, mean"),
         ("aggregators={a: {method: gated_attention}}", "a: method gated_attention needs the weights of a checkpoint"),
         ("aggregators={mean: {weights: m.pt}}", "mean: method mean has no weights"),
-        ("aggregators={mean: {wights: m.pt}}", "did you mean aggregators.NAME.weights"),
+        ("aggregators={mean: {wights: m.pt}}", "did you mean aggregators.mean.weights"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(override: str, message: str, tmp_path: Path) -> None:
