@@ -75,8 +75,8 @@ def test_all_is_well_on_a_standalone_cluster_whose_nodes_have_the_packages_and_a
         "spark.submit.pyFiles": CODE,
         "spark.cores.max": 2,  # one on each node
     }
-    encoder = {"runtime": "openvino", "precision": "bf16"}
-    file = settings(small_config(tiling={"max_background": 0.5}, encoder=encoder), tmp_path)
+    inference = {"runtime": "openvino", "precision": "bf16"}
+    file = settings(small_config(tiling={"max_background": 0.5}, inference=inference), tmp_path)
     said = submit(tmp_path, two_nodes, conf, "jobs/doctor.py", "--config", file, "--deadline", "1")
     print(f"\n{said.stdout}")
     assert said.returncode == 0, said.stdout + said.stderr
