@@ -6,7 +6,7 @@ No pixel is stored.
 import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 from pyspark import StorageLevel
@@ -26,6 +26,7 @@ from jobs.runtime.tables.tables import Tables, spark_schema
 from udfs.encode_tiles import FeatureSpec, encode_tiles
 from udfs.plan_units import pack_tasks, plan_units
 from udfs.schemas import ENCODED, FEATURES, UNITS
+from udfs.wording import some
 
 _ROWS_A_FILE = 8192  # about 80 MB
 _PLANNERS_A_SLOT = 2
@@ -93,12 +94,17 @@ def encode(
         columns = ["image_id", "encoder", "n_tiles", "error_code", "error_message", "size_bytes", "work"]
         ended = encoded.where("x_px IS NULL").select(columns).collect()  # here the tiles are encoded
         progress.step("write")
-        faults, of_encoders = _faults(ended, config.encoders)
+        bad = sorted({unit.image_id for unit in ended if unit.encoder})
+        others = tables.read("features").where(~F.col("encoder").isin(list(config.encoders)))
+        rows_of_others = (
+            others.where(F.col("image_id").isin(bad)).select("image_id").distinct().collect() if bad else []
+        )
+        faults, of_encoders = _faults(ended, config.encoders, {row.image_id for row in rows_of_others})
         failed = {
             image_id: (image_id, unit.error_code, unit.error_message, "failed", record.run_id)
             for image_id, unit in faults.items()
         }
-        record.problems += [f"{message}, and the next run tries it again" for message in of_encoders.values()]
+        record.problems += _problems(of_encoders)
         if failed:
             columns = ["error_code", "error_message", "status", "run_id"]
             fates = spark.createDataFrame(list(failed.values()), ["image_id", *columns])
@@ -114,17 +120,22 @@ def encode(
         record.count_work("features", ended)
         stale_of = zip(work["image_id"], work["stale_encoders"], strict=True)
         pairs = [(image_id, encoder) for image_id, stale in stale_of for encoder in stale]
-        tables.replace("features", good, are_in(("image_id", "encoder"), pairs) if present else None)
+        encoded_now = {(image_id, name) for (image_id, *_), of in zip(rows, encoders_of, strict=True) for name, _ in of}
+        if present or any(pair not in of_encoders and pair[0] not in failed for pair in encoded_now):
+            tables.replace("features", good, are_in(("image_id", "encoder"), pairs) if present else None)
         for frame in (units, encoded):
             frame.unpersist()
 
 
-def _faults(ended: Sequence[Row], encoders: Collection[str]) -> tuple[dict[str, Row], dict[tuple[str, str], str]]:
+def _faults(
+    ended: Sequence[Row], encoders: Collection[str], of_others: Collection[str]
+) -> tuple[dict[str, Row], dict[tuple[str, str], str]]:
     """Tell slides that fail from those that lack the vectors of some encoders only.
 
     Args:
         ended: how units went; with an encoder, that its vectors are not finite.
         encoders: all of the settings.
+        of_others: the slides that have rows of other encoders.
 
     Returns:
         By image_id, a unit of each slide that cannot be read or that no encoder can embed; and the message of each other
@@ -133,9 +144,21 @@ def _faults(ended: Sequence[Row], encoders: Collection[str]) -> tuple[dict[str, 
     faults = {unit.image_id: unit for unit in ended if unit.error_code and not unit.encoder}
     by_encoder = {(unit.image_id, unit.encoder): unit for unit in ended if unit.encoder}
     n_encoders = Counter(image_id for image_id, _ in by_encoder)
-    all_bad = {unit.image_id: unit for unit in by_encoder.values() if n_encoders[unit.image_id] == len(encoders)}
-    faults = all_bad | faults
+    all_bad = {image_id for image_id, number in n_encoders.items() if number == len(encoders)} - set(of_others)
+    faults = {unit.image_id: unit for unit in by_encoder.values() if unit.image_id in all_bad} | faults
     return faults, {key: unit.error_message for key, unit in by_encoder.items() if key[0] not in faults}
+
+
+def _problems(messages: Mapping[tuple[str, str], str]) -> list[str]:
+    """A line per encoder that lacks slides, from the messages by image_id and encoder."""
+    lines = []
+    for encoder in sorted({name for _, name in messages}):
+        slides = sorted(image_id for image_id, name in messages if name == encoder)
+        first = messages[slides[0], encoder]
+        lines.append(
+            f"{len(slides)} slides lack vectors of encoder {encoder}, the next run tries them again: {some(slides)}: {first}"
+        )
+    return lines
 
 
 def in_tasks(units: DataFrame, planned: Sequence[Row], at_once: int) -> DataFrame:

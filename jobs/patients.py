@@ -14,7 +14,7 @@ from jobs.runtime.run.cli import run_job
 from jobs.runtime.run.progress import Progress
 from jobs.runtime.run.record import Record
 from jobs.runtime.run.run import Job
-from jobs.runtime.run.snapshot import feature_digest
+from jobs.runtime.run.snapshot import feature_digest, selected_tiles
 from jobs.runtime.run.survey import features_of, patient_hash
 from jobs.runtime.settings.config import Config
 from jobs.runtime.settings.identity import Identity
@@ -58,14 +58,11 @@ def assemble(
         digests = feature_digest(features)
         have = _hashes_now(tables, ids, digests, identity.encoders)
         wanted: dict[Key, Row] = {}
-        most_rows = digests["feature_rows"].groupby("image_id").max()
-        for encoder in identity.encoders:
-            of_encoder = images.join(features_of(digests, encoder)).join(most_rows.rename("most_rows"))
-            # Slides whose vectors of this encoder are not finite: no bag is made without them.
-            lacks = (of_encoder["status"] == "ok") & (of_encoder["feature_rows"].fillna(0) < of_encoder["most_rows"])
-            lacking = set(of_encoder.loc[lacks, "patient_id"])
+        by_encoder = {encoder: images.join(features_of(digests, encoder)) for encoder in identity.encoders}
+        lacking = _lacking(by_encoder, selected_tiles(tables, config.tiling).where(in_wave))
+        for encoder, of_encoder in by_encoder.items():
             for patient, of_patient in of_encoder.groupby("patient_id"):
-                if patient not in lacking and (row := _row(of_patient, identity)):
+                if (patient, encoder) not in lacking and (row := _row(of_patient, identity)):
                     wanted[row["patient_id"], encoder] = row | {"encoder": encoder, "run_id": record.run_id}
         tile_bytes = {
             encoder: dim * np.dtype(config.output.embedding_dtype).itemsize
@@ -85,9 +82,10 @@ def assemble(
         ok = list(images.loc[images["status"] == "ok", "image_id"])
         features = features.where(F.col("image_id").isin(ok))
         pack = bag_patient(config.histogram.bins, config.output.embedding_dtype)
-        for encoder in sorted(
-            {of for _, of in [*map(key_of, build), *drop]}
-        ):  # a reader of one finds its bags together
+        # Each encoder's bags together, so that a reader finds them together; first the removals of encoders that the settings do
+        # not name, which no later run would make.
+        encoders = {of for _, of in [*map(key_of, build), *drop]}
+        for encoder in sorted(encoders, key=lambda name: (name in identity.encoders, name)):
             rows = [row | {"split": split_of.get(row["patient_id"])} for row in build if row["encoder"] == encoder]
             built = [row["patient_id"] for row in rows]
             sizes = [row["wanted_tiles"] * tile_bytes[encoder] for row in rows]
@@ -122,6 +120,24 @@ def decide(
     build = [row for row in differ if row["wanted_tiles"] <= most_tiles[row["encoder"]]]
     too_large = [row for row in differ if row["wanted_tiles"] > most_tiles[row["encoder"]]]
     return build, too_large, [key for key in have if key not in wanted]
+
+
+def _lacking(images: Mapping[str, pd.DataFrame], tiles: DataFrame) -> set[Key]:
+    """The patients and encoders with a slide that has tiles and no row of the encoder, whose numbers are then not finite: no bag
+    is made without such a slide.
+    """
+    without = {
+        encoder: rows[(rows["status"] == "ok") & rows["feature_rows"].isna()] for encoder, rows in images.items()
+    }
+    if all(rows.empty for rows in without.values()):
+        return set()
+    with_tiles = {row.image_id for row in tiles.select("image_id").distinct().collect()}
+    return {
+        (patient, encoder)
+        for encoder, rows in without.items()
+        for image_id, patient in zip(rows["image_id"], rows["patient_id"], strict=True)
+        if image_id in with_tiles
+    }
 
 
 def key_of(row: Row) -> Key:

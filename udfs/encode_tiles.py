@@ -88,7 +88,8 @@ def _load_encoder(name: str, spec: FeatureSpec) -> Network:
     try:
         encoder = load_network(spec.encoders[name], spec.storage_options)
     except (CheckpointError, ValueError) as error:
-        raise type(error)(f"encoders.{name}: {error}") from None
+        kind = CheckpointError if isinstance(error, CheckpointError) else ValueError
+        raise kind(f"encoders.{name}: {error}") from None
     outputs = [output for output, _ in encoder.outputs]
     if outputs[:1] != ["embedding"] or any(output not in FEATURES.names for output in outputs):
         raise ValueError(f"encoders.{name} yields {outputs}: table features takes embedding, and then embedding_max")

@@ -149,9 +149,13 @@ def _groups(of: Iterable[_Placed], key: _Key) -> list[list[_Placed]]:
 def _is_etag(version: str) -> bool:
     """Returns whether a `FileInfo.version` ends in a store's etag, not in a time, which is a float or a date."""
     end = version.partition("-")[2]
-    is_number = re.fullmatch(r"[\d.e+-]+", end)
-    # dates have spaces or colons; weak etags have a quote, and promise less
-    return not is_number and re.fullmatch(r"[\w+/=.-]+", end) is not None
+    if not re.fullmatch(r"[\w+/=.-]+", end):  # dates have spaces or colons; weak etags have a quote, and promise less
+        return False
+    try:
+        float(end)
+    except ValueError:
+        return True
+    return False
 
 
 def _hashes(files: Sequence[_Placed], storage_options: StorageOptions | None, *, whole: bool) -> dict[_Placed, bytes]:

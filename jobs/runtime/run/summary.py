@@ -79,7 +79,7 @@ def summarise(job: Job, record: Record, config: Config, state: CohortState) -> s
         built = record.counts["patients_built"]
         lines.append(f"  patients  {with_row} of {len(state.patients)} have a row, {built} built in this run")
     if state.without_row:
-        why = "no encoded tile, or more than a row can hold"
+        why = "no encoded tile, more than a row can hold, or a slide without vectors of an encoder"
         lines.append(f"            without a row ({why}): {some(state.without_row, 10)}")
     return "\n".join([*lines, *end_lines(record, root), *_next_steps(job, state, root)])
 

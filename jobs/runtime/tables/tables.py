@@ -127,6 +127,7 @@ class Tables:
 
     def set_property(self, name: str, key: str, value: str) -> None:
         """Set a property of the table; a commit without rows."""
+        self._check_alone(name)
         table = sql_name("delta", self.path(name))
         self.spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('{key}' = {literal(value)})")
         self._existing(name).properties[key] = value

@@ -101,9 +101,9 @@ class Encoder:
                 start += size
                 continue
             except (RuntimeError, MemoryError) as error:
-                if len(batch) == 1 or not is_out_of_memory(error):
+                if size == 1 or not is_out_of_memory(error):
                     raise
-            self._most = len(batch) // 2
+            self._most = size // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return done
