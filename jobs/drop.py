@@ -1,6 +1,7 @@
 """Delete the rows of an encoder that the settings no longer name, from all tables that have rows per encoder.
 
-The main job leaves such rows as they are: an encoder that is named again has them again. Predictions and models stay.
+The main job leaves such rows as they are, so that they are there if the settings name the encoder again. Predictions and models
+stay.
 """
 
 import argparse
@@ -30,8 +31,6 @@ JOB = Job("drop", writes=_KEYED)
 def drop(run: Run, arguments: argparse.Namespace) -> int:
     """Delete the rows of an encoder table by table; report how many."""
     encoder, tables, root = arguments.encoder, run.tables, public_uri(run.config.output.root)
-    if encoder is None:
-        raise ConfigError("--encoder is required: the name of the encoder whose rows are deleted")
     if encoder in run.config.encoders:
         raise ConfigError(
             f"--encoder {encoder}: the settings name this encoder, so the next run would make its rows again: take it out of "

@@ -62,7 +62,7 @@ def test_a_summary_is_made_of_the_job_the_record_and_the_state() -> None:
         "  no tissue c: no tile has enough of it, see tissue_fraction in table slides",
         "  tiles     7 with tissue",
         "  patients  1 of 2 have a row, 1 built in this run",
-        "            without a row (no encoded tile, or more than a row can hold): 002",
+        "            without a row (no encoded tile, more than a row can hold, or a slide without vectors of an encoder): 002",
         "  seconds   plan 1.2",
         "  tables    https://host/tables/",
         '  next      polars.read_delta("https://host/tables/mine", use_pyarrow=True), or notebooks/tables.ipynb for a tour',

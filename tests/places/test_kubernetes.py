@@ -123,9 +123,9 @@ SMALL: dict[str, object] = {  # for a machine that is all nodes at once; memory 
 def settings(folder: Path, slides: Path, weights: Path) -> Config:
     """Three slides of two patients, batches of one size everywhere, and a GPU for a task that encodes."""
     folder.mkdir()
-    encoder, tiling = {"batch_size": 2, "device": "auto"}, {"max_background": 0.8}
+    inference, tiling = {"batch_size": 2, "device": "auto"}, {"max_background": 0.8}
     resources = {"gpus_per_task": 1}
-    return config_in(folder, slides, weights, SMALL_COHORT[:3], tiling=tiling, encoder=encoder, resources=resources)
+    return config_in(folder, slides, weights, SMALL_COHORT[:3], tiling=tiling, inference=inference, resources=resources)
 
 
 def test_the_main_job_runs_in_the_pods_that_spark_makes_and_encodes_in_those_with_gpus(

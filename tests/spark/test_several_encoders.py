@@ -234,7 +234,6 @@ def test_the_job_drop_deletes_the_rows_of_an_encoder_and_no_other(
         for config, arguments, reason in (
             (both, ["--encoder", SECOND], "the settings name this encoder, so the next run would make its rows again"),
             (first, ["--encoder", "third"], f"no table in .* has rows of it; the encoders there: {FIRST}, {SECOND}"),
-            (first, [], "--encoder is required"),
         ):
             status, text = dropped(config, *arguments)
             assert status == 2 and re.search(reason, text)

@@ -58,9 +58,9 @@ class Works:
 def cohort(folder: Path, slides: Path, weights: Path, copies: int, waves: int) -> Config:
     """So many copies of the small cohort, in waves of so many slides and batches of one size everywhere."""
     folder.mkdir()
-    run, encoder = {"wave_slides": waves, "unit_tiles": 2}, {"batch_size": 2, "device": "auto"}
+    run, inference = {"wave_slides": waves, "unit_tiles": 2}, {"batch_size": 2, "device": "auto"}
     tiling, resources = {"max_background": 1.0}, {"gpus_per_task": 0.5}
-    config = config_in(folder, slides, weights, tiling=tiling, run=run, encoder=encoder, resources=resources)
+    config = config_in(folder, slides, weights, tiling=tiling, run=run, inference=inference, resources=resources)
     rows = [
         (f"{image}_{copy}", centre, f"{patient}_{copy}", number, label, slides / f"{image}.tif")
         for copy in range(copies)
