@@ -31,6 +31,8 @@ JOB = Job("drop", writes=_KEYED)
 def drop(run: Run, arguments: argparse.Namespace) -> int:
     """Delete the rows of an encoder table by table; report how many."""
     encoder, tables, root = arguments.encoder, run.tables, public_uri(run.config.output.root)
+    if encoder is None:
+        raise ConfigError("--encoder is required: the name of the encoder whose rows are deleted")
     if encoder in run.config.encoders:
         raise ConfigError(
             f"--encoder {encoder}: the settings name this encoder, so the next run would make its rows again: take it out of "

@@ -77,7 +77,7 @@ _OWN_OPTIONS: dict[str, _Options] = {  # by job; a command line may have one of 
         "--resume": {"metavar": "RUN_ID", "help": _RESUME},
         "--reproduce": {"metavar": "RUN_ID", "help": _REPRODUCE},
     },
-    "drop": {"--encoder": {"metavar": "NAME", "required": True, "help": "the encoder whose rows are deleted"}},
+    "drop": {"--encoder": {"metavar": "NAME", "help": "the encoder whose rows are deleted; required"}},
     "doctor": {"--deadline": {"type": hours, "metavar": "HOURS", "help": _DEADLINE}},
 }
 
@@ -107,7 +107,7 @@ def parse_arguments(job: str, argv: Sequence[str] | None) -> argparse.Namespace:
     if options := _OWN_OPTIONS.get(job):
         own = parser.add_mutually_exclusive_group()
         for name, option in options.items():
-            (parser if option.get("required") else own).add_argument(name, **option)
+            own.add_argument(name, **option)
     return parser.parse_intermixed_args(argv)
 
 
