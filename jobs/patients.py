@@ -72,7 +72,7 @@ def assemble(
         most = {encoder: min(MAX_BAG_BYTES, heap // HEAP_A_BAG) // of_tile for encoder, of_tile in tile_bytes.items()}
         build, too_large, drop = decide(wanted, have, most)
         record.problems += [
-            _why_too_large(row, tile_bytes[row["encoder"]], most[row["encoder"]], has_row=key_of(row) in have)
+            _why_too_large(row, tile_bytes[row["encoder"]], most[row["encoder"]], has_row=bag_key(row) in have)
             for row in too_large
         ]
         if not build and not drop:
@@ -84,7 +84,7 @@ def assemble(
         pack = bag_patient(config.histogram.bins, config.output.embedding_dtype)
         # Each encoder's bags together, so that a reader finds them together; first the removals of encoders that the settings do
         # not name, which no later run would make.
-        encoders = {of for _, of in [*map(key_of, build), *drop]}
+        encoders = {of for _, of in [*map(bag_key, build), *drop]}
         for encoder in sorted(encoders, key=lambda name: (name in identity.encoders, name)):
             rows = [row | {"split": split_of.get(row["patient_id"])} for row in build if row["encoder"] == encoder]
             built = [row["patient_id"] for row in rows]
@@ -95,7 +95,7 @@ def assemble(
             complete = bags.join(info, "patient_id").withColumn("n_tiles", F.expr(_COUNTED).cast("int"))
             complete = complete.coalesce(tasks_for(sizes, heap, plain_executors(spark)))
             progress.step(f"bags of {len(rows):,} patients by {encoder}, write")
-            present = [patient for patient, of in have.keys() & {*map(key_of, rows), *drop} if of == encoder]
+            present = [patient for patient, of in have.keys() & {*map(bag_key, rows), *drop} if of == encoder]
             tables.put("patients", complete, "patient_id", built, present, among=("encoder", encoder))
         record.counts["patients_built"] += len({row["patient_id"] for row in build})
 
@@ -140,7 +140,7 @@ def _lacking(images: Mapping[str, pd.DataFrame], tiles: DataFrame) -> set[Key]:
     }
 
 
-def key_of(row: Row) -> Key:
+def bag_key(row: Row) -> Key:
     """Return patient_id and encoder of a row."""
     return row["patient_id"], row["encoder"]
 
