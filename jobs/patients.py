@@ -94,7 +94,8 @@ def assemble(
             info = F.broadcast(spark.createDataFrame(rows, _INFO).drop("encoder"))
             complete = bags.join(info, "patient_id").withColumn("n_tiles", F.expr(_COUNTED).cast("int"))
             complete = complete.coalesce(tasks_for(sizes, heap, plain_executors(spark)))
-            progress.step(f"bags of {len(rows):,} patients by {encoder}, write")
+            name = f" by {encoder}" if len(encoders) > 1 else ""
+            progress.step(f"bags of {len(rows):,} patients{name}, write")
             present = [patient for patient, of in have.keys() & {*map(bag_key, rows), *drop} if of == encoder]
             tables.put("patients", complete, "patient_id", built, present, among=("encoder", encoder))
         record.counts["patients_built"] += len({row["patient_id"] for row in build})
