@@ -79,7 +79,7 @@ def read_index(file: File, stream: BinaryIO) -> SlideIndex:
 
 
 def _check_magic(head: bytes, file: File) -> None:
-    """Refuses a file that is no TIFF, and one that ends before its first directory."""
+    """Refuses a file that is not a TIFF, and one that ends before its first directory."""
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     version = int.from_bytes(head[2:4], order)
     if head[:2] not in (b"II", b"MM") or version not in (42, 43):
