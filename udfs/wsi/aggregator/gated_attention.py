@@ -59,8 +59,8 @@ class GatedAttention(Aggregator):
         file_names = _by_layer(tensors)
         if differences := ", ".join(islice(_differences(tensors, file_names), 3)):
             raise CheckpointError(
-                f"{checkpoint.name} does not have the tensors of a model with gated attention: {differences}: give a checkpoint of job "
-                "train (training.model: attention), of CLAM-SB, or of MIL-Lab's ABMIL with one layer before the attention"
+                f"{checkpoint.name} does not have the tensors of a model with gated attention: {differences}: give a checkpoint "
+                "of job train (training.model: attention), of CLAM-SB, or of MIL-Lab's ABMIL with one layer before the attention"
             )
         layers = {layer: tensors[name].float() for layer, name in file_names.items()}
         return cls(layers, fingerprint(layers))
